@@ -1,0 +1,406 @@
+//! The aligner: samples of many topics become ticks of event time.
+//!
+//! Tick `k` covers capture times in `(T(k-1), T(k)]` with `T(k) = T0 + k * period`. It closes when every required topic
+//! has shown a sample newer than `T(k)`, or at `T(k) + max_wait` on the clock, whichever is first. What comes later is
+//! late: folded into the next tick at its true capture time, or dropped; counted either way. The clock is an
+//! argument: a replay passes log times, a live run the wall clock.
+
+use crate::ledger::Ledger;
+use crate::queue::Keep;
+use crate::sample::{Sample, TopicIndex};
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+
+/// What happens to a sample whose tick has closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Late {
+    /// Taken into the next tick at its true capture time.
+    Fold,
+    /// Dropped.
+    Drop,
+}
+
+/// One topic's part in alignment.
+#[derive(Clone, Debug)]
+pub struct TopicRule {
+    /// For messages.
+    pub name: String,
+    /// Whether ticks wait for it.
+    pub required: bool,
+    /// Most samples a tick takes: with [`Keep::Newest`] the newest, older ones being superseded; with [`Keep::All`] the
+    /// oldest, newer ones waiting for the next tick.
+    pub per_tick: usize,
+    /// What a full buffer does.
+    pub keep: Keep,
+    /// Most samples that wait.
+    pub capacity: usize,
+}
+
+/// Time constants of alignment.
+#[derive(Clone, Debug)]
+pub struct AlignConfig {
+    /// Between ticks.
+    pub period_ns: u64,
+    /// Longest wait for required topics, after `T(k)`.
+    pub max_wait_ns: u64,
+    /// Samples older than this at their tick are dropped.
+    pub window_ns: u64,
+    /// Late samples.
+    pub late: Late,
+    /// A clock that goes back by more begins a new epoch; by less, it is taken to stand still.
+    pub epoch_jump_ns: u64,
+    /// A capture time this far ahead of the clock is a broken stamp.
+    pub max_future_ns: u64,
+    /// After this long without a sample, empty ticks are passed over until one comes.
+    pub max_gap_ns: u64,
+    /// Topics.
+    pub topics: Vec<TopicRule>,
+}
+
+/// Why a tick closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CloseReason {
+    /// Every required topic has shown a newer sample.
+    #[default]
+    AllRequired,
+    /// `max_wait` was over.
+    MaxWait,
+    /// The input ended.
+    End,
+}
+
+impl CloseReason {
+    /// For outputs.
+    pub fn text(self) -> &'static str {
+        match self {
+            CloseReason::AllRequired => "all required topics seen",
+            CloseReason::MaxWait => "waited max_wait",
+            CloseReason::End => "end of input",
+        }
+    }
+}
+
+/// A sample a tick has taken.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// The sample.
+    pub sample: Sample,
+    /// Its own tick had closed before it came.
+    pub late: bool,
+}
+
+/// A closed tick. Reused from tick to tick.
+#[derive(Clone, Debug, Default)]
+pub struct Tick {
+    /// `k`, from 1 in each epoch.
+    pub tick: u64,
+    /// `T(k)`.
+    pub tick_time_ns: u64,
+    /// From 1.
+    pub epoch: u32,
+    /// `T0` of the epoch.
+    pub origin_ns: u64,
+    /// Clock reading at the close.
+    pub close_time_ns: u64,
+    /// Why it closed.
+    pub reason: CloseReason,
+    /// Empty ticks passed over just before.
+    pub skipped: u64,
+    /// The first tick of an epoch.
+    pub first_of_epoch: bool,
+    /// Samples, by topic, then capture time, then arrival.
+    pub taken: Vec<Taken>,
+}
+
+/// Why a sample was not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Its stamp lies this far ahead of the clock.
+    Future {
+        /// Nanoseconds ahead.
+        ahead_ns: u64,
+    },
+    /// Too late, or older than the window.
+    Late,
+    /// No room.
+    Full,
+}
+
+struct Waiting {
+    sample: Sample,
+    late: bool,
+}
+
+#[derive(Default)]
+struct Topic {
+    /// Sorted by capture time, equal ones by arrival.
+    waiting: VecDeque<Waiting>,
+    newest_ns: Option<u64>,
+    last_sequence: Option<u64>,
+}
+
+/// Alignment state.
+pub struct Aligner {
+    config: AlignConfig,
+    topics: Vec<Topic>,
+    ledger: Ledger,
+    now_ns: u64,
+    epoch: u32,
+    /// `T0`, known with the epoch's first sample.
+    origin_ns: Option<u64>,
+    /// Last closed tick.
+    tick: u64,
+    empty_ticks: u64,
+    begun: bool,
+}
+
+impl Aligner {
+    /// Nothing received yet.
+    pub fn new(config: AlignConfig) -> Aligner {
+        let topics = config
+            .topics
+            .iter()
+            .map(|rule| Topic {
+                waiting: VecDeque::with_capacity(rule.capacity + 1),
+                ..Topic::default()
+            })
+            .collect();
+        Aligner {
+            ledger: Ledger::new(config.topics.len()),
+            config,
+            topics,
+            now_ns: 0,
+            epoch: 1,
+            origin_ns: None,
+            tick: 0,
+            empty_ticks: 0,
+            begun: false,
+        }
+    }
+
+    /// Where every sample went. The fates of samples handed out in a [`Tick`] are added by whoever decodes them,
+    /// through [`Aligner::ledger_mut`].
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// For the fates decided outside.
+    pub fn ledger_mut(&mut self) -> &mut Ledger {
+        &mut self.ledger
+    }
+
+    /// The running epoch.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// By how much this clock reading goes back, if it is far enough for a new epoch.
+    pub fn jumps_back(&self, now_ns: u64) -> Option<u64> {
+        let back = self.now_ns.saturating_sub(now_ns);
+        (back > self.config.epoch_jump_ns).then_some(back)
+    }
+
+    /// Begins a new epoch: what still waits is dropped as late, times start anew.
+    pub fn begin_epoch(&mut self, now_ns: u64) {
+        for (topic, ledger) in self.topics.iter_mut().zip(&mut self.ledger.topics) {
+            ledger.late_dropped += topic.waiting.len() as u64;
+            ledger.pending = 0;
+            topic.waiting.clear();
+            topic.newest_ns = None;
+            topic.last_sequence = None;
+        }
+        self.epoch += 1;
+        self.now_ns = now_ns;
+        self.origin_ns = None;
+        self.tick = 0;
+        self.empty_ticks = 0;
+        self.begun = false;
+    }
+
+    /// Adds samples lost before they reached the aligner.
+    pub fn count_overflowed(&mut self, topic: TopicIndex, samples: u64) {
+        let ledger = &mut self.ledger.topics[topic];
+        ledger.received += samples;
+        ledger.overflowed += samples;
+    }
+
+    /// Lets a sample in, or says why not; counted either way.
+    ///
+    /// # Errors
+    /// [`Refused`]; the ledger has the entry.
+    pub fn offer(&mut self, sample: Sample, now_ns: u64) -> Result<(), Refused> {
+        self.now_ns = self.now_ns.max(now_ns);
+        let index = sample.topic;
+        let closed_ns = (self.tick > 0).then(|| self.tick_time_ns(self.tick));
+        let next_ns = self.origin_ns.map(|_| self.tick_time_ns(self.tick + 1));
+        let (rule, topic) = (&self.config.topics[index], &mut self.topics[index]);
+        let ledger = &mut self.ledger.topics[index];
+        ledger.received += 1;
+        ledger.sequence_gaps += count_gap(&mut topic.last_sequence, sample.sequence);
+        let capture_ns = sample.capture_time_ns;
+        let ahead_ns = capture_ns.saturating_sub(self.now_ns);
+        if ahead_ns > self.config.max_future_ns {
+            ledger.undecodable += 1;
+            return Err(Refused::Future { ahead_ns });
+        }
+        let late = closed_ns.is_some_and(|closed| capture_ns <= closed);
+        let too_old = next_ns.is_some_and(|next| capture_ns + self.config.window_ns < next);
+        if too_old || (late && self.config.late == Late::Drop) {
+            ledger.late_dropped += 1;
+            return Err(Refused::Late);
+        }
+        topic.newest_ns = topic.newest_ns.max(Some(capture_ns));
+        if topic.waiting.len() >= rule.capacity {
+            ledger.overflowed += 1;
+            match rule.keep {
+                Keep::All => return Err(Refused::Full),
+                Keep::Newest => {
+                    topic.waiting.pop_front();
+                }
+            }
+        }
+        let at = topic
+            .waiting
+            .iter()
+            .rposition(|w| w.sample.capture_time_ns <= capture_ns)
+            .map_or(0, |before| before + 1);
+        topic.waiting.insert(at, Waiting { sample, late });
+        ledger.pending = topic.waiting.len() as u64;
+        if self.origin_ns.is_none() {
+            let period = self.config.period_ns;
+            self.origin_ns = Some(capture_ns.saturating_sub(1) / period * period);
+        }
+        Ok(())
+    }
+
+    /// The clock reading at which the next tick closes at the latest; none before the first sample and in a gap.
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        self.origin_ns?;
+        let idle = self.idle() && self.earliest_waiting_ns().is_none();
+        let next = self.tick_time_ns(self.next_tick());
+        (!idle).then(|| next.saturating_add(self.config.max_wait_ns))
+    }
+
+    /// Closes the next tick if it is due; call until it says no.
+    pub fn close_into(&mut self, now_ns: u64, out: &mut Tick) -> bool {
+        self.now_ns = self.now_ns.max(now_ns);
+        let Some(deadline_ns) = self.next_deadline_ns() else {
+            return false;
+        };
+        let next = self.next_tick();
+        let next_ns = self.tick_time_ns(next);
+        let reason = if self.all_required_after(next_ns) {
+            CloseReason::AllRequired
+        } else if self.now_ns >= deadline_ns {
+            CloseReason::MaxWait
+        } else {
+            return false;
+        };
+        self.take_into(next, reason, out);
+        true
+    }
+
+    /// Closes the next tick without waiting, while samples still wait: the end of the input.
+    pub fn flush_into(&mut self, out: &mut Tick) -> bool {
+        if self.earliest_waiting_ns().is_none() {
+            return false;
+        }
+        self.take_into(self.next_tick(), CloseReason::End, out);
+        true
+    }
+
+    fn tick_time_ns(&self, tick: u64) -> u64 {
+        let since = tick.saturating_mul(self.config.period_ns);
+        self.origin_ns.unwrap_or(0).saturating_add(since)
+    }
+
+    fn idle(&self) -> bool {
+        self.empty_ticks.saturating_mul(self.config.period_ns) >= self.config.max_gap_ns
+    }
+
+    fn earliest_waiting_ns(&self) -> Option<u64> {
+        let fronts = self.topics.iter().filter_map(|t| t.waiting.front());
+        fronts.map(|w| w.sample.capture_time_ns).min()
+    }
+
+    /// The tick to close next: the following one, or after a gap the one that covers the first waiting sample.
+    fn next_tick(&self) -> u64 {
+        let following = self.tick + 1;
+        let Some(origin_ns) = self.origin_ns.filter(|_| self.idle()) else {
+            return following;
+        };
+        let Some(earliest_ns) = self.earliest_waiting_ns() else {
+            return following;
+        };
+        let since = earliest_ns.saturating_sub(origin_ns);
+        following.max(since.div_ceil(self.config.period_ns))
+    }
+
+    fn all_required_after(&self, time_ns: u64) -> bool {
+        let mut required = self
+            .topics
+            .iter()
+            .zip(&self.config.topics)
+            .filter(|(_, rule)| rule.required)
+            .map(|(topic, _)| topic.newest_ns)
+            .peekable();
+        required.peek().is_some() && required.all(|newest| newest.is_some_and(|n| n > time_ns))
+    }
+
+    fn take_into(&mut self, tick: u64, reason: CloseReason, out: &mut Tick) {
+        let tick_time_ns = self.tick_time_ns(tick);
+        out.taken.clear();
+        let window_ns = self.config.window_ns;
+        for ((topic, rule), ledger) in self
+            .topics
+            .iter_mut()
+            .zip(&self.config.topics)
+            .zip(&mut self.ledger.topics)
+        {
+            let waiting = &mut topic.waiting;
+            let covered = waiting.partition_point(|w| w.sample.capture_time_ns <= tick_time_ns);
+            let old = waiting
+                .partition_point(|w| w.sample.capture_time_ns.saturating_add(window_ns) < tick_time_ns);
+            let old = old.min(covered);
+            waiting.drain(..old);
+            ledger.late_dropped += old as u64;
+            let covered = covered - old;
+            let excess = covered.saturating_sub(rule.per_tick);
+            if rule.keep == Keep::Newest {
+                waiting.drain(..excess);
+                ledger.superseded += excess as u64;
+            }
+            for Waiting { sample, late } in waiting.drain(..covered - excess) {
+                out.taken.push(Taken { sample, late });
+            }
+            ledger.pending = waiting.len() as u64;
+        }
+        out.tick = tick;
+        out.tick_time_ns = tick_time_ns;
+        out.epoch = self.epoch;
+        out.origin_ns = self.tick_time_ns(0);
+        out.close_time_ns = self.now_ns;
+        out.reason = reason;
+        out.skipped = tick - self.tick - 1;
+        out.first_of_epoch = !self.begun;
+        self.begun = true;
+        self.empty_ticks = if out.taken.is_empty() {
+            self.empty_ticks + 1
+        } else {
+            0
+        };
+        self.tick = tick;
+    }
+}
+
+/// Numbers missing between the last sequence and this one; a count that stands or goes back is a restart or a
+/// publisher that does not count.
+fn count_gap(last: &mut Option<u64>, sequence: u64) -> u64 {
+    let gap = match *last {
+        Some(last) if sequence > last => sequence - last - 1,
+        _ => 0,
+    };
+    *last = Some(sequence);
+    gap
+}

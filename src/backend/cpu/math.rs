@@ -1,0 +1,121 @@
+//! Loops the compiler turns into vector code, with the order of every sum fixed: the same bits on
+//! every instruction set, because no sum is reassociated and no multiply-add is fused.
+
+/// Partial sums a dot product is spread over.
+const LANES: usize = 16;
+
+/// `sum of a[i] * b[i]`, in [`LANES`] partial sums folded pairwise.
+#[inline]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let (a_blocks, b_blocks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let tail: f32 = a_blocks
+        .remainder()
+        .iter()
+        .zip(b_blocks.remainder())
+        .map(|(a, b)| a * b)
+        .sum();
+    for (a, b) in a_blocks.zip(b_blocks) {
+        for i in 0..LANES {
+            lanes[i] += a[i] * b[i];
+        }
+    }
+    fold(lanes) + tail
+}
+
+/// `sum of f(x[i])`, in [`LANES`] partial sums folded pairwise.
+#[inline]
+pub(super) fn sum_map(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let blocks = x.chunks_exact(LANES);
+    let tail: f32 = blocks.remainder().iter().map(|&v| f(v)).sum();
+    for block in blocks {
+        for i in 0..LANES {
+            lanes[i] += f(block[i]);
+        }
+    }
+    fold(lanes) + tail
+}
+
+#[inline]
+fn fold(mut lanes: [f32; LANES]) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// `e^x` for `x <= 88`; relative error below 2e-7, 0 below -87.
+///
+/// Range reduction by powers of two and a polynomial of degree 6 on `[-ln2/2, ln2/2]` (Cephes `expf`).
+#[inline]
+pub(super) fn exp(x: f32) -> f32 {
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    // ln 2 in two parts, the first exact in few bits, so that the reduction loses nothing.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = x.clamp(-87.0, 88.0);
+    let n = (clamped * LOG2_E + ROUND) - ROUND;
+    let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_2e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 0.166_666_66;
+    p = p * r + 0.5;
+    let y = p * r * r + r + 1.0;
+    let power = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    if x < -87.0 { 0.0 } else { y * power }
+}
+
+/// GELU, tanh approximation, in the form `x * sigmoid(2 u)`.
+#[inline]
+pub(super) fn gelu(x: f32) -> f32 {
+    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    let u = TWO_SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x);
+    x / (1.0 + exp(-u))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_everywhere() {
+        let mut worst = 0.0_f64;
+        for i in -870_000..=880_000 {
+            let x = i as f32 * 1e-4;
+            let exact = f64::from(x).exp();
+            worst = worst.max((f64::from(exp(x)) - exact).abs() / exact);
+        }
+        assert!(worst < 2e-7, "worst relative error {worst}");
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-100.0), 0.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+    }
+
+    #[test]
+    fn gelu_is_close_to_its_definition() {
+        for i in -2000..2000 {
+            let x = i as f32 * 0.01;
+            let expected = super::super::plain::gelu(x);
+            assert!((gelu(x) - expected).abs() < 1e-6, "gelu({x})");
+        }
+    }
+
+    #[test]
+    fn dot_handles_every_length() {
+        for n in 0..70 {
+            let a: Vec<f32> = (0..n).map(|i| i as f32 - 3.0).collect();
+            let b: Vec<f32> = (0..n).map(|i| 0.5 * i as f32 + 1.0).collect();
+            let naive: f32 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
+            assert!((dot(&a, &b) - naive).abs() <= 1e-3 * naive.abs().max(1.0));
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Plain loops: the definition of each operation. Written to be read, not to be fast.
+
+use super::Linear;
+use crate::backend::{Epilogue, HeadShape, Segments, Visibility};
+
+/// Layer norm's epsilon.
+pub(super) const NORM_EPS: f32 = 1e-5;
+
+/// GELU, tanh approximation: `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+pub(super) fn gelu(x: f32) -> f32 {
+    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+    0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)).tanh())
+}
+
+pub(super) fn linear_into(
+    linear: &Linear,
+    x: &[f32],
+    rows: usize,
+    epilogue: Epilogue,
+    out: &mut [f32],
+) {
+    for r in 0..rows {
+        let x = &x[r * linear.in_dim..(r + 1) * linear.in_dim];
+        for o in 0..linear.out_dim {
+            let w = &linear.weight[o * linear.in_dim..(o + 1) * linear.in_dim];
+            let dot: f32 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+            let y = dot + linear.bias[o];
+            let out = &mut out[r * linear.out_dim + o];
+            match epilogue {
+                Epilogue::Store => *out = y,
+                Epilogue::Gelu => *out = gelu(y),
+                Epilogue::Add => *out += y,
+            }
+        }
+    }
+}
+
+pub(super) fn layer_norm_into(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
+    let d = weight.len();
+    for (x, out) in x.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
+        let mean = x.iter().sum::<f32>() / d as f32;
+        let variance = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / d as f32;
+        let inverse = 1.0 / (variance + NORM_EPS).sqrt();
+        for i in 0..d {
+            out[i] = (x[i] - mean) * inverse * weight[i] + bias[i];
+        }
+    }
+}
+
+/// Calls `rotate(pair, a, b)` for each pair of dimensions `(a, b)` of a head: a half of the dimensions
+/// belongs to time, a quarter to the row, a quarter to the column; within a section of `2 n`
+/// dimensions, `i` pairs with `i + n` (Su et al. 2021, arXiv:2104.09864, in the half-split layout).
+pub(crate) fn for_each_pair(head_dim: usize, mut rotate: impl FnMut(usize, usize, usize)) {
+    let mut pair = 0;
+    for (start, pairs) in [
+        (0, head_dim / 4),
+        (head_dim / 2, head_dim / 8),
+        (3 * head_dim / 4, head_dim / 8),
+    ] {
+        for i in 0..pairs {
+            rotate(pair, start + i, start + pairs + i);
+            pair += 1;
+        }
+    }
+}
+
+pub(super) fn rotary_in_place(x: &mut [f32], heads: usize, head_dim: usize, table: &[f32]) {
+    for (x, table) in x
+        .chunks_exact_mut(heads * head_dim)
+        .zip(table.chunks_exact(head_dim))
+    {
+        let (cos, sin) = table.split_at(head_dim / 2);
+        for head in x.chunks_exact_mut(head_dim) {
+            for_each_pair(head_dim, |pair, a, b| {
+                let (xa, xb) = (head[a], head[b]);
+                head[a] = xa * cos[pair] - xb * sin[pair];
+                head[b] = xa * sin[pair] + xb * cos[pair];
+            });
+        }
+    }
+}
+
+/// The arguments of one attention call, resolved to slices.
+pub(super) struct Attention<'a> {
+    pub arena: &'a [f32],
+    pub q: &'a [f32],
+    pub q_time_ns: &'a [i64],
+    pub shape: HeadShape,
+    pub segments: &'a Segments<'a>,
+    pub sink: &'a [f32],
+}
+
+/// Whether a query at `t_query` sees a key at `t_key`.
+pub(crate) fn visible(visibility: Visibility, t_query: i64, t_key: i64) -> bool {
+    match visibility {
+        Visibility::All => true,
+        Visibility::Window { window_ns } => {
+            let distance = t_query.saturating_sub(t_key);
+            (0..=window_ns).contains(&distance)
+        }
+    }
+}
+
+/// Scores first, then the softmax, then the weighted sum: three passes, as in the textbook.
+pub(super) fn attention_into(call: &Attention<'_>, out: &mut [f32]) {
+    let HeadShape {
+        heads,
+        kv_heads,
+        head_dim,
+    } = call.shape;
+    let group = heads / kv_heads;
+    let kv_width = call.shape.kv_width();
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    for (row, &t_query) in call.q_time_ns.iter().enumerate() {
+        for head in 0..heads {
+            let at = (row * heads + head) * head_dim;
+            let q = &call.q[at..at + head_dim];
+            let out = &mut out[at..at + head_dim];
+            out.fill(0.0);
+            let kv = (head / group) * head_dim;
+            let keys = || {
+                call.segments.iter().flat_map(move |segment| {
+                    segment.time_ns.iter().enumerate().filter_map(move |(j, &t)| {
+                        visible(segment.visibility, t_query, t).then_some((segment, j))
+                    })
+                })
+            };
+            let score = |(segment, j): (&crate::backend::KvSegment<'_>, usize)| -> f32 {
+                let at = segment.k.start + j * kv_width + kv;
+                let k = &call.arena[at..at + head_dim];
+                q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>() * scale
+            };
+            let sink = call.sink[head];
+            let max = keys().map(score).fold(sink, f32::max);
+            let mut denominator = (sink - max).exp();
+            for key in keys() {
+                let weight = (score(key) - max).exp();
+                denominator += weight;
+                let at = key.0.v.start + key.1 * kv_width + kv;
+                let v = &call.arena[at..at + head_dim];
+                out.iter_mut().zip(v).for_each(|(o, v)| *o += weight * v);
+            }
+            out.iter_mut().for_each(|o| *o /= denominator);
+        }
+    }
+}
+
+pub(super) fn mean_rows_into(x: &[f32], rows: usize, out: &mut [f32]) {
+    out.fill(0.0);
+    for row in x.chunks_exact(out.len()) {
+        out.iter_mut().zip(row).for_each(|(o, x)| *o += x);
+    }
+    let inverse = 1.0 / rows as f32;
+    out.iter_mut().for_each(|o| *o *= inverse);
+}
+
+pub(super) fn gate(x: &[f32], extra: &[f32], weight: &[f32], bias: f32) -> f32 {
+    assert_eq!(weight.len(), x.len() + extra.len(), "gate weight size");
+    let dot: f32 = x.iter().chain(extra).zip(weight).map(|(x, w)| x * w).sum();
+    1.0 / (1.0 + (-(dot + bias)).exp())
+}

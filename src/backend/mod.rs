@@ -1,0 +1,224 @@
+//! The compute seam: one name per operation, everywhere.
+//!
+//! A [`Backend`] owns two kinds of memory: *weights*, added once at load and named by ids, and one
+//! *arena* of `f32`, allocated once, in which activations and the ring cache live and which callers
+//! name by [`Region`]. No operation hands out a pointer, so the same calls can drive memory that the
+//! host cannot see. Operations run in the order they are called; results must not depend on the
+//! number of threads, nor a row's bits on how many rows share the call.
+//!
+//! The CPU implementation in [`cpu`] is the definition of each operation; [`parity`] checks any other
+//! against it.
+
+pub mod cpu;
+pub mod parity;
+
+use arrayvec::ArrayVec;
+
+/// Most ring segments one attention call may look at: two a topic, for [`MAX_TOPICS`] topics, and the own chunk's two.
+pub const MAX_SEGMENTS: usize = 2 * MAX_TOPICS + 2;
+
+/// Most topics one configuration may name.
+pub const MAX_TOPICS: usize = 32;
+
+/// A run of `f32` elements in the backend's arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// First element.
+    pub start: usize,
+    /// Number of elements.
+    pub len: usize,
+}
+
+impl Region {
+    /// Elements `offset .. offset + len` of this region.
+    ///
+    /// # Panics
+    /// When they do not lie inside it: a programming error, never a consequence of input data.
+    pub fn part(self, offset: usize, len: usize) -> Region {
+        assert!(
+            offset + len <= self.len,
+            "region part {offset}+{len} outside {}",
+            self.len
+        );
+        Region {
+            start: self.start + offset,
+            len,
+        }
+    }
+
+    /// Rows `first .. first + rows` of a row-major matrix of `width` columns.
+    pub fn rows(self, first: usize, rows: usize, width: usize) -> Region {
+        self.part(first * width, rows * width)
+    }
+
+    pub(crate) fn range(self) -> std::ops::Range<usize> {
+        self.start..self.start + self.len
+    }
+}
+
+/// A linear layer's weights inside a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearId(pub(crate) usize);
+
+/// A vector or table of parameters (norm weights, biases, embeddings) inside a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableId(pub(crate) usize);
+
+/// A layer norm's scale and shift.
+#[derive(Clone, Copy, Debug)]
+pub struct NormIds {
+    /// Scale, `[d]`.
+    pub weight: TableId,
+    /// Shift, `[d]`.
+    pub bias: TableId,
+}
+
+/// What a linear layer does with its product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    /// `out = x W^T + b`
+    Store,
+    /// `out = gelu(x W^T + b)`
+    Gelu,
+    /// `out += x W^T + b`
+    Add,
+}
+
+/// Sizes of a grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`. Query head `h` reads key/value head `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Dimensions a head.
+    pub head_dim: usize,
+}
+
+impl HeadShape {
+    /// Columns of a query matrix.
+    pub fn q_width(self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Columns of a key or value matrix.
+    pub fn kv_width(self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+/// Which keys of a segment a query may see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Visibility {
+    /// All of them: the query's own chunk.
+    All,
+    /// Those with `0 <= t_query - t_key <= window_ns`.
+    Window {
+        /// Longest time distance that is still seen.
+        window_ns: i64,
+    },
+}
+
+/// A contiguous run of keys and values, with the time of each.
+#[derive(Clone, Copy, Debug)]
+pub struct KvSegment<'a> {
+    /// Keys, `[n, kv_width]`, already rotated.
+    pub k: Region,
+    /// Values, `[n, kv_width]`.
+    pub v: Region,
+    /// Capture times, `[n]`.
+    pub time_ns: &'a [i64],
+    /// Mask.
+    pub visibility: Visibility,
+}
+
+/// The segments one attention call reads, oldest first.
+pub type Segments<'a> = ArrayVec<KvSegment<'a>, MAX_SEGMENTS>;
+
+/// The operations of the model. Shapes are row-major; `rows` may be 0, then nothing happens.
+///
+/// Argument regions of one call must not overlap unless the operation says `in_place`; sizes that do
+/// not fit are programming errors and panic.
+pub trait Backend {
+    /// What it is and which path it takes, for people.
+    fn name(&self) -> String;
+
+    /// Allocates the arena, zeroed. Called once, after every buffer is laid out and before any other use of a region.
+    fn allocate(&mut self, arena_len: usize);
+
+    /// Takes over a linear layer's weights `[out_dim, in_dim]` and bias `[out_dim]` (packing them as it likes).
+    fn add_linear(
+        &mut self,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        in_dim: usize,
+        out_dim: usize,
+    ) -> LinearId;
+
+    /// Takes over a table `[rows, width]` of parameters.
+    fn add_table(&mut self, values: &[f32], width: usize) -> TableId;
+
+    /// Bytes of weights held.
+    fn weight_bytes(&self) -> usize;
+
+    /// Copies host values into the arena.
+    fn upload(&mut self, dst: Region, src: &[f32]);
+
+    /// Copies a region back to the host; waits for everything that writes it.
+    fn download(&self, src: Region, dst: &mut [f32]);
+
+    /// `dst = src`.
+    fn copy_into(&mut self, src: Region, dst: Region);
+
+    /// `dst = 0`.
+    fn zero(&mut self, dst: Region);
+
+    /// `out[r] (=, += or = gelu) x[r] W^T + b` for `rows` rows. GELU by the tanh approximation
+    /// (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+    fn linear_into(
+        &mut self,
+        x: Region,
+        rows: usize,
+        layer: LinearId,
+        epilogue: Epilogue,
+        out: Region,
+    );
+
+    /// Layer normalisation over each row (Ba et al. 2016, arXiv:1607.06450), eps 1e-5.
+    fn layer_norm_into(&mut self, x: Region, rows: usize, norm: NormIds, out: Region);
+
+    /// Rotates head dimensions in place; `table` is `[rows, head_dim]`: per row the cosines, then the sines, of
+    /// [`crate::model::rotary`]'s pairs.
+    fn rotary_in_place(&mut self, x: Region, rows: usize, heads: usize, head_dim: usize, table: Region);
+
+    /// `out[r] += table[index[r]]`.
+    fn add_rows_in_place(&mut self, out: Region, index: &[u32], table: TableId);
+
+    /// `out[r] = table[index[r]]`.
+    fn gather_rows_into(&mut self, index: &[u32], table: TableId, out: Region);
+
+    /// Windowed grouped-query attention over the segments with a sink logit a head: one softmax over all
+    /// visible keys and a sink that adds to the denominator only. `q`: `[rows, q_width]`, rotated.
+    /// `q_time_ns`: `[rows]`. `sink`: `[heads]`. `out`: `[rows, q_width]`. A query that sees no key gives zeros.
+    fn attention_into(
+        &mut self,
+        q: Region,
+        q_time_ns: &[i64],
+        shape: HeadShape,
+        segments: &Segments<'_>,
+        sink: TableId,
+        out: Region,
+    );
+
+    /// `out[c] = mean over rows of x[r][c]`.
+    fn mean_rows_into(&mut self, x: Region, rows: usize, out: Region);
+
+    /// `out[0] = sigmoid(weight . [x; extra] + bias[0])`, `weight` of length `x.len + extra.len()`.
+    fn gate_into(&mut self, x: Region, extra: &[f32], weight: TableId, bias: TableId, out: Region);
+
+    /// `out[r] = x[r] / temperature[0] + bias`.
+    fn scale_shift_into(&mut self, x: Region, rows: usize, temperature: TableId, bias: TableId, out: Region);
+
+    /// `dst += scale[0] * src`.
+    fn scaled_add_in_place(&mut self, dst: Region, scale: Region, src: Region);
+}

@@ -1,0 +1,208 @@
+//! One checker for every backend: the same calls with the same numbers at boundary sizes, compared
+//! with a reference backend operation by operation.
+
+use super::{
+    Backend, Epilogue, HeadShape, KvSegment, NormIds, Region, Segments, TableId, Visibility,
+};
+
+/// Row counts every operation is tried with.
+pub const ROWS: [usize; 8] = [0, 1, 2, 3, 7, 16, 17, 49];
+
+/// Widths every operation is tried with, multiples of eight as head sizes are.
+pub const WIDTHS: [usize; 5] = [8, 24, 32, 128, 136];
+
+/// Elements of arena a backend under test must have.
+pub const ARENA_LEN: usize = 1 << 16;
+
+/// An operation whose result differs.
+#[derive(Debug, Clone)]
+pub struct Difference {
+    /// The operation, with its sizes.
+    pub case: String,
+    /// First element that differs by more than the bound.
+    pub index: usize,
+    /// What the reference gives.
+    pub expected: f32,
+    /// What the backend under test gives.
+    pub actual: f32,
+}
+
+/// Runs every case on both backends; `tolerance` is relative to `max(1, |expected|)`.
+pub fn check(
+    reference: &mut dyn Backend,
+    tested: &mut dyn Backend,
+    tolerance: f32,
+) -> Vec<Difference> {
+    let mut differences = Vec::new();
+    for &rows in &ROWS {
+        for &width in &WIDTHS {
+            for (case, run) in CASES {
+                let expected = run(reference, rows, width);
+                let actual = run(tested, rows, width);
+                let differs = |(e, a): (&f32, &f32)| {
+                    !((e - a).abs() <= tolerance * e.abs().max(1.0)) && e.to_bits() != a.to_bits()
+                };
+                if let Some(index) = expected.iter().zip(&actual).position(differs) {
+                    differences.push(Difference {
+                        case: format!("{case} rows={rows} width={width}"),
+                        index,
+                        expected: expected[index],
+                        actual: actual[index],
+                    });
+                }
+            }
+        }
+    }
+    differences
+}
+
+type Case = fn(&mut dyn Backend, usize, usize) -> Vec<f32>;
+
+const CASES: [(&str, Case); 10] = [
+    ("linear_into store", |b, rows, w| linear(b, rows, w, Epilogue::Store)),
+    ("linear_into gelu", |b, rows, w| linear(b, rows, w, Epilogue::Gelu)),
+    ("linear_into add", |b, rows, w| linear(b, rows, w, Epilogue::Add)),
+    ("layer_norm_into", layer_norm),
+    ("rotary_in_place", rotary),
+    ("attention_into all", |b, rows, w| attention(b, rows, w, Visibility::All)),
+    ("attention_into window", |b, rows, w| {
+        attention(b, rows, w, Visibility::Window { window_ns: 5 })
+    }),
+    ("attention_into nothing visible", |b, rows, w| {
+        attention(b, rows, w, Visibility::Window { window_ns: -1 })
+    }),
+    ("add_rows and gather_rows", rows_of_table),
+    ("mean, gate, scale_shift, scaled_add", gating),
+];
+
+/// Numbers in `[-1, 1)` that differ from call to call of one seed (SplitMix64, Steele et al. 2014).
+pub fn noise(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed;
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = state;
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ (z >> 31)) >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// Hands out consecutive regions of the arena.
+struct Layout(usize);
+
+impl Layout {
+    fn take(&mut self, len: usize) -> Region {
+        let region = Region {
+            start: self.0,
+            len,
+        };
+        self.0 += len;
+        region
+    }
+
+    fn filled(&mut self, backend: &mut dyn Backend, seed: u64, len: usize) -> Region {
+        let region = self.take(len);
+        backend.upload(region, &noise(seed, len));
+        region
+    }
+}
+
+fn read(backend: &dyn Backend, region: Region) -> Vec<f32> {
+    let mut host = vec![0.0; region.len];
+    backend.download(region, &mut host);
+    host
+}
+
+fn linear(b: &mut dyn Backend, rows: usize, width: usize, epilogue: Epilogue) -> Vec<f32> {
+    let out_dim = width + 3;
+    let layer = b.add_linear(
+        &noise(1, width * out_dim),
+        Some(&noise(2, out_dim)),
+        width,
+        out_dim,
+    );
+    let mut layout = Layout(0);
+    let x = layout.filled(b, 3, rows * width);
+    let out = layout.filled(b, 4, rows * out_dim);
+    b.linear_into(x, rows, layer, epilogue, out);
+    read(b, out)
+}
+
+fn layer_norm(b: &mut dyn Backend, rows: usize, width: usize) -> Vec<f32> {
+    let norm = NormIds {
+        weight: b.add_table(&noise(1, width), width),
+        bias: b.add_table(&noise(2, width), width),
+    };
+    let mut layout = Layout(0);
+    let x = layout.filled(b, 3, rows * width);
+    let out = layout.take(rows * width);
+    b.layer_norm_into(x, rows, norm, out);
+    read(b, out)
+}
+
+fn rotary(b: &mut dyn Backend, rows: usize, width: usize) -> Vec<f32> {
+    let mut layout = Layout(0);
+    let x = layout.filled(b, 1, rows * 3 * width);
+    let table = layout.filled(b, 2, rows * width);
+    b.rotary_in_place(x, rows, 3, width, table);
+    read(b, x)
+}
+
+fn attention(b: &mut dyn Backend, rows: usize, width: usize, visibility: Visibility) -> Vec<f32> {
+    let shape = HeadShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: width,
+    };
+    let sink = b.add_table(&noise(1, shape.heads), shape.heads);
+    let mut layout = Layout(0);
+    let q = layout.filled(b, 2, rows * shape.q_width());
+    let q_time_ns: Vec<i64> = (0..rows as i64).map(|r| 6 + r / 2).collect();
+    let key_times: Vec<i64> = (0..13).collect();
+    let mut segments = Segments::new();
+    for (part, seed) in [(0..5, 3), (5..13, 5)] {
+        let n = part.len() * shape.kv_width();
+        segments.push(KvSegment {
+            k: layout.filled(b, seed, n),
+            v: layout.filled(b, seed + 1, n),
+            time_ns: &key_times[part],
+            visibility,
+        });
+    }
+    let out = layout.take(q.len);
+    b.attention_into(q, &q_time_ns, shape, &segments, sink, out);
+    read(b, out)
+}
+
+fn rows_of_table(b: &mut dyn Backend, rows: usize, width: usize) -> Vec<f32> {
+    let table = b.add_table(&noise(1, 9 * width), width);
+    let index: Vec<u32> = (0..rows as u32).map(|r| r * 5 % 9).collect();
+    let out = Layout(0).take(rows * width);
+    b.gather_rows_into(&index, table, out);
+    b.add_rows_in_place(out, &index, table);
+    read(b, out)
+}
+
+fn gating(b: &mut dyn Backend, rows: usize, width: usize) -> Vec<f32> {
+    if rows == 0 {
+        return Vec::new();
+    }
+    let weight = b.add_table(&noise(1, width + 2), width + 2);
+    let one: TableId = b.add_table(&[0.7], 1);
+    let bias = b.add_table(&noise(2, width), width);
+    let mut layout = Layout(0);
+    let x = layout.filled(b, 3, rows * width);
+    let out = layout.filled(b, 4, rows * width);
+    let sum = layout.filled(b, 5, rows * width);
+    let (mean, gate) = (layout.take(width), layout.take(1));
+    b.mean_rows_into(x, rows, mean);
+    b.gate_into(mean, &[0.3, 0.9], weight, one, gate);
+    b.scale_shift_into(x, rows, one, bias, out);
+    b.scaled_add_in_place(sum, gate, out);
+    let mut all = read(b, sum);
+    all.extend(read(b, mean));
+    all.extend(read(b, gate));
+    all
+}

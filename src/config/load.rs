@@ -1,0 +1,236 @@
+//! Reading and checking a configuration file.
+
+use super::{Config, TopicConfig};
+use crate::backend::MAX_TOPICS;
+use crate::model::spec::Modality;
+use std::path::Path;
+
+/// Largest configuration file that is read.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// How alike two keys must be (Jaro-Winkler) for one to be suggested for the other.
+const SUGGEST_ABOVE: f64 = 0.7;
+
+/// A configuration that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{file}: {reason}")]
+    Io {
+        /// The file.
+        file: String,
+        /// Why.
+        reason: String,
+    },
+    /// Something in it is wrong.
+    #[error("{file}:{line}: {reason}")]
+    At {
+        /// The file.
+        file: String,
+        /// From 1.
+        line: usize,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+}
+
+/// Reads and checks a file.
+///
+/// # Errors
+/// [`ConfigError`], with file and line.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let file = path.display().to_string();
+    let io = |reason: String| ConfigError::Io {
+        file: file.clone(),
+        reason,
+    };
+    let size = std::fs::metadata(path).map_err(|e| io(e.to_string()))?.len();
+    if size > MAX_FILE_BYTES {
+        return Err(io(format!("{size} bytes, over the limit of {MAX_FILE_BYTES}")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| io(e.to_string()))?;
+    let mut config = from_text(&text, &file)?;
+    // A relative weights path is meant relative to the file that names it.
+    if let (Some(weights), Some(folder)) = (&config.engine.weights, path.parent()) {
+        config.engine.weights = Some(folder.join(weights));
+    }
+    Ok(config)
+}
+
+/// Checks the text of a configuration; `file` names it in errors.
+///
+/// # Errors
+/// [`ConfigError::At`].
+pub fn from_text(text: &str, file: &str) -> Result<Config, ConfigError> {
+    let config: Config = toml::from_str(text).map_err(|error| ConfigError::At {
+        file: file.to_owned(),
+        line: error.span().map_or(1, |span| line_of(text, span.start)),
+        reason: explain(error.message()),
+    })?;
+    match check(&config) {
+        Ok(()) => Ok(config),
+        Err(fault) => Err(ConfigError::At {
+            file: file.to_owned(),
+            line: fault.line(text),
+            reason: fault.reason,
+        }),
+    }
+}
+
+/// Something wrong, and where to look for its line.
+struct Fault {
+    /// Which `[[topic]]`, if it is about one.
+    topic: Option<usize>,
+    key: &'static str,
+    reason: String,
+}
+
+impl Fault {
+    fn line(&self, text: &str) -> usize {
+        let mut topic = None;
+        let mut header = 1;
+        for (i, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.starts_with("[[topic]]") {
+                topic = Some(topic.map_or(0, |t: usize| t + 1));
+                if topic == self.topic {
+                    header = i + 1;
+                }
+            }
+            let key = line.split(['=', '.', ' ']).next().unwrap_or("");
+            if topic == self.topic && key == self.key {
+                return i + 1;
+            }
+        }
+        header
+    }
+}
+
+fn check(config: &Config) -> Result<(), Fault> {
+    let engine = &config.engine;
+    let fault = |key: &'static str, reason: String| Fault {
+        topic: None,
+        key,
+        reason,
+    };
+    let at_least_one = [
+        ("period_ms", engine.period_ms),
+        ("window_ms", engine.window_ms),
+        ("threads", engine.threads as u64),
+        ("moments", engine.moments as u64),
+        ("max_gap_ms", engine.max_gap_ms),
+    ];
+    for (key, value) in at_least_one {
+        if value == 0 {
+            return Err(fault(key, format!("{key} must be at least 1")));
+        }
+    }
+    const LONGEST_MS: u64 = 3_600_000;
+    for (key, value) in [
+        ("period_ms", engine.period_ms),
+        ("window_ms", engine.window_ms),
+        ("max_wait_ms", engine.max_wait_ms),
+        ("epoch_jump_ms", engine.epoch_jump_ms),
+        ("max_future_ms", engine.max_future_ms),
+        ("max_gap_ms", engine.max_gap_ms),
+    ] {
+        if value > LONGEST_MS {
+            return Err(fault(key, format!("{key} = {value} is over {LONGEST_MS} (an hour)")));
+        }
+    }
+    if engine.window_ms < engine.period_ms {
+        return Err(fault(
+            "window_ms",
+            format!(
+                "window_ms = {} is shorter than period_ms = {}: no tick would see the one before",
+                engine.window_ms, engine.period_ms
+            ),
+        ));
+    }
+    if config.topics.is_empty() {
+        return Err(fault("topic", "no [[topic]]: name at least one".to_owned()));
+    }
+    if config.topics.len() > MAX_TOPICS {
+        return Err(fault(
+            "topic",
+            format!("{} topics, the limit is {MAX_TOPICS}", config.topics.len()),
+        ));
+    }
+    for (index, topic) in config.topics.iter().enumerate() {
+        check_topic(topic).map_err(|(key, reason)| Fault {
+            topic: Some(index),
+            key,
+            reason: format!("topic {}: {reason}", topic.name),
+        })?;
+        if config.topics[..index].iter().any(|t| t.name == topic.name) {
+            return Err(Fault {
+                topic: Some(index),
+                key: "name",
+                reason: format!("topic {} is named twice", topic.name),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_topic(topic: &TopicConfig) -> Result<(), (&'static str, String)> {
+    const HIGHEST_HZ: f64 = 100_000.0;
+    const MOST_SAMPLES: usize = 4096;
+    if !(topic.rate_hz > 0.0 && topic.rate_hz <= HIGHEST_HZ) {
+        return Err((
+            "rate_hz",
+            format!("rate_hz = {} is outside 0..{HIGHEST_HZ}", topic.rate_hz),
+        ));
+    }
+    for (key, value) in [("per_tick", topic.per_tick), ("queue", topic.queue)] {
+        if value.is_some_and(|v| v == 0 || v > MOST_SAMPLES) {
+            return Err((key, format!("{key} must lie in 1..={MOST_SAMPLES}")));
+        }
+    }
+    let telemetry = topic.kind == Modality::Telemetry;
+    if telemetry && topic.signals.is_empty() {
+        return Err((
+            "kind",
+            "telemetry needs `signals`, e.g. signals.speed_mps = { path = \"linear.x\", scale = 30 }"
+                .to_owned(),
+        ));
+    }
+    if !telemetry && !topic.signals.is_empty() {
+        return Err(("signals", "only telemetry topics have `signals`".to_owned()));
+    }
+    if topic.audio.is_some() && topic.kind != Modality::Audio {
+        return Err(("audio", "only audio topics have an `audio` format".to_owned()));
+    }
+    for (name, signal) in &topic.signals {
+        if !(signal.scale.is_finite() && signal.scale != 0.0 && signal.offset.is_finite()) {
+            return Err((
+                "signals",
+                format!("signal {name}: `scale` must be finite and not 0, `offset` finite"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    text.bytes().take(at).filter(|&b| b == b'\n').count() + 1
+}
+
+/// Adds the nearest known key to "unknown field `x`, expected one of `a`, `b`".
+fn explain(message: &str) -> String {
+    let message = message.trim();
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
+    let Some(found) = quoted.next().filter(|_| unknown) else {
+        return message.to_owned();
+    };
+    let best = quoted
+        .map(|known| (strsim::jaro_winkler(found, known), known))
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    match best {
+        Some((likeness, known)) if likeness > SUGGEST_ABOVE => {
+            format!("{message}; did you mean `{known}`?")
+        }
+        _ => message.to_owned(),
+    }
+}

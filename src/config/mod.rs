@@ -1,0 +1,328 @@
+//! Configuration: one TOML file says what is received, how it is aligned, which model runs, and where results go.
+//!
+//! Every key is commented in the files under `config/`. [`load`] reads and checks a file; errors name file and line.
+
+mod load;
+
+pub use load::{ConfigError, from_text, load};
+
+use crate::align::{AlignConfig, Late, TopicRule};
+use crate::model::spec::Modality;
+use crate::queue::Keep;
+use crate::time::NS_PER_MS;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A whole configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Model and timing.
+    #[serde(default)]
+    pub engine: EngineConfig,
+    /// What is written beside the fused frames.
+    #[serde(default)]
+    pub output: OutputConfig,
+    /// The live transport.
+    #[serde(default)]
+    pub live: LiveConfig,
+    /// What is received, at least one.
+    #[serde(rename = "topic", default)]
+    pub topics: Vec<TopicConfig>,
+}
+
+/// Model and timing.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineConfig {
+    /// Weights file; without it, seeded initial weights of `preset`.
+    pub weights: Option<PathBuf>,
+    /// Preset of seeded weights.
+    pub preset: String,
+    /// Their seed.
+    pub seed: u64,
+    /// Threads of the matrix products.
+    pub threads: usize,
+    /// Between ticks.
+    pub period_ms: u64,
+    /// Longest wait for required topics after a tick's time.
+    pub max_wait_ms: u64,
+    /// Longest time distance attended to.
+    pub window_ms: u64,
+    /// Newest sample used to publication; default one period.
+    pub deadline_ms: Option<u64>,
+    /// How long after its tick an output may be used; default two periods.
+    pub valid_for_ms: Option<u64>,
+    /// What happens to samples whose tick has closed.
+    pub late: Late,
+    /// A clock that goes back by more begins a new epoch.
+    pub epoch_jump_ms: u64,
+    /// A stamp this far ahead of the clock is broken.
+    pub max_future_ms: u64,
+    /// After this long without input, empty ticks are passed over.
+    pub max_gap_ms: u64,
+    /// Caption bytes written in a tick.
+    pub caption_bytes_per_tick: usize,
+    /// Moments kept for retrieval.
+    pub moments: usize,
+    /// Moments nearer than this are not named as earlier ones.
+    pub recall_gap_ms: u64,
+    /// Limit of the arena.
+    pub memory_limit_mib: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        EngineConfig {
+            weights: None,
+            preset: "nano".to_owned(),
+            seed: 0,
+            threads: 1,
+            period_ms: 100,
+            max_wait_ms: 100,
+            window_ms: 2000,
+            deadline_ms: None,
+            valid_for_ms: None,
+            late: Late::Fold,
+            epoch_jump_ms: 1000,
+            max_future_ms: 1000,
+            max_gap_ms: 5000,
+            caption_bytes_per_tick: 4,
+            moments: 6000,
+            recall_gap_ms: 2000,
+            memory_limit_mib: 1024,
+        }
+    }
+}
+
+/// What is written beside the fused frames.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputConfig {
+    /// Thumbnails of the first camera topic, a second; 0 for none.
+    pub thumbnails_hz: f64,
+    /// A topic copied into the output log as it is, e.g. ground truth to compare with in the report.
+    pub ground_truth: Option<String>,
+}
+
+impl Default for OutputConfig {
+    fn default() -> Self {
+        OutputConfig {
+            thumbnails_hz: 2.0,
+            ground_truth: None,
+        }
+    }
+}
+
+/// The live transport, zenoh in peer mode.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LiveConfig {
+    /// Endpoints to listen on.
+    pub listen: Vec<String>,
+    /// Endpoints to connect to.
+    pub connect: Vec<String>,
+    /// Find peers by UDP multicast.
+    pub multicast: bool,
+    /// Receive large payloads through shared memory.
+    pub shared_memory: bool,
+    /// Keys of outputs begin with this.
+    pub prefix: String,
+}
+
+impl Default for LiveConfig {
+    fn default() -> Self {
+        LiveConfig {
+            listen: Vec::new(),
+            connect: Vec::new(),
+            multicast: false,
+            shared_memory: true,
+            prefix: "umm".to_owned(),
+        }
+    }
+}
+
+/// Where a sample's capture time comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stamp {
+    /// The message's own stamp; its publish time where it has none.
+    #[default]
+    Payload,
+    /// The publish time.
+    Publish,
+    /// The arrival.
+    Log,
+}
+
+/// One received topic.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicConfig {
+    /// As in the log or on the wire.
+    pub name: String,
+    /// What it carries.
+    pub kind: Modality,
+    /// Whether ticks wait for it.
+    #[serde(default)]
+    pub required: bool,
+    /// Nominal rate: sizes the rings and tells a gap.
+    pub rate_hz: f64,
+    /// Where its capture time comes from.
+    #[serde(default)]
+    pub stamp: Stamp,
+    /// Most samples that wait.
+    pub queue: Option<usize>,
+    /// What a full queue does.
+    pub keep: Option<Keep>,
+    /// Most samples a tick takes.
+    pub per_tick: Option<usize>,
+    /// Tokens its rings hold; default from rate and window.
+    pub capacity: Option<usize>,
+    /// Zenoh key expression; default the name without its leading slash.
+    pub key: Option<String>,
+    /// Schema name where the transport does not say.
+    pub schema: Option<String>,
+    /// Message encoding where the transport does not say: `cdr`, `protobuf` or `json`.
+    pub encoding: Option<String>,
+    /// Format of raw PCM, for messages that do not carry it.
+    pub audio: Option<AudioConfig>,
+    /// Longest audio block accepted.
+    pub max_block_ms: Option<u64>,
+    /// Signals of a telemetry topic, by the name the model knows.
+    #[serde(default)]
+    pub signals: BTreeMap<String, SignalConfig>,
+    /// A telemetry signal that has not changed for this long is stuck; 0 never.
+    pub stuck_after_ms: Option<u64>,
+}
+
+/// Format of raw PCM.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AudioConfig {
+    /// Samples a second.
+    pub rate_hz: u32,
+    /// Interleaved channels.
+    pub channels: u16,
+    /// Element type.
+    pub format: PcmFormat,
+}
+
+/// Element type of PCM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PcmFormat {
+    /// Signed 16 bit, little endian.
+    S16,
+    /// 32 bit float, little endian.
+    F32,
+}
+
+/// One signal: where it is in the message, and what is 0 and 1 to the model.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignalConfig {
+    /// Field path, e.g. `linear.x`.
+    pub path: String,
+    /// Subtracted.
+    #[serde(default)]
+    pub offset: f64,
+    /// Divided by.
+    pub scale: f64,
+}
+
+/// Longest audio block accepted where the topic does not say.
+pub const DEFAULT_MAX_BLOCK_MS: u64 = 200;
+
+/// Samples of audio, text and telemetry a tick takes where the topic does not say.
+const DEFAULT_PER_TICK: usize = 16;
+
+/// Room in the rings beyond what rate and window ask for.
+const CAPACITY_HEADROOM: f64 = 1.25;
+
+impl TopicConfig {
+    /// Most samples a tick takes.
+    pub fn per_tick(&self) -> usize {
+        self.per_tick.unwrap_or(match self.kind {
+            Modality::Camera | Modality::Telemetry => 1,
+            Modality::Audio | Modality::Text => DEFAULT_PER_TICK,
+        })
+    }
+
+    /// What a full queue does.
+    pub fn keep(&self) -> Keep {
+        self.keep.unwrap_or(match self.kind {
+            Modality::Camera | Modality::Telemetry => Keep::Newest,
+            Modality::Audio | Modality::Text => Keep::All,
+        })
+    }
+
+    /// Most samples that wait: half a second's, at least a few.
+    pub fn queue(&self) -> usize {
+        const LEAST: usize = 32;
+        self.queue.unwrap_or(LEAST.max(self.rate_hz as usize / 2))
+    }
+
+    /// Most tokens one tick adds, given the tokens of one sample.
+    pub fn max_tokens_per_tick(&self, tokens_per_sample: usize) -> usize {
+        self.per_tick() * tokens_per_sample
+    }
+
+    /// Longest audio block accepted.
+    pub fn max_block_ms(&self) -> u64 {
+        self.max_block_ms.unwrap_or(DEFAULT_MAX_BLOCK_MS)
+    }
+
+    /// Tokens the rings hold: what the window can hold at the nominal rate, and one tick more.
+    pub fn capacity(&self, engine: &EngineConfig, tokens_per_sample: usize) -> usize {
+        let per_tick = self.max_tokens_per_tick(tokens_per_sample);
+        self.capacity.unwrap_or_else(|| {
+            let window_s = engine.window_ms as f64 / 1e3;
+            let taken_hz = self
+                .rate_hz
+                .min(self.per_tick() as f64 * 1e3 / engine.period_ms as f64);
+            let tokens = taken_hz * window_s * tokens_per_sample as f64 * CAPACITY_HEADROOM;
+            tokens.ceil() as usize + per_tick
+        })
+    }
+}
+
+impl Config {
+    /// The alignment part.
+    pub fn align(&self) -> AlignConfig {
+        let engine = &self.engine;
+        AlignConfig {
+            period_ns: engine.period_ms * NS_PER_MS,
+            max_wait_ns: engine.max_wait_ms * NS_PER_MS,
+            window_ns: engine.window_ms * NS_PER_MS,
+            late: engine.late,
+            epoch_jump_ns: engine.epoch_jump_ms * NS_PER_MS,
+            max_future_ns: engine.max_future_ms * NS_PER_MS,
+            max_gap_ns: engine.max_gap_ms * NS_PER_MS,
+            topics: self
+                .topics
+                .iter()
+                .map(|topic| TopicRule {
+                    name: topic.name.clone(),
+                    required: topic.required,
+                    per_tick: topic.per_tick(),
+                    keep: topic.keep(),
+                    capacity: topic.queue(),
+                })
+                .collect(),
+        }
+    }
+
+    /// Newest sample used to publication.
+    pub fn deadline_ns(&self) -> u64 {
+        let engine = &self.engine;
+        engine.deadline_ms.unwrap_or(engine.period_ms) * NS_PER_MS
+    }
+
+    /// How long after its tick an output may be used.
+    pub fn valid_for_ns(&self) -> u64 {
+        let engine = &self.engine;
+        engine.valid_for_ms.unwrap_or(2 * engine.period_ms) * NS_PER_MS
+    }
+}

@@ -1,0 +1,289 @@
+//! The engine: one tick's samples in, one tick's results out. A pure function of its state and [`Tick`]; it reads no
+//! clock.
+
+mod input;
+
+use crate::align::Tick;
+use crate::config::{Config, TopicConfig};
+use crate::ledger::Ledger;
+use crate::model::adapter::TokenBatch;
+use crate::model::network::{Network, NetworkConfig, Stage, StageProbe, Stream, TickMoment};
+use crate::model::spec::{Modality, ModelSpec};
+use crate::time::NS_PER_MS;
+use input::TopicInput;
+use xxhash_rust::xxh3::Xxh3;
+
+pub use input::InputError;
+
+/// What a topic contributed to the last tick.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TopicReport {
+    /// Samples decoded and used.
+    pub samples_used: u32,
+    /// Capture time of the newest sample ever used in this epoch.
+    pub newest_ns: Option<u64>,
+    /// Nothing usable within the window.
+    pub missing: bool,
+    /// Age at tick time of the newest sample used; 0 when missing.
+    pub age_ns: u64,
+    /// 0..1.
+    pub quality: f32,
+}
+
+/// What a modality contributed to the last tick.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModalityReport {
+    /// No topic of it has anything usable within the window.
+    pub missing: bool,
+    /// Age at tick time of the newest sample used; 0 when missing.
+    pub age_ns: u64,
+    /// Tokens added.
+    pub tokens: u32,
+    /// The least of its topics' qualities; 0 when missing.
+    pub quality: f32,
+    /// What lowers it.
+    pub reasons: Vec<&'static str>,
+}
+
+/// Everything about the last tick that is not in the network's outputs.
+#[derive(Clone, Debug, Default)]
+pub struct TickReport {
+    /// In the configuration's order.
+    pub topics: Vec<TopicReport>,
+    /// In the order of [`Modality::ALL`].
+    pub modalities: [ModalityReport; Modality::ALL.len()],
+    /// Capture time of the newest sample this tick took.
+    pub newest_used_ns: Option<u64>,
+    /// Chained over ticks: inputs taken, and the digests of every stage.
+    pub digest: u64,
+}
+
+/// Decoders' front ends and the network of one stream.
+pub struct Engine {
+    network: Network,
+    inputs: Vec<TopicInput>,
+    modality_of: Vec<Modality>,
+    batch: TokenBatch,
+    report: TickReport,
+    window_ns: u64,
+    thumbnail_topic: Option<usize>,
+}
+
+/// An engine that cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] crate::model::network::NetworkError),
+    /// A topic's front end.
+    #[error("topic {topic}: {source}")]
+    Input {
+        /// The topic.
+        topic: String,
+        /// Why.
+        source: InputError,
+    },
+}
+
+impl Engine {
+    /// Builds front ends and network.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn new(
+        config: &Config,
+        weights: &crate::model::weights::Weights,
+        backend: Box<dyn crate::backend::Backend>,
+    ) -> Result<Engine, EngineError> {
+        let spec = &weights.spec;
+        let mut inputs = Vec::with_capacity(config.topics.len());
+        for topic in &config.topics {
+            let input = TopicInput::new(topic, spec).map_err(|source| EngineError::Input {
+                topic: topic.name.clone(),
+                source,
+            })?;
+            inputs.push(input);
+        }
+        let network = Network::new(weights, network_config(config, spec), backend)?;
+        let is_camera = |t: &TopicConfig| t.kind == Modality::Camera;
+        Ok(Engine {
+            network,
+            inputs,
+            modality_of: config.topics.iter().map(|t| t.kind).collect(),
+            batch: TokenBatch::default(),
+            report: TickReport {
+                topics: vec![TopicReport::default(); config.topics.len()],
+                ..TickReport::default()
+            },
+            window_ns: config.engine.window_ms * NS_PER_MS,
+            thumbnail_topic: config.topics.iter().position(is_camera),
+        })
+    }
+
+    /// Runs one tick. Fates of its samples go to the ledger.
+    ///
+    /// # Errors
+    /// [`crate::umm::ring::ChunkTooLong`] never follows from input data: the configuration's limits exclude it.
+    pub fn step(
+        &mut self,
+        tick: &Tick,
+        ledger: &mut Ledger,
+        probe: &mut dyn StageProbe,
+    ) -> Result<(), crate::umm::ring::ChunkTooLong> {
+        if tick.first_of_epoch {
+            self.begin_epoch(tick.origin_ns);
+        }
+        self.take_samples(tick, ledger);
+        self.update_report(tick.tick_time_ns);
+        probe.ended(Stage::FrontEnd);
+        let quality = std::array::from_fn(|m| self.report.modalities[m].quality);
+        let moment = TickMoment {
+            tick: tick.tick,
+            tick_time_ns: tick.tick_time_ns as i64,
+            quality,
+        };
+        self.network.step(&moment, &self.batch, probe)?;
+        self.chain_digest(tick);
+        Ok(())
+    }
+
+    fn begin_epoch(&mut self, origin_ns: u64) {
+        self.network.begin_epoch(origin_ns as i64);
+        self.inputs.iter_mut().for_each(TopicInput::reset);
+        for topic in &mut self.report.topics {
+            *topic = TopicReport::default();
+        }
+    }
+
+    fn take_samples(&mut self, tick: &Tick, ledger: &mut Ledger) {
+        self.batch.clear();
+        self.report.newest_used_ns = None;
+        for topic in &mut self.report.topics {
+            topic.samples_used = 0;
+        }
+        for taken in &tick.taken {
+            let index = taken.sample.topic;
+            let entry = &mut ledger.topics[index];
+            match self.inputs[index].take(index, &taken.sample, &mut self.batch) {
+                Ok(()) => {
+                    entry.fused += 1;
+                    entry.late_folded += u64::from(taken.late);
+                    let capture = Some(taken.sample.capture_time_ns);
+                    let report = &mut self.report.topics[index];
+                    report.samples_used += 1;
+                    report.newest_ns = report.newest_ns.max(capture);
+                    self.report.newest_used_ns = self.report.newest_used_ns.max(capture);
+                }
+                Err(error) => {
+                    entry.undecodable += 1;
+                    entry.last_error =
+                        format!("sequence {}: {error}", taken.sample.sequence);
+                }
+            }
+        }
+        for (index, input) in self.inputs.iter_mut().enumerate() {
+            input.finish_tick(index, tick.tick_time_ns, &mut self.batch);
+        }
+    }
+
+    fn update_report(&mut self, tick_time_ns: u64) {
+        for (topic, input) in self.report.topics.iter_mut().zip(&self.inputs) {
+            let age = topic.newest_ns.map(|t| tick_time_ns.saturating_sub(t));
+            topic.missing = age.is_none_or(|age| age > self.window_ns);
+            topic.age_ns = age.filter(|_| !topic.missing).unwrap_or(0);
+            topic.quality = if topic.missing { 0.0 } else { input.quality() };
+        }
+        for modality in Modality::ALL {
+            let report = &mut self.report.modalities[modality.index()];
+            report.reasons.clear();
+            report.missing = true;
+            report.quality = 0.0;
+            report.age_ns = 0;
+            report.tokens = self.batch.modalities[modality.index()].rows() as u32;
+            let topics = self.report.topics.iter().zip(&self.inputs);
+            let of_modality = topics
+                .zip(&self.modality_of)
+                .filter(|((topic, _), kind)| **kind == modality && !topic.missing);
+            for ((topic, input), _) in of_modality {
+                if report.missing || topic.age_ns < report.age_ns {
+                    report.age_ns = topic.age_ns;
+                }
+                if report.missing || topic.quality < report.quality {
+                    report.quality = topic.quality;
+                }
+                report.missing = false;
+                input.add_reasons(&mut report.reasons);
+            }
+        }
+    }
+
+    fn chain_digest(&mut self, tick: &Tick) {
+        let mut hasher = Xxh3::new();
+        hasher.update(&self.report.digest.to_le_bytes());
+        hasher.update(&tick.epoch.to_le_bytes());
+        hasher.update(&tick.tick.to_le_bytes());
+        for taken in &tick.taken {
+            let sample = &taken.sample;
+            hasher.update(&(sample.topic as u64).to_le_bytes());
+            hasher.update(&sample.sequence.to_le_bytes());
+            hasher.update(&sample.capture_time_ns.to_le_bytes());
+            hasher.update(&sample.log_time_ns.to_le_bytes());
+        }
+        for digest in self.network.outputs().digests {
+            hasher.update(&digest.to_le_bytes());
+        }
+        self.report.digest = hasher.digest();
+    }
+
+    /// The network and its outputs of the last tick.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// For text queries, which use the network's work space.
+    pub fn network_mut(&mut self) -> &mut Network {
+        &mut self.network
+    }
+
+    /// What the last tick was made of.
+    pub fn report(&self) -> &TickReport {
+        &self.report
+    }
+
+    /// The first camera topic's last image as the model saw it, RGB, square; none before the first or without a camera.
+    pub fn thumbnail(&self) -> Option<(&[u8], u64)> {
+        let topic = self.thumbnail_topic?;
+        let newest_ns = self.report.topics[topic].newest_ns?;
+        let used = self.report.topics[topic].samples_used > 0;
+        let rgb = self.inputs[topic].rgb()?;
+        used.then_some((rgb, newest_ns))
+    }
+}
+
+/// Sizes of the network's context, from the configuration and the weights' specification.
+fn network_config(config: &Config, spec: &ModelSpec) -> NetworkConfig {
+    let engine = &config.engine;
+    let streams = config
+        .topics
+        .iter()
+        .map(|topic| {
+            let tokens = input::tokens_per_sample(topic, spec);
+            let max_tokens_per_tick = topic.max_tokens_per_tick(tokens);
+            Stream {
+                name: topic.name.clone(),
+                modality: topic.kind,
+                capacity: topic.capacity(engine, tokens).max(max_tokens_per_tick),
+                max_tokens_per_tick,
+            }
+        })
+        .collect();
+    NetworkConfig {
+        streams,
+        window_ns: (engine.window_ms * NS_PER_MS) as i64,
+        period_ns: (engine.period_ms * NS_PER_MS) as i64,
+        caption_steps: engine.caption_bytes_per_tick,
+        moments: engine.moments,
+        recall_gap_ticks: (engine.recall_gap_ms / engine.period_ms).max(1),
+        memory_limit_mib: engine.memory_limit_mib,
+    }
+}

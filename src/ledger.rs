@@ -1,0 +1,64 @@
+//! The ledger: where every received sample went.
+//!
+//! `received = fused + late_dropped + overflowed + superseded + undecodable + pending`, for every topic, at every
+//! tick. The entries are counted where the fates are decided and `pending` where the samples lie, so the equation can
+//! fail; a sample that vanishes without an entry is a defect.
+
+/// Totals of one topic since start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TopicLedger {
+    /// Handed to the engine.
+    pub received: u64,
+    /// Taken into a tick and decoded.
+    pub fused: u64,
+    /// Came too late: after its tick with `late = "drop"`, older than the window, or of an epoch that has ended.
+    pub late_dropped: u64,
+    /// Lost to a full queue.
+    pub overflowed: u64,
+    /// Passed over for a newer one of the same tick.
+    pub superseded: u64,
+    /// Could not be stamped or decoded.
+    pub undecodable: u64,
+    /// Waiting for their tick.
+    pub pending: u64,
+    /// Of the fused ones: taken a tick late.
+    pub late_folded: u64,
+    /// Numbers missing in the publisher's count.
+    pub sequence_gaps: u64,
+    /// The newest decoding error; empty if none.
+    pub last_error: String,
+}
+
+impl TopicLedger {
+    /// Whether every received sample has exactly one fate.
+    pub fn closes(&self) -> bool {
+        self.received
+            == self.fused
+                + self.late_dropped
+                + self.overflowed
+                + self.superseded
+                + self.undecodable
+                + self.pending
+    }
+}
+
+/// All topics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// In the configuration's order.
+    pub topics: Vec<TopicLedger>,
+}
+
+impl Ledger {
+    /// For `topics` topics, all zero.
+    pub fn new(topics: usize) -> Ledger {
+        Ledger {
+            topics: vec![TopicLedger::default(); topics],
+        }
+    }
+
+    /// Whether it closes for every topic.
+    pub fn closes(&self) -> bool {
+        self.topics.iter().all(TopicLedger::closes)
+    }
+}

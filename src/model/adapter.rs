@@ -1,0 +1,252 @@
+//! Features to tokens: a two-layer MLP a modality, and what is added to its output.
+//!
+//! [`TokenBatch`] collects one tick's features on the host, grouped by modality so that each adapter runs once
+//! a tick whatever the number of topics; [`Adapters`] turns them into the token matrix `x`, rows in the same
+//! order.
+
+use super::layers::{FfnIds, Loader};
+use super::rotary::Position;
+use super::spec::{Modality, ModelSpec};
+use super::weights::WeightsError;
+use crate::backend::{Backend, Epilogue, Region, TableId};
+use crate::umm::arena::ArenaPlan;
+use std::ops::Range;
+
+/// The tokens of one frame, message or block: they enter the rings together and see each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Index of the topic in the configuration.
+    pub topic: usize,
+    /// Rows within the modality's batch.
+    pub rows: Range<usize>,
+}
+
+/// One modality's part of a tick.
+#[derive(Clone, Debug, Default)]
+pub struct ModalityBatch {
+    /// `[rows, feature_dim]`; empty for text, whose features are looked up.
+    pub features: Vec<f32>,
+    /// Row of the modality's table for each token: patch index, byte, or signal.
+    pub index: Vec<u32>,
+    /// Where each token is.
+    pub positions: Vec<Position>,
+    /// In the order they are to be appended.
+    pub chunks: Vec<Chunk>,
+}
+
+impl ModalityBatch {
+    /// Tokens.
+    pub fn rows(&self) -> usize {
+        self.positions.len()
+    }
+
+    fn clear(&mut self) {
+        self.features.clear();
+        self.index.clear();
+        self.positions.clear();
+        self.chunks.clear();
+    }
+}
+
+/// One tick's tokens before the adapters, by modality. Reused from tick to tick.
+#[derive(Clone, Debug, Default)]
+pub struct TokenBatch {
+    /// In the order of [`Modality::ALL`].
+    pub modalities: [ModalityBatch; Modality::ALL.len()],
+}
+
+impl TokenBatch {
+    /// Forgets the tick; keeps the memory.
+    pub fn clear(&mut self) {
+        self.modalities.iter_mut().for_each(ModalityBatch::clear);
+    }
+
+    /// Tokens in all.
+    pub fn rows(&self) -> usize {
+        self.modalities.iter().map(ModalityBatch::rows).sum()
+    }
+
+    /// Rows of the token matrix that belong to each modality.
+    pub fn row_ranges(&self) -> [Range<usize>; Modality::ALL.len()] {
+        let mut from = 0;
+        std::array::from_fn(|m| {
+            let range = from..from + self.modalities[m].rows();
+            from = range.end;
+            range
+        })
+    }
+
+    /// A camera frame: patches `[g*g, patch_dim]`, row by row.
+    pub fn push_camera(&mut self, topic: usize, time_ns: i64, grid: usize, patches: &[f32]) {
+        let batch = &mut self.modalities[Modality::Camera.index()];
+        let first = batch.rows();
+        batch.features.extend_from_slice(patches);
+        for patch in 0..grid * grid {
+            batch.index.push(patch as u32);
+            batch.positions.push(Position {
+                time_ns,
+                row: (patch / grid) as u16,
+                col: (patch % grid) as u16,
+            });
+        }
+        batch.chunks.push(Chunk {
+            topic,
+            rows: first..batch.positions.len(),
+        });
+    }
+
+    /// Audio tokens `[n, mel_bins * mel_stack]` with the time of each; no chunk when there is none.
+    pub fn push_audio(&mut self, topic: usize, times_ns: &[i64], features: &[f32]) {
+        if times_ns.is_empty() {
+            return;
+        }
+        let batch = &mut self.modalities[Modality::Audio.index()];
+        let first = batch.rows();
+        batch.features.extend_from_slice(features);
+        for &time_ns in times_ns {
+            batch.index.push(0);
+            batch.positions.push(Position {
+                time_ns,
+                row: 0,
+                col: 0,
+            });
+        }
+        batch.chunks.push(Chunk {
+            topic,
+            rows: first..batch.positions.len(),
+        });
+    }
+
+    /// A text message, a token a byte.
+    pub fn push_text(&mut self, topic: usize, time_ns: i64, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let batch = &mut self.modalities[Modality::Text.index()];
+        let first = batch.rows();
+        for (i, &byte) in bytes.iter().enumerate() {
+            batch.index.push(u32::from(byte));
+            batch.positions.push(Position {
+                time_ns,
+                row: 0,
+                col: i as u16,
+            });
+        }
+        batch.chunks.push(Chunk {
+            topic,
+            rows: first..batch.positions.len(),
+        });
+    }
+
+    /// Begins a telemetry message; [`TokenBatch::push_signal`] adds to it.
+    pub fn begin_telemetry(&mut self, topic: usize) {
+        let batch = &mut self.modalities[Modality::Telemetry.index()];
+        let at = batch.rows();
+        batch.chunks.push(Chunk {
+            topic,
+            rows: at..at,
+        });
+    }
+
+    /// One signal of the message begun last: its index in the specification and its Fourier features.
+    pub fn push_signal(&mut self, time_ns: i64, signal: u32, features: &[f32]) {
+        let batch = &mut self.modalities[Modality::Telemetry.index()];
+        batch.features.extend_from_slice(features);
+        batch.index.push(signal);
+        batch.positions.push(Position {
+            time_ns,
+            row: 0,
+            col: 0,
+        });
+        if let Some(chunk) = batch.chunks.last_mut() {
+            chunk.rows.end += 1;
+        }
+    }
+}
+
+/// The adapters' weights and staging buffers.
+#[derive(Debug)]
+pub(super) struct Adapters {
+    mlp: [FfnIds; Modality::ALL.len()],
+    feature_dim: [usize; Modality::ALL.len()],
+    position: TableId,
+    byte: TableId,
+    signal: TableId,
+    modality: TableId,
+    d: usize,
+    staging: [Region; Modality::ALL.len()],
+    hidden: Region,
+    /// The modality's number, once a row: the index list of the modality embedding.
+    ids: Vec<u32>,
+}
+
+impl Adapters {
+    /// Reserves staging for at most `max_rows[m]` tokens of each modality in a tick.
+    pub fn new(
+        loader: &mut Loader<'_>,
+        plan: &mut ArenaPlan,
+        spec: &ModelSpec,
+        max_rows: [usize; Modality::ALL.len()],
+    ) -> Result<Adapters, WeightsError> {
+        let mut mlp = Vec::new();
+        for modality in Modality::ALL {
+            mlp.push(loader.ffn(&format!("adapter.{}", modality.name()))?);
+        }
+        let feature_dim = Modality::ALL.map(|m| spec.feature_dim(m));
+        let staging = std::array::from_fn(|m| {
+            plan.reserve("adapters: features", max_rows[m] * feature_dim[m])
+        });
+        let widest = max_rows.into_iter().max().unwrap_or(0);
+        Ok(Adapters {
+            mlp: [mlp[0], mlp[1], mlp[2], mlp[3]],
+            feature_dim,
+            position: loader.table("adapter.camera.position")?,
+            byte: loader.table("adapter.text.embedding")?,
+            signal: loader.table("adapter.telemetry.name")?,
+            modality: loader.table("modality.embedding")?,
+            d: spec.d,
+            staging,
+            hidden: plan.reserve("adapters: hidden", widest * spec.d),
+            ids: Vec::with_capacity(widest),
+        })
+    }
+
+    /// Writes the tokens `[batch.rows(), d]` to `x`.
+    pub fn forward_into(&mut self, backend: &mut dyn Backend, batch: &TokenBatch, x: Region) {
+        for (modality, range) in Modality::ALL.into_iter().zip(batch.row_ranges()) {
+            let part = &batch.modalities[modality.index()];
+            let out = x.rows(range.start, range.len(), self.d);
+            self.modality_into(backend, modality, part, out);
+        }
+    }
+
+    fn modality_into(
+        &mut self,
+        backend: &mut dyn Backend,
+        modality: Modality,
+        part: &ModalityBatch,
+        out: Region,
+    ) {
+        let rows = part.rows();
+        if rows == 0 {
+            return;
+        }
+        let m = modality.index();
+        let staging = self.staging[m].rows(0, rows, self.feature_dim[m]);
+        match modality {
+            Modality::Text => backend.gather_rows_into(&part.index, self.byte, staging),
+            _ => backend.upload(staging, &part.features),
+        }
+        let hidden = self.hidden.rows(0, rows, self.d);
+        backend.linear_into(staging, rows, self.mlp[m].fc1, Epilogue::Gelu, hidden);
+        backend.linear_into(hidden, rows, self.mlp[m].fc2, Epilogue::Store, out);
+        match modality {
+            Modality::Camera => backend.add_rows_in_place(out, &part.index, self.position),
+            Modality::Telemetry => backend.add_rows_in_place(out, &part.index, self.signal),
+            Modality::Audio | Modality::Text => {}
+        }
+        self.ids.clear();
+        self.ids.resize(rows, m as u32);
+        backend.add_rows_in_place(out, &self.ids, self.modality);
+    }
+}

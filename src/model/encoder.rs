@@ -1,0 +1,236 @@
+//! The shared encoder: each topic's new tokens attend to their own chunk and to the topic's window.
+//!
+//! The tokens of all topics of a tick share one matrix product a layer; only attention goes chunk by chunk.
+
+use super::layers::{AttentionIds, FfnIds, Loader};
+use super::spec::ModelSpec;
+use super::weights::WeightsError;
+use crate::backend::{Backend, Epilogue, HeadShape, NormIds, Region, Segments, Visibility};
+use crate::umm::arena::ArenaPlan;
+use crate::umm::context::{Appended, TopicContext};
+use std::ops::Range;
+
+/// A chunk that has its place in the rings.
+#[derive(Clone, Debug)]
+pub(super) struct PlacedChunk {
+    /// Index of the topic.
+    pub topic: usize,
+    /// Rows of the token matrix.
+    pub rows: Range<usize>,
+    /// Slots and positions in the topic's rings.
+    pub place: Appended,
+}
+
+/// One tick's tokens as the encoder sees them.
+pub(super) struct EncoderInput<'a> {
+    pub rows: usize,
+    /// Capture time of every row.
+    pub times_ns: &'a [i64],
+    /// `[rows, head_dim]`, see [`super::rotary`].
+    pub rotary: Region,
+    pub chunks: &'a [PlacedChunk],
+    pub window_ns: i64,
+}
+
+#[derive(Debug)]
+struct Layer {
+    norm1: NormIds,
+    attention: AttentionIds,
+    norm2: NormIds,
+    ffn: FfnIds,
+}
+
+/// Work space for `rows` tokens, shared by everything that runs a transformer layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LayerBuffers {
+    pub h: Region,
+    pub q: Region,
+    pub k: Region,
+    pub v: Region,
+    pub attended: Region,
+    pub ffn: Region,
+}
+
+impl LayerBuffers {
+    pub fn reserve(plan: &mut ArenaPlan, name: &str, rows: usize, spec: &ModelSpec) -> Self {
+        let shape = spec.head_shape();
+        LayerBuffers {
+            h: plan.reserve(name, rows * spec.d),
+            q: plan.reserve(name, rows * shape.q_width()),
+            k: plan.reserve(name, rows * shape.kv_width()),
+            v: plan.reserve(name, rows * shape.kv_width()),
+            attended: plan.reserve(name, rows * shape.q_width()),
+            ffn: plan.reserve(name, rows * spec.ffn),
+        }
+    }
+}
+
+/// Weights and work space of the encoder.
+#[derive(Debug)]
+pub(super) struct Encoder {
+    layers: Vec<Layer>,
+    norm: NormIds,
+    shape: HeadShape,
+    d: usize,
+    ffn_width: usize,
+    buffers: LayerBuffers,
+}
+
+impl Encoder {
+    pub fn new(
+        loader: &mut Loader<'_>,
+        plan: &mut ArenaPlan,
+        spec: &ModelSpec,
+        max_rows: usize,
+    ) -> Result<Encoder, WeightsError> {
+        let mut layers = Vec::new();
+        for i in 0..spec.encoder_layers {
+            layers.push(Layer {
+                norm1: loader.norm(&format!("encoder.{i}.norm1"))?,
+                attention: loader.attention(&format!("encoder.{i}.attn"))?,
+                norm2: loader.norm(&format!("encoder.{i}.norm2"))?,
+                ffn: loader.ffn(&format!("encoder.{i}.ffn"))?,
+            });
+        }
+        Ok(Encoder {
+            layers,
+            norm: loader.norm("encoder.norm")?,
+            shape: spec.head_shape(),
+            d: spec.d,
+            ffn_width: spec.ffn,
+            buffers: LayerBuffers::reserve(plan, "encoder: activations", max_rows, spec),
+        })
+    }
+
+    /// Runs all layers over `x` (`[rows, d]`, overwritten) and writes the normalised result to `out`.
+    /// Appends every layer's keys and values to the topics' rings.
+    pub fn forward_into(
+        &self,
+        backend: &mut dyn Backend,
+        input: &EncoderInput<'_>,
+        topics: &[TopicContext],
+        x: Region,
+        out: Region,
+    ) {
+        let rows = input.rows;
+        let h = self.buffers.h.rows(0, rows, self.d);
+        let ffn = self.buffers.ffn.rows(0, rows, self.ffn_width);
+        for (index, layer) in self.layers.iter().enumerate() {
+            backend.layer_norm_into(x, rows, layer.norm1, h);
+            self.attend(backend, input, topics, index, &layer.attention, h);
+            let attended = self.buffers.attended.rows(0, rows, self.shape.q_width());
+            backend.linear_into(attended, rows, layer.attention.o, Epilogue::Add, x);
+            backend.layer_norm_into(x, rows, layer.norm2, h);
+            backend.linear_into(h, rows, layer.ffn.fc1, Epilogue::Gelu, ffn);
+            backend.linear_into(ffn, rows, layer.ffn.fc2, Epilogue::Add, x);
+        }
+        backend.layer_norm_into(x, rows, self.norm, out);
+    }
+
+    /// One layer's attention: `buffers.attended` from `h`.
+    fn attend(
+        &self,
+        backend: &mut dyn Backend,
+        input: &EncoderInput<'_>,
+        topics: &[TopicContext],
+        layer: usize,
+        ids: &AttentionIds,
+        h: Region,
+    ) {
+        let (shape, rows) = (self.shape, input.rows);
+        let (q_width, kv_width) = (shape.q_width(), shape.kv_width());
+        let q = self.buffers.q.rows(0, rows, q_width);
+        let k = self.buffers.k.rows(0, rows, kv_width);
+        let v = self.buffers.v.rows(0, rows, kv_width);
+        backend.linear_into(h, rows, ids.q, Epilogue::Store, q);
+        backend.linear_into(h, rows, ids.k, Epilogue::Store, k);
+        backend.linear_into(h, rows, ids.v, Epilogue::Store, v);
+        backend.rotary_in_place(q, rows, shape.heads, shape.head_dim, input.rotary);
+        backend.rotary_in_place(k, rows, shape.kv_heads, shape.head_dim, input.rotary);
+        for chunk in input.chunks {
+            append_rows(backend, &topics[chunk.topic], layer, chunk, k, v);
+        }
+        for chunk in input.chunks {
+            let rings = &topics[chunk.topic].rings;
+            let own = chunk.place.positions.clone();
+            let before = rings.held().start..own.start;
+            let mut segments = Segments::new();
+            let window = Visibility::Window {
+                window_ns: input.window_ns,
+            };
+            rings.push_segments(layer, before, window, &mut segments);
+            rings.push_segments(layer, own, Visibility::All, &mut segments);
+            backend.attention_into(
+                q.rows(chunk.rows.start, chunk.rows.len(), q_width),
+                &input.times_ns[chunk.rows.clone()],
+                shape,
+                &segments,
+                ids.sink,
+                self.buffers
+                    .attended
+                    .rows(chunk.rows.start, chunk.rows.len(), q_width),
+            );
+        }
+    }
+
+    /// Runs one chunk in an empty context, leaving every ring alone; for text queries.
+    pub fn forward_alone_into(
+        &self,
+        backend: &mut dyn Backend,
+        times_ns: &[i64],
+        rotary: Region,
+        x: Region,
+        out: Region,
+    ) {
+        let rows = times_ns.len();
+        let shape = self.shape;
+        let h = self.buffers.h.rows(0, rows, self.d);
+        let q = self.buffers.q.rows(0, rows, shape.q_width());
+        let k = self.buffers.k.rows(0, rows, shape.kv_width());
+        let v = self.buffers.v.rows(0, rows, shape.kv_width());
+        let attended = self.buffers.attended.rows(0, rows, shape.q_width());
+        let ffn = self.buffers.ffn.rows(0, rows, self.ffn_width);
+        for layer in &self.layers {
+            let ids = &layer.attention;
+            backend.layer_norm_into(x, rows, layer.norm1, h);
+            backend.linear_into(h, rows, ids.q, Epilogue::Store, q);
+            backend.linear_into(h, rows, ids.k, Epilogue::Store, k);
+            backend.linear_into(h, rows, ids.v, Epilogue::Store, v);
+            backend.rotary_in_place(q, rows, shape.heads, shape.head_dim, rotary);
+            backend.rotary_in_place(k, rows, shape.kv_heads, shape.head_dim, rotary);
+            let mut segments = Segments::new();
+            segments.push(crate::backend::KvSegment {
+                k,
+                v,
+                time_ns: times_ns,
+                visibility: Visibility::All,
+            });
+            backend.attention_into(q, times_ns, shape, &segments, ids.sink, attended);
+            backend.linear_into(attended, rows, ids.o, Epilogue::Add, x);
+            backend.layer_norm_into(x, rows, layer.norm2, h);
+            backend.linear_into(h, rows, layer.ffn.fc1, Epilogue::Gelu, ffn);
+            backend.linear_into(ffn, rows, layer.ffn.fc2, Epilogue::Add, x);
+        }
+        backend.layer_norm_into(x, rows, self.norm, out);
+    }
+}
+
+/// Copies a chunk's rows of `k` and `v` to its slots in one layer's ring.
+pub(super) fn append_rows(
+    backend: &mut dyn Backend,
+    topic: &TopicContext,
+    layer: usize,
+    chunk: &PlacedChunk,
+    k: Region,
+    v: Region,
+) {
+    let width = topic.rings.kv_width();
+    let ring = topic.rings.layer(layer);
+    let mut row = chunk.rows.start;
+    for slots in chunk.place.slots.iter() {
+        let n = slots.len();
+        backend.copy_into(k.rows(row, n, width), ring.k.rows(slots.start, n, width));
+        backend.copy_into(v.rows(row, n, width), ring.v.rows(slots.start, n, width));
+        row += n;
+    }
+}

@@ -1,0 +1,518 @@
+//! The whole-sequence reference: every tick of a drive at once, in `f64`, with dense masks and no ring.
+//!
+//! Written from the definitions with nothing shared with [`super::network`] but the weights' names; far too slow
+//! to run on a vehicle. [`super::network::Network::step`] must agree with it for any split into chunks and ticks.
+
+use super::adapter::TokenBatch;
+use super::network::TickMoment;
+use super::rotary::Position;
+use super::spec::{Modality, ModelSpec};
+use super::weights::Weights;
+
+type Matrix = Vec<Vec<f64>>;
+
+/// A drive: every tick's moment and tokens, in order.
+pub struct Sequence {
+    /// Ticks.
+    pub ticks: Vec<(TickMoment, TokenBatch)>,
+    /// Longest time distance attended to.
+    pub window_ns: i64,
+    /// Rotary origin.
+    pub origin_ns: i64,
+    /// Tokens each topic's ring holds: older ones are out of sight at the end of a tick.
+    pub capacity: Vec<usize>,
+    /// Caption steps a tick.
+    pub caption_steps: usize,
+}
+
+/// One tick of the result.
+#[derive(Clone, Debug, Default)]
+pub struct ForwardTick {
+    /// Encoder output, rows as in the tick's token matrix.
+    pub encoded: Matrix,
+    /// Fused tokens.
+    pub fused: Matrix,
+    /// `[layers][modalities]`.
+    pub gates: Matrix,
+    /// Event probabilities.
+    pub events: Vec<f64>,
+    /// Scene distribution.
+    pub scene: Vec<f64>,
+    /// Motion values.
+    pub motion: Vec<f64>,
+    /// Unit-norm embedding.
+    pub embedding: Vec<f64>,
+    /// Caption tokens written in this tick.
+    pub caption: Vec<u32>,
+}
+
+/// One token of the drive, wherever it came from.
+struct Token {
+    tick: usize,
+    topic: usize,
+    modality: usize,
+    /// Counts the chunks of the drive.
+    chunk: usize,
+    /// Counts the topic's tokens.
+    index: usize,
+    position: Position,
+    x: Vec<f64>,
+}
+
+/// Computes every tick of the sequence.
+pub fn forward(weights: &Weights, sequence: &Sequence) -> Vec<ForwardTick> {
+    let reference = Reference {
+        weights,
+        spec: &weights.spec,
+        sequence,
+    };
+    let mut tokens = reference.tokens();
+    reference.encode(&mut tokens);
+    let mut ticks = reference.fuse(&tokens);
+    for tick in &mut ticks {
+        reference.heads(tick);
+    }
+    reference.captions(&mut ticks);
+    for (k, tick) in ticks.iter_mut().enumerate() {
+        // Rows of the token matrix are grouped by modality; the drive's tokens already are, within a tick.
+        let of_tick = tokens.iter().filter(|t| t.tick == k);
+        tick.encoded = of_tick.map(|t| t.x.clone()).collect();
+    }
+    ticks
+}
+
+struct Reference<'a> {
+    weights: &'a Weights,
+    spec: &'a ModelSpec,
+    sequence: &'a Sequence,
+}
+
+impl Reference<'_> {
+    fn values(&self, name: &str) -> Vec<f64> {
+        let values = self.weights.tensors.get(name).map(|t| t.values.iter());
+        values.into_iter().flatten().map(|&v| f64::from(v)).collect()
+    }
+
+    fn row(&self, name: &str, row: usize, width: usize) -> Vec<f64> {
+        self.values(name)[row * width..(row + 1) * width].to_vec()
+    }
+
+    fn linear(&self, name: &str, x: &Matrix) -> Matrix {
+        let weight = self.values(&format!("{name}.weight"));
+        let bias = self.values(&format!("{name}.bias"));
+        product(x, &weight, &bias)
+    }
+
+    fn norm(&self, name: &str, x: &Matrix) -> Matrix {
+        let weight = self.values(&format!("{name}.weight"));
+        let bias = self.values(&format!("{name}.bias"));
+        x.iter()
+            .map(|x| {
+                let d = x.len() as f64;
+                let mean = x.iter().sum::<f64>() / d;
+                let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / d;
+                let scale = 1.0 / (variance + 1e-5).sqrt();
+                (0..x.len())
+                    .map(|i| (x[i] - mean) * scale * weight[i] + bias[i])
+                    .collect()
+            })
+            .collect()
+    }
+
+    fn mlp(&self, name: &str, x: &Matrix) -> Matrix {
+        let mut hidden = self.linear(&format!("{name}.fc1"), x);
+        hidden.iter_mut().flatten().for_each(|v| *v = gelu(*v));
+        self.linear(&format!("{name}.fc2"), &hidden)
+    }
+
+    /// All tokens of the drive after their adapters.
+    fn tokens(&self) -> Vec<Token> {
+        let mut tokens = Vec::new();
+        let mut seen = vec![0; self.sequence.capacity.len()];
+        let mut chunk = 0;
+        for (tick, (_, batch)) in self.sequence.ticks.iter().enumerate() {
+            for modality in Modality::ALL {
+                let part = &batch.modalities[modality.index()];
+                for piece in &part.chunks {
+                    for row in piece.rows.clone() {
+                        tokens.push(Token {
+                            tick,
+                            topic: piece.topic,
+                            modality: modality.index(),
+                            chunk,
+                            index: seen[piece.topic],
+                            position: part.positions[row],
+                            x: self.adapt(modality, batch, row),
+                        });
+                        seen[piece.topic] += 1;
+                    }
+                    chunk += 1;
+                }
+            }
+        }
+        tokens
+    }
+
+    fn adapt(&self, modality: Modality, batch: &TokenBatch, row: usize) -> Vec<f64> {
+        let part = &batch.modalities[modality.index()];
+        let (d, index) = (self.spec.d, part.index[row] as usize);
+        let features = if modality == Modality::Text {
+            self.row("adapter.text.embedding", index, d)
+        } else {
+            let width = self.spec.feature_dim(modality);
+            let features = &part.features[row * width..(row + 1) * width];
+            features.iter().map(|&v| f64::from(v)).collect()
+        };
+        let name = format!("adapter.{}", modality.name());
+        let mut x = self.mlp(&name, &vec![features]).remove(0);
+        match modality {
+            Modality::Camera => add(&mut x, &self.row("adapter.camera.position", index, d)),
+            Modality::Telemetry => add(&mut x, &self.row("adapter.telemetry.name", index, d)),
+            Modality::Audio | Modality::Text => {}
+        }
+        add(&mut x, &self.row("modality.embedding", modality.index(), d));
+        x
+    }
+
+    /// Replaces every token's `x` by its encoder output.
+    fn encode(&self, tokens: &mut [Token]) {
+        // Tokens of the topic up to the end of each tick: decides what the ring still holds.
+        let ticks = self.sequence.ticks.len();
+        let mut until = vec![vec![0; ticks]; self.sequence.capacity.len()];
+        for (topic, until) in until.iter_mut().enumerate() {
+            for (k, until) in until.iter_mut().enumerate() {
+                let counted = tokens.iter().filter(|t| t.topic == topic && t.tick <= k);
+                *until = counted.count();
+            }
+        }
+        let sees = |q: &Token, k: &Token| {
+            let held = k.index + self.sequence.capacity[q.topic] >= until[q.topic][q.tick];
+            let distance = q.position.time_ns - k.position.time_ns;
+            let within = (0..=self.sequence.window_ns).contains(&distance);
+            q.topic == k.topic && held && (q.chunk == k.chunk || (k.chunk < q.chunk && within))
+        };
+        let mask: Vec<Vec<bool>> = tokens
+            .iter()
+            .map(|q| tokens.iter().map(|k| sees(q, k)).collect())
+            .collect();
+        let positions: Vec<Position> = tokens.iter().map(|t| t.position).collect();
+        let mut x: Matrix = tokens.iter().map(|t| t.x.clone()).collect();
+        for layer in 0..self.spec.encoder_layers {
+            let name = format!("encoder.{layer}");
+            let h = self.norm(&format!("{name}.norm1"), &x);
+            let attended =
+                self.self_attention(&format!("{name}.attn"), &h, Some(&positions), &mask);
+            add_rows(&mut x, &attended);
+            let h = self.norm(&format!("{name}.norm2"), &x);
+            add_rows(&mut x, &self.mlp(&format!("{name}.ffn"), &h));
+        }
+        let x = self.norm("encoder.norm", &x);
+        tokens.iter_mut().zip(x).for_each(|(t, x)| t.x = x);
+    }
+
+    fn self_attention(
+        &self,
+        name: &str,
+        h: &Matrix,
+        positions: Option<&[Position]>,
+        mask: &[Vec<bool>],
+    ) -> Matrix {
+        let mut q = self.linear(&format!("{name}.q"), h);
+        let mut k = self.linear(&format!("{name}.k"), h);
+        let v = self.linear(&format!("{name}.v"), h);
+        if let Some(positions) = positions {
+            self.rotate(&mut q, positions);
+            self.rotate(&mut k, positions);
+        }
+        let sink = self.values(&format!("{name}.sink"));
+        let attended = self.attention(&q, &k, &v, mask, &sink);
+        self.linear(&format!("{name}.o"), &attended)
+    }
+
+    fn rotate(&self, x: &mut Matrix, positions: &[Position]) {
+        let hd = self.spec.head_dim;
+        for (row, p) in x.iter_mut().zip(positions) {
+            let time = (p.time_ns - self.sequence.origin_ns) as f64 / 1e7;
+            let sections = [
+                (0, hd / 4, time, 10_000_f64),
+                (hd / 2, hd / 8, f64::from(p.row), 100.0),
+                (3 * hd / 4, hd / 8, f64::from(p.col), 100.0),
+            ];
+            for head in row.chunks_exact_mut(hd) {
+                for (start, pairs, at, base) in sections {
+                    for i in 0..pairs {
+                        let angle = at * base.powf(-(i as f64) / pairs as f64);
+                        let (sin, cos) = angle.sin_cos();
+                        let (a, b) = (head[start + i], head[start + pairs + i]);
+                        head[start + i] = a * cos - b * sin;
+                        head[start + pairs + i] = a * sin + b * cos;
+                    }
+                }
+            }
+        }
+    }
+
+    fn attention(
+        &self,
+        q: &Matrix,
+        k: &Matrix,
+        v: &Matrix,
+        mask: &[Vec<bool>],
+        sink: &[f64],
+    ) -> Matrix {
+        let (hd, group) = (
+            self.spec.head_dim,
+            self.spec.heads / self.spec.kv_heads,
+        );
+        let mut out = vec![vec![0.0; self.spec.heads * hd]; q.len()];
+        for (i, out) in out.iter_mut().enumerate() {
+            for head in 0..self.spec.heads {
+                let (at, kv) = (head * hd, head / group * hd);
+                let mut sum = sink[head].exp();
+                for j in (0..k.len()).filter(|&j| mask[i][j]) {
+                    let score = dot(&q[i][at..at + hd], &k[j][kv..kv + hd]);
+                    let weight = (score / (hd as f64).sqrt()).exp();
+                    sum += weight;
+                    for c in 0..hd {
+                        out[at + c] += weight * v[j][kv + c];
+                    }
+                }
+                out[at..at + hd].iter_mut().for_each(|o| *o /= sum);
+            }
+        }
+        out
+    }
+
+    /// Fused tokens and gates of every tick.
+    fn fuse(&self, tokens: &[Token]) -> Vec<ForwardTick> {
+        let n = self.spec.fusion_tokens;
+        let mut ticks: Vec<ForwardTick> = vec![ForwardTick::default(); self.sequence.ticks.len()];
+        let mut x: Vec<Matrix> = (0..ticks.len())
+            .map(|_| (0..n).map(|i| self.row("fusion.tokens", i, self.spec.d)).collect())
+            .collect();
+        for layer in 0..self.spec.fusion_layers {
+            let name = format!("fusion.{layer}");
+            for (k, x) in x.iter_mut().enumerate() {
+                let h = self.norm(&format!("{name}.norm1"), x);
+                let (sum, gates) = self.cross(&name, k, &h, tokens);
+                let o = self.values(&format!("{name}.cross.o.weight"));
+                add_rows(x, &product(&sum, &o, &vec![0.0; self.spec.d]));
+                ticks[k].gates.push(gates);
+            }
+            self.fuse_over_time(&name, &mut x);
+        }
+        for (tick, x) in ticks.iter_mut().zip(&x) {
+            tick.fused = self.norm("fusion.norm", x);
+        }
+        ticks
+    }
+
+    /// A layer's windowed self-attention over all ticks' fusion tokens, then its feed-forward part.
+    fn fuse_over_time(&self, name: &str, x: &mut [Matrix]) {
+        let n = self.spec.fusion_tokens;
+        let time = |row: usize| self.sequence.ticks[row / n].0.tick_time_ns;
+        let rows = x.len() * n;
+        let mask: Vec<Vec<bool>> = (0..rows)
+            .map(|q| {
+                (0..rows)
+                    .map(|k| {
+                        let within = (0..=self.sequence.window_ns).contains(&(time(q) - time(k)));
+                        q / n == k / n || (k < q && within)
+                    })
+                    .collect()
+            })
+            .collect();
+        let positions: Vec<Position> = (0..rows)
+            .map(|row| Position {
+                time_ns: time(row),
+                row: 0,
+                col: (row % n) as u16,
+            })
+            .collect();
+        let mut all: Matrix = x.iter().flatten().cloned().collect();
+        let h = self.norm(&format!("{name}.norm2"), &all);
+        let attended = self.self_attention(&format!("{name}.self"), &h, Some(&positions), &mask);
+        add_rows(&mut all, &attended);
+        let h = self.norm(&format!("{name}.norm3"), &all);
+        add_rows(&mut all, &self.mlp(&format!("{name}.ffn"), &h));
+        for (x, rows) in x.iter_mut().zip(all.chunks(n)) {
+            *x = rows.to_vec();
+        }
+    }
+
+    /// `sum_m g_m Attn_m` and the gates of tick `k`.
+    fn cross(&self, name: &str, k: usize, h: &Matrix, tokens: &[Token]) -> (Matrix, Vec<f64>) {
+        let moment = &self.sequence.ticks[k].0;
+        let now = moment.tick_time_ns;
+        let mut sum = vec![vec![0.0; self.spec.heads * self.spec.head_dim]; h.len()];
+        let mut gates = Vec::new();
+        let projection = self.values(&format!("{name}.cross.q.weight"));
+        let q_bias = self.values(&format!("{name}.cross.q.bias"));
+        for modality in Modality::ALL {
+            let name = format!("{name}.cross.{}", modality.name());
+            let held = |t: &&Token| {
+                let capacity = self.sequence.capacity[t.topic];
+                let until = tokens.iter().filter(|o| o.topic == t.topic && o.tick <= k);
+                t.index + capacity >= until.count()
+            };
+            let valid: Vec<&Token> = tokens
+                .iter()
+                .filter(|t| t.modality == modality.index() && t.tick <= k)
+                .filter(|t| (0..=self.sequence.window_ns).contains(&(now - t.position.time_ns)))
+                .filter(held)
+                .collect();
+            let Some(newest) = valid.iter().map(|t| t.position.time_ns).max() else {
+                gates.push(0.0);
+                continue;
+            };
+            let mut input: Vec<f64> = mean(h);
+            input.push((now - newest) as f64 * 1e-9);
+            input.push(f64::from(moment.quality[modality.index()]));
+            let bias = self.values(&format!("{name}.gate.bias"))[0];
+            let gate = sigmoid(dot(&input, &self.values(&format!("{name}.gate.weight"))) + bias);
+            gates.push(gate);
+
+            let temperature = self.values(&format!("{name}.temperature"))[0];
+            let cooled = h
+                .iter()
+                .map(|h| h.iter().map(|v| v / temperature).collect())
+                .collect();
+            let mut q = product(&cooled, &projection, &q_bias);
+            let here = Position {
+                time_ns: now,
+                row: 0,
+                col: 0,
+            };
+            self.rotate(&mut q, &vec![here; h.len()]);
+            let encoded: Matrix = valid.iter().map(|t| t.x.clone()).collect();
+            let positions: Vec<Position> = valid.iter().map(|t| t.position).collect();
+            let mut keys = self.linear(&format!("{name}.k"), &encoded);
+            self.rotate(&mut keys, &positions);
+            let values = self.linear(&format!("{name}.v"), &encoded);
+            let mask = vec![vec![true; valid.len()]; h.len()];
+            let sink = self.values(&format!("{name}.sink"));
+            let attended = self.attention(&q, &keys, &values, &mask, &sink);
+            for (sum, attended) in sum.iter_mut().zip(attended) {
+                for (s, a) in sum.iter_mut().zip(attended) {
+                    *s += gate * a;
+                }
+            }
+        }
+        (sum, gates)
+    }
+
+    fn heads(&self, tick: &mut ForwardTick) {
+        let pooled = vec![mean(&tick.fused)];
+        let head = |name: &str| self.linear(&format!("head.{name}"), &pooled).remove(0);
+        tick.events = head("events").into_iter().map(sigmoid).collect();
+        let scene: Vec<f64> = head("scene").into_iter().map(f64::exp).collect();
+        let sum: f64 = scene.iter().sum();
+        tick.scene = scene.into_iter().map(|v| v / sum).collect();
+        tick.motion = head("motion");
+        let embedding = head("embed");
+        let norm = dot(&embedding, &embedding).sqrt().max(1e-12);
+        tick.embedding = embedding.into_iter().map(|v| v / norm).collect();
+    }
+
+    fn captions(&self, ticks: &mut [ForwardTick]) {
+        let mut caption: Vec<u32> = Vec::new();
+        let mut about: Option<Matrix> = None;
+        for tick in ticks {
+            for step in 0..self.sequence.caption_steps {
+                let fused = match &about {
+                    Some(fused) => fused.clone(),
+                    None if step > 0 => break,
+                    None => tick.fused.clone(),
+                };
+                let next = self.next_token(&caption, &fused);
+                about = Some(fused);
+                caption.push(next);
+                tick.caption.push(next);
+                if next == 257 || caption.len() == self.spec.caption_max {
+                    caption.clear();
+                    about = None;
+                }
+            }
+        }
+    }
+
+    /// The whole caption decoder over the caption so far.
+    fn next_token(&self, caption: &[u32], fused: &Matrix) -> u32 {
+        let d = self.spec.d;
+        let mut x: Matrix = std::iter::once(256)
+            .chain(caption.iter().copied())
+            .enumerate()
+            .map(|(i, token)| {
+                let mut x = self.row("decoder.embedding", token as usize, d);
+                add(&mut x, &self.row("decoder.position", i, d));
+                x
+            })
+            .collect();
+        let causal: Vec<Vec<bool>> = (0..x.len())
+            .map(|i| (0..x.len()).map(|j| j <= i).collect())
+            .collect();
+        for layer in 0..self.spec.decoder_layers {
+            let name = format!("decoder.{layer}");
+            let h = self.norm(&format!("{name}.norm1"), &x);
+            let attended = self.self_attention(&format!("{name}.self"), &h, None, &causal);
+            add_rows(&mut x, &attended);
+            let q = self.linear(
+                &format!("{name}.cross.q"),
+                &self.norm(&format!("{name}.norm2"), &x),
+            );
+            let k = self.linear(&format!("{name}.cross.k"), fused);
+            let v = self.linear(&format!("{name}.cross.v"), fused);
+            let mask = vec![vec![true; fused.len()]; x.len()];
+            let sink = self.values(&format!("{name}.cross.sink"));
+            let attended = self.attention(&q, &k, &v, &mask, &sink);
+            add_rows(&mut x, &self.linear(&format!("{name}.cross.o"), &attended));
+            let h = self.norm(&format!("{name}.norm3"), &x);
+            add_rows(&mut x, &self.mlp(&format!("{name}.ffn"), &h));
+        }
+        let last = vec![self.norm("decoder.norm", &x).remove(x.len() - 1)];
+        let embedding = self.values("decoder.embedding");
+        let logits = product(&last, &embedding, &self.values("decoder.bias")).remove(0);
+        let candidates = logits.iter().enumerate().filter(|(i, _)| *i != 256);
+        let best = candidates.fold((f64::NEG_INFINITY, 0), |best, (i, &logit)| {
+            if logit > best.0 { (logit, i) } else { best }
+        });
+        best.1 as u32
+    }
+}
+
+fn product(x: &Matrix, weight: &[f64], bias: &[f64]) -> Matrix {
+    x.iter()
+        .map(|x| {
+            let rows = weight.chunks_exact(x.len());
+            rows.zip(bias).map(|(w, b)| dot(x, w) + b).collect()
+        })
+        .collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+fn add_rows(x: &mut Matrix, y: &Matrix) {
+    x.iter_mut().zip(y).for_each(|(x, y)| add(x, y));
+}
+
+fn mean(x: &Matrix) -> Vec<f64> {
+    let mut mean = vec![0.0; x.first().map_or(0, Vec::len)];
+    x.iter().for_each(|row| add(&mut mean, row));
+    mean.iter_mut().for_each(|v| *v /= x.len() as f64);
+    mean
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+fn gelu(x: f64) -> f64 {
+    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+    0.5 * x * (1.0 + inner.tanh())
+}

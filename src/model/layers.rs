@@ -1,0 +1,99 @@
+//! Groups of weights that occur more than once, by their ids in a backend.
+
+use super::weights::{Tensor, Weights, WeightsError};
+use crate::backend::{Backend, LinearId, NormIds, TableId};
+
+/// Hands the tensors of a weights file over to a backend.
+pub(super) struct Loader<'a> {
+    pub weights: &'a Weights,
+    pub backend: &'a mut dyn Backend,
+}
+
+impl Loader<'_> {
+    fn tensor(&self, name: &str) -> Result<&Tensor, WeightsError> {
+        self.weights
+            .tensors
+            .get(name)
+            .ok_or_else(|| WeightsError::Missing {
+                name: name.to_owned(),
+                expected: Vec::new(),
+            })
+    }
+
+    pub fn table(&mut self, name: &str) -> Result<TableId, WeightsError> {
+        let tensor = self.weights.tensors.get(name);
+        let tensor = tensor.ok_or_else(|| WeightsError::Missing {
+            name: name.to_owned(),
+            expected: Vec::new(),
+        })?;
+        let width = tensor.shape.last().copied().unwrap_or(1);
+        Ok(self.backend.add_table(&tensor.values, width))
+    }
+
+    /// A linear layer with its bias, if the file has one.
+    pub fn linear(&mut self, name: &str) -> Result<LinearId, WeightsError> {
+        let weight = self.tensor(&format!("{name}.weight"))?.clone();
+        let bias = self.weights.tensors.get(&format!("{name}.bias"));
+        Ok(self.matrix(&weight, bias.map(|b| b.values.as_slice())))
+    }
+
+    /// A linear layer's matrix alone.
+    pub fn linear_without_bias(&mut self, name: &str) -> Result<LinearId, WeightsError> {
+        let weight = self.tensor(&format!("{name}.weight"))?.clone();
+        Ok(self.matrix(&weight, None))
+    }
+
+    /// A table `[rows, d]` used as a linear layer `d -> rows`.
+    pub fn tied(&mut self, table: &str, bias: &str) -> Result<LinearId, WeightsError> {
+        let weight = self.tensor(table)?.clone();
+        let bias = self.tensor(bias)?.values.clone();
+        Ok(self.matrix(&weight, Some(&bias)))
+    }
+
+    fn matrix(&mut self, weight: &Tensor, bias: Option<&[f32]>) -> LinearId {
+        let (out_dim, in_dim) = (weight.shape[0], weight.shape[1]);
+        self.backend
+            .add_linear(&weight.values, bias, in_dim, out_dim)
+    }
+
+    pub fn norm(&mut self, name: &str) -> Result<NormIds, WeightsError> {
+        Ok(NormIds {
+            weight: self.table(&format!("{name}.weight"))?,
+            bias: self.table(&format!("{name}.bias"))?,
+        })
+    }
+
+    pub fn attention(&mut self, name: &str) -> Result<AttentionIds, WeightsError> {
+        Ok(AttentionIds {
+            q: self.linear(&format!("{name}.q"))?,
+            k: self.linear(&format!("{name}.k"))?,
+            v: self.linear(&format!("{name}.v"))?,
+            o: self.linear(&format!("{name}.o"))?,
+            sink: self.table(&format!("{name}.sink"))?,
+        })
+    }
+
+    pub fn ffn(&mut self, name: &str) -> Result<FfnIds, WeightsError> {
+        Ok(FfnIds {
+            fc1: self.linear(&format!("{name}.fc1"))?,
+            fc2: self.linear(&format!("{name}.fc2"))?,
+        })
+    }
+}
+
+/// Projections of one attention.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AttentionIds {
+    pub q: LinearId,
+    pub k: LinearId,
+    pub v: LinearId,
+    pub o: LinearId,
+    pub sink: TableId,
+}
+
+/// Two layers with GELU between.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FfnIds {
+    pub fc1: LinearId,
+    pub fc2: LinearId,
+}

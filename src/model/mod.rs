@@ -1,0 +1,21 @@
+//! The model: specification and weights, and the network that runs on a [`crate::backend::Backend`].
+//!
+//! In flow order: [`adapter`] turns features into tokens, [`encoder`] relates a topic's tokens to its window,
+//! [`fusion`] gathers all modalities, [`heads`] and [`caption`] read the result. [`network`] owns them and
+//! advances tick by tick; [`forward`] is the same mathematics over a whole sequence at once, naive, kept as the
+//! reference for `step`.
+
+pub mod adapter;
+pub mod caption;
+pub mod encoder;
+pub mod forward;
+pub mod fusion;
+pub mod heads;
+pub mod init;
+pub mod moments;
+pub mod network;
+pub mod rotary;
+pub mod spec;
+pub mod weights;
+
+mod layers;

@@ -1,0 +1,83 @@
+//! Retrieval: a ring of moment embeddings, and the nearest earlier ones to a new one.
+
+use crate::backend::cpu::math;
+use crate::umm::ring::Ring;
+
+/// Earlier moments named in each output.
+pub const NEAREST: usize = 3;
+
+/// An earlier moment that resembles the present.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Nearest {
+    /// Its tick.
+    pub tick: u64,
+    /// Its tick time.
+    pub tick_time_ns: i64,
+    /// Cosine of the two embeddings.
+    pub similarity: f32,
+}
+
+/// The moments of a run, the oldest overwritten first. Kept across epochs: an earlier lap is worth finding.
+#[derive(Clone, Debug)]
+pub struct MomentRing {
+    ring: Ring,
+    dim: usize,
+    embeddings: Vec<f32>,
+    ticks: Vec<(u64, i64)>,
+}
+
+impl MomentRing {
+    /// Room for `capacity` embeddings of `dim`.
+    pub fn new(capacity: usize, dim: usize) -> MomentRing {
+        MomentRing {
+            ring: Ring::new(capacity),
+            dim,
+            embeddings: vec![0.0; capacity * dim],
+            ticks: vec![(0, 0); capacity],
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.embeddings.len() * size_of::<f32>() + self.ticks.len() * size_of::<(u64, i64)>()
+    }
+
+    /// Notes a moment's unit-norm embedding.
+    pub fn push(&mut self, tick: u64, tick_time_ns: i64, embedding: &[f32]) {
+        let Ok(spans) = self.ring.append(1) else {
+            return;
+        };
+        for slot in spans.iter().flatten() {
+            self.embeddings[slot * self.dim..(slot + 1) * self.dim].copy_from_slice(embedding);
+            self.ticks[slot] = (tick, tick_time_ns);
+        }
+    }
+
+    /// The most similar moments of ticks before `before_tick`, best first; the earlier one on ties. `out` is overwritten.
+    pub fn nearest_into(&self, embedding: &[f32], before_tick: u64, out: &mut Vec<Nearest>) {
+        out.clear();
+        for slot in self.ring.view().iter().flatten() {
+            let (tick, tick_time_ns) = self.ticks[slot];
+            if tick >= before_tick {
+                continue;
+            }
+            let at = slot * self.dim;
+            let similarity = math::dot(embedding, &self.embeddings[at..at + self.dim]);
+            let place = out
+                .iter()
+                .position(|best| similarity > best.similarity)
+                .unwrap_or(out.len());
+            if place < NEAREST {
+                out.truncate(NEAREST - 1);
+                out.insert(
+                    place,
+                    Nearest {
+                        tick,
+                        tick_time_ns,
+                        similarity,
+                    },
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Weights: named tensors with their specification, as a safetensors file.
+//!
+//! Loading checks everything before anything runs: the specification, every name, every shape, every value
+//! finite. What the network asks for and the file does not have, and what the file has and nobody asks for,
+//! is named.
+
+use super::spec::{ModelSpec, SPEC_KEY, SpecError};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// Largest weights file that is read.
+const MAX_FILE_BYTES: u64 = 8 << 30;
+
+/// A tensor of `f32`, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// Values.
+    pub values: Vec<f32>,
+}
+
+/// All tensors of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weights {
+    /// What they make.
+    pub spec: ModelSpec,
+    /// By name, in order.
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+/// Weights that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not a safetensors file, or cut, or altered.
+    #[error("{file}: not a whole safetensors file: {reason}")]
+    Format {
+        /// The file.
+        file: String,
+        /// Why.
+        reason: String,
+    },
+    /// No specification, or one that is not understood.
+    #[error(
+        "{file}: no usable model specification under the metadata key `{SPEC_KEY}`: {reason}; make weights with `umm model init`"
+    )]
+    Spec {
+        /// The file.
+        file: String,
+        /// Why.
+        reason: String,
+    },
+    /// A tensor is missing.
+    #[error("tensor `{name}` {expected:?} is missing from the weights")]
+    Missing {
+        /// Its name.
+        name: String,
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// A tensor has another shape than the specification asks for.
+    #[error("tensor `{name}` has shape {found:?}, the specification asks for {expected:?}")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// As asked for.
+        expected: Vec<usize>,
+        /// As found.
+        found: Vec<usize>,
+    },
+    /// A tensor is not f32.
+    #[error("tensor `{name}` is {found}; this build reads F32")]
+    Dtype {
+        /// Its name.
+        name: String,
+        /// As found.
+        found: String,
+    },
+    /// NaN or infinity.
+    #[error("tensor `{name}` element {index} is {value}: weights must be finite")]
+    NotFinite {
+        /// Its name.
+        name: String,
+        /// Flat index.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// Tensors nobody asks for: the file belongs to another model.
+    #[error("tensors that the specification does not know: {}", names.join(", "))]
+    Unknown {
+        /// Their names.
+        names: Vec<String>,
+    },
+}
+
+impl From<SpecError> for WeightsError {
+    fn from(error: SpecError) -> Self {
+        WeightsError::Spec {
+            file: "weights".to_owned(),
+            reason: error.to_string(),
+        }
+    }
+}
+
+impl Weights {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// See [`WeightsError`]; the message names the file or tensor.
+    pub fn load(path: &Path) -> Result<Weights, WeightsError> {
+        let io = |source| WeightsError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let size = std::fs::metadata(path).map_err(io)?.len();
+        if size > MAX_FILE_BYTES {
+            return Err(io(std::io::Error::other(format!(
+                "{size} bytes, over the limit of {MAX_FILE_BYTES}"
+            ))));
+        }
+        let bytes = std::fs::read(path).map_err(io)?;
+        Weights::from_bytes(&bytes, &path.display().to_string())
+    }
+
+    /// Checks the bytes of a safetensors file; `file` names it in errors.
+    ///
+    /// # Errors
+    /// See [`WeightsError`].
+    pub fn from_bytes(bytes: &[u8], file: &str) -> Result<Weights, WeightsError> {
+        let spec_error = |reason: String| WeightsError::Spec {
+            file: file.to_owned(),
+            reason,
+        };
+        let format = |error: safetensors::SafeTensorError| WeightsError::Format {
+            file: file.to_owned(),
+            reason: error.to_string(),
+        };
+        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(format)?;
+        let json = metadata
+            .metadata()
+            .as_ref()
+            .and_then(|m| m.get(SPEC_KEY))
+            .ok_or_else(|| spec_error("there is none".to_owned()))?;
+        let spec: ModelSpec =
+            serde_json::from_str(json).map_err(|error| spec_error(error.to_string()))?;
+        spec.validate()
+            .map_err(|error| spec_error(error.to_string()))?;
+        let file_tensors = SafeTensors::deserialize(bytes).map_err(format)?;
+        let mut tensors = BTreeMap::new();
+        for (name, view) in file_tensors.iter() {
+            tensors.insert(name.to_owned(), read_tensor(name, &view)?);
+        }
+        let weights = Weights { spec, tensors };
+        weights.check_names_and_shapes()?;
+        Ok(weights)
+    }
+
+    /// The file's bytes.
+    ///
+    /// # Errors
+    /// When the library refuses to serialise; it does not for tensors checked here.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, WeightsError> {
+        let format = |reason: String| WeightsError::Format {
+            file: "weights".to_owned(),
+            reason,
+        };
+        let spec = serde_json::to_string(&self.spec).map_err(|e| format(e.to_string()))?;
+        let bytes: Vec<(&String, &Tensor, Vec<u8>)> = self
+            .tensors
+            .iter()
+            .map(|(name, t)| {
+                let bytes = t.values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                (name, t, bytes)
+            })
+            .collect();
+        let mut views = Vec::with_capacity(bytes.len());
+        for (name, tensor, bytes) in &bytes {
+            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)
+                .map_err(|e| format(e.to_string()))?;
+            views.push((*name, view));
+        }
+        let metadata = HashMap::from([(SPEC_KEY.to_owned(), spec)]);
+        safetensors::serialize(views, Some(metadata)).map_err(|e| format(e.to_string()))
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// [`WeightsError::Io`].
+    pub fn save(&self, path: &Path) -> Result<(), WeightsError> {
+        let bytes = self.to_bytes()?;
+        std::fs::write(path, bytes).map_err(|source| WeightsError::Io {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// Digest over names, shapes and values: says whether two runs used the same weights.
+    pub fn digest(&self) -> u64 {
+        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+        for (name, tensor) in &self.tensors {
+            hasher.update(name.as_bytes());
+            for &size in &tensor.shape {
+                hasher.update(&(size as u64).to_le_bytes());
+            }
+            for value in &tensor.values {
+                hasher.update(&value.to_le_bytes());
+            }
+        }
+        hasher.digest()
+    }
+
+    /// Parameters in all.
+    pub fn parameters(&self) -> usize {
+        self.tensors.values().map(|t| t.values.len()).sum()
+    }
+
+    fn check_names_and_shapes(&self) -> Result<(), WeightsError> {
+        let shapes = super::init::shapes(&self.spec);
+        for (name, expected) in &shapes {
+            let Some(tensor) = self.tensors.get(name) else {
+                return Err(WeightsError::Missing {
+                    name: name.clone(),
+                    expected: expected.clone(),
+                });
+            };
+            if &tensor.shape != expected {
+                return Err(WeightsError::Shape {
+                    name: name.clone(),
+                    expected: expected.clone(),
+                    found: tensor.shape.clone(),
+                });
+            }
+        }
+        let names: Vec<String> = self
+            .tensors
+            .keys()
+            .filter(|name| !shapes.contains_key(*name))
+            .cloned()
+            .collect();
+        if names.is_empty() {
+            Ok(())
+        } else {
+            Err(WeightsError::Unknown { names })
+        }
+    }
+}
+
+fn read_tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, WeightsError> {
+    if view.dtype() != Dtype::F32 {
+        return Err(WeightsError::Dtype {
+            name: name.to_owned(),
+            found: format!("{:?}", view.dtype()),
+        });
+    }
+    let values: Vec<f32> = view
+        .data()
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
+    if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+        return Err(WeightsError::NotFinite {
+            name: name.to_owned(),
+            index,
+            value: values[index],
+        });
+    }
+    Ok(Tensor {
+        shape: view.shape().to_vec(),
+        values,
+    })
+}

@@ -1,0 +1,165 @@
+//! The output log: an MCAP file with every schema embedded, in chunks of 1 MB, flushed regularly so that a crash loses
+//! little. The same outputs give the same bytes.
+
+use super::{Channel, Output, Sink, SinkError};
+use crate::proto;
+use foxglove::Encode;
+use foxglove::messages::{CompressedImage, Timestamp};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+
+/// Chunks are closed at this size: what an abort may lose is at most one.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Fused frames after which the file is flushed.
+const FLUSH_EVERY: u64 = 50;
+
+/// JPEG quality of thumbnails.
+const THUMBNAIL_QUALITY: u8 = 80;
+
+/// Writes one output log.
+pub struct McapFile {
+    path: PathBuf,
+    prefix: String,
+    writer: mcap::Writer<BufWriter<File>>,
+    channels: HashMap<Channel, (u16, u32)>,
+    frames: u64,
+    finished: bool,
+}
+
+impl McapFile {
+    /// Creates the file, replacing an older one. `facts` become the metadata record `umm.run`.
+    ///
+    /// # Errors
+    /// [`SinkError`] when the file cannot be written.
+    pub fn create(
+        path: &Path,
+        prefix: &str,
+        facts: BTreeMap<String, String>,
+    ) -> Result<McapFile, SinkError> {
+        let file = File::create(path).map_err(|source| SinkError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mcap_error = |source| SinkError::Mcap {
+            path: path.to_owned(),
+            source,
+        };
+        let mut writer = mcap::WriteOptions::new()
+            .chunk_size(Some(CHUNK_BYTES))
+            .compression(Some(mcap::Compression::Lz4))
+            .profile("")
+            .library(concat!("umm ", env!("CARGO_PKG_VERSION")))
+            .create(BufWriter::new(file))
+            .map_err(mcap_error)?;
+        writer
+            .write_metadata(&mcap::records::Metadata {
+                name: "umm.run".to_owned(),
+                metadata: facts,
+            })
+            .map_err(mcap_error)?;
+        Ok(McapFile {
+            path: path.to_owned(),
+            prefix: prefix.to_owned(),
+            writer,
+            channels: HashMap::new(),
+            frames: 0,
+            finished: false,
+        })
+    }
+
+    fn error(&self, source: mcap::McapError) -> SinkError {
+        SinkError::Mcap {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    /// The channel's id and next sequence, written to the file on first use.
+    fn channel(&mut self, channel: Channel) -> Result<(u16, u32), SinkError> {
+        if let Some((id, sequence)) = self.channels.get_mut(&channel) {
+            *sequence += 1;
+            return Ok((*id, *sequence));
+        }
+        let (schema, encoding) = match channel.schema() {
+            None => (0, "json"),
+            Some(name) => {
+                let data = match channel {
+                    Channel::Thumbnail => CompressedImage::get_schema()
+                        .map_or(Cow::Borrowed(&[][..]), |schema| schema.data),
+                    _ => Cow::Borrowed(proto::DESCRIPTOR),
+                };
+                let added = self.writer.add_schema(name, "protobuf", &data);
+                (added.map_err(|e| self.error(e))?, "protobuf")
+            }
+        };
+        let topic = format!("{}/{}", self.prefix, channel.name());
+        let id = self
+            .writer
+            .add_channel(schema, &topic, encoding, &BTreeMap::new())
+            .map_err(|e| self.error(e))?;
+        self.channels.insert(channel, (id, 0));
+        Ok((id, 0))
+    }
+}
+
+impl Sink for McapFile {
+    fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
+        let payload = match output.channel {
+            Channel::Thumbnail => Cow::Owned(encode_thumbnail(output)),
+            _ => Cow::Borrowed(output.payload),
+        };
+        let (channel_id, sequence) = self.channel(output.channel)?;
+        let header = mcap::records::MessageHeader {
+            channel_id,
+            sequence,
+            log_time: output.publish_time_ns,
+            publish_time: output.about_time_ns,
+        };
+        self.writer
+            .write_to_known_channel(&header, &payload)
+            .map_err(|e| self.error(e))?;
+        if output.channel == Channel::Fused {
+            self.frames += 1;
+            if self.frames.is_multiple_of(FLUSH_EVERY) {
+                self.writer.flush().map_err(|e| self.error(e))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), SinkError> {
+        if !self.finished {
+            self.finished = true;
+            self.writer.finish().map_err(|e| self.error(e))?;
+        }
+        Ok(())
+    }
+}
+
+/// A square RGB image as a `foxglove.CompressedImage`; empty when it is no square.
+fn encode_thumbnail(output: &Output<'_>) -> Vec<u8> {
+    let side = (output.payload.len() / 3).isqrt();
+    let mut jpeg = Vec::new();
+    let encoder = jpeg_encoder::Encoder::new(&mut jpeg, THUMBNAIL_QUALITY);
+    let size = side as u16;
+    let encoded = encoder.encode(output.payload, size, size, jpeg_encoder::ColorType::Rgb);
+    if encoded.is_err() {
+        jpeg.clear();
+    }
+    let about = std::time::Duration::from_nanos(output.about_time_ns);
+    let message = CompressedImage {
+        timestamp: Some(Timestamp::new(about.as_secs() as u32, about.subsec_nanos())),
+        frame_id: "camera".to_owned(),
+        data: jpeg.into(),
+        format: "jpeg".to_owned(),
+    };
+    let mut bytes = Vec::with_capacity(message.encoded_len().unwrap_or(0));
+    if message.encode(&mut bytes).is_err() {
+        bytes.clear();
+    }
+    bytes
+}

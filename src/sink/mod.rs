@@ -1,0 +1,130 @@
+//! Sinks: where outputs go. The seam is [`Sink`].
+//!
+//! An output arrives encoded; a sink only stores or sends it. [`threaded`] moves any sink to a thread of its own, behind a
+//! bounded pool of buffers, so that the tick loop of a live run never waits for a disk or a network.
+
+pub mod mcap_file;
+pub mod threaded;
+#[cfg(feature = "zenoh")]
+pub mod zenoh;
+
+use std::path::PathBuf;
+
+/// Which stream of outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Channel {
+    /// `umm.FusedFrame`
+    Fused,
+    /// `umm.JournalEntry`
+    Journal,
+    /// `umm.Ledger`
+    Ledger,
+    /// `umm.Health`
+    Health,
+    /// `foxglove.CompressedImage`; the payload is the model's RGB image until a sink encodes it.
+    Thumbnail,
+    /// A configured topic, passed through as JSON.
+    GroundTruth,
+}
+
+impl Channel {
+    /// All.
+    pub const ALL: [Channel; 6] = [
+        Channel::Fused,
+        Channel::Journal,
+        Channel::Ledger,
+        Channel::Health,
+        Channel::Thumbnail,
+        Channel::GroundTruth,
+    ];
+
+    /// Topic below the configured prefix.
+    pub fn name(self) -> &'static str {
+        match self {
+            Channel::Fused => "fused",
+            Channel::Journal => "journal",
+            Channel::Ledger => "ledger",
+            Channel::Health => "health",
+            Channel::Thumbnail => "thumbnail",
+            Channel::GroundTruth => "ground_truth",
+        }
+    }
+
+    /// Schema name of its messages; none for passed-through JSON.
+    pub fn schema(self) -> Option<&'static str> {
+        match self {
+            Channel::Fused => Some("umm.FusedFrame"),
+            Channel::Journal => Some("umm.JournalEntry"),
+            Channel::Ledger => Some("umm.Ledger"),
+            Channel::Health => Some("umm.Health"),
+            Channel::Thumbnail => Some("foxglove.CompressedImage"),
+            Channel::GroundTruth => None,
+        }
+    }
+}
+
+/// One encoded output.
+#[derive(Clone, Copy, Debug)]
+pub struct Output<'a> {
+    /// Which stream.
+    pub channel: Channel,
+    /// When it was published, on the run's clock.
+    pub publish_time_ns: u64,
+    /// The instant it speaks of: tick time or capture time.
+    pub about_time_ns: u64,
+    /// Message bytes, see [`Channel`].
+    pub payload: &'a [u8],
+}
+
+/// A sink that fails.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// Writing a file.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Writing MCAP.
+    #[error("{}: {source}", path.display())]
+    Mcap {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: mcap::McapError,
+    },
+    /// Sending.
+    #[error("{0}")]
+    Transport(String),
+}
+
+/// Where outputs go.
+pub trait Sink: Send {
+    /// Stores or sends one output.
+    ///
+    /// # Errors
+    /// [`SinkError`]; the caller decides whether the run goes on.
+    fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError>;
+
+    /// Completes what was begun; called once, at the end.
+    ///
+    /// # Errors
+    /// [`SinkError`].
+    fn finish(&mut self) -> Result<(), SinkError>;
+}
+
+/// Hands every output to several sinks, in order.
+#[derive(Default)]
+pub struct Tee(pub Vec<Box<dyn Sink>>);
+
+impl Sink for Tee {
+    fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
+        self.0.iter_mut().try_for_each(|sink| sink.publish(output))
+    }
+
+    fn finish(&mut self) -> Result<(), SinkError> {
+        self.0.iter_mut().try_for_each(|sink| sink.finish())
+    }
+}

@@ -1,0 +1,123 @@
+//! A sink on a thread of its own. Buffers circulate between the two sides; when none is free the output is dropped and
+//! counted, the tick loop never waits.
+
+use super::{Channel, Output, Sink, SinkError};
+use crossbeam_queue::ArrayQueue;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Outputs that may wait for the sink: several seconds of ticks.
+const BUFFERS: usize = 256;
+
+/// Room every buffer has from the start; larger outputs grow it once.
+const BUFFER_BYTES: usize = 16 << 10;
+
+/// How often an idle sink thread looks at its stop flag.
+const IDLE: Duration = Duration::from_millis(20);
+
+struct Parcel {
+    channel: Channel,
+    publish_time_ns: u64,
+    about_time_ns: u64,
+    payload: Vec<u8>,
+}
+
+struct Shared {
+    full: ArrayQueue<Parcel>,
+    free: ArrayQueue<Vec<u8>>,
+    dropped: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// The tick loop's end.
+pub struct ThreadedSink {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<Result<(), SinkError>>>,
+}
+
+impl ThreadedSink {
+    /// Moves `inner` to a new thread. A failing inner sink stops being written to; its error comes out of
+    /// [`Sink::finish`].
+    pub fn new(mut inner: Box<dyn Sink>) -> ThreadedSink {
+        let shared = Arc::new(Shared {
+            full: ArrayQueue::new(BUFFERS),
+            free: ArrayQueue::new(BUFFERS),
+            dropped: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+        });
+        for _ in 0..BUFFERS {
+            let _ = shared.free.push(Vec::with_capacity(BUFFER_BYTES));
+        }
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("umm-sink".to_owned())
+            .spawn(move || drain(&theirs, inner.as_mut()))
+            .ok();
+        ThreadedSink { shared, thread }
+    }
+
+    /// Outputs dropped because the sink was too slow.
+    pub fn dropped(&self) -> u64 {
+        self.shared.dropped.load(Ordering::Relaxed)
+    }
+}
+
+fn drain(shared: &Shared, sink: &mut dyn Sink) -> Result<(), SinkError> {
+    let mut failed = Ok(());
+    loop {
+        // Read before the queue: a stop that is seen means that everything before it is in the queue.
+        let stopping = shared.stop.load(Ordering::Acquire);
+        while let Some(mut parcel) = shared.full.pop() {
+            if failed.is_ok() {
+                failed = sink.publish(&Output {
+                    channel: parcel.channel,
+                    publish_time_ns: parcel.publish_time_ns,
+                    about_time_ns: parcel.about_time_ns,
+                    payload: &parcel.payload,
+                });
+            }
+            parcel.payload.clear();
+            let _ = shared.free.push(parcel.payload);
+        }
+        if stopping {
+            return failed.and(sink.finish());
+        }
+        std::thread::park_timeout(IDLE);
+    }
+}
+
+impl Sink for ThreadedSink {
+    fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
+        let Some(mut payload) = self.shared.free.pop() else {
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        };
+        payload.extend_from_slice(output.payload);
+        let parcel = Parcel {
+            channel: output.channel,
+            publish_time_ns: output.publish_time_ns,
+            about_time_ns: output.about_time_ns,
+            payload,
+        };
+        // As many places as buffers: there is always one for a buffer that was free.
+        let _ = self.shared.full.push(parcel);
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), SinkError> {
+        self.shared.stop.store(true, Ordering::Release);
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        thread.thread().unpark();
+        match thread.join() {
+            Ok(result) => result,
+            Err(_) => Err(SinkError::Transport("the sink thread panicked".to_owned())),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Sources: where messages come from. The seam is [`Source`]; an [`Inlet`] is what every source delivers into.
+//!
+//! A source pushes what it receives through the inlet into the topics' queues and moves the clock it drives, if it
+//! drives one. tokio, zenoh and file reading stop here.
+
+pub mod mcap_log;
+pub mod replay;
+#[cfg(feature = "zenoh")]
+pub mod zenoh;
+
+use crate::config::{Config, PcmFormat, Stamp, TopicConfig};
+use crate::decode::{AudioFormat, BindError, Decoder, SampleFormat, Schema, SignalPath};
+use crate::queue::{QueueReceiver, QueueSender, bounded};
+use crate::sample::{Format, Sample, TopicIndex};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// What a call of [`Source::poll`] has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Something may have arrived or the clock has moved: look at the queues and the deadline.
+    Advanced,
+    /// The source has ended; nothing will come any more.
+    Ended,
+}
+
+/// A source that cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The log cannot be read.
+    #[error(transparent)]
+    Log(#[from] mcap_log::LogError),
+    /// A topic's messages are not what the configuration says.
+    #[error("topic {topic}: {source}")]
+    Bind {
+        /// The topic.
+        topic: String,
+        /// What does not fit.
+        source: BindError,
+    },
+    /// None of the configured topics is there.
+    #[error(
+        "none of the configured topics is in {log}; it has: {}",
+        available.join(", ")
+    )]
+    NoTopics {
+        /// The log.
+        log: String,
+        /// Its topics.
+        available: Vec<String>,
+    },
+    /// The transport failed.
+    #[error("{0}")]
+    Transport(String),
+}
+
+/// Where messages come from.
+pub trait Source {
+    /// Delivers what comes next, at most up to the clock reading `deadline_ns`: then, or earlier, it returns so that
+    /// the tick can close.
+    ///
+    /// # Errors
+    /// [`SourceError`] when it cannot go on.
+    fn poll(&mut self, deadline_ns: Option<u64>) -> Result<Progress, SourceError>;
+}
+
+/// One topic's entrance.
+#[derive(Clone)]
+struct Entrance {
+    config: Arc<TopicConfig>,
+    queue: QueueSender,
+}
+
+/// Where sources deliver.
+#[derive(Clone)]
+pub struct Inlet {
+    topics: Vec<Entrance>,
+}
+
+impl Inlet {
+    /// An inlet for every topic of a configuration, and the queues' other ends in the same order.
+    pub fn new(config: &Config) -> (Inlet, Vec<QueueReceiver>) {
+        let (topics, receivers) = config
+            .topics
+            .iter()
+            .map(|topic| {
+                let (queue, receiver) = bounded(topic.queue(), topic.keep());
+                let config = Arc::new(topic.clone());
+                (Entrance { config, queue }, receiver)
+            })
+            .unzip();
+        (Inlet { topics }, receivers)
+    }
+
+    /// The configured topics.
+    pub fn topics(&self) -> impl Iterator<Item = &TopicConfig> {
+        self.topics.iter().map(|t| t.config.as_ref())
+    }
+
+    /// Index of a topic by name.
+    pub fn find(&self, name: &str) -> Option<TopicIndex> {
+        self.topics.iter().position(|t| t.config.name == name)
+    }
+
+    /// How messages of a channel with this schema are to be decoded for this topic.
+    ///
+    /// # Errors
+    /// [`BindError`] when the topic's kind, signals or audio format do not fit the schema.
+    pub fn bind(
+        &self,
+        topic: TopicIndex,
+        schema: Option<Schema<'_>>,
+        encoding: &str,
+    ) -> Result<Decoder, BindError> {
+        let config = &self.topics[topic].config;
+        let configured = config.schema.as_deref().map(|name| Schema {
+            name,
+            encoding: "",
+            data: &[],
+        });
+        let encoding = match encoding {
+            "" => config.encoding.as_deref().unwrap_or(""),
+            given => given,
+        };
+        let mut signals = Vec::with_capacity(config.signals.len());
+        for signal in config.signals.values() {
+            signals.push(SignalPath::parse(&signal.path)?);
+        }
+        let audio = config.audio.map(|a| AudioFormat {
+            rate_hz: a.rate_hz,
+            channels: a.channels,
+            format: match a.format {
+                PcmFormat::S16 => SampleFormat::S16Le,
+                PcmFormat::F32 => SampleFormat::F32Le,
+            },
+        });
+        Decoder::bind(config.kind.into(), schema.or(configured), encoding, &signals, audio)
+    }
+
+    /// Stamps a message and puts it into its topic's queue; never blocks.
+    pub fn deliver(
+        &self,
+        topic: TopicIndex,
+        sequence: u64,
+        publish_time_ns: u64,
+        log_time_ns: u64,
+        payload: Bytes,
+        format: Format,
+    ) {
+        let entrance = &self.topics[topic];
+        let own_stamp = || {
+            // A stamp that cannot be read leaves the sample to the decoder, which says what is wrong with it.
+            let decoder = format.as_ref().ok()?;
+            decoder.stamp_ns(&payload).ok().flatten()
+        };
+        let capture_time_ns = match entrance.config.stamp {
+            Stamp::Payload => own_stamp().unwrap_or(publish_time_ns),
+            Stamp::Publish => publish_time_ns,
+            Stamp::Log => log_time_ns,
+        };
+        entrance.queue.push(Sample {
+            topic,
+            sequence,
+            capture_time_ns,
+            log_time_ns,
+            payload,
+            format,
+        });
+    }
+}

@@ -1,0 +1,225 @@
+//! Replay: a recorded log as a [`Source`], driving the run's clock by its log times.
+//!
+//! Timers fire as they would have: before a message later than the tick's deadline is delivered, the clock stops at the
+//! deadline. At a finite speed it also sleeps; what it delivers, and when on its own clock, does not depend on that.
+
+use super::mcap_log::{LogChannel, LogEnd, LogMessage, LogSummary, McapLog, summarize};
+use super::{Inlet, Progress, Source, SourceError};
+use crate::decode::Schema;
+use crate::sample::{Format, TopicIndex};
+use crate::time::LogClock;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A channel of the log and what became of it.
+#[derive(Clone, Debug)]
+pub enum Binding {
+    /// Delivered to a configured topic.
+    Bound(TopicIndex, Format),
+    /// Copied to the output log as it is.
+    PassedThrough,
+    /// Not configured.
+    Ignored,
+}
+
+/// A message to be passed through.
+pub struct PassedThrough {
+    /// Its log time.
+    pub log_time_ns: u64,
+    /// Its publish time.
+    pub publish_time_ns: u64,
+    /// Its bytes.
+    pub data: bytes::Bytes,
+}
+
+/// How fast a log is replayed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Speed {
+    /// As fast as the engine goes.
+    Fastest,
+    /// This many times real time.
+    Times(f64),
+}
+
+/// A log being replayed.
+pub struct Replay {
+    log: McapLog,
+    summary: LogSummary,
+    inlet: Inlet,
+    clock: LogClock,
+    bindings: HashMap<u16, Binding>,
+    next: Option<LogMessage>,
+    speed: Speed,
+    started: Option<(Instant, u64)>,
+    delivered: u64,
+    passed_through: Option<String>,
+    pass: Vec<PassedThrough>,
+}
+
+impl Replay {
+    /// Opens a log and binds its channels to the configured topics. `passed_through` names a topic to be copied.
+    ///
+    /// # Errors
+    /// [`SourceError`] when the log cannot be read, when a topic's messages are not what the configuration says, or
+    /// when none of the configured topics is there.
+    pub fn open(
+        path: &Path,
+        inlet: Inlet,
+        clock: LogClock,
+        speed: Speed,
+        passed_through: Option<String>,
+    ) -> Result<Replay, SourceError> {
+        let summary = summarize(path)?;
+        let log = McapLog::open(path)?;
+        let mut replay = Replay {
+            log,
+            inlet,
+            clock,
+            bindings: HashMap::new(),
+            next: None,
+            speed,
+            started: None,
+            delivered: 0,
+            passed_through,
+            pass: Vec::new(),
+            summary,
+        };
+        replay.check_topics(path)?;
+        replay.next = replay.log.next_message()?;
+        if let Some(first) = &replay.next {
+            replay.clock.set_ns(first.log_time_ns);
+        }
+        Ok(replay)
+    }
+
+    fn check_topics(&self, path: &Path) -> Result<(), SourceError> {
+        let mut found = false;
+        for channel in &self.summary.channels {
+            let Some(topic) = self.inlet.find(&channel.topic) else {
+                continue;
+            };
+            found = true;
+            self.bind(topic, channel)
+                .map_err(|source| SourceError::Bind {
+                    topic: channel.topic.clone(),
+                    source,
+                })?;
+        }
+        if found || self.summary.channels.is_empty() {
+            return Ok(());
+        }
+        let channels = self.summary.channels.iter();
+        Err(SourceError::NoTopics {
+            log: path.display().to_string(),
+            available: channels.map(|c| c.topic.clone()).collect(),
+        })
+    }
+
+    fn bind(
+        &self,
+        topic: TopicIndex,
+        channel: &LogChannel,
+    ) -> Result<crate::decode::Decoder, crate::decode::BindError> {
+        let schema = channel.schema.as_ref().map(|s| Schema {
+            name: &s.name,
+            encoding: &s.encoding,
+            data: &s.data,
+        });
+        self.inlet.bind(topic, schema, &channel.message_encoding)
+    }
+
+    /// What the log holds.
+    pub fn summary(&self) -> &LogSummary {
+        &self.summary
+    }
+
+    /// Messages read so far.
+    pub fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
+    /// How the log ended, once it has.
+    pub fn end(&self) -> LogEnd {
+        self.log.end()
+    }
+
+    /// Passed-through messages read since the last call.
+    pub fn take_passed_through(&mut self) -> std::vec::Drain<'_, PassedThrough> {
+        self.pass.drain(..)
+    }
+
+    fn binding(&mut self, channel_id: u16) -> Binding {
+        if let Some(binding) = self.bindings.get(&channel_id) {
+            return binding.clone();
+        }
+        let binding = match self.log.channel(channel_id) {
+            None => Binding::Ignored,
+            Some(channel) if self.passed_through.as_ref() == Some(&channel.topic) => {
+                Binding::PassedThrough
+            }
+            Some(channel) => match self.inlet.find(&channel.topic) {
+                None => Binding::Ignored,
+                Some(topic) => {
+                    let decoder = self.bind(topic, &channel);
+                    let format = decoder.map(Arc::new);
+                    Binding::Bound(topic, format.map_err(|e| Arc::from(e.to_string())))
+                }
+            },
+        };
+        self.bindings.insert(channel_id, binding.clone());
+        binding
+    }
+
+    fn deliver(&mut self, message: LogMessage) {
+        self.delivered += 1;
+        match self.binding(message.channel_id) {
+            Binding::Ignored => {}
+            Binding::PassedThrough => self.pass.push(PassedThrough {
+                log_time_ns: message.log_time_ns,
+                publish_time_ns: message.publish_time_ns,
+                data: message.data,
+            }),
+            Binding::Bound(topic, format) => self.inlet.deliver(
+                topic,
+                u64::from(message.sequence),
+                message.publish_time_ns,
+                message.log_time_ns,
+                message.data,
+                format,
+            ),
+        }
+    }
+
+    /// Waits until it is time for `log_time_ns`.
+    fn pace(&mut self, log_time_ns: u64) {
+        let Speed::Times(speed) = self.speed else {
+            return;
+        };
+        let (start, first_ns) = *self.started.get_or_insert((Instant::now(), log_time_ns));
+        let since_s = log_time_ns.saturating_sub(first_ns) as f64 * 1e-9 / speed;
+        let due = start + Duration::from_secs_f64(since_s.clamp(0.0, 1e9));
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+}
+
+impl Source for Replay {
+    fn poll(&mut self, deadline_ns: Option<u64>) -> Result<Progress, SourceError> {
+        let Some(log_time_ns) = self.next.as_ref().map(|m| m.log_time_ns) else {
+            return Ok(Progress::Ended);
+        };
+        if let Some(deadline_ns) = deadline_ns.filter(|&d| d <= log_time_ns) {
+            self.pace(deadline_ns);
+            self.clock.set_ns(deadline_ns);
+            return Ok(Progress::Advanced);
+        }
+        self.pace(log_time_ns);
+        self.clock.set_ns(log_time_ns);
+        let following = self.log.next_message()?;
+        if let Some(message) = std::mem::replace(&mut self.next, following) {
+            self.deliver(message);
+        }
+        Ok(Progress::Advanced)
+    }
+}

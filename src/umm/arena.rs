@@ -1,0 +1,97 @@
+//! Lays buffers out in one block before the block is allocated.
+//!
+//! Every buffer of a run is reserved here at start-up with a name; the sum is what the arena takes, known
+//! (and printed, and refused when over the limit) before a byte is allocated.
+
+use crate::backend::Region;
+
+/// Elements of `f32` in a cache line; every buffer begins on one.
+const ALIGN: usize = 16;
+
+/// A reserved buffer, for the listing.
+#[derive(Clone, Debug)]
+pub struct Reservation {
+    /// What it is, e.g. `"/camera: encoder keys and values"`.
+    pub name: String,
+    /// Bytes.
+    pub bytes: usize,
+}
+
+/// The arena does not fit its limit.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "the arena needs {needed_mib} MiB, over `engine.memory_limit_mib` = {limit_mib}; largest: {largest}. \
+     Raise the limit, or lower `window_ms`, `capacity` or the topics' rates"
+)]
+pub struct ArenaTooLarge {
+    needed_mib: usize,
+    limit_mib: usize,
+    largest: String,
+}
+
+/// Collects reservations.
+#[derive(Debug, Default)]
+pub struct ArenaPlan {
+    len: usize,
+    reservations: Vec<Reservation>,
+}
+
+impl ArenaPlan {
+    /// Reserves `len` elements under `name`; reservations of one name are listed as one line.
+    pub fn reserve(&mut self, name: &str, len: usize) -> Region {
+        let region = Region {
+            start: self.len,
+            len,
+        };
+        let padded = len.next_multiple_of(ALIGN);
+        self.len += padded;
+        let bytes = padded * size_of::<f32>();
+        match self.reservations.iter_mut().find(|r| r.name == name) {
+            Some(reservation) => reservation.bytes += bytes,
+            None => self.reservations.push(Reservation {
+                name: name.to_owned(),
+                bytes,
+            }),
+        }
+        region
+    }
+
+    /// Elements in all.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is reserved.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes in all.
+    pub fn bytes(&self) -> usize {
+        self.len * size_of::<f32>()
+    }
+
+    /// What is reserved, in the order it was.
+    pub fn reservations(&self) -> &[Reservation] {
+        &self.reservations
+    }
+
+    /// Checks the sum against a limit in MiB.
+    ///
+    /// # Errors
+    /// [`ArenaTooLarge`], naming the largest reservation.
+    pub fn check(&self, limit_mib: usize) -> Result<(), ArenaTooLarge> {
+        let needed_mib = self.bytes().div_ceil(1 << 20);
+        if needed_mib <= limit_mib {
+            return Ok(());
+        }
+        let largest = self.reservations.iter().max_by_key(|r| r.bytes);
+        Err(ArenaTooLarge {
+            needed_mib,
+            limit_mib,
+            largest: largest.map_or_else(String::new, |r| {
+                format!("{} ({} MiB)", r.name, r.bytes.div_ceil(1 << 20))
+            }),
+        })
+    }
+}

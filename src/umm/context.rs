@@ -1,0 +1,214 @@
+//! The context of a run: for each topic the rings of keys and values of every layer, the fusion tokens'
+//! rings, and the capture times that say which of them a query may see.
+
+use super::arena::ArenaPlan;
+use super::ring::{ChunkTooLong, Ring, Spans};
+use crate::backend::{KvSegment, Region, Segments, Visibility};
+use std::ops::Range;
+
+/// Keys and values of one layer, `[capacity, kv_width]` each.
+#[derive(Clone, Copy, Debug)]
+pub struct KvRing {
+    /// Keys, rotated.
+    pub k: Region,
+    /// Values.
+    pub v: Region,
+}
+
+impl KvRing {
+    fn reserve(plan: &mut ArenaPlan, name: &str, capacity: usize, kv_width: usize) -> KvRing {
+        KvRing {
+            k: plan.reserve(name, capacity * kv_width),
+            v: plan.reserve(name, capacity * kv_width),
+        }
+    }
+
+    fn segment<'a>(
+        &self,
+        slots: Range<usize>,
+        kv_width: usize,
+        times_ns: &'a [i64],
+        visibility: Visibility,
+    ) -> KvSegment<'a> {
+        KvSegment {
+            k: self.k.rows(slots.start, slots.len(), kv_width),
+            v: self.v.rows(slots.start, slots.len(), kv_width),
+            time_ns: &times_ns[slots],
+            visibility,
+        }
+    }
+}
+
+/// A chunk's place in a topic's rings.
+#[derive(Clone, Debug)]
+pub struct Appended {
+    /// Slots to write.
+    pub slots: Spans,
+    /// Positions of the chunk's tokens.
+    pub positions: Range<u64>,
+}
+
+/// A set of rings that move together: one position, many layers.
+#[derive(Clone, Debug)]
+pub struct LayeredRing {
+    ring: Ring,
+    kv_width: usize,
+    times_ns: Vec<i64>,
+    layers: Vec<KvRing>,
+}
+
+impl LayeredRing {
+    /// Reserves rings for `layers` layers of `capacity` tokens.
+    pub fn reserve(
+        plan: &mut ArenaPlan,
+        name: &str,
+        capacity: usize,
+        kv_width: usize,
+        layers: usize,
+    ) -> LayeredRing {
+        LayeredRing {
+            ring: Ring::new(capacity),
+            kv_width,
+            times_ns: vec![0; capacity],
+            layers: (0..layers)
+                .map(|_| KvRing::reserve(plan, name, capacity, kv_width))
+                .collect(),
+        }
+    }
+
+    /// The bookkeeping.
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Keys and values of one layer.
+    pub fn layer(&self, layer: usize) -> KvRing {
+        self.layers[layer]
+    }
+
+    /// Columns of a key or value row.
+    pub fn kv_width(&self) -> usize {
+        self.kv_width
+    }
+
+    /// Makes room for a chunk and notes its times. Every layer's keys and values must then be written to
+    /// the slots returned, before the next chunk is appended.
+    ///
+    /// # Errors
+    /// [`ChunkTooLong`]; nothing has changed then.
+    pub fn append(&mut self, times_ns: &[i64]) -> Result<Appended, ChunkTooLong> {
+        let from = self.ring.position();
+        let slots = self.ring.append(times_ns.len())?;
+        let (first, second) = times_ns.split_at(slots.first.len());
+        self.times_ns[slots.first.clone()].copy_from_slice(first);
+        self.times_ns[slots.second.clone()].copy_from_slice(second);
+        Ok(Appended {
+            slots,
+            positions: from..self.ring.position(),
+        })
+    }
+
+    /// Pushes the segments of one layer over the given positions.
+    pub fn push_segments<'a>(
+        &'a self,
+        layer: usize,
+        positions: Range<u64>,
+        visibility: Visibility,
+        segments: &mut Segments<'a>,
+    ) {
+        for slots in self.ring.spans(positions).iter() {
+            segments.push(self.layers[layer].segment(
+                slots,
+                self.kv_width,
+                &self.times_ns,
+                visibility,
+            ));
+        }
+    }
+
+    /// Positions of every token held.
+    pub fn held(&self) -> Range<u64> {
+        self.ring.oldest()..self.ring.position()
+    }
+
+    /// Newest time held that is in `[now_ns - window_ns, now_ns]`, if any.
+    pub fn newest_within(&self, now_ns: i64, window_ns: i64) -> Option<i64> {
+        self.ring
+            .view()
+            .iter()
+            .flat_map(|slots| &self.times_ns[slots])
+            .copied()
+            .filter(|&t| (0..=window_ns).contains(&now_ns.saturating_sub(t)))
+            .max()
+    }
+
+    /// Forgets every token.
+    pub fn clear(&mut self) {
+        self.ring.clear();
+    }
+}
+
+/// What one topic keeps: its encoder and fusion rings and its adapter outputs.
+#[derive(Clone, Debug)]
+pub struct TopicContext {
+    /// Index of the topic's modality in the model's list.
+    pub modality: usize,
+    /// Encoder layers, then fusion layers: one position for all.
+    pub rings: LayeredRing,
+    /// Adapter outputs of the tokens held, `[capacity, d]`: what a recomputation of the context starts from.
+    pub features: Region,
+    encoder_layers: usize,
+}
+
+impl TopicContext {
+    /// Reserves the topic's rings.
+    #[expect(clippy::too_many_arguments, reason = "sizes of one topic, named at the call")]
+    pub fn reserve(
+        plan: &mut ArenaPlan,
+        topic: &str,
+        modality: usize,
+        capacity: usize,
+        kv_width: usize,
+        d: usize,
+        encoder_layers: usize,
+        fusion_layers: usize,
+    ) -> TopicContext {
+        let rings = LayeredRing::reserve(
+            plan,
+            &format!("{topic}: keys and values"),
+            capacity,
+            kv_width,
+            encoder_layers + fusion_layers,
+        );
+        TopicContext {
+            modality,
+            rings,
+            features: plan.reserve(&format!("{topic}: features"), capacity * d),
+            encoder_layers,
+        }
+    }
+
+    /// Index in [`TopicContext::rings`] of a fusion layer.
+    pub fn fusion_layer(&self, layer: usize) -> usize {
+        self.encoder_layers + layer
+    }
+}
+
+/// The whole context of one stream.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// One for each topic of the configuration, in its order.
+    pub topics: Vec<TopicContext>,
+    /// The fusion tokens' own rings, a layer each.
+    pub fusion: LayeredRing,
+}
+
+impl Context {
+    /// Forgets everything: a new epoch.
+    pub fn clear(&mut self) {
+        for topic in &mut self.topics {
+            topic.rings.clear();
+        }
+        self.fusion.clear();
+    }
+}

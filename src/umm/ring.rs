@@ -1,0 +1,141 @@
+//! Bookkeeping of a ring buffer of tokens: which slots an append goes to, which slots a window covers.
+//!
+//! A token's *position* counts all tokens ever appended; its *slot* is where it lies. The two are kept
+//! apart, so that a wrap is nothing special: slot = position modulo capacity. A run of positions is at most
+//! two contiguous runs of slots ([`Spans`]), never a copy. The ring holds no data itself: several buffers
+//! of equal capacity (keys and values of every layer, times) share one ring.
+
+use std::ops::Range;
+
+/// Contiguous runs of slots, older first; the second is empty unless the run wraps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spans {
+    /// Up to the end of the buffer.
+    pub first: Range<usize>,
+    /// From slot 0.
+    pub second: Range<usize>,
+}
+
+impl Spans {
+    /// The non-empty runs, older first.
+    pub fn iter(&self) -> impl Iterator<Item = Range<usize>> {
+        [self.first.clone(), self.second.clone()]
+            .into_iter()
+            .filter(|span| !span.is_empty())
+    }
+
+    /// Slots covered.
+    pub fn len(&self) -> usize {
+        self.first.len() + self.second.len()
+    }
+
+    /// Whether no slot is covered.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A chunk that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a chunk of {tokens} tokens does not fit a ring of {capacity}: raise the topic's `capacity`")]
+pub struct ChunkTooLong {
+    /// Tokens in the chunk.
+    pub tokens: usize,
+    /// Slots in the ring.
+    pub capacity: usize,
+}
+
+/// Positions and slots of one ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ring {
+    capacity: usize,
+    position: u64,
+    /// Positions before this one were forgotten by [`Ring::clear`].
+    start: u64,
+}
+
+impl Ring {
+    /// An empty ring.
+    ///
+    /// # Panics
+    /// When `capacity` is 0.
+    pub fn new(capacity: usize) -> Ring {
+        assert!(capacity > 0, "a ring needs at least one slot");
+        Ring {
+            capacity,
+            position: 0,
+            start: 0,
+        }
+    }
+
+    /// Slots.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Tokens ever appended; the next token's position.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Position of the oldest token still held; equal to [`Ring::position`] when the ring is empty.
+    pub fn oldest(&self) -> u64 {
+        self.start
+            .max(self.position.saturating_sub(self.capacity as u64))
+    }
+
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        (self.position - self.oldest()) as usize
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends a chunk whole and returns the slots to write, evicting the oldest tokens where needed.
+    ///
+    /// # Errors
+    /// [`ChunkTooLong`] when the chunk is longer than the ring; then nothing has changed.
+    pub fn append(&mut self, tokens: usize) -> Result<Spans, ChunkTooLong> {
+        if tokens > self.capacity {
+            return Err(ChunkTooLong {
+                tokens,
+                capacity: self.capacity,
+            });
+        }
+        let from = self.position;
+        self.position += tokens as u64;
+        Ok(self.spans(from..self.position))
+    }
+
+    /// The slots of those of the given positions that are still held.
+    pub fn spans(&self, positions: Range<u64>) -> Spans {
+        let from = positions.start.max(self.oldest());
+        let to = positions.end.min(self.position);
+        if from >= to {
+            return Spans {
+                first: 0..0,
+                second: 0..0,
+            };
+        }
+        let capacity = self.capacity as u64;
+        let start = (from % capacity) as usize;
+        let end = start + (to - from) as usize;
+        Spans {
+            first: start..end.min(self.capacity),
+            second: 0..end.saturating_sub(self.capacity),
+        }
+    }
+
+    /// The slots of every token held.
+    pub fn view(&self) -> Spans {
+        self.spans(self.oldest()..self.position)
+    }
+
+    /// Forgets every token. Positions go on counting, so that an old position never names a new token.
+    pub fn clear(&mut self) {
+        self.start = self.position;
+    }
+}
