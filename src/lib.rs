@@ -1,16 +1,29 @@
-//! `umm`: a streaming sensor-fusion runtime.
-#![cfg_attr(test, allow(clippy::unwrap_used))]
+//! `umm`: a streaming sensor-fusion runtime for vehicles.
+//!
+//! The modules in the order data flows through them; `ARCHITECTURE.md` has the whole path on one page.
 
-pub mod backend;
-/// a
-pub mod frontend { /// x
-pub mod telemetry { /// b
-pub fn fourier_into(value: f32, out: &mut [f32]) { out[0]=value; for i in 0..(out.len()-1)/2 { let a = std::f64::consts::PI * f64::from(value) * f64::from(1u32 << i); out[1+2*i]=a.sin() as f32; out[2+2*i]=a.cos() as f32; } } }
-/// x
-pub mod text { 
-/// a
-pub const MAX_TEXT_TOKENS: usize = 256; 
-/// b
-pub fn tokens(b: &[u8]) -> &[u8] { b } } }
+// What a run is.
+pub mod config;
+pub mod time;
+
+// From outside into the queues.
+pub mod sample;
+pub mod source;
+pub mod decode;
+pub mod queue;
+
+// Queues to ticks.
+pub mod ledger;
+pub mod align;
+
+// A tick's samples to results.
+pub mod frontend;
 pub mod model;
 pub mod umm;
+pub mod backend;
+pub mod engine;
+
+// Results to outside.
+pub mod proto;
+pub mod output;
+pub mod sink;

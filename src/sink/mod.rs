@@ -5,8 +5,8 @@
 
 pub mod mcap_file;
 pub mod threaded;
-#[cfg(feature = "zenoh")]
-pub mod zenoh;
+//cfgz
+//pub mod zenoh;
 
 use std::path::PathBuf;
 

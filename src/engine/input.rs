@@ -1,0 +1,216 @@
+//! One topic's way from message to tokens: decode, preprocess, append to the tick's batch.
+
+use crate::config::TopicConfig;
+use crate::decode::DecodeError;
+use crate::frontend::FrontEndError;
+use crate::frontend::audio::AudioFrontEnd;
+use crate::frontend::camera::CameraFrontEnd;
+use crate::frontend::quality::Quality;
+use crate::frontend::quality::telemetry::TelemetryQuality;
+use crate::frontend::telemetry::{Scale, fourier_into};
+use crate::frontend::text::{self, MAX_TEXT_TOKENS};
+use crate::model::adapter::TokenBatch;
+use crate::model::spec::{Modality, ModelSpec};
+use crate::sample::Sample;
+use crate::time::NS_PER_MS;
+
+/// A message that gives no tokens, or a topic that cannot be set up.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum InputError {
+    /// Its channel could not be bound.
+    #[error("{0}")]
+    Unbound(String),
+    /// It cannot be decoded.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// It cannot be turned into features.
+    #[error(transparent)]
+    FrontEnd(#[from] FrontEndError),
+    /// None of the configured signals is in the message.
+    #[error("none of the configured signals is in the message")]
+    NoSignal,
+    /// A configured signal the model has no name for.
+    #[error("the model knows no signal `{name}`; it knows: {known}")]
+    UnknownSignal {
+        /// The configured name.
+        name: String,
+        /// The model's names.
+        known: String,
+    },
+}
+
+/// Most tokens one sample of a topic gives.
+pub(super) fn tokens_per_sample(topic: &TopicConfig, spec: &ModelSpec) -> usize {
+    match topic.kind {
+        Modality::Camera => spec.camera_tokens(),
+        Modality::Audio => {
+            AudioFrontEnd::max_tokens_per_block(spec.mel_stack, topic.max_block_ms())
+        }
+        Modality::Text => MAX_TEXT_TOKENS,
+        Modality::Telemetry => topic.signals.len(),
+    }
+}
+
+struct Signals {
+    /// Index in the model's list, and scale, in the order of the decoder's values.
+    scales: Vec<(u32, Scale)>,
+    values: Vec<f64>,
+    features: Vec<f32>,
+    quality: TelemetryQuality,
+}
+
+enum Kind {
+    Camera(Box<CameraFrontEnd>),
+    Audio(Box<AudioFrontEnd>),
+    Text,
+    Telemetry(Box<Signals>),
+}
+
+/// State of one topic's input.
+pub(super) struct TopicInput {
+    kind: Kind,
+    grid: usize,
+    /// For bytes that must be put together or decoded from base64.
+    scratch: Vec<u8>,
+    now_ns: u64,
+}
+
+impl TopicInput {
+    pub fn new(topic: &TopicConfig, spec: &ModelSpec) -> Result<TopicInput, InputError> {
+        let kind = match topic.kind {
+            Modality::Camera => {
+                Kind::Camera(Box::new(CameraFrontEnd::new(spec.image_size, spec.patch)))
+            }
+            Modality::Audio => Kind::Audio(Box::new(AudioFrontEnd::new(
+                spec.mel_stack,
+                topic.max_block_ms(),
+            ))),
+            Modality::Text => Kind::Text,
+            Modality::Telemetry => Kind::Telemetry(Box::new(signals(topic, spec)?)),
+        };
+        Ok(TopicInput {
+            kind,
+            grid: spec.grid(),
+            scratch: Vec::new(),
+            now_ns: 0,
+        })
+    }
+
+    /// Decodes a sample and appends its tokens; audio waits for [`TopicInput::finish_tick`].
+    pub fn take(
+        &mut self,
+        topic: usize,
+        sample: &Sample,
+        batch: &mut TokenBatch,
+    ) -> Result<(), InputError> {
+        let decoder = match &sample.format {
+            Ok(decoder) => decoder,
+            Err(reason) => return Err(InputError::Unbound(reason.to_string())),
+        };
+        let time_ns = sample.capture_time_ns as i64;
+        let (payload, scratch) = (&sample.payload[..], &mut self.scratch);
+        match &mut self.kind {
+            Kind::Camera(camera) => {
+                let patches = camera.process(&decoder.image(payload, scratch)?)?;
+                batch.push_camera(topic, time_ns, self.grid, patches);
+            }
+            Kind::Audio(audio) => audio.push(&decoder.audio(payload, scratch)?, time_ns)?,
+            Kind::Text => {
+                let bytes = decoder.text(payload, scratch)?;
+                batch.push_text(topic, time_ns, text::tokens(bytes));
+            }
+            Kind::Telemetry(signals) => {
+                decoder.signals_into(payload, &mut signals.values)?;
+                if signals.values.iter().all(|v| v.is_nan()) {
+                    return Err(InputError::NoSignal);
+                }
+                signals
+                    .quality
+                    .observe(sample.capture_time_ns, &signals.values);
+                batch.begin_telemetry(topic);
+                let present = signals.scales.iter().zip(&signals.values);
+                for ((index, scale), value) in present.filter(|(_, value)| !value.is_nan()) {
+                    fourier_into(scale.normalise(*value), &mut signals.features);
+                    batch.push_signal(time_ns, *index, &signals.features);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over what was gathered over the tick.
+    pub fn finish_tick(&mut self, topic: usize, tick_time_ns: u64, batch: &mut TokenBatch) {
+        self.now_ns = tick_time_ns;
+        if let Kind::Audio(audio) = &mut self.kind {
+            let (times_ns, features) = audio.tokens();
+            batch.push_audio(topic, times_ns, features);
+            audio.clear_tokens();
+        }
+    }
+
+    fn judge(&self) -> Quality {
+        match &self.kind {
+            Kind::Camera(camera) => camera.quality(),
+            Kind::Audio(audio) => audio.quality(),
+            Kind::Text => Quality::GOOD,
+            Kind::Telemetry(signals) => signals.quality.quality(self.now_ns),
+        }
+    }
+
+    /// 0..1 as of the last tick.
+    pub fn quality(&self) -> f32 {
+        self.judge().score
+    }
+
+    /// Adds what lowers the quality, each reason once.
+    pub fn add_reasons(&self, reasons: &mut Vec<&'static str>) {
+        for reason in self.judge().reasons() {
+            if !reasons.contains(&reason.name()) {
+                reasons.push(reason.name());
+            }
+        }
+    }
+
+    /// A camera's last image as the model saw it.
+    pub fn rgb(&self) -> Option<&[u8]> {
+        match &self.kind {
+            Kind::Camera(camera) => Some(camera.rgb()),
+            _ => None,
+        }
+    }
+
+    /// A new epoch.
+    pub fn reset(&mut self) {
+        match &mut self.kind {
+            Kind::Camera(camera) => camera.reset(),
+            Kind::Audio(audio) => audio.reset(),
+            Kind::Text => {}
+            Kind::Telemetry(signals) => signals.quality.reset(),
+        }
+    }
+}
+
+fn signals(topic: &TopicConfig, spec: &ModelSpec) -> Result<Signals, InputError> {
+    /// A value that has not changed for this long is stuck, where the topic does not say.
+    const DEFAULT_STUCK_AFTER_MS: u64 = 5000;
+    let mut scales = Vec::with_capacity(topic.signals.len());
+    for (name, signal) in &topic.signals {
+        let index = spec.signals.iter().position(|known| known == name);
+        let index = index.ok_or_else(|| InputError::UnknownSignal {
+            name: name.clone(),
+            known: spec.signals.join(", "),
+        })?;
+        let scale = Scale {
+            offset: signal.offset,
+            scale: signal.scale,
+        };
+        scales.push((index as u32, scale));
+    }
+    let stuck_after_ms = topic.stuck_after_ms.unwrap_or(DEFAULT_STUCK_AFTER_MS);
+    Ok(Signals {
+        values: vec![f64::NAN; scales.len()],
+        features: vec![0.0; 2 * spec.fourier + 1],
+        quality: TelemetryQuality::new(topic.rate_hz, scales.len(), stuck_after_ms * NS_PER_MS),
+        scales,
+    })
+}

@@ -1,0 +1,68 @@
+//! The camera's front end: message image to patches, and its quality.
+
+use super::FrontEndError;
+use super::image_codec::{RgbImage, jpeg_into, png_into};
+use super::letterbox::Letterbox;
+use super::patchify::Patchify;
+use super::pixels::rgb_into;
+use super::quality::Quality;
+use super::quality::camera::CameraQuality;
+use crate::decode::{ImageView, PixelFormat};
+
+/// State of one camera topic.
+pub struct CameraFrontEnd {
+    image: RgbImage,
+    scratch: Vec<u8>,
+    letterbox: Letterbox,
+    patchify: Patchify,
+    square: Vec<u8>,
+    patches: Vec<f32>,
+    quality: CameraQuality,
+}
+
+impl CameraFrontEnd {
+    /// For a model that takes images of `side` pixels in patches of `patch`.
+    pub fn new(side: usize, patch: usize) -> CameraFrontEnd {
+        CameraFrontEnd {
+            image: RgbImage::default(),
+            scratch: Vec::new(),
+            letterbox: Letterbox::new(side),
+            patchify: Patchify::new(side, patch),
+            square: vec![0; side * side * 3],
+            patches: vec![0.0; side * side * 3],
+            quality: CameraQuality::default(),
+        }
+    }
+
+    /// Turns one image into patches `[g*g, patch*patch*3]`.
+    ///
+    /// # Errors
+    /// [`FrontEndError`]; the state is then as before.
+    pub fn process(&mut self, view: &ImageView<'_>) -> Result<&[f32], FrontEndError> {
+        match view.format {
+            PixelFormat::Jpeg => jpeg_into(view.data, &mut self.image)?,
+            PixelFormat::Png => png_into(view.data, &mut self.scratch, &mut self.image)?,
+            _ => rgb_into(view, &mut self.image),
+        }
+        self.letterbox.fit_into(&self.image, &mut self.square)?;
+        self.patchify.patches_into(&self.square, &mut self.patches);
+        let (width, height, rgb) = self.letterbox.inner();
+        self.quality.observe(width, height, rgb);
+        Ok(&self.patches)
+    }
+
+    /// The last image as the model saw it, `[side * side * 3]`.
+    pub fn rgb(&self) -> &[u8] {
+        &self.square
+    }
+
+    /// Of the last image.
+    pub fn quality(&self) -> Quality {
+        self.quality.quality()
+    }
+
+    /// Forgets earlier images.
+    pub fn reset(&mut self) {
+        self.quality = CameraQuality::default();
+    }
+}

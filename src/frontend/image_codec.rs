@@ -1,0 +1,107 @@
+//! JPEG and PNG to RGB, into a reused buffer. The libraries' own working memory is the one allocation of the tick path.
+
+use super::FrontEndError;
+use crate::decode::MAX_IMAGE_SIDE;
+use std::io::Cursor;
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+/// Largest image in pixels: 64 megapixels.
+pub const MAX_PIXELS: usize = 64 << 20;
+
+/// An RGB image, 3 bytes a pixel, rows without padding.
+#[derive(Clone, Debug, Default)]
+pub struct RgbImage {
+    /// Pixels.
+    pub width: usize,
+    /// Pixels.
+    pub height: usize,
+    /// `height * width * 3` bytes.
+    pub data: Vec<u8>,
+}
+
+impl RgbImage {
+    /// Sets the size; contents are then whatever they were.
+    pub fn resize(&mut self, width: usize, height: usize) {
+        self.width = width;
+        self.height = height;
+        self.data.resize(width * height * 3, 0);
+    }
+}
+
+fn check_size(codec: &'static str, width: usize, height: usize) -> Result<(), FrontEndError> {
+    let side = MAX_IMAGE_SIDE as usize;
+    if width == 0 || height == 0 || width > side || height > side || width * height > MAX_PIXELS {
+        return Err(FrontEndError::Image {
+            codec,
+            reason: format!("{width} x {height} pixels, outside what is read"),
+        });
+    }
+    Ok(())
+}
+
+/// Decodes a JPEG (baseline or progressive; grey, YCbCr, RGB, CMYK).
+///
+/// # Errors
+/// [`FrontEndError::Image`].
+pub fn jpeg_into(data: &[u8], out: &mut RgbImage) -> Result<(), FrontEndError> {
+    let error = |e: zune_jpeg::errors::DecodeErrors| FrontEndError::Image {
+        codec: "jpeg",
+        reason: e.to_string(),
+    };
+    let side = MAX_IMAGE_SIDE as usize;
+    let options = DecoderOptions::default()
+        .set_max_width(side)
+        .set_max_height(side)
+        .set_strict_mode(true)
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(data), options);
+    decoder.decode_headers().map_err(error)?;
+    let (width, height) = decoder
+        .info()
+        .map_or((0, 0), |i| (usize::from(i.width), usize::from(i.height)));
+    check_size("jpeg", width, height)?;
+    out.resize(width, height);
+    if decoder.output_buffer_size() != Some(out.data.len()) {
+        return Err(FrontEndError::Image {
+            codec: "jpeg",
+            reason: "its colours cannot be turned into RGB".to_owned(),
+        });
+    }
+    decoder.decode_into(&mut out.data).map_err(error)
+}
+
+/// Decodes a PNG of any colour type and depth; transparency is dropped, animation shows its first frame.
+///
+/// # Errors
+/// [`FrontEndError::Image`].
+pub fn png_into(
+    data: &[u8],
+    scratch: &mut Vec<u8>,
+    out: &mut RgbImage,
+) -> Result<(), FrontEndError> {
+    let error = |e: png::DecodingError| FrontEndError::Image {
+        codec: "png",
+        reason: e.to_string(),
+    };
+    let mut decoder = png::Decoder::new(Cursor::new(data));
+    decoder.set_transformations(png::Transformations::normalize_to_color8());
+    let mut reader = decoder.read_info().map_err(error)?;
+    let (width, height) = (reader.info().width as usize, reader.info().height as usize);
+    check_size("png", width, height)?;
+    let needed = reader.output_buffer_size().unwrap_or(0);
+    scratch.resize(needed, 0);
+    let frame = reader.next_frame(scratch).map_err(error)?;
+    let samples = frame.color_type.samples();
+    out.resize(width, height);
+    for (rgb, pixel) in out.data.chunks_exact_mut(3).zip(scratch.chunks_exact(samples)) {
+        match pixel {
+            [r, g, b, ..] => rgb.copy_from_slice(&[*r, *g, *b]),
+            [grey, ..] => rgb.fill(*grey),
+            [] => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! Front ends: from decoded messages to the features the adapters take, and how good the input is.
+//!
+//! Every front end writes into buffers its caller keeps; after the first messages nothing is allocated but what the JPEG
+//! and PNG libraries need inside.
+
+pub mod audio;
+pub mod camera;
+pub mod image_codec;
+pub mod letterbox;
+pub mod log_mel;
+pub mod patchify;
+pub mod pcm;
+pub mod pixels;
+pub mod quality;
+pub mod resample;
+pub mod telemetry;
+pub mod text;
+
+/// Input that cannot be turned into features.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum FrontEndError {
+    /// A compressed image that cannot be decoded.
+    #[error("{codec}: {reason}")]
+    Image {
+        /// `jpeg` or `png`.
+        codec: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// A PCM sample that is NaN or infinite.
+    #[error("PCM sample {index} is {value}")]
+    NotFinite {
+        /// Index in the block.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A rate that cannot be resampled.
+    #[error("cannot resample {rate_hz} Hz to 16000 Hz: {reason}")]
+    Rate {
+        /// The rate.
+        rate_hz: u32,
+        /// Why.
+        reason: String,
+    },
+    /// A block longer than configured.
+    #[error("an audio block of {block_ms} ms, over max_block_ms = {max_block_ms}")]
+    BlockTooLong {
+        /// Its length.
+        block_ms: u64,
+        /// The limit.
+        max_block_ms: u64,
+    },
+}

@@ -1,0 +1,138 @@
+//! Telemetry quality: gaps, jitter, stuck values.
+
+use super::{Quality, Reason};
+
+/// Longest pause, in nominal periods, that is no gap.
+const GAP_PERIODS: f64 = 5.0;
+
+/// Pauses are never gaps below this: a tick may take the newest of many messages.
+const LEAST_GAP_NS: u64 = 250_000_000;
+
+/// Mean deviation of the spacing, relative to its mean, beyond which messages come unevenly.
+const UNEVEN: f64 = 0.75;
+
+/// Weight of a new spacing in the averages.
+const WEIGHT: f64 = 0.1;
+
+/// Running state of one telemetry topic.
+#[derive(Clone, Debug)]
+pub struct TelemetryQuality {
+    gap_after_ns: u64,
+    /// 0: never.
+    stuck_after_ns: u64,
+    last_ns: Option<u64>,
+    mean_ns: f64,
+    deviation_ns: f64,
+    spacings: u32,
+    values: Vec<f64>,
+    unchanged_since_ns: u64,
+    gap: bool,
+    stuck: bool,
+}
+
+impl TelemetryQuality {
+    /// For messages at `rate_hz` with `signals` values; values unchanged for `stuck_after_ns` are stuck (0: never).
+    pub fn new(rate_hz: f64, signals: usize, stuck_after_ns: u64) -> TelemetryQuality {
+        TelemetryQuality {
+            gap_after_ns: LEAST_GAP_NS.max((GAP_PERIODS * 1e9 / rate_hz) as u64),
+            stuck_after_ns,
+            last_ns: None,
+            mean_ns: 0.0,
+            deviation_ns: 0.0,
+            spacings: 0,
+            values: vec![f64::NAN; signals],
+            unchanged_since_ns: 0,
+            gap: false,
+            stuck: false,
+        }
+    }
+
+    /// Looks at a message's values; NaN stands for one it does not have.
+    pub fn observe(&mut self, capture_ns: u64, values: &[f64]) {
+        if let Some(last_ns) = self.last_ns {
+            let spacing_ns = capture_ns.saturating_sub(last_ns);
+            self.gap = spacing_ns > self.gap_after_ns;
+            let spacing = spacing_ns as f64;
+            if self.spacings == 0 {
+                self.mean_ns = spacing;
+            }
+            self.spacings = self.spacings.saturating_add(1);
+            self.deviation_ns += WEIGHT * ((spacing - self.mean_ns).abs() - self.deviation_ns);
+            self.mean_ns += WEIGHT * (spacing - self.mean_ns);
+        }
+        let same = |(a, b): (&f64, &f64)| a.to_bits() == b.to_bits();
+        if self.last_ns.is_none() || !self.values.iter().zip(values).all(same) {
+            self.unchanged_since_ns = capture_ns;
+        }
+        self.values.copy_from_slice(values);
+        let unchanged_ns = capture_ns.saturating_sub(self.unchanged_since_ns);
+        self.stuck = self.stuck_after_ns > 0 && unchanged_ns >= self.stuck_after_ns;
+        self.last_ns = Some(self.last_ns.map_or(capture_ns, |last| last.max(capture_ns)));
+    }
+
+    /// As of the tick at `now_ns`.
+    pub fn quality(&self, now_ns: u64) -> Quality {
+        // Before the averages have settled an uneven start says nothing.
+        const SETTLED: u32 = 10;
+        let mut quality = Quality::GOOD;
+        let silent = self
+            .last_ns
+            .is_some_and(|last| now_ns.saturating_sub(last) > self.gap_after_ns);
+        if self.gap || silent {
+            quality.lower(0.5, Reason::Gap);
+        }
+        if self.spacings > SETTLED && self.deviation_ns > UNEVEN * self.mean_ns {
+            quality.lower(0.7, Reason::Jitter);
+        }
+        if self.stuck {
+            quality.lower(0.3, Reason::Stuck);
+        }
+        quality
+    }
+
+    /// Forgets earlier messages.
+    pub fn reset(&mut self) {
+        *self = TelemetryQuality {
+            last_ns: None,
+            mean_ns: 0.0,
+            deviation_ns: 0.0,
+            spacings: 0,
+            unchanged_since_ns: 0,
+            gap: false,
+            stuck: false,
+            values: std::mem::take(&mut self.values),
+            ..*self
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERIOD_NS: u64 = 20_000_000;
+
+    fn run(times: impl Iterator<Item = u64>, value: impl Fn(u64) -> f64) -> (TelemetryQuality, u64) {
+        let mut state = TelemetryQuality::new(50.0, 1, 1_000_000_000);
+        let mut last = 0;
+        for t in times {
+            state.observe(t, &[value(t)]);
+            last = t;
+        }
+        (state, last)
+    }
+
+    #[test]
+    fn each_fault_is_named() {
+        let even = || (0..100).map(|i| i * PERIOD_NS);
+        let moving = |t: u64| t as f64;
+        let (state, last) = run(even(), moving);
+        assert_eq!(state.quality(last), Quality::GOOD);
+        assert!(state.quality(last + 1_000_000_000).has(Reason::Gap));
+        let (state, last) = run(even(), |_| 3.0);
+        assert!(state.quality(last).has(Reason::Stuck));
+        let uneven = (0..100).map(|i| i / 10 * 10 * PERIOD_NS + i % 10);
+        let (state, last) = run(uneven, moving);
+        assert!(state.quality(last).has(Reason::Jitter));
+    }
+}

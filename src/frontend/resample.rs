@@ -1,0 +1,162 @@
+//! Streaming resampling to 16 kHz, with the filter's delay taken off: output sample `n` is the input's at `n / 16000` s.
+//!
+//! Works in blocks of fixed size counted from the stream's start, so the result does not depend on how the input was cut.
+
+use super::FrontEndError;
+use rubato::audioadapter_buffers::direct::InterleavedSlice;
+use rubato::{Fft, FixedSync, Resampler};
+
+/// The model's rate.
+pub const RATE_HZ: u32 = 16_000;
+
+/// Block asked of the resampler, seconds: its latency.
+const BLOCK_S: f64 = 0.01;
+
+/// Blocks may become longer, since in and out must both be whole; above this a rate is refused.
+const MAX_BLOCK_S: f64 = 0.1;
+
+/// One stream.
+pub struct Resample {
+    rate_hz: u32,
+    /// None at 16 kHz: samples pass through.
+    inner: Option<Inner>,
+}
+
+struct Inner {
+    fft: Fft<f32>,
+    pending: Vec<f32>,
+    block: Vec<f32>,
+    /// Output samples still to be dropped.
+    delay_left: usize,
+}
+
+impl Resample {
+    /// From `rate_hz`.
+    ///
+    /// # Errors
+    /// [`FrontEndError::Rate`] for rates whose common divisor with 16 kHz makes blocks too long.
+    pub fn new(rate_hz: u32) -> Result<Resample, FrontEndError> {
+        if rate_hz == RATE_HZ {
+            return Ok(Resample {
+                rate_hz,
+                inner: None,
+            });
+        }
+        let error = |reason: String| FrontEndError::Rate { rate_hz, reason };
+        let chunk = (f64::from(rate_hz) * BLOCK_S) as usize;
+        let (rate, to) = (rate_hz as usize, RATE_HZ as usize);
+        let fft = Fft::new(rate, to, chunk.max(1), 1, FixedSync::Both)
+            .map_err(|e| error(e.to_string()))?;
+        let block_s = fft.input_frames_next() as f64 / f64::from(rate_hz);
+        if block_s > MAX_BLOCK_S {
+            return Err(error(format!("blocks would be {block_s:.2} s long")));
+        }
+        let inner = Inner {
+            pending: Vec::with_capacity(rate),
+            block: vec![0.0; fft.output_frames_max()],
+            delay_left: fft.output_delay(),
+            fft,
+        };
+        Ok(Resample {
+            rate_hz,
+            inner: Some(inner),
+        })
+    }
+
+    /// The input's rate.
+    pub fn rate_hz(&self) -> u32 {
+        self.rate_hz
+    }
+
+    /// Takes input samples; appends what is ready to `out`.
+    ///
+    /// # Errors
+    /// [`FrontEndError::Rate`] if the library refuses its buffers, which it does not for sizes it gave itself.
+    pub fn push(&mut self, samples: &[f32], out: &mut Vec<f32>) -> Result<(), FrontEndError> {
+        let Some(inner) = &mut self.inner else {
+            out.extend_from_slice(samples);
+            return Ok(());
+        };
+        let rate_hz = self.rate_hz;
+        let error = |reason: String| FrontEndError::Rate { rate_hz, reason };
+        inner.pending.extend_from_slice(samples);
+        let need = inner.fft.input_frames_next();
+        let mut used = 0;
+        while inner.pending.len() - used >= need {
+            let input = InterleavedSlice::new(&inner.pending[used..used + need], 1, need)
+                .map_err(|e| error(e.to_string()))?;
+            let room = inner.block.len();
+            let mut output = InterleavedSlice::new_mut(&mut inner.block, 1, room)
+                .map_err(|e| error(e.to_string()))?;
+            let (_, written) = inner
+                .fft
+                .process_into_buffer(&input, &mut output, None)
+                .map_err(|e| error(e.to_string()))?;
+            let skip = inner.delay_left.min(written);
+            inner.delay_left -= skip;
+            out.extend_from_slice(&inner.block[skip..written]);
+            used += need;
+        }
+        inner.pending.drain(..used);
+        Ok(())
+    }
+
+    /// Forgets the stream.
+    pub fn reset(&mut self) {
+        if let Some(inner) = &mut self.inner {
+            inner.fft.reset();
+            inner.pending.clear();
+            inner.delay_left = inner.fft.output_delay();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tone(rate_hz: u32, n: usize) -> Vec<f32> {
+        let step = 440.0 * std::f64::consts::TAU / f64::from(rate_hz);
+        (0..n).map(|i| (step * i as f64).sin() as f32).collect()
+    }
+
+    fn run(rate_hz: u32, input: &[f32], cut: usize) -> Vec<f32> {
+        let mut resample = Resample::new(rate_hz).unwrap();
+        let mut out = Vec::new();
+        input
+            .chunks(cut)
+            .for_each(|c| resample.push(c, &mut out).unwrap());
+        out
+    }
+
+    #[test]
+    fn a_tone_keeps_its_place_in_time() {
+        for rate_hz in [8_000, 11_025, 22_050, 44_100, 48_000, 96_000] {
+            let out = run(rate_hz, &tone(rate_hz, rate_hz as usize), 333);
+            assert!(out.len() > 15_000, "{rate_hz}: {} samples", out.len());
+            let expected = tone(RATE_HZ, out.len());
+            let inner = 800..out.len() - 800;
+            let worst = inner
+                .map(|i| (out[i] - expected[i]).abs())
+                .fold(0.0, f32::max);
+            assert!(worst < 0.01, "{rate_hz} Hz: off by {worst}");
+        }
+    }
+
+    #[test]
+    fn cutting_the_input_changes_nothing() {
+        let input = crate::backend::parity::noise(1, 20_000);
+        for rate_hz in [16_000, 44_100, 48_000] {
+            let whole = run(rate_hz, &input, input.len());
+            for cut in [1, 7, 160, 441, 4_001] {
+                assert_eq!(run(rate_hz, &input, cut), whole, "{rate_hz} Hz in pieces of {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn odd_rates_are_refused_by_name() {
+        let error = Resample::new(16_001).err().unwrap().to_string();
+        assert!(error.contains("16001"), "{error}");
+    }
+}
