@@ -1,0 +1,257 @@
+//! `umm replay`: a log through the engine, with progress and a summary.
+
+use super::{Failure, table};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::{Path, PathBuf};
+use umm::config::{self, Config};
+use umm::model::weights::Weights;
+use umm::run::{self, ReplayOptions, Replayed, Watch};
+use umm::runtime::Runtime;
+use umm::sink::mcap_file::McapFile;
+use umm::source::mcap_log::LogSummary;
+use umm::source::replay::Speed;
+
+#[derive(Args)]
+pub struct ReplayArguments {
+    /// MCAP log
+    log: PathBuf,
+    /// Configuration
+    #[arg(short, long)]
+    config: PathBuf,
+    /// Output log
+    #[arg(short, long, default_value = "fused.mcap")]
+    out: PathBuf,
+    /// Weights file instead of the configuration's
+    #[arg(long)]
+    weights: Option<PathBuf>,
+    /// Times real time; default as fast as the engine goes. Outputs do not depend on it
+    #[arg(long)]
+    speed: Option<f64>,
+    /// Threads of the matrix products instead of the configuration's. Outputs do not depend on it
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Write a report as well
+    #[arg(long)]
+    report: Option<PathBuf>,
+}
+
+pub fn run(arguments: &ReplayArguments) -> Result<(), Failure> {
+    let mut config = config::load(&arguments.config)?;
+    if let Some(weights) = &arguments.weights {
+        config.engine.weights = Some(weights.clone());
+    }
+    if let Some(threads) = arguments.threads {
+        config.engine.threads = threads.max(1);
+    }
+    let speed = match arguments.speed {
+        None => Speed::Fastest,
+        Some(times) if times.is_finite() && times > 0.0 => Speed::Times(times),
+        Some(times) => return Err(format!("--speed {times}: must be above 0").into()),
+    };
+    replay(&arguments.log, &config, &arguments.out, speed)?;
+    if let Some(report) = &arguments.report {
+        umm::report::write(&arguments.out, report)?;
+        println!("wrote {}", report.display());
+    }
+    Ok(())
+}
+
+/// Replays, shows progress, prints the summary, and writes the output log and its measured times.
+pub fn replay(log: &Path, config: &Config, out: &Path, speed: Speed) -> Result<Replayed, Failure> {
+    if same_file(log, out) {
+        return Err(format!("--out {} is the log itself", out.display()).into());
+    }
+    let weights = run::weights(config)?;
+    let source = log.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let facts = run::facts(config, &weights, &source);
+    let sink = McapFile::create(out, &config.live.prefix, facts)?;
+    let bar = progress_bar();
+    let options = ReplayOptions {
+        speed,
+        ..ReplayOptions::default()
+    };
+    let replayed = run::replay(
+        log,
+        config,
+        &weights,
+        Box::new(sink),
+        &options,
+        &mut Watch {
+            started: &mut |runtime, summary| {
+                bar.suspend(|| print_start(config, &weights, runtime, summary));
+                bar.set_length(summary.messages);
+            },
+            progress: &mut |done, _| bar.set_position(done),
+        },
+    );
+    bar.finish_and_clear();
+    let replayed = replayed?;
+    let mut measured = replayed.timing.facts();
+    measured.insert("wall_s".to_owned(), format!("{:.3}", replayed.wall_s));
+    measured.insert("log_s".to_owned(), format!("{:.3}", replayed.log_s));
+    measured.insert("threads".to_owned(), config.engine.threads.to_string());
+    umm::timing::write_sidecar(out, &measured)?;
+    print_summary(config, &weights, &replayed);
+    println!("\nwrote {}", out.display());
+    Ok(replayed)
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+fn progress_bar() -> ProgressBar {
+    let template = "replaying {bar:40} {percent:>3}%  {pos}/{len} messages  {elapsed}";
+    let style = ProgressStyle::with_template(template);
+    let bar = ProgressBar::new(0);
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+/// What runs, where its memory goes, and what of the log is used.
+pub fn print_start(config: &Config, weights: &Weights, runtime: &Runtime, log: &LogSummary) {
+    print_engine(weights, runtime);
+    for topic in &config.topics {
+        if !log.channels.iter().any(|c| c.topic == topic.name) {
+            let required = if topic.required { ", required" } else { "" };
+            println!("warning: topic {}{required} is not in the log", topic.name);
+        }
+    }
+    let known = |name: &str| {
+        let passed = config.output.ground_truth.as_deref() == Some(name);
+        passed || config.topics.iter().any(|t| t.name == name)
+    };
+    let unknown: Vec<String> = log
+        .channels
+        .iter()
+        .filter(|c| !known(&c.topic))
+        .map(|c| format!("{} ({})", c.topic, c.messages))
+        .collect();
+    if !unknown.is_empty() {
+        println!("not configured, passed over: {}", unknown.join(", "));
+    }
+}
+
+/// Model, backend and memory.
+pub fn print_engine(weights: &Weights, runtime: &Runtime) {
+    let network = runtime.engine().network();
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    let (weight_bytes, moment_bytes) = network.other_bytes();
+    let trained = if weights.spec.trained { "trained" } else { "untrained" };
+    println!("model    {}, {trained}; {}", weights.spec.name, network.backend_name());
+    println!(
+        "memory   weights {:.1} MiB, arena {:.1} MiB, moments {:.1} MiB; the arena holds",
+        mib(weight_bytes),
+        mib(network.memory().bytes()),
+        mib(moment_bytes)
+    );
+    let mut reservations = network.memory().reservations().to_vec();
+    reservations.sort_by_key(|r| std::cmp::Reverse(r.bytes));
+    const LISTED: usize = 6;
+    for reservation in reservations.iter().take(LISTED) {
+        println!("         {:8.2} MiB  {}", mib(reservation.bytes), reservation.name);
+    }
+    let rest: usize = reservations.iter().skip(LISTED).map(|r| r.bytes).sum();
+    if rest > 0 {
+        println!("         {:8.2} MiB  in {} more", mib(rest), reservations.len() - LISTED);
+    }
+}
+
+fn print_summary(config: &Config, weights: &Weights, replayed: &Replayed) {
+    let factor = replayed.log_s / replayed.wall_s.max(1e-9);
+    println!(
+        "\n{} ticks over {:.1} s of log in {:.2} s: {factor:.1} times real time, {} thread(s)",
+        replayed.ticks, replayed.log_s, replayed.wall_s, config.engine.threads
+    );
+    if let Some(fault) = replayed.end.describe() {
+        println!("warning: the log is not whole: {fault}");
+    }
+    println!("\nTime per tick, microseconds");
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let total = ("whole tick", replayed.timing.total());
+    for (name, q) in replayed.timing.stages().chain([total]) {
+        let us = |v: f64| format!("{v:.0}");
+        rows.push(vec![name.to_owned(), us(q.p50_us), us(q.p99_us), us(q.max_us)]);
+    }
+    table::print(&["stage", "p50", "p99", "max"], &rows);
+    print_ledger(config, replayed);
+    let Some(frame) = &replayed.last_frame else {
+        println!("\nno tick: the log has no usable sample of the configured topics");
+        return;
+    };
+    println!("\nGates at the last tick (how much the answer rests on each modality)");
+    let rows: Vec<Vec<String>> = frame
+        .modalities
+        .iter()
+        .map(|m| {
+            let state = if m.missing { "missing".to_owned() } else { m.quality_reasons.join(", ") };
+            vec![
+                m.modality.clone(),
+                format!("{:.2}", m.gate),
+                format!("{:.2}", m.quality),
+                format!("{:.0}", m.age_ns as f64 * 1e-6),
+                state,
+            ]
+        })
+        .collect();
+    table::print(&["modality", "gate", "quality", "age ms", "state"], &rows);
+    print_heads(weights, frame);
+}
+
+fn print_ledger(config: &Config, replayed: &Replayed) {
+    let closes = if replayed.ledger.closes() { "closes" } else { "DOES NOT CLOSE" };
+    println!("\nLedger ({closes})");
+    let rows: Vec<Vec<String>> = config
+        .topics
+        .iter()
+        .zip(&replayed.ledger.topics)
+        .map(|(topic, l)| {
+            let mut row = vec![topic.name.clone()];
+            let counts = [
+                l.received,
+                l.fused,
+                l.superseded,
+                l.late_dropped,
+                l.overflowed,
+                l.undecodable,
+                l.pending,
+            ];
+            row.extend(counts.map(|n| n.to_string()));
+            row
+        })
+        .collect();
+    let header = [
+        "topic", "received", "fused", "superseded", "late", "overflowed", "undecodable", "pending",
+    ];
+    table::print(&header, &rows);
+    for (topic, ledger) in config.topics.iter().zip(&replayed.ledger.topics) {
+        if !ledger.last_error.is_empty() {
+            println!("  {}: {}", topic.name, ledger.last_error);
+        }
+    }
+}
+
+fn print_heads(weights: &Weights, frame: &umm::proto::FusedFrame) {
+    let note = if weights.spec.trained { "" } else { " (untrained: noise)" };
+    println!("\nHeads at the last tick{note}");
+    let scores = |list: &[umm::proto::ClassScore]| {
+        let text = list.iter().map(|c| format!("{} {:.2}", c.name, c.score));
+        text.collect::<Vec<_>>().join(", ")
+    };
+    println!("  events   {}", scores(&frame.events));
+    println!("  scene    {}", scores(&frame.scene));
+    let motion: Vec<String> = frame
+        .motion
+        .iter()
+        .map(|m| format!("{} {:.2}", m.name, m.value))
+        .collect();
+    println!("  motion   {}", motion.join(", "));
+    if let Some(caption) = &frame.caption {
+        println!("  caption  {:?}", caption.text);
+    }
+    if let Some(nearest) = frame.nearest.first() {
+        println!("  nearest  tick {} (cosine {:.3})", nearest.tick, nearest.similarity);
+    }
+    println!("  digest   {}", frame.digest);
+}

@@ -1,0 +1,16 @@
+//! The `umm` command.
+
+mod cli;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run(cli::Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("umm: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Whole runs: a log replayed into an output log. What the command line and the tests call.
+
+use crate::backend::cpu::{Cpu, Path as CpuPath};
+use crate::config::Config;
+use crate::model::init::initial_weights;
+use crate::model::spec::{ModelSpec, SpecError};
+use crate::ledger::Ledger;
+use crate::model::weights::{Weights, WeightsError};
+use crate::proto::FusedFrame;
+use crate::timing::Timing;
+use crate::runtime::{Mode, RunError, Runtime, run};
+use crate::sink::Sink;
+use crate::source::mcap_log::{LogEnd, LogSummary};
+use crate::source::replay::{Replay, Speed};
+use crate::source::{Inlet, SourceError};
+use crate::time::{LogClock, WallClock};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A run that cannot be started or has failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Weights.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// Preset.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The run.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// Thread pool.
+    #[error("cannot start {threads} threads: {reason}")]
+    Threads {
+        /// As configured.
+        threads: usize,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl From<SourceError> for Error {
+    fn from(error: SourceError) -> Self {
+        Error::Run(error.into())
+    }
+}
+
+/// The weights a configuration names: a file, or seeded initial ones.
+///
+/// # Errors
+/// [`Error`].
+pub fn weights(config: &Config) -> Result<Weights, Error> {
+    let engine = &config.engine;
+    match &engine.weights {
+        Some(path) => Ok(Weights::load(path)?),
+        None => Ok(initial_weights(&ModelSpec::preset(&engine.preset, engine.seed)?)),
+    }
+}
+
+/// Facts written into an output log as metadata `umm.run`. Nothing of the machine is among them: the same log,
+/// configuration and weights give the same bytes.
+pub fn facts(config: &Config, weights: &Weights, source: &str) -> BTreeMap<String, String> {
+    let engine = &config.engine;
+    let topics: Vec<&str> = config.topics.iter().map(|t| t.name.as_str()).collect();
+    BTreeMap::from([
+        ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("model".to_owned(), weights.spec.name.clone()),
+        ("trained".to_owned(), weights.spec.trained.to_string()),
+        ("parameters".to_owned(), weights.parameters().to_string()),
+        ("weights_digest".to_owned(), format!("{:016x}", weights.digest())),
+        ("source".to_owned(), source.to_owned()),
+        ("topics".to_owned(), topics.join(" ")),
+        ("period_ns".to_owned(), config.align().period_ns.to_string()),
+        ("window_ns".to_owned(), config.align().window_ns.to_string()),
+        ("deadline_ns".to_owned(), config.deadline_ns().to_string()),
+        ("preset_seed".to_owned(), engine.seed.to_string()),
+    ])
+}
+
+/// How a replay is done.
+#[derive(Clone, Debug)]
+pub struct ReplayOptions {
+    /// Pace.
+    pub speed: Speed,
+    /// Which implementation of the operations.
+    pub path: CpuPath,
+}
+
+impl Default for ReplayOptions {
+    fn default() -> Self {
+        ReplayOptions {
+            speed: Speed::Fastest,
+            path: CpuPath::Fast,
+        }
+    }
+}
+
+/// What a replay has come to.
+#[derive(Clone, Debug)]
+pub struct Replayed {
+    /// Ticks run.
+    pub ticks: u64,
+    /// Where every sample went.
+    pub ledger: Ledger,
+    /// Measured times.
+    pub timing: Timing,
+    /// The last fused frame; none when there was no tick.
+    pub last_frame: Option<FusedFrame>,
+    /// What the log held.
+    pub log: LogSummary,
+    /// How it ended.
+    pub end: LogEnd,
+    /// Wall time of the replay alone, seconds.
+    pub wall_s: f64,
+    /// Log time covered, seconds.
+    pub log_s: f64,
+}
+
+/// What to call while a replay goes on; every call is on the tick thread.
+pub struct Watch<'a> {
+    /// Sees the assembled run before its first tick.
+    pub started: &'a mut (dyn FnMut(&Runtime, &LogSummary) + Send),
+    /// Messages read, messages in all.
+    pub progress: &'a mut (dyn FnMut(u64, u64) + Send),
+}
+
+/// Replays a log into a sink, on a thread of its own.
+///
+/// # Errors
+/// [`Error`].
+pub fn replay(
+    log: &Path,
+    config: &Config,
+    weights: &Weights,
+    sink: Box<dyn Sink>,
+    options: &ReplayOptions,
+    watch: &mut Watch<'_>,
+) -> Result<Replayed, Error> {
+    on_tick_thread(config.engine.threads, move || {
+        replay_here(log, config, weights, sink, options, watch)
+    })?
+}
+
+fn replay_here(
+    log: &Path,
+    config: &Config,
+    weights: &Weights,
+    sink: Box<dyn Sink>,
+    options: &ReplayOptions,
+    watch: &mut Watch<'_>,
+) -> Result<Replayed, Error> {
+    let (inlet, queues) = Inlet::new(config);
+    let clock = LogClock::default();
+    let ground_truth = config.output.ground_truth.clone();
+    let mut source = Replay::open(log, inlet, clock.clone(), options.speed, ground_truth)?;
+    let mut runtime = Runtime::new(
+        config,
+        weights,
+        Box::new(Cpu::new(options.path)),
+        queues,
+        sink,
+        Mode::Replay,
+        Box::new(WallClock::new()),
+    )?;
+    (watch.started)(&runtime, source.summary());
+    let total = source.summary().messages;
+    let begin = std::time::Instant::now();
+    let mut each = |source: &mut Replay, runtime: &mut Runtime| {
+        (watch.progress)(source.delivered(), total);
+        for message in source.take_passed_through() {
+            runtime.pass_through(message.log_time_ns, message.publish_time_ns, &message.data)?;
+        }
+        Ok(())
+    };
+    run(&mut source, &clock, &mut runtime, &mut each)?;
+    let span = source.summary().span_ns.unwrap_or((0, 0));
+    Ok(Replayed {
+        ticks: runtime.ticks(),
+        ledger: runtime.ledger().clone(),
+        timing: runtime.timing().clone(),
+        last_frame: (runtime.ticks() > 0).then(|| runtime.last_frame().clone()),
+        log: source.summary().clone(),
+        end: source.end(),
+        wall_s: begin.elapsed().as_secs_f64(),
+        log_s: span.1.saturating_sub(span.0) as f64 * 1e-9,
+    })
+}
+
+/// Runs `work` on a new thread that is the first of a pool of `threads`, in which its matrix products run.
+///
+/// # Errors
+/// [`Error::Threads`] when threads cannot be started.
+pub fn on_tick_thread<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> Result<R, Error> {
+    let error = |reason: String| Error::Threads { threads, reason };
+    std::thread::scope(|scope| {
+        let body = move || {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .use_current_thread()
+                .thread_name(|i| format!("umm-compute-{i}"))
+                .build()
+                .map_err(|e| e.to_string())?;
+            let result = work();
+            drop(pool);
+            Ok(result)
+        };
+        let thread = std::thread::Builder::new()
+            .name("umm-tick".to_owned())
+            .spawn_scoped(scope, body)
+            .map_err(|e| error(e.to_string()))?;
+        match thread.join() {
+            Ok(result) => result.map_err(error),
+            // A defect of ours: let it be seen with its own message and backtrace.
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}

@@ -1,0 +1,401 @@
+//! The run: queues, aligner, engine and sink, driven by a clock reading from outside.
+//!
+//! [`Runtime::advance`] does what is due at an instant; [`run`] drives it from a [`Source`] and a [`Clock`]. Live runs and
+//! replays differ only in these two.
+
+use crate::align::{Aligner, Refused, Tick};
+use crate::config::Config;
+use crate::engine::{Engine, EngineError};
+use crate::ledger::Ledger;
+use crate::model::network::{Stage, StageProbe};
+use crate::model::weights::Weights;
+use crate::output::{MeasuredTick, Outputs};
+use crate::proto::health::State;
+use crate::queue::QueueReceiver;
+use crate::sink::{Channel, Output, Sink, SinkError};
+use crate::source::{Progress, Source, SourceError};
+use crate::time::Clock;
+use crate::timing::Timing;
+use std::fmt::Write;
+
+/// Deadlines missed in a row after which a run is degraded.
+const MISSES_TO_DEGRADE: u32 = 3;
+
+/// A run that cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The engine cannot be built.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The source.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The sink.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    /// A tick exceeded the configured sizes, which the configuration excludes.
+    #[error("tick {tick}: {source}")]
+    Tick {
+        /// The tick.
+        tick: u64,
+        /// Sizes.
+        source: crate::umm::ring::ChunkTooLong,
+    },
+}
+
+/// Whether outputs carry measured times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Times are measured and written to the outputs.
+    Live,
+    /// Outputs depend on the inputs alone; measured times go to [`Runtime::timing`] only.
+    Replay,
+}
+
+/// A stopwatch over the stages of a tick. The engine tells it when; it reads the clock.
+struct Stopwatch<'a> {
+    clock: &'a dyn Clock,
+    last_ns: u64,
+    stages: &'a mut Vec<(&'static str, u64)>,
+}
+
+impl StageProbe for Stopwatch<'_> {
+    fn ended(&mut self, stage: Stage) {
+        let now_ns = self.clock.now_ns();
+        self.stages
+            .push((stage.name(), now_ns.saturating_sub(self.last_ns)));
+        self.last_ns = now_ns;
+    }
+}
+
+/// One run's state.
+pub struct Runtime {
+    queues: Vec<QueueReceiver>,
+    aligner: Aligner,
+    engine: Engine,
+    outputs: Outputs,
+    sink: Box<dyn Sink>,
+    mode: Mode,
+    /// Measures stages; in a replay another clock than the run's.
+    stopwatch: Box<dyn Clock>,
+    stages: Vec<(&'static str, u64)>,
+    timing: Timing,
+    tick: Tick,
+    epoch_reason: String,
+    health: Health,
+    thumbnail_every: u64,
+    ticks: u64,
+    misses: u64,
+    window_ns: u64,
+}
+
+/// The state machine behind `umm/health`.
+struct Health {
+    state: State,
+    reasons: Vec<String>,
+    required: Vec<(usize, String)>,
+    misses_in_a_row: u32,
+}
+
+impl Runtime {
+    /// Puts a run together.
+    ///
+    /// # Errors
+    /// [`RunError::Engine`].
+    pub fn new(
+        config: &Config,
+        weights: &Weights,
+        backend: Box<dyn crate::backend::Backend>,
+        queues: Vec<QueueReceiver>,
+        sink: Box<dyn Sink>,
+        mode: Mode,
+        stopwatch: Box<dyn Clock>,
+    ) -> Result<Runtime, RunError> {
+        let engine = Engine::new(config, weights, backend)?;
+        let ticks_a_second = 1e3 / config.engine.period_ms as f64;
+        let thumbnails_hz = config.output.thumbnails_hz;
+        let required = config.topics.iter().enumerate().filter(|(_, t)| t.required);
+        Ok(Runtime {
+            queues,
+            aligner: Aligner::new(config.align()),
+            outputs: Outputs::new(config, &weights.spec),
+            engine,
+            sink,
+            mode,
+            stopwatch,
+            stages: Vec::with_capacity(Stage::ALL.len()),
+            timing: Timing::new(),
+            tick: Tick::default(),
+            epoch_reason: String::new(),
+            health: Health {
+                state: State::Starting,
+                reasons: Vec::new(),
+                required: required.map(|(i, t)| (i, t.name.clone())).collect(),
+                misses_in_a_row: 0,
+            },
+            thumbnail_every: if thumbnails_hz > 0.0 {
+                ((ticks_a_second / thumbnails_hz).round() as u64).max(1)
+            } else {
+                0
+            },
+            ticks: 0,
+            misses: 0,
+            window_ns: config.engine.window_ms * crate::time::NS_PER_MS,
+        })
+    }
+
+    /// The clock reading at which the next tick closes at the latest.
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        self.aligner.next_deadline_ns()
+    }
+
+    /// Does what is due at `now_ns`: takes samples from the queues, closes ticks and runs them.
+    ///
+    /// # Errors
+    /// [`RunError`] from the sink.
+    pub fn advance(&mut self, now_ns: u64, clock: &dyn Clock) -> Result<(), RunError> {
+        if let Some(back_ns) = self.aligner.jumps_back(now_ns) {
+            self.flush(clock)?;
+            self.aligner.begin_epoch(now_ns);
+            self.epoch_reason.clear();
+            let back_s = back_ns as f64 * 1e-9;
+            // Writing to a String cannot fail.
+            let _ = write!(self.epoch_reason, "clock jumped back by {back_s:.3} s");
+        }
+        self.take_samples(now_ns);
+        while self.aligner.close_into(now_ns, &mut self.tick) {
+            self.run_tick(clock)?;
+        }
+        Ok(())
+    }
+
+    /// Closes the ticks of all samples that still wait: the end of the input.
+    ///
+    /// # Errors
+    /// [`RunError`] from the sink.
+    pub fn flush(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
+        while self.aligner.flush_into(&mut self.tick) {
+            self.run_tick(clock)?;
+        }
+        Ok(())
+    }
+
+    /// Completes the outputs.
+    ///
+    /// # Errors
+    /// [`RunError::Sink`].
+    pub fn finish(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
+        self.take_samples(clock.now_ns());
+        self.flush(clock)?;
+        Ok(self.sink.finish()?)
+    }
+
+    /// Passes a message through to the output log.
+    ///
+    /// # Errors
+    /// [`RunError::Sink`].
+    pub fn pass_through(&mut self, log_time_ns: u64, publish_time_ns: u64, payload: &[u8]) -> Result<(), RunError> {
+        let message = output(Channel::GroundTruth, log_time_ns, publish_time_ns, payload);
+        Ok(self.sink.publish(&message)?)
+    }
+
+    fn take_samples(&mut self, now_ns: u64) {
+        for (topic, queue) in self.queues.iter().enumerate() {
+            let overflowed = queue.take_overflowed();
+            if overflowed > 0 {
+                self.aligner.count_overflowed(topic, overflowed);
+            }
+            while let Some(sample) = queue.pop() {
+                let sequence = sample.sequence;
+                if let Err(Refused::Future { ahead_ns }) = self.aligner.offer(sample, now_ns) {
+                    let ledger = &mut self.aligner.ledger_mut().topics[topic];
+                    ledger.last_error = format!(
+                        "sequence {sequence}: its stamp is {:.3} s ahead of the clock; see `max_future_ms` and `stamp`",
+                        ahead_ns as f64 * 1e-9
+                    );
+                }
+            }
+        }
+    }
+
+    fn run_tick(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
+        self.stages.clear();
+        let start_ns = self.stopwatch.now_ns();
+        let mut probe = Stopwatch {
+            clock: self.stopwatch.as_ref(),
+            last_ns: start_ns,
+            stages: &mut self.stages,
+        };
+        self.engine
+            .step(&self.tick, self.aligner.ledger_mut(), &mut probe)
+            .map_err(|source| RunError::Tick {
+                tick: self.tick.tick,
+                source,
+            })?;
+        let published_ns = self.publish(clock)?;
+        let end_ns = self.stopwatch.now_ns();
+        let so_far: u64 = self.stages.iter().map(|(_, ns)| ns).sum();
+        let total_ns = end_ns.saturating_sub(start_ns);
+        self.stages
+            .push((Stage::Publish.name(), total_ns.saturating_sub(so_far)));
+        let lead_ns = self
+            .engine
+            .report()
+            .newest_used_ns
+            .map(|newest| published_ns.saturating_sub(newest));
+        self.timing.record(&self.stages, total_ns, lead_ns);
+        self.ticks += 1;
+        self.epoch_reason.clear();
+        Ok(())
+    }
+
+    /// Publishes everything of the tick; returns the publish time.
+    fn publish(&mut self, clock: &dyn Clock) -> Result<u64, RunError> {
+        let tick = &self.tick;
+        let (publish_ns, measured) = match self.mode {
+            Mode::Replay => (tick.close_time_ns, None),
+            Mode::Live => {
+                let now_ns = clock.now_ns();
+                let newest_ns = self.engine.report().newest_used_ns;
+                let end_to_end_ns = newest_ns.map_or(0, |newest| now_ns.saturating_sub(newest));
+                (now_ns, Some(end_to_end_ns))
+            }
+        };
+        let measured = measured.map(|end_to_end_ns| MeasuredTick {
+            stages: &self.stages,
+            end_to_end_ns,
+        });
+        let about_ns = tick.tick_time_ns;
+        let sink = self.sink.as_mut();
+        let fused = self.outputs.fused(
+            tick,
+            &self.engine,
+            &self.epoch_reason,
+            publish_ns,
+            measured.as_ref(),
+        );
+        sink.publish(&output(Channel::Fused, publish_ns, about_ns, fused))?;
+        let journal = self.outputs.journal(tick, &self.engine);
+        sink.publish(&output(Channel::Journal, publish_ns, about_ns, journal))?;
+        let ledger = self.outputs.ledger(tick, self.aligner.ledger());
+        sink.publish(&output(Channel::Ledger, publish_ns, about_ns, ledger))?;
+        let met = self
+            .outputs
+            .last_frame()
+            .budget
+            .as_ref()
+            .is_none_or(|b| b.deadline_met || !b.measured);
+        self.misses += u64::from(!met);
+        self.health.update(&self.engine, met, self.window_ns);
+        let health = self
+            .outputs
+            .health(publish_ns, self.health.state, &self.health.reasons);
+        sink.publish(&output(Channel::Health, publish_ns, about_ns, health))?;
+        let due = self.thumbnail_every > 0 && self.ticks.is_multiple_of(self.thumbnail_every);
+        if let Some((rgb, capture_ns)) = self.engine.thumbnail().filter(|_| due) {
+            sink.publish(&output(Channel::Thumbnail, publish_ns, capture_ns, rgb))?;
+        }
+        Ok(publish_ns)
+    }
+
+    /// Where every sample went.
+    pub fn ledger(&self) -> &Ledger {
+        self.aligner.ledger()
+    }
+
+    /// Ticks run.
+    pub fn ticks(&self) -> u64 {
+        self.ticks
+    }
+
+    /// Measured deadlines missed.
+    pub fn misses(&self) -> u64 {
+        self.misses
+    }
+
+    /// Times per stage.
+    pub fn timing(&self) -> &Timing {
+        &self.timing
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The last fused frame.
+    pub fn last_frame(&self) -> &crate::proto::FusedFrame {
+        self.outputs.last_frame()
+    }
+
+    /// The last closed tick.
+    pub fn last_tick(&self) -> &Tick {
+        &self.tick
+    }
+}
+
+fn output(channel: Channel, publish_time_ns: u64, about_time_ns: u64, payload: &[u8]) -> Output<'_> {
+    Output {
+        channel,
+        publish_time_ns,
+        about_time_ns,
+        payload,
+    }
+}
+
+impl Health {
+    /// Judges the run after a tick. Reasons are built only when they change.
+    fn update(&mut self, engine: &Engine, deadline_met: bool, window_ns: u64) {
+        self.misses_in_a_row = if deadline_met { 0 } else { self.misses_in_a_row + 1 };
+        let topics = &engine.report().topics;
+        let missing = |i: usize| topics[i].missing;
+        let lost = self.required.iter().filter(|(i, _)| missing(*i)).count();
+        let missing_deadlines = self.misses_in_a_row >= MISSES_TO_DEGRADE;
+        let never_seen = topics.iter().all(|t| t.newest_ns.is_none());
+        let state = if never_seen {
+            State::Starting
+        } else if topics.iter().all(|t| t.missing) {
+            State::Failed
+        } else if lost > 0 || missing_deadlines {
+            State::Degraded
+        } else {
+            State::Nominal
+        };
+        let unchanged = state == self.state
+            && self.reasons.len() == lost + usize::from(missing_deadlines);
+        if unchanged && state != State::Failed {
+            return;
+        }
+        self.state = state;
+        self.reasons.clear();
+        for (_, name) in self.required.iter().filter(|(i, _)| missing(*i)) {
+            let window_s = window_ns as f64 * 1e-9;
+            self.reasons
+                .push(format!("required topic {name}: nothing usable for {window_s} s"));
+        }
+        if missing_deadlines {
+            self.reasons
+                .push(format!("{MISSES_TO_DEGRADE} deadlines missed in a row"));
+        }
+    }
+}
+
+/// Drives a run from its source until the source ends. `each` is called after every advance, with what has been reached.
+///
+/// # Errors
+/// [`RunError`].
+pub fn run<S: Source>(
+    source: &mut S,
+    clock: &dyn Clock,
+    runtime: &mut Runtime,
+    each: &mut dyn FnMut(&mut S, &mut Runtime) -> Result<(), RunError>,
+) -> Result<(), RunError> {
+    loop {
+        let progress = source.poll(runtime.next_deadline_ns())?;
+        runtime.advance(clock.now_ns(), clock)?;
+        each(source, runtime)?;
+        if progress == Progress::Ended {
+            return runtime.finish(clock);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! How long the stages took: exact quantiles in fixed memory, kept apart from the outputs so that these depend on the
+//! inputs alone.
+
+use crate::model::network::Stage;
+use hdrhistogram::Histogram;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Longest time told apart, a minute.
+const MAX_NS: u64 = 60_000_000_000;
+
+/// Significant digits of a quantile.
+const DIGITS: u8 = 3;
+
+/// Histograms of a run.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    stages: Vec<(&'static str, Histogram<u64>)>,
+    total: Histogram<u64>,
+    /// Publish time less capture time of the newest sample, on the run's clock.
+    lead: Histogram<u64>,
+}
+
+/// Quantiles of one stage, microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Quantiles {
+    /// Median.
+    pub p50_us: f64,
+    /// 90th percentile.
+    pub p90_us: f64,
+    /// 99th percentile.
+    pub p99_us: f64,
+    /// Largest.
+    pub max_us: f64,
+    /// How many were measured.
+    pub count: u64,
+}
+
+fn histogram() -> Histogram<u64> {
+    #[expect(clippy::expect_used, reason = "the bounds are constants")]
+    let histogram = Histogram::new_with_bounds(1, MAX_NS, DIGITS).expect("constant bounds");
+    histogram
+}
+
+fn quantiles(histogram: &Histogram<u64>) -> Quantiles {
+    let at = |q: f64| histogram.value_at_quantile(q) as f64 * 1e-3;
+    if histogram.is_empty() {
+        return Quantiles::default();
+    }
+    Quantiles {
+        p50_us: at(0.5),
+        p90_us: at(0.9),
+        p99_us: at(0.99),
+        max_us: histogram.max() as f64 * 1e-3,
+        count: histogram.len(),
+    }
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing::new()
+    }
+}
+
+impl Timing {
+    /// Nothing measured.
+    pub fn new() -> Timing {
+        Timing {
+            stages: Stage::ALL.map(|s| (s.name(), histogram())).into(),
+            total: histogram(),
+            lead: histogram(),
+        }
+    }
+
+    /// Adds one tick.
+    pub fn record(&mut self, stages: &[(&'static str, u64)], total_ns: u64, lead_ns: Option<u64>) {
+        for ((_, histogram), (_, ns)) in self.stages.iter_mut().zip(stages) {
+            histogram.saturating_record(*ns);
+        }
+        self.total.saturating_record(total_ns);
+        if let Some(lead_ns) = lead_ns {
+            self.lead.saturating_record(lead_ns);
+        }
+    }
+
+    /// Every stage, in order.
+    pub fn stages(&self) -> impl Iterator<Item = (&'static str, Quantiles)> {
+        self.stages.iter().map(|(name, h)| (*name, quantiles(h)))
+    }
+
+    /// Whole ticks.
+    pub fn total(&self) -> Quantiles {
+        quantiles(&self.total)
+    }
+
+    /// Capture of the newest sample to publication, on the run's clock.
+    pub fn lead(&self) -> Quantiles {
+        quantiles(&self.lead)
+    }
+
+    /// As keys and values, e.g. `stage.encoder.p50_us`.
+    pub fn facts(&self) -> BTreeMap<String, String> {
+        let mut facts = BTreeMap::new();
+        let mut add = |name: &str, q: Quantiles| {
+            for (key, value) in [
+                ("p50_us", q.p50_us),
+                ("p90_us", q.p90_us),
+                ("p99_us", q.p99_us),
+                ("max_us", q.max_us),
+            ] {
+                facts.insert(format!("{name}.{key}"), format!("{value:.1}"));
+            }
+            facts.insert(format!("{name}.count"), q.count.to_string());
+        };
+        for (name, q) in self.stages() {
+            add(&format!("stage.{name}"), q);
+        }
+        add("total", self.total());
+        facts
+    }
+}
+
+/// Where a run's measured times lie: beside its output log, which must not depend on them.
+pub fn sidecar_path(output_log: &Path) -> PathBuf {
+    let mut name = output_log.as_os_str().to_owned();
+    name.push(".timing.json");
+    PathBuf::from(name)
+}
+
+/// Writes the sidecar.
+///
+/// # Errors
+/// As the file system gives them.
+pub fn write_sidecar(output_log: &Path, facts: &BTreeMap<String, String>) -> std::io::Result<()> {
+    let json = serde_json::to_string_pretty(facts)?;
+    std::fs::write(sidecar_path(output_log), json)
+}
