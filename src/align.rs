@@ -360,8 +360,9 @@ impl Aligner {
         {
             let waiting = &mut topic.waiting;
             let covered = waiting.partition_point(|w| w.sample.capture_time_ns <= tick_time_ns);
-            let old = waiting
-                .partition_point(|w| w.sample.capture_time_ns.saturating_add(window_ns) < tick_time_ns);
+            let old = waiting.partition_point(|w| {
+                w.sample.capture_time_ns.saturating_add(window_ns) < tick_time_ns
+            });
             let old = old.min(covered);
             waiting.drain(..old);
             ledger.late_dropped += old as u64;

@@ -1,40 +1,68 @@
 //! `umm`: a streaming sensor-fusion runtime for vehicles.
 //!
-//! The modules in the order data flows through them; `ARCHITECTURE.md` has the whole path on one page.
+//! This is the map: the modules in the order data flows through them. `ARCHITECTURE.md` has the whole path on one page.
 
-// What a run is.
+// Bad input must never panic; tests may (clippy.toml).
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+// What a run is told.
+
 pub mod config;
+
 pub mod time;
 
-// From outside into the queues.
-pub mod sample;
+// From outside into the queues: a source delivers samples, each with the decoder its channel's schema asked for.
+
 pub mod source;
+
 pub mod decode;
+
+pub mod sample;
+
 pub mod queue;
 
-// Queues to ticks.
-pub mod ledger;
+// From queues to ticks of event time, and where every sample went.
+
 pub mod align;
 
-// A tick's samples to results.
-pub mod frontend;
-pub mod model;
-pub mod umm;
-pub mod backend;
+pub mod ledger;
+
+// From a tick's samples to its results: features, tokens, the network over its ring cache.
+
 pub mod engine;
 
-// Results to outside.
-pub mod proto;
+pub mod frontend;
+
+pub mod model;
+
+pub mod umm;
+
+pub mod backend;
+
+// From results to outside.
+
 pub mod output;
+
+pub mod proto;
+
 pub mod sink;
 
-// All of it together.
+// All of it together, and how long it took.
+
 pub mod runtime;
-pub mod timing;
+
 pub mod run;
 
+pub mod timing;
+
 // Around a run.
+
 pub mod demo;
-/// tmp
-pub mod report { /// w
-pub fn write(_a: &std::path::Path, _b: &std::path::Path) -> std::io::Result<()> { Ok(()) } }
+
+pub mod report;
+
+#[cfg(feature = "zenoh")]
+pub mod play;
+
+#[cfg(feature = "zenoh")]
+pub mod zenoh_session;

@@ -1,5 +1,7 @@
 //! The `umm` command.
 
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod cli;
 
 use clap::Parser;

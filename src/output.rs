@@ -207,7 +207,12 @@ impl Outputs {
     }
 
     /// The state of the run, encoded.
-    pub fn health(&mut self, time_ns: u64, state: proto::health::State, reasons: &[String]) -> &[u8] {
+    pub fn health(
+        &mut self,
+        time_ns: u64,
+        state: proto::health::State,
+        reasons: &[String],
+    ) -> &[u8] {
         self.health.time_ns = time_ns;
         self.health.state = state.into();
         self.health.heartbeat += 1;

@@ -2,18 +2,18 @@
 
 use crate::backend::cpu::{Cpu, Path as CpuPath};
 use crate::config::Config;
+use crate::ledger::Ledger;
 use crate::model::init::initial_weights;
 use crate::model::spec::{ModelSpec, SpecError};
-use crate::ledger::Ledger;
 use crate::model::weights::{Weights, WeightsError};
 use crate::proto::FusedFrame;
-use crate::timing::Timing;
 use crate::runtime::{Mode, RunError, Runtime, run};
 use crate::sink::Sink;
 use crate::source::mcap_log::{LogEnd, LogSummary};
 use crate::source::replay::{Replay, Speed};
 use crate::source::{Inlet, SourceError};
 use crate::time::{LogClock, WallClock};
+use crate::timing::Timing;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -53,7 +53,10 @@ pub fn weights(config: &Config) -> Result<Weights, Error> {
     let engine = &config.engine;
     match &engine.weights {
         Some(path) => Ok(Weights::load(path)?),
-        None => Ok(initial_weights(&ModelSpec::preset(&engine.preset, engine.seed)?)),
+        None => Ok(initial_weights(&ModelSpec::preset(
+            &engine.preset,
+            engine.seed,
+        )?)),
     }
 }
 
@@ -67,7 +70,10 @@ pub fn facts(config: &Config, weights: &Weights, source: &str) -> BTreeMap<Strin
         ("model".to_owned(), weights.spec.name.clone()),
         ("trained".to_owned(), weights.spec.trained.to_string()),
         ("parameters".to_owned(), weights.parameters().to_string()),
-        ("weights_digest".to_owned(), format!("{:016x}", weights.digest())),
+        (
+            "weights_digest".to_owned(),
+            format!("{:016x}", weights.digest()),
+        ),
         ("source".to_owned(), source.to_owned()),
         ("topics".to_owned(), topics.join(" ")),
         ("period_ns".to_owned(), config.align().period_ns.to_string()),
@@ -190,7 +196,10 @@ fn replay_here(
 ///
 /// # Errors
 /// [`Error::Threads`] when threads cannot be started.
-pub fn on_tick_thread<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> Result<R, Error> {
+pub fn on_tick_thread<R: Send>(
+    threads: usize,
+    work: impl FnOnce() -> R + Send,
+) -> Result<R, Error> {
     let error = |reason: String| Error::Threads { threads, reason };
     std::thread::scope(|scope| {
         let body = move || {

@@ -194,7 +194,12 @@ impl Runtime {
     ///
     /// # Errors
     /// [`RunError::Sink`].
-    pub fn pass_through(&mut self, log_time_ns: u64, publish_time_ns: u64, payload: &[u8]) -> Result<(), RunError> {
+    pub fn pass_through(
+        &mut self,
+        log_time_ns: u64,
+        publish_time_ns: u64,
+        payload: &[u8],
+    ) -> Result<(), RunError> {
         let message = output(Channel::GroundTruth, log_time_ns, publish_time_ns, payload);
         Ok(self.sink.publish(&message)?)
     }
@@ -334,7 +339,12 @@ impl Runtime {
     }
 }
 
-fn output(channel: Channel, publish_time_ns: u64, about_time_ns: u64, payload: &[u8]) -> Output<'_> {
+fn output(
+    channel: Channel,
+    publish_time_ns: u64,
+    about_time_ns: u64,
+    payload: &[u8],
+) -> Output<'_> {
     Output {
         channel,
         publish_time_ns,
@@ -346,7 +356,11 @@ fn output(channel: Channel, publish_time_ns: u64, about_time_ns: u64, payload: &
 impl Health {
     /// Judges the run after a tick. Reasons are built only when they change.
     fn update(&mut self, engine: &Engine, deadline_met: bool, window_ns: u64) {
-        self.misses_in_a_row = if deadline_met { 0 } else { self.misses_in_a_row + 1 };
+        self.misses_in_a_row = if deadline_met {
+            0
+        } else {
+            self.misses_in_a_row + 1
+        };
         let topics = &engine.report().topics;
         let missing = |i: usize| topics[i].missing;
         let lost = self.required.iter().filter(|(i, _)| missing(*i)).count();
@@ -361,8 +375,8 @@ impl Health {
         } else {
             State::Nominal
         };
-        let unchanged = state == self.state
-            && self.reasons.len() == lost + usize::from(missing_deadlines);
+        let unchanged =
+            state == self.state && self.reasons.len() == lost + usize::from(missing_deadlines);
         if unchanged && state != State::Failed {
             return;
         }
@@ -370,8 +384,9 @@ impl Health {
         self.reasons.clear();
         for (_, name) in self.required.iter().filter(|(i, _)| missing(*i)) {
             let window_s = window_ns as f64 * 1e-9;
-            self.reasons
-                .push(format!("required topic {name}: nothing usable for {window_s} s"));
+            self.reasons.push(format!(
+                "required topic {name}: nothing usable for {window_s} s"
+            ));
         }
         if missing_deadlines {
             self.reasons

@@ -20,7 +20,10 @@ fn fast_path_does_what_the_plain_loops_define() {
 #[test]
 fn the_checker_sees_a_difference() {
     let differences = check(&mut cpu(Path::Plain), &mut cpu(Path::Fast), 0.0);
-    assert!(!differences.is_empty(), "sums in another order cannot all be equal to the bit");
+    assert!(
+        !differences.is_empty(),
+        "sums in another order cannot all be equal to the bit"
+    );
 }
 
 proptest! {

@@ -33,7 +33,8 @@ fn push_chunk(drive: &Tensors, c: usize, spec: &ModelSpec, batch: &mut TokenBatc
             batch.begin_telemetry(topic);
             let mut features = vec![0.0; 2 * spec.fourier + 1];
             let signals = drive.i64(&name("signal"));
-            for ((signal, value), time) in signals.iter().zip(drive.f32(&name("value"))).zip(times) {
+            for ((signal, value), time) in signals.iter().zip(drive.f32(&name("value"))).zip(times)
+            {
                 umm::frontend::telemetry::fourier_into(value, &mut features);
                 batch.push_signal(time, *signal as u32, &features);
             }
@@ -96,7 +97,10 @@ fn check(path: Path) {
         let moment = TickMoment {
             tick: tick as u64,
             tick_time_ns: drive.i64(&format!("tick.{tick}.time_ns"))[0],
-            quality: drive.f32(&format!("tick.{tick}.quality")).try_into().unwrap(),
+            quality: drive
+                .f32(&format!("tick.{tick}.quality"))
+                .try_into()
+                .unwrap(),
         };
         network.step(&moment, &batch, &mut NoProbe).unwrap();
         let inner = network.inspect(batch.rows());
@@ -109,7 +113,12 @@ fn check(path: Path) {
                 }
                 let expected = drive.f32(&format!("out.chunk.{c}.encoder"));
                 let actual = &inner.encoded[row..row + expected.len()];
-                assert_close(&format!("tick {tick} chunk {c} encoder"), actual, &expected, TOLERANCE);
+                assert_close(
+                    &format!("tick {tick} chunk {c} encoder"),
+                    actual,
+                    &expected,
+                    TOLERANCE,
+                );
                 row += expected.len();
             }
         }
@@ -118,10 +127,30 @@ fn check(path: Path) {
         let outputs = network.outputs();
         assert_close(&what("gates"), &inner.gates, &out("gates"), TOLERANCE);
         assert_close(&what("fusion"), &inner.fused, &out("fusion"), TOLERANCE);
-        assert_close(&what("events"), &outputs.heads.events, &out("events"), TOLERANCE);
-        assert_close(&what("scene"), &outputs.heads.scene, &out("scene"), TOLERANCE);
-        assert_close(&what("motion"), &outputs.heads.motion, &out("motion"), TOLERANCE);
-        assert_close(&what("embedding"), &outputs.heads.embedding, &out("embedding"), TOLERANCE);
+        assert_close(
+            &what("events"),
+            &outputs.heads.events,
+            &out("events"),
+            TOLERANCE,
+        );
+        assert_close(
+            &what("scene"),
+            &outputs.heads.scene,
+            &out("scene"),
+            TOLERANCE,
+        );
+        assert_close(
+            &what("motion"),
+            &outputs.heads.motion,
+            &out("motion"),
+            TOLERANCE,
+        );
+        assert_close(
+            &what("embedding"),
+            &outputs.heads.embedding,
+            &out("embedding"),
+            TOLERANCE,
+        );
         let steps = drive.i64(&format!("out.tick.{tick}.caption"));
         let written = network.caption().tokens()[network.caption().tokens().len() - steps.len()..]
             .iter()
@@ -130,15 +159,33 @@ fn check(path: Path) {
         assert_eq!(written, steps, "tick {tick} caption");
         let logits = out("caption_logits");
         let last = &logits[logits.len() - 258..];
-        assert_close(&what("caption logits"), &inner.caption_logits, last, TOLERANCE);
+        assert_close(
+            &what("caption logits"),
+            &inner.caption_logits,
+            last,
+            TOLERANCE,
+        );
         for (m, gate) in outputs.gates.iter().enumerate() {
-            assert_eq!(outputs.valid[m], *gate != 0.0, "tick {tick}: gate 0 exactly when missing");
+            assert_eq!(
+                outputs.valid[m],
+                *gate != 0.0,
+                "tick {tick}: gate 0 exactly when missing"
+            );
         }
     }
-    let bytes: Vec<u8> = drive.i64("text_query.bytes").iter().map(|&b| b as u8).collect();
+    let bytes: Vec<u8> = drive
+        .i64("text_query.bytes")
+        .iter()
+        .map(|&b| b as u8)
+        .collect();
     let mut embedding = Vec::new();
     network.embed_text(std::str::from_utf8(&bytes).unwrap(), &mut embedding);
-    assert_close("text query", &embedding, &drive.f32("text_query.embedding"), TOLERANCE);
+    assert_close(
+        "text query",
+        &embedding,
+        &drive.f32("text_query.embedding"),
+        TOLERANCE,
+    );
 }
 
 #[test]

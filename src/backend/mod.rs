@@ -189,7 +189,14 @@ pub trait Backend {
 
     /// Rotates head dimensions in place; `table` is `[rows, head_dim]`: per row the cosines, then the sines, of
     /// [`crate::model::rotary`]'s pairs.
-    fn rotary_in_place(&mut self, x: Region, rows: usize, heads: usize, head_dim: usize, table: Region);
+    fn rotary_in_place(
+        &mut self,
+        x: Region,
+        rows: usize,
+        heads: usize,
+        head_dim: usize,
+        table: Region,
+    );
 
     /// `out[r] += table[index[r]]`.
     fn add_rows_in_place(&mut self, out: Region, index: &[u32], table: TableId);
@@ -217,7 +224,14 @@ pub trait Backend {
     fn gate_into(&mut self, x: Region, extra: &[f32], weight: TableId, bias: TableId, out: Region);
 
     /// `out[r] = x[r] / temperature[0] + bias`.
-    fn scale_shift_into(&mut self, x: Region, rows: usize, temperature: TableId, bias: TableId, out: Region);
+    fn scale_shift_into(
+        &mut self,
+        x: Region,
+        rows: usize,
+        temperature: TableId,
+        bias: TableId,
+        out: Region,
+    );
 
     /// `dst += scale[0] * src`.
     fn scaled_add_in_place(&mut self, dst: Region, scale: Region, src: Region);

@@ -40,7 +40,8 @@ pub fn check(
                 let expected = run(reference, rows, width);
                 let actual = run(tested, rows, width);
                 let differs = |(e, a): (&f32, &f32)| {
-                    !((e - a).abs() <= tolerance * e.abs().max(1.0)) && e.to_bits() != a.to_bits()
+                    let far = (e - a).abs() > tolerance * e.abs().max(1.0);
+                    (far || e.is_nan() != a.is_nan()) && e.to_bits() != a.to_bits()
                 };
                 if let Some(index) = expected.iter().zip(&actual).position(differs) {
                     differences.push(Difference {
@@ -59,12 +60,20 @@ pub fn check(
 type Case = fn(&mut dyn Backend, usize, usize) -> Vec<f32>;
 
 const CASES: [(&str, Case); 10] = [
-    ("linear_into store", |b, rows, w| linear(b, rows, w, Epilogue::Store)),
-    ("linear_into gelu", |b, rows, w| linear(b, rows, w, Epilogue::Gelu)),
-    ("linear_into add", |b, rows, w| linear(b, rows, w, Epilogue::Add)),
+    ("linear_into store", |b, rows, w| {
+        linear(b, rows, w, Epilogue::Store)
+    }),
+    ("linear_into gelu", |b, rows, w| {
+        linear(b, rows, w, Epilogue::Gelu)
+    }),
+    ("linear_into add", |b, rows, w| {
+        linear(b, rows, w, Epilogue::Add)
+    }),
     ("layer_norm_into", layer_norm),
     ("rotary_in_place", rotary),
-    ("attention_into all", |b, rows, w| attention(b, rows, w, Visibility::All)),
+    ("attention_into all", |b, rows, w| {
+        attention(b, rows, w, Visibility::All)
+    }),
     ("attention_into window", |b, rows, w| {
         attention(b, rows, w, Visibility::Window { window_ns: 5 })
     }),
@@ -94,10 +103,7 @@ struct Layout(usize);
 
 impl Layout {
     fn take(&mut self, len: usize) -> Region {
-        let region = Region {
-            start: self.0,
-            len,
-        };
+        let region = Region { start: self.0, len };
         self.0 += len;
         region
     }

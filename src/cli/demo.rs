@@ -51,7 +51,9 @@ fn make_drive(arguments: &DemoArguments, log: &std::path::Path) -> Result<(), Fa
         duration_s: arguments.seconds,
     };
     let file = BufWriter::new(File::create(log)?);
-    generate(file, &spec, &mut |done| bar.set_position((done * STEPS as f64) as u64))?;
+    generate(file, &spec, &mut |done| {
+        bar.set_position((done * STEPS as f64) as u64)
+    })?;
     bar.finish_and_clear();
     println!(
         "wrote {}: a drive of {} s, seed {}\n",

@@ -12,7 +12,11 @@ use std::path::PathBuf;
 
 /// Streaming sensor fusion for vehicles: camera, microphone, text and telemetry through one multimodal transformer.
 #[derive(Parser)]
-#[command(version, about, after_help = "Start with `umm demo`. Configurations with every key commented are in config/.")]
+#[command(
+    version,
+    about,
+    after_help = "Start with `umm demo`. Configurations with every key commented are in config/."
+)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,

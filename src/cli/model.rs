@@ -70,7 +70,11 @@ fn show(arguments: &ShowArguments) -> Result<(), Failure> {
         format!("untrained (seed {})", spec.seed)
     };
     println!("{}: {}, {trained}", arguments.weights.display(), spec.name);
-    println!("  {} parameters, digest {:016x}", millions(weights.parameters()), weights.digest());
+    println!(
+        "  {} parameters, digest {:016x}",
+        millions(weights.parameters()),
+        weights.digest()
+    );
     println!(
         "  width {}, {} heads of {} ({} key/value), feed-forward {}",
         spec.d, spec.heads, spec.head_dim, spec.kv_heads, spec.ffn

@@ -5,6 +5,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use umm::config::{self, Config};
+use umm::ledger::Ledger;
 use umm::model::weights::Weights;
 use umm::run::{self, ReplayOptions, Replayed, Watch};
 use umm::runtime::Runtime;
@@ -63,7 +64,9 @@ pub fn replay(log: &Path, config: &Config, out: &Path, speed: Speed) -> Result<R
         return Err(format!("--out {} is the log itself", out.display()).into());
     }
     let weights = run::weights(config)?;
-    let source = log.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let source = log
+        .file_name()
+        .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     let facts = run::facts(config, &weights, &source);
     let sink = McapFile::create(out, &config.live.prefix, facts)?;
     let bar = progress_bar();
@@ -138,8 +141,16 @@ pub fn print_engine(weights: &Weights, runtime: &Runtime) {
     let network = runtime.engine().network();
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     let (weight_bytes, moment_bytes) = network.other_bytes();
-    let trained = if weights.spec.trained { "trained" } else { "untrained" };
-    println!("model    {}, {trained}; {}", weights.spec.name, network.backend_name());
+    let trained = if weights.spec.trained {
+        "trained"
+    } else {
+        "untrained"
+    };
+    println!(
+        "model    {}, {trained}; {}",
+        weights.spec.name,
+        network.backend_name()
+    );
     println!(
         "memory   weights {:.1} MiB, arena {:.1} MiB, moments {:.1} MiB; the arena holds",
         mib(weight_bytes),
@@ -150,11 +161,19 @@ pub fn print_engine(weights: &Weights, runtime: &Runtime) {
     reservations.sort_by_key(|r| std::cmp::Reverse(r.bytes));
     const LISTED: usize = 6;
     for reservation in reservations.iter().take(LISTED) {
-        println!("         {:8.2} MiB  {}", mib(reservation.bytes), reservation.name);
+        println!(
+            "         {:8.2} MiB  {}",
+            mib(reservation.bytes),
+            reservation.name
+        );
     }
     let rest: usize = reservations.iter().skip(LISTED).map(|r| r.bytes).sum();
     if rest > 0 {
-        println!("         {:8.2} MiB  in {} more", mib(rest), reservations.len() - LISTED);
+        println!(
+            "         {:8.2} MiB  in {} more",
+            mib(rest),
+            reservations.len() - LISTED
+        );
     }
 }
 
@@ -172,10 +191,15 @@ fn print_summary(config: &Config, weights: &Weights, replayed: &Replayed) {
     let total = ("whole tick", replayed.timing.total());
     for (name, q) in replayed.timing.stages().chain([total]) {
         let us = |v: f64| format!("{v:.0}");
-        rows.push(vec![name.to_owned(), us(q.p50_us), us(q.p99_us), us(q.max_us)]);
+        rows.push(vec![
+            name.to_owned(),
+            us(q.p50_us),
+            us(q.p99_us),
+            us(q.max_us),
+        ]);
     }
     table::print(&["stage", "p50", "p99", "max"], &rows);
-    print_ledger(config, replayed);
+    print_ledger(config, &replayed.ledger);
     let Some(frame) = &replayed.last_frame else {
         println!("\nno tick: the log has no usable sample of the configured topics");
         return;
@@ -185,7 +209,11 @@ fn print_summary(config: &Config, weights: &Weights, replayed: &Replayed) {
         .modalities
         .iter()
         .map(|m| {
-            let state = if m.missing { "missing".to_owned() } else { m.quality_reasons.join(", ") };
+            let state = if m.missing {
+                "missing".to_owned()
+            } else {
+                m.quality_reasons.join(", ")
+            };
             vec![
                 m.modality.clone(),
                 format!("{:.2}", m.gate),
@@ -199,13 +227,18 @@ fn print_summary(config: &Config, weights: &Weights, replayed: &Replayed) {
     print_heads(weights, frame);
 }
 
-fn print_ledger(config: &Config, replayed: &Replayed) {
-    let closes = if replayed.ledger.closes() { "closes" } else { "DOES NOT CLOSE" };
+/// Where every sample went, a line a topic.
+pub fn print_ledger(config: &Config, ledger: &Ledger) {
+    let closes = if ledger.closes() {
+        "closes"
+    } else {
+        "DOES NOT CLOSE"
+    };
     println!("\nLedger ({closes})");
     let rows: Vec<Vec<String>> = config
         .topics
         .iter()
-        .zip(&replayed.ledger.topics)
+        .zip(&ledger.topics)
         .map(|(topic, l)| {
             let mut row = vec![topic.name.clone()];
             let counts = [
@@ -222,18 +255,29 @@ fn print_ledger(config: &Config, replayed: &Replayed) {
         })
         .collect();
     let header = [
-        "topic", "received", "fused", "superseded", "late", "overflowed", "undecodable", "pending",
+        "topic",
+        "received",
+        "fused",
+        "superseded",
+        "late",
+        "overflowed",
+        "undecodable",
+        "pending",
     ];
     table::print(&header, &rows);
-    for (topic, ledger) in config.topics.iter().zip(&replayed.ledger.topics) {
-        if !ledger.last_error.is_empty() {
-            println!("  {}: {}", topic.name, ledger.last_error);
+    for (topic, entry) in config.topics.iter().zip(&ledger.topics) {
+        if !entry.last_error.is_empty() {
+            println!("  {}: {}", topic.name, entry.last_error);
         }
     }
 }
 
 fn print_heads(weights: &Weights, frame: &umm::proto::FusedFrame) {
-    let note = if weights.spec.trained { "" } else { " (untrained: noise)" };
+    let note = if weights.spec.trained {
+        ""
+    } else {
+        " (untrained: noise)"
+    };
     println!("\nHeads at the last tick{note}");
     let scores = |list: &[umm::proto::ClassScore]| {
         let text = list.iter().map(|c| format!("{} {:.2}", c.name, c.score));
@@ -251,7 +295,10 @@ fn print_heads(weights: &Weights, frame: &umm::proto::FusedFrame) {
         println!("  caption  {:?}", caption.text);
     }
     if let Some(nearest) = frame.nearest.first() {
-        println!("  nearest  tick {} (cosine {:.3})", nearest.tick, nearest.similarity);
+        println!(
+            "  nearest  tick {} (cosine {:.3})",
+            nearest.tick, nearest.similarity
+        );
     }
     println!("  digest   {}", frame.digest);
 }

@@ -44,9 +44,13 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
         file: file.clone(),
         reason,
     };
-    let size = std::fs::metadata(path).map_err(|e| io(e.to_string()))?.len();
+    let size = std::fs::metadata(path)
+        .map_err(|e| io(e.to_string()))?
+        .len();
     if size > MAX_FILE_BYTES {
-        return Err(io(format!("{size} bytes, over the limit of {MAX_FILE_BYTES}")));
+        return Err(io(format!(
+            "{size} bytes, over the limit of {MAX_FILE_BYTES}"
+        )));
     }
     let text = std::fs::read_to_string(path).map_err(|e| io(e.to_string()))?;
     let mut config = from_text(&text, &file)?;
@@ -135,7 +139,10 @@ fn check(config: &Config) -> Result<(), Fault> {
         ("max_gap_ms", engine.max_gap_ms),
     ] {
         if value > LONGEST_MS {
-            return Err(fault(key, format!("{key} = {value} is over {LONGEST_MS} (an hour)")));
+            return Err(fault(
+                key,
+                format!("{key} = {value} is over {LONGEST_MS} (an hour)"),
+            ));
         }
     }
     if engine.window_ms < engine.period_ms {
@@ -199,7 +206,10 @@ fn check_topic(topic: &TopicConfig) -> Result<(), (&'static str, String)> {
         return Err(("signals", "only telemetry topics have `signals`".to_owned()));
     }
     if topic.audio.is_some() && topic.kind != Modality::Audio {
-        return Err(("audio", "only audio topics have an `audio` format".to_owned()));
+        return Err((
+            "audio",
+            "only audio topics have an `audio` format".to_owned(),
+        ));
     }
     for (name, signal) in &topic.signals {
         if !(signal.scale.is_finite() && signal.scale != 0.0 && signal.offset.is_finite()) {

@@ -235,8 +235,11 @@ pub struct SignalConfig {
 /// Longest audio block accepted where the topic does not say.
 pub const DEFAULT_MAX_BLOCK_MS: u64 = 200;
 
-/// Samples of audio, text and telemetry a tick takes where the topic does not say.
-const DEFAULT_PER_TICK: usize = 16;
+/// Audio blocks a tick takes where the topic does not say.
+const AUDIO_PER_TICK: usize = 16;
+
+/// Texts a tick takes where the topic does not say.
+const TEXT_PER_TICK: usize = 4;
 
 /// Room in the rings beyond what rate and window ask for.
 const CAPACITY_HEADROOM: f64 = 1.25;
@@ -246,7 +249,8 @@ impl TopicConfig {
     pub fn per_tick(&self) -> usize {
         self.per_tick.unwrap_or(match self.kind {
             Modality::Camera | Modality::Telemetry => 1,
-            Modality::Audio | Modality::Text => DEFAULT_PER_TICK,
+            Modality::Audio => AUDIO_PER_TICK,
+            Modality::Text => TEXT_PER_TICK,
         })
     }
 

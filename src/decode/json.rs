@@ -186,7 +186,11 @@ fn walk<'de, T: Targets + ?Sized>(
 ) -> Result<(), DecodeError> {
     let n = targets.len().min(MAX_TARGETS);
     let mut deserializer = serde_json::Deserializer::from_slice(payload);
-    let all = if n == MAX_TARGETS { u64::MAX } else { (1 << n) - 1 };
+    let all = if n == MAX_TARGETS {
+        u64::MAX
+    } else {
+        (1 << n) - 1
+    };
     let walk = Walk {
         targets,
         mask: all,
@@ -299,7 +303,10 @@ pub(super) fn image<'a>(
         let format = format.ok_or(DecodeError::Missing("format"))?;
         return compressed_image(&string(format, "format")?, data);
     }
-    let encoding = string(encoding.ok_or(DecodeError::Missing("encoding"))?, "encoding")?;
+    let encoding = string(
+        encoding.ok_or(DecodeError::Missing("encoding"))?,
+        "encoding",
+    )?;
     raw_image(
         number(width, "width")?,
         number(height, "height")?,
@@ -372,7 +379,10 @@ pub(super) fn signals_into(
             None => {
                 wrong = Some(DecodeError::Signal {
                     path: signals[i].text().to_owned(),
-                    reason: format!("{} is no number", literal.chars().take(40).collect::<String>()),
+                    reason: format!(
+                        "{} is no number",
+                        literal.chars().take(40).collect::<String>()
+                    ),
                 });
             }
         }
@@ -387,10 +397,22 @@ mod tests {
     #[test]
     fn stamps_keep_their_nanoseconds() {
         let ns = |json: &str| stamp_ns(json.as_bytes()).unwrap();
-        assert_eq!(ns(r#"{"timestamp": 1533200000.0325363}"#), Some(1_533_200_000_032_536_300));
-        assert_eq!(ns(r#"{"timestamp": 1767225600.123456789}"#), Some(1_767_225_600_123_456_789));
-        assert_eq!(ns(r#"{"a": [1, {"b": 2}], "stamp": {"sec": 3, "nanosec": 7}}"#), Some(3_000_000_007));
-        assert_eq!(ns(r#"{"header": {"stamp": {"sec": 3, "nsec": 8}}}"#), Some(3_000_000_008));
+        assert_eq!(
+            ns(r#"{"timestamp": 1533200000.0325363}"#),
+            Some(1_533_200_000_032_536_300)
+        );
+        assert_eq!(
+            ns(r#"{"timestamp": 1767225600.123456789}"#),
+            Some(1_767_225_600_123_456_789)
+        );
+        assert_eq!(
+            ns(r#"{"a": [1, {"b": 2}], "stamp": {"sec": 3, "nanosec": 7}}"#),
+            Some(3_000_000_007)
+        );
+        assert_eq!(
+            ns(r#"{"header": {"stamp": {"sec": 3, "nsec": 8}}}"#),
+            Some(3_000_000_008)
+        );
         assert_eq!(ns(r#"{"x": 1}"#), None);
         assert!(stamp_ns(b"{\"timestamp\": 1").is_err());
     }
@@ -402,7 +424,8 @@ mod tests {
             .map(|p| SignalPath::parse(p).unwrap())
             .collect();
         let mut out = [0.0; 5];
-        let json = br#"{"a": {"b": -1.5e1}, "list": [{"v": 2}, {"v": 3}], "flag": true, "none": null}"#;
+        let json =
+            br#"{"a": {"b": -1.5e1}, "list": [{"v": 2}, {"v": 3}], "flag": true, "none": null}"#;
         out.fill(f64::NAN);
         signals_into(json, &paths, &mut out).unwrap();
         assert_eq!(out[..3], [-15.0, 3.0, 2.0]);

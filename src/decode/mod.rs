@@ -114,7 +114,9 @@ pub struct AudioView<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BindError {
     /// Neither the channel nor the configuration names an encoding.
-    #[error("the channel does not say how its messages are encoded; set `encoding` (cdr, protobuf or json) and `schema`")]
+    #[error(
+        "the channel does not say how its messages are encoded; set `encoding` (cdr, protobuf or json) and `schema`"
+    )]
     NoEncoding,
     /// No decoder.
     #[error(
@@ -245,7 +247,11 @@ impl Decoder {
             Type::Foxglove(t) => (t.carries(kind), false, t.paths()),
             // JSON messages are walked by path: any field may be there.
             Type::FoxgloveJson(t) => (t.carries(kind) || kind == Modality::Telemetry, false, None),
-            Type::Json => (matches!(kind, Modality::Text | Modality::Telemetry), false, None),
+            Type::Json => (
+                matches!(kind, Modality::Text | Modality::Telemetry),
+                false,
+                None,
+            ),
         };
         if !carries {
             return Err(unsupported());
@@ -411,7 +417,11 @@ fn raw_image<'a>(
         PixelFormat::Yuyv => width.next_multiple_of(2) as usize * 2,
         _ => width.next_multiple_of(if format == PixelFormat::Nv12 { 2 } else { 1 }) as usize,
     };
-    let stride = if row_stride == 0 { row } else { row_stride as usize };
+    let stride = if row_stride == 0 {
+        row
+    } else {
+        row_stride as usize
+    };
     let rows = match format {
         PixelFormat::Nv12 => height as usize + (height as usize).div_ceil(2),
         _ => height as usize,

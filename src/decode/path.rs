@@ -41,7 +41,9 @@ impl SignalPath {
             steps.push(Step::Field(field.to_owned(), field.parse().ok()));
             for piece in pieces {
                 let index = piece.strip_suffix(']').and_then(|i| i.parse().ok());
-                steps.push(Step::Index(index.ok_or_else(|| bad("an index is no number in brackets"))?));
+                steps.push(Step::Index(
+                    index.ok_or_else(|| bad("an index is no number in brackets"))?,
+                ));
             }
         }
         if steps.len() > MAX_STEPS {

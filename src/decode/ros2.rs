@@ -195,7 +195,12 @@ impl Type {
 }
 
 const TWIST: [&str; 6] = [
-    "linear.x", "linear.y", "linear.z", "angular.x", "angular.y", "angular.z",
+    "linear.x",
+    "linear.y",
+    "linear.z",
+    "angular.x",
+    "angular.y",
+    "angular.z",
 ];
 
 const NAV_SAT_FIX: [&str; 5] = [
@@ -287,7 +292,9 @@ fn diagnostics_into(
             let value = cdr.string_bytes("status.values.value")?;
             for (signal, out) in signals.iter().zip(out.iter_mut()) {
                 if signal.text().as_bytes() == key
-                    && let Some(value) = std::str::from_utf8(value).ok().and_then(|v| v.trim().parse().ok())
+                    && let Some(value) = std::str::from_utf8(value)
+                        .ok()
+                        .and_then(|v| v.trim().parse().ok())
                 {
                     put_signal(signal, value, out)?;
                 }

@@ -138,7 +138,11 @@ pub(super) fn timestamp_ns(bytes: &[u8]) -> Result<u64, DecodeError> {
         }
     }
     // Negative seconds come as huge varints.
-    let seconds = if seconds > i64::MAX as u64 { 0 } else { seconds };
+    let seconds = if seconds > i64::MAX as u64 {
+        0
+    } else {
+        seconds
+    };
     Ok(seconds
         .saturating_mul(crate::time::NS_PER_S)
         .saturating_add(nanoseconds))

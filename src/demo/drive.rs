@@ -170,7 +170,10 @@ mod tests {
             let truth = state.truth();
             assert!(state.lead_gap_m > 5.0, "gap {} at {i}", state.lead_gap_m);
             assert!(state.speed_mps > 3.0 && state.speed_mps < 15.0);
-            for (n, flag) in seen.iter_mut().zip([truth.siren, truth.ambulance, truth.braking, truth.turning]) {
+            for (n, flag) in
+                seen.iter_mut()
+                    .zip([truth.siren, truth.ambulance, truth.braking, truth.turning])
+            {
                 *n += i32::from(flag);
             }
         }

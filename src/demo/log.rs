@@ -145,7 +145,11 @@ pub fn generate<W: Write + Seek>(
         let to_ns = (from_ns + STEP_NS).min(duration_ns);
         generator.step(to_ns)?;
         // Whatever comes in later steps arrives after their beginning.
-        let safe_ns = if to_ns == duration_ns { u64::MAX } else { START_NS + to_ns };
+        let safe_ns = if to_ns == duration_ns {
+            u64::MAX
+        } else {
+            START_NS + to_ns
+        };
         generator.pending.sort();
         let ready = generator
             .pending
@@ -179,7 +183,8 @@ fn add_channels<W: Write + Seek>(
     for (sensor, schema) in protobuf {
         let schema = schema.ok_or_else(|| DemoError::Encode("no schema".to_owned()))?;
         let schema = writer.add_schema(&schema.name, &schema.encoding, &schema.data)?;
-        ids[sensor] = writer.add_channel(schema, SENSORS[sensor].topic, "protobuf", &BTreeMap::new())?;
+        ids[sensor] =
+            writer.add_channel(schema, SENSORS[sensor].topic, "protobuf", &BTreeMap::new())?;
     }
     for (sensor, name, schema) in [
         (SPEED, "telemetry.Speed", SPEED_SCHEMA),
@@ -188,7 +193,8 @@ fn add_channels<W: Write + Seek>(
         (TRUTH, "umm.GroundTruth", TRUTH_SCHEMA),
     ] {
         let schema = writer.add_schema(name, "jsonschema", schema.as_bytes())?;
-        ids[sensor] = writer.add_channel(schema, SENSORS[sensor].topic, "json", &BTreeMap::new())?;
+        ids[sensor] =
+            writer.add_channel(schema, SENSORS[sensor].topic, "json", &BTreeMap::new())?;
     }
     Ok(ids)
 }
@@ -217,11 +223,20 @@ impl Generator {
         Ok(())
     }
 
-    fn message(&mut self, sensor: usize, at_ns: u64, count: u64) -> Result<Option<Vec<u8>>, DemoError> {
+    fn message(
+        &mut self,
+        sensor: usize,
+        at_ns: u64,
+        count: u64,
+    ) -> Result<Option<Vec<u8>>, DemoError> {
         let t_s = at_ns as f64 * 1e-9;
         let state = self.drive.at(t_s);
         let stamp_ns = START_NS + at_ns;
-        let seconds = format!("{}.{:09}", stamp_ns / 1_000_000_000, stamp_ns % 1_000_000_000);
+        let seconds = format!(
+            "{}.{:09}",
+            stamp_ns / 1_000_000_000,
+            stamp_ns % 1_000_000_000
+        );
         let timestamp = Timestamp::new(
             (stamp_ns / 1_000_000_000) as u32,
             (stamp_ns % 1_000_000_000) as u32,
@@ -385,9 +400,16 @@ mod tests {
             .collect();
         assert!(messages.windows(2).all(|w| w[0].log_time <= w[1].log_time));
         for sensor in SENSORS {
-            let n = messages.iter().filter(|m| m.channel.topic == sensor.topic).count() as u64;
+            let n = messages
+                .iter()
+                .filter(|m| m.channel.topic == sensor.topic)
+                .count() as u64;
             let full = 1_000_000_000 / sensor.period_ns;
-            assert!(n == full || sensor.topic == "/navigation/text", "{}: {n}", sensor.topic);
+            assert!(
+                n == full || sensor.topic == "/navigation/text",
+                "{}: {n}",
+                sensor.topic
+            );
         }
     }
 }

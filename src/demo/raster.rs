@@ -76,10 +76,18 @@ impl Canvas {
     }
 
     /// A disc; `strength` 1 covers, less lets through, fading to the rim when `soft`.
-    pub fn disc(&mut self, centre: (f64, f64), radius: f64, colour: Colour, strength: f32, soft: bool) {
+    pub fn disc(
+        &mut self,
+        centre: (f64, f64),
+        radius: f64,
+        colour: Colour,
+        strength: f32,
+        soft: bool,
+    ) {
         let clip = |v: f64, high: usize| v.clamp(0.0, high as f64) as usize;
         let rows = clip(centre.1 - radius, self.height)..clip(centre.1 + radius + 1.0, self.height);
-        let columns = clip(centre.0 - radius, self.width)..clip(centre.0 + radius + 1.0, self.width);
+        let columns =
+            clip(centre.0 - radius, self.width)..clip(centre.0 + radius + 1.0, self.width);
         for y in rows {
             for x in columns.clone() {
                 let (dx, dy) = (x as f64 + 0.5 - centre.0, y as f64 + 0.5 - centre.1);

@@ -61,8 +61,10 @@ impl Scene {
     pub fn draw_into(&mut self, state: &State, t_s: f64, frame: u64, rgb: &mut Vec<u8>) {
         self.bend(state);
         let horizon = HORIZON_PX as usize;
-        self.canvas.gradient(0, horizon, [122.0, 166.0, 214.0], HAZE);
-        self.canvas.gradient(horizon, HEIGHT, mix(GRASS, HAZE, 0.7), GRASS);
+        self.canvas
+            .gradient(0, horizon, [122.0, 166.0, 214.0], HAZE);
+        self.canvas
+            .gradient(horizon, HEIGHT, mix(GRASS, HAZE, 0.7), GRASS);
         self.ground(state);
         self.things(state, t_s);
         self.bonnet();
@@ -240,7 +242,8 @@ impl Scene {
         for (dx, dy, shade) in [(-0.5, 0.62, 0.8), (0.5, 0.66, 0.92), (0.0, 0.82, 1.05)] {
             let leaf = [66.0 * shade, 104.0 * shade, 56.0 * shade];
             let centre = self.project(x + dx, height * f64::from(dy as f32), z);
-            self.canvas.disc(centre, radius, fogged(leaf, z), 1.0, false);
+            self.canvas
+                .disc(centre, radius, fogged(leaf, z), 1.0, false);
         }
     }
 
@@ -259,7 +262,8 @@ impl Scene {
             self.project(x.1, y.1, z.1),
             self.project(x.0, y.1, z.1),
         ];
-        self.canvas.polygon(&top, fogged(mix(colour, [255.0; 3], 0.2), z.0));
+        self.canvas
+            .polygon(&top, fogged(mix(colour, [255.0; 3], 0.2), z.0));
         self.face(x, y, z.0, colour);
     }
 
@@ -274,7 +278,11 @@ impl Scene {
     }
 
     fn shadow(&mut self, x: (f64, f64), z: (f64, f64)) {
-        self.strip((x.0 - 0.1, x.1 + 0.1), (z.0.max(NEAR_M), z.1), [46.0, 47.0, 50.0]);
+        self.strip(
+            (x.0 - 0.1, x.1 + 0.1),
+            (z.0.max(NEAR_M), z.1),
+            [46.0, 47.0, 50.0],
+        );
     }
 
     /// The car ahead, from behind.
@@ -291,17 +299,32 @@ impl Scene {
             z: (z + 0.3, z + 2.9),
             colour: paint,
         });
-        self.face((cabin.0 + 0.1, cabin.1 - 0.1), (1.02, 1.42), z + 0.29, [52.0, 62.0, 72.0]);
+        self.face(
+            (cabin.0 + 0.1, cabin.1 - 0.1),
+            (1.02, 1.42),
+            z + 0.29,
+            [52.0, 62.0, 72.0],
+        );
         for wheel in [x.0 + 0.05, x.1 - 0.3] {
             self.face((wheel, wheel + 0.25), (0.0, 0.4), z, [28.0, 28.0, 30.0]);
         }
-        self.face((EGO_LANE_M - 0.28, EGO_LANE_M + 0.28), (0.5, 0.64), z, [224.0, 224.0, 214.0]);
-        let light = if brakes { [255.0, 36.0, 24.0] } else { [132.0, 26.0, 26.0] };
+        self.face(
+            (EGO_LANE_M - 0.28, EGO_LANE_M + 0.28),
+            (0.5, 0.64),
+            z,
+            [224.0, 224.0, 214.0],
+        );
+        let light = if brakes {
+            [255.0, 36.0, 24.0]
+        } else {
+            [132.0, 26.0, 26.0]
+        };
         for edge in [x.0 + 0.04, x.1 - 0.4] {
             self.face((edge, edge + 0.36), (0.7, 0.86), z, light);
             if brakes {
                 let centre = self.project(edge + 0.18, 0.78, z);
-                self.canvas.disc(centre, 0.75 * FOCAL_PX / z, [255.0, 60.0, 40.0], 0.5, true);
+                self.canvas
+                    .disc(centre, 0.75 * FOCAL_PX / z, [255.0, 60.0, 40.0], 0.5, true);
             }
         }
     }
@@ -326,7 +349,12 @@ impl Scene {
             z: (z, z + 1.5),
             colour: white,
         });
-        self.face((x.0 + 0.14, x.1 - 0.14), (1.3, 1.95), z + 1.39, [48.0, 60.0, 72.0]);
+        self.face(
+            (x.0 + 0.14, x.1 - 0.14),
+            (1.3, 1.95),
+            z + 1.39,
+            [48.0, 60.0, 72.0],
+        );
         self.wall(x.1, (1.0, 1.32), (z + 1.4, z + 5.8), [214.0, 44.0, 38.0]);
         self.face((x.0, x.1), (0.98, 1.14), z, [214.0, 44.0, 38.0]);
         for wheel in [x.0 + 0.06, x.1 - 0.34] {
@@ -341,10 +369,16 @@ impl Scene {
             (x.1 - 0.45, [255.0, 46.0, 40.0], phase >= 0.5),
         ] {
             let dim = mix(colour, [40.0; 3], 0.6);
-            self.face((at - 0.35, at + 0.35), (2.45, 2.68), z + 1.4, if on { colour } else { dim });
+            self.face(
+                (at - 0.35, at + 0.35),
+                (2.45, 2.68),
+                z + 1.4,
+                if on { colour } else { dim },
+            );
             if on {
                 let centre = self.project(at, 2.56, z + 1.4);
-                self.canvas.disc(centre, (1.7 * FOCAL_PX / z).max(5.0), colour, 0.75, true);
+                self.canvas
+                    .disc(centre, (1.7 * FOCAL_PX / z).max(5.0), colour, 0.75, true);
             }
         }
     }
@@ -352,7 +386,12 @@ impl Scene {
     /// The ego vehicle's bonnet at the lower edge.
     fn bonnet(&mut self) {
         let (w, h) = (WIDTH as f64, HEIGHT as f64);
-        let corners = [(60.0, h), (150.0, h - 26.0), (w - 150.0, h - 26.0), (w - 60.0, h)];
+        let corners = [
+            (60.0, h),
+            (150.0, h - 26.0),
+            (w - 150.0, h - 26.0),
+            (w - 60.0, h),
+        ];
         self.canvas.polygon(&corners, [52.0, 56.0, 62.0]);
     }
 }

@@ -57,6 +57,8 @@ struct Signals {
     values: Vec<f64>,
     features: Vec<f32>,
     quality: TelemetryQuality,
+    /// Of the tick's newest message, whose values are in `values`.
+    newest_ns: Option<u64>,
 }
 
 enum Kind {
@@ -124,9 +126,7 @@ impl TopicInput {
                 if signals.values.iter().all(|v| v.is_nan()) {
                     return Err(InputError::NoSignal);
                 }
-                signals
-                    .quality
-                    .observe(sample.capture_time_ns, &signals.values);
+                signals.newest_ns = Some(sample.capture_time_ns);
                 batch.begin_telemetry(topic);
                 let present = signals.scales.iter().zip(&signals.values);
                 for ((index, scale), value) in present.filter(|(_, value)| !value.is_nan()) {
@@ -141,10 +141,19 @@ impl TopicInput {
     /// Hands over what was gathered over the tick.
     pub fn finish_tick(&mut self, topic: usize, tick_time_ns: u64, batch: &mut TokenBatch) {
         self.now_ns = tick_time_ns;
-        if let Kind::Audio(audio) = &mut self.kind {
-            let (times_ns, features) = audio.tokens();
-            batch.push_audio(topic, times_ns, features);
-            audio.clear_tokens();
+        match &mut self.kind {
+            Kind::Audio(audio) => {
+                let (times_ns, features) = audio.tokens();
+                batch.push_audio(topic, times_ns, features);
+                audio.clear_tokens();
+            }
+            // Once a tick: several messages of one tick are not spaced as their publisher spaces them.
+            Kind::Telemetry(signals) => {
+                if let Some(newest_ns) = signals.newest_ns.take() {
+                    signals.quality.observe(newest_ns, &signals.values);
+                }
+            }
+            Kind::Camera(_) | Kind::Text => {}
         }
     }
 
@@ -212,5 +221,6 @@ fn signals(topic: &TopicConfig, spec: &ModelSpec) -> Result<Signals, InputError>
         features: vec![0.0; 2 * spec.fourier + 1],
         quality: TelemetryQuality::new(topic.rate_hz, scales.len(), stuck_after_ms * NS_PER_MS),
         scales,
+        newest_ns: None,
     })
 }

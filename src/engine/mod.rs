@@ -176,8 +176,7 @@ impl Engine {
                 }
                 Err(error) => {
                     entry.undecodable += 1;
-                    entry.last_error =
-                        format!("sequence {}: {error}", taken.sample.sequence);
+                    entry.last_error = format!("sequence {}: {error}", taken.sample.sequence);
                 }
             }
         }

@@ -102,7 +102,10 @@ impl AudioFrontEnd {
 
     /// Starts, corrects or restarts the sample clock for a block at `capture_ns`.
     fn follow_clock(&mut self, rate_hz: u32, capture_ns: i64) -> Result<(), FrontEndError> {
-        let running = self.resample.as_ref().is_some_and(|r| r.rate_hz() == rate_hz);
+        let running = self
+            .resample
+            .as_ref()
+            .is_some_and(|r| r.rate_hz() == rate_hz);
         let since_ns = self.samples_in.saturating_mul(NS_PER_S) / u64::from(rate_hz);
         let expected_ns = self.anchor_ns + since_ns as i64;
         let off_ns = capture_ns.saturating_sub(expected_ns);
@@ -119,7 +122,8 @@ impl AudioFrontEnd {
         }
         self.mel.reset();
         // Tokens already finished stay for the tick; the unfinished one is of the old stream.
-        self.features.truncate(self.times_ns.len() * self.stack * BANDS);
+        self.features
+            .truncate(self.times_ns.len() * self.stack * BANDS);
         self.anchor_ns = capture_ns;
         self.samples_in = 0;
         self.frames = 0;

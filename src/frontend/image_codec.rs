@@ -96,7 +96,11 @@ pub fn png_into(
     let frame = reader.next_frame(scratch).map_err(error)?;
     let samples = frame.color_type.samples();
     out.resize(width, height);
-    for (rgb, pixel) in out.data.chunks_exact_mut(3).zip(scratch.chunks_exact(samples)) {
+    for (rgb, pixel) in out
+        .data
+        .chunks_exact_mut(3)
+        .zip(scratch.chunks_exact(samples))
+    {
         match pixel {
             [r, g, b, ..] => rgb.copy_from_slice(&[*r, *g, *b]),
             [grey, ..] => rgb.fill(*grey),

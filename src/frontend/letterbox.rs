@@ -25,9 +25,7 @@ impl Letterbox {
         Letterbox {
             side,
             resizer: Resizer::new(),
-            options: ResizeOptions::new()
-                .resize_alg(algorithm)
-                .use_alpha(false),
+            options: ResizeOptions::new().resize_alg(algorithm).use_alpha(false),
             inner: Vec::new(),
             inner_size: (0, 0),
         }

@@ -16,9 +16,8 @@ pub struct Patchify {
 impl Patchify {
     /// For images of `side` pixels in patches of `patch`, which divides it.
     pub fn new(side: usize, patch: usize) -> Patchify {
-        let table = std::array::from_fn(|c| {
-            std::array::from_fn(|x| (x as f32 / 255.0 - MEAN[c]) / STD[c])
-        });
+        let table =
+            std::array::from_fn(|c| std::array::from_fn(|x| (x as f32 / 255.0 - MEAN[c]) / STD[c]));
         Patchify { side, patch, table }
     }
 
@@ -30,7 +29,10 @@ impl Patchify {
             let (row, col) = (index / grid, index % grid);
             for (y, line) in patch.chunks_exact_mut(run).enumerate() {
                 let at = ((row * self.patch + y) * self.side + col * self.patch) * 3;
-                for (out, pixel) in line.chunks_exact_mut(3).zip(rgb[at..at + run].chunks_exact(3)) {
+                for (out, pixel) in line
+                    .chunks_exact_mut(3)
+                    .zip(rgb[at..at + run].chunks_exact(3))
+                {
                     for c in 0..3 {
                         out[c] = self.table[c][usize::from(pixel[c])];
                     }

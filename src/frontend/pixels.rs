@@ -76,11 +76,20 @@ mod tests {
 
     #[test]
     fn formats_agree_on_one_picture() {
-        assert_eq!(rgb(PixelFormat::Rgb8, 1, 2, 4, &[1, 2, 3, 0, 4, 5, 6]), [1, 2, 3, 4, 5, 6]);
-        assert_eq!(rgb(PixelFormat::Bgr8, 2, 1, 6, &[3, 2, 1, 6, 5, 4]), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(
+            rgb(PixelFormat::Rgb8, 1, 2, 4, &[1, 2, 3, 0, 4, 5, 6]),
+            [1, 2, 3, 4, 5, 6]
+        );
+        assert_eq!(
+            rgb(PixelFormat::Bgr8, 2, 1, 6, &[3, 2, 1, 6, 5, 4]),
+            [1, 2, 3, 4, 5, 6]
+        );
         assert_eq!(rgb(PixelFormat::Bgra8, 1, 1, 4, &[3, 2, 1, 9]), [1, 2, 3]);
         assert_eq!(rgb(PixelFormat::Rgba8, 1, 1, 4, &[1, 2, 3, 9]), [1, 2, 3]);
-        assert_eq!(rgb(PixelFormat::Mono8, 2, 1, 2, &[7, 8]), [7, 7, 7, 8, 8, 8]);
+        assert_eq!(
+            rgb(PixelFormat::Mono8, 2, 1, 2, &[7, 8]),
+            [7, 7, 7, 8, 8, 8]
+        );
     }
 
     #[test]
@@ -94,7 +103,10 @@ mod tests {
             (41, 240, 110, [0, 0, 255]),
         ] {
             let got = yuv(y, u, v);
-            let near = got.iter().zip(expected).all(|(g, e): (&u8, u8)| g.abs_diff(e) <= 2);
+            let near = got
+                .iter()
+                .zip(expected)
+                .all(|(g, e): (&u8, u8)| g.abs_diff(e) <= 2);
             assert!(near, "{got:?} {expected:?}");
             let yuyv = rgb(PixelFormat::Yuyv, 2, 1, 4, &[y, u, y, v]);
             let nv12 = rgb(PixelFormat::Nv12, 2, 2, 2, &[y, y, y, y, u, v]);

@@ -149,7 +149,11 @@ mod tests {
         for rate_hz in [16_000, 44_100, 48_000] {
             let whole = run(rate_hz, &input, input.len());
             for cut in [1, 7, 160, 441, 4_001] {
-                assert_eq!(run(rate_hz, &input, cut), whole, "{rate_hz} Hz in pieces of {cut}");
+                assert_eq!(
+                    run(rate_hz, &input, cut),
+                    whole,
+                    "{rate_hz} Hz in pieces of {cut}"
+                );
             }
         }
     }

@@ -172,7 +172,13 @@ impl CaptionDecoder {
             self.layer(backend, layer, index);
         }
         backend.layer_norm_into(self.x, 1, self.norm, self.buffers.h);
-        backend.linear_into(self.buffers.h, 1, self.to_logits, Epilogue::Store, self.logits);
+        backend.linear_into(
+            self.buffers.h,
+            1,
+            self.to_logits,
+            Epilogue::Store,
+            self.logits,
+        );
         backend.download(self.logits, &mut self.logits_host);
         let next = most_likely(&self.logits_host);
         self.tokens.push(next);
@@ -180,14 +186,15 @@ impl CaptionDecoder {
     }
 
     fn layer(&self, backend: &mut dyn Backend, layer: &Layer, index: usize) {
-        let LayerBuffers {
-            h, q, attended, ..
-        } = self.buffers;
+        let LayerBuffers { h, q, attended, .. } = self.buffers;
         let width = self.shape.kv_width();
         let ids = &layer.self_attention;
         backend.layer_norm_into(self.x, 1, layer.norm1, h);
         backend.linear_into(h, 1, ids.q, Epilogue::Store, q);
-        let own = (layer.own.k.rows(index, 1, width), layer.own.v.rows(index, 1, width));
+        let own = (
+            layer.own.k.rows(index, 1, width),
+            layer.own.v.rows(index, 1, width),
+        );
         backend.linear_into(h, 1, ids.k, Epilogue::Store, own.0);
         backend.linear_into(h, 1, ids.v, Epilogue::Store, own.1);
         self.attend(backend, layer.own, index + 1, ids.sink);
@@ -214,7 +221,14 @@ impl CaptionDecoder {
             visibility: Visibility::All,
         });
         let LayerBuffers { q, attended, .. } = self.buffers;
-        backend.attention_into(q, &self.no_times[..1], self.shape, &segments, sink, attended);
+        backend.attention_into(
+            q,
+            &self.no_times[..1],
+            self.shape,
+            &segments,
+            sink,
+            attended,
+        );
     }
 
     /// Logits of the last step.

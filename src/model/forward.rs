@@ -90,7 +90,11 @@ struct Reference<'a> {
 impl Reference<'_> {
     fn values(&self, name: &str) -> Vec<f64> {
         let values = self.weights.tensors.get(name).map(|t| t.values.iter());
-        values.into_iter().flatten().map(|&v| f64::from(v)).collect()
+        values
+            .into_iter()
+            .flatten()
+            .map(|&v| f64::from(v))
+            .collect()
     }
 
     fn row(&self, name: &str, row: usize, width: usize) -> Vec<f64> {
@@ -260,15 +264,12 @@ impl Reference<'_> {
         mask: &[Vec<bool>],
         sink: &[f64],
     ) -> Matrix {
-        let (hd, group) = (
-            self.spec.head_dim,
-            self.spec.heads / self.spec.kv_heads,
-        );
+        let (hd, group) = (self.spec.head_dim, self.spec.heads / self.spec.kv_heads);
         let mut out = vec![vec![0.0; self.spec.heads * hd]; q.len()];
         for (i, out) in out.iter_mut().enumerate() {
-            for head in 0..self.spec.heads {
+            for (head, sink) in sink.iter().enumerate() {
                 let (at, kv) = (head * hd, head / group * hd);
-                let mut sum = sink[head].exp();
+                let mut sum = sink.exp();
                 for j in (0..k.len()).filter(|&j| mask[i][j]) {
                     let score = dot(&q[i][at..at + hd], &k[j][kv..kv + hd]);
                     let weight = (score / (hd as f64).sqrt()).exp();
@@ -288,7 +289,11 @@ impl Reference<'_> {
         let n = self.spec.fusion_tokens;
         let mut ticks: Vec<ForwardTick> = vec![ForwardTick::default(); self.sequence.ticks.len()];
         let mut x: Vec<Matrix> = (0..ticks.len())
-            .map(|_| (0..n).map(|i| self.row("fusion.tokens", i, self.spec.d)).collect())
+            .map(|_| {
+                (0..n)
+                    .map(|i| self.row("fusion.tokens", i, self.spec.d))
+                    .collect()
+            })
             .collect();
         for layer in 0..self.spec.fusion_layers {
             let name = format!("fusion.{layer}");

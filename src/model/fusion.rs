@@ -215,7 +215,14 @@ impl Fusion {
         }
         for chunk in input.chunks {
             let topic = &topics[chunk.topic];
-            append_rows(backend, topic, topic.fusion_layer(layer), chunk, self.k, self.v);
+            append_rows(
+                backend,
+                topic,
+                topic.fusion_layer(layer),
+                chunk,
+                self.k,
+                self.v,
+            );
         }
     }
 
@@ -251,7 +258,9 @@ impl Fusion {
             for topic in topics.iter().filter(|topic| topic.modality == m) {
                 let layer = topic.fusion_layer(index);
                 let held = topic.rings.held();
-                topic.rings.push_segments(layer, held, window, &mut segments);
+                topic
+                    .rings
+                    .push_segments(layer, held, window, &mut segments);
             }
             let attended = self.buffers.attended;
             backend.attention_into(q, &self.times_ns, shape, &segments, cross.sink, attended);
@@ -280,8 +289,14 @@ impl Fusion {
         let mut row = 0;
         for slots in own.slots.iter() {
             let len = slots.len();
-            backend.copy_into(k.rows(row, len, width), ring.k.rows(slots.start, len, width));
-            backend.copy_into(v.rows(row, len, width), ring.v.rows(slots.start, len, width));
+            backend.copy_into(
+                k.rows(row, len, width),
+                ring.k.rows(slots.start, len, width),
+            );
+            backend.copy_into(
+                v.rows(row, len, width),
+                ring.v.rows(slots.start, len, width),
+            );
             row += len;
         }
         let window = Visibility::Window {

@@ -134,10 +134,17 @@ enum Spread {
 fn initial_spread(name: &str, shape: &[usize]) -> Spread {
     // A uniform distribution on [-b, b) has variance b^2 / 3.
     let uniform = |variance: f32| Spread::Uniform((3.0 * variance).sqrt());
-    if name.ends_with("embedding") || name.ends_with("position") || name.ends_with("tokens") || name.ends_with("telemetry.name") {
+    if name.ends_with("embedding")
+        || name.ends_with("position")
+        || name.ends_with("tokens")
+        || name.ends_with("telemetry.name")
+    {
         return uniform(0.02 * 0.02);
     }
-    let norm = name.rsplit('.').nth(1).is_some_and(|part| part.starts_with("norm"));
+    let norm = name
+        .rsplit('.')
+        .nth(1)
+        .is_some_and(|part| part.starts_with("norm"));
     if name.ends_with("temperature") || (norm && name.ends_with("weight")) {
         return Spread::Constant(1.0);
     }

@@ -298,8 +298,12 @@ impl Network {
         probe.ended(Stage::Fusion);
 
         let (backend, outputs) = (self.backend.as_mut(), &mut self.outputs);
-        self.heads
-            .forward_into(backend, self.fused, self.spec.fusion_tokens, &mut outputs.heads);
+        self.heads.forward_into(
+            backend,
+            self.fused,
+            self.spec.fusion_tokens,
+            &mut outputs.heads,
+        );
         let before = moment.tick.saturating_sub(self.config.recall_gap_ticks);
         let embedding = &outputs.heads.embedding;
         self.moments
@@ -413,12 +417,8 @@ impl Network {
             rotary: self.rotary_table,
             chunks: &self.host.chunks,
         };
-        self.fusion.forward_into(
-            self.backend.as_mut(),
-            &input,
-            &mut self.context,
-            self.fused,
-        )?;
+        self.fusion
+            .forward_into(self.backend.as_mut(), &input, &mut self.context, self.fused)?;
         for modality in Modality::ALL {
             let m = modality.index();
             self.outputs.gates[m] = self.fusion.gate(modality);

@@ -189,7 +189,10 @@ impl ModelSpec {
     pub fn validate(&self) -> Result<(), SpecError> {
         let invalid = |what: String| Err(SpecError::Invalid(what));
         if self.format != FORMAT {
-            return invalid(format!("format {} (this build reads {FORMAT})", self.format));
+            return invalid(format!(
+                "format {} (this build reads {FORMAT})",
+                self.format
+            ));
         }
         let sizes = [
             ("d", self.d),

@@ -1,10 +1,10 @@
 //! The output log: an MCAP file with every schema embedded, in chunks of 1 MB, flushed regularly so that a crash loses
 //! little. The same outputs give the same bytes.
 
-use super::{Channel, Output, Sink, SinkError};
+use super::{Channel, Output, Sink, SinkError, thumbnail};
 use crate::proto;
 use foxglove::Encode;
-use foxglove::messages::{CompressedImage, Timestamp};
+use foxglove::messages::CompressedImage;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -16,9 +16,6 @@ const CHUNK_BYTES: u64 = 1 << 20;
 
 /// Fused frames after which the file is flushed.
 const FLUSH_EVERY: u64 = 50;
-
-/// JPEG quality of thumbnails.
-const THUMBNAIL_QUALITY: u8 = 80;
 
 /// Writes one output log.
 pub struct McapFile {
@@ -109,7 +106,7 @@ impl McapFile {
 impl Sink for McapFile {
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
         let payload = match output.channel {
-            Channel::Thumbnail => Cow::Owned(encode_thumbnail(output)),
+            Channel::Thumbnail => Cow::Owned(thumbnail::encode(output)),
             _ => Cow::Borrowed(output.payload),
         };
         let (channel_id, sequence) = self.channel(output.channel)?;
@@ -138,28 +135,4 @@ impl Sink for McapFile {
         }
         Ok(())
     }
-}
-
-/// A square RGB image as a `foxglove.CompressedImage`; empty when it is no square.
-fn encode_thumbnail(output: &Output<'_>) -> Vec<u8> {
-    let side = (output.payload.len() / 3).isqrt();
-    let mut jpeg = Vec::new();
-    let encoder = jpeg_encoder::Encoder::new(&mut jpeg, THUMBNAIL_QUALITY);
-    let size = side as u16;
-    let encoded = encoder.encode(output.payload, size, size, jpeg_encoder::ColorType::Rgb);
-    if encoded.is_err() {
-        jpeg.clear();
-    }
-    let about = std::time::Duration::from_nanos(output.about_time_ns);
-    let message = CompressedImage {
-        timestamp: Some(Timestamp::new(about.as_secs() as u32, about.subsec_nanos())),
-        frame_id: "camera".to_owned(),
-        data: jpeg.into(),
-        format: "jpeg".to_owned(),
-    };
-    let mut bytes = Vec::with_capacity(message.encoded_len().unwrap_or(0));
-    if message.encode(&mut bytes).is_err() {
-        bytes.clear();
-    }
-    bytes
 }

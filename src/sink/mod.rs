@@ -5,8 +5,9 @@
 
 pub mod mcap_file;
 pub mod threaded;
-//cfgz
-//pub mod zenoh;
+mod thumbnail;
+#[cfg(feature = "zenoh")]
+pub mod zenoh;
 
 use std::path::PathBuf;
 

@@ -1,28 +1,48 @@
 //! Reading MCAP logs for replay.
 //!
-//! [`Records`] walks the records of a file in file order, chunks unpacked, with every chunk's CRC checked before anything
-//! of it is delivered and every length checked before memory is asked for. A chunk that fails its check is left out and
-//! counted, and reading goes on behind it. A file cut anywhere is read up to the cut, complete messages inside a cut
-//! chunk included, and reported as cut. File order is arrival order; memory is bounded by the largest chunk.
+//! **Order.** [`McapLog`] delivers messages by log time; messages of one time stay in file order. Chunks whose times
+//! overlap are merged. Opening walks the file from record to record without unpacking anything (`scan`), so the
+//! order needs no index, and a log without a summary section, unchunked or cut, is read the same way as a whole one.
+//!
+//! **Memory.** A chunk is in memory while its messages are being delivered: for chunks that follow each other in time,
+//! one. Where more than [`MAX_MERGED_BYTES`] of chunks overlap, those needed last are let go of and read again.
+//! Messages are shared slices of their chunk: one that is kept keeps its chunk.
+//!
+//! **Damage.** A chunk's CRC is checked before anything of it is delivered. A chunk that fails is left out, counted and
+//! described in [`LogEnd`], and reading goes on behind it. A file cut anywhere is read up to the cut, complete
+//! messages inside a cut chunk included (those alone are unchecked: their CRC covers the whole chunk). Messages
+//! outside chunks have no CRC of their own, and in a log without a chunk index a damaged opcode or length between chunks
+//! can hide a chunk unseen. No length is trusted before it is checked against the file and a limit.
+
+mod parse;
+mod scan;
+mod section;
+mod summary;
+mod unpack;
+
+pub use summary::{ChannelSummary, LogSummary, summarize};
 
 use bytes::Bytes;
-use mcap::records::{Record, op};
-use mcap::sans_io::linear_reader::{LinearReadEvent, LinearReader, LinearReaderOptions};
-use mcap::sans_io::summary_reader::{SummaryReadEvent, SummaryReader, SummaryReaderOptions};
-use std::collections::{HashMap, VecDeque};
+use parse::Tables;
+use scan::{Layout, Segment};
+use section::Section;
+use std::collections::BTreeMap;
+use std::collections::binary_heap::{BinaryHeap, PeekMut};
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use summary::ChannelCount;
+use unpack::{Failure, Unpacked, Unpacker};
 
-/// Largest record, and largest chunk once unpacked.
-pub const MAX_RECORD_BYTES: u64 = 1 << 30;
+/// Largest chunk, packed or unpacked: it is held in memory a few times over while it is read.
+pub const MAX_RECORD_BYTES: u64 = 256 << 20;
 
-/// Most damaged chunks described; further ones are only counted.
-const MAX_DESCRIBED: usize = 16;
+/// Most bytes of overlapping chunks held at a time; two chunks are always allowed.
+pub const MAX_MERGED_BYTES: usize = 512 << 20;
 
-/// Opcode and length before every record.
-const FRAME: usize = 9;
+/// Most damaged places described; further ones are only counted.
+pub const MAX_DESCRIBED_DAMAGE: usize = 16;
 
 /// A log that cannot be read at all.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +63,7 @@ pub enum LogError {
     },
 }
 
-/// A chunk that was left out.
+/// A place in a log that could not be read and was passed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
     /// Where its record begins.
@@ -57,14 +77,19 @@ pub struct Damage {
 pub struct LogEnd {
     /// Byte and reason, when the log was cut there.
     pub cut: Option<(u64, String)>,
-    /// Chunks left out, the first few.
+    /// Damaged places, the first [`MAX_DESCRIBED_DAMAGE`].
     pub damaged: Vec<Damage>,
-    /// Chunks left out.
-    pub damaged_chunks: u64,
+    /// Damaged places, all.
+    pub damaged_count: u64,
 }
 
 impl LogEnd {
-    /// For people; nothing to say of a whole log.
+    /// Neither cut nor damaged.
+    pub fn is_complete(&self) -> bool {
+        self.cut.is_none() && self.damaged_count == 0
+    }
+
+    /// For people; nothing to say of a complete log.
     pub fn describe(&self) -> Option<String> {
         let cut = self
             .cut
@@ -72,8 +97,8 @@ impl LogEnd {
             .map(|(at, reason)| format!("cut at byte {at}: {reason}"));
         let damaged = self.damaged.first().map(|first| {
             format!(
-                "{} damaged chunk(s) left out, the first at byte {}: {}",
-                self.damaged_chunks, first.offset, first.reason
+                "{} damaged place(s) left out, the first at byte {}: {}",
+                self.damaged_count, first.offset, first.reason
             )
         });
         match (cut, damaged) {
@@ -81,188 +106,12 @@ impl LogEnd {
             (cut, damaged) => cut.or(damaged),
         }
     }
-}
 
-/// The records of a file, chunks unpacked.
-pub struct Records {
-    path: PathBuf,
-    file: BufReader<File>,
-    size: u64,
-    at: u64,
-    unpacked: VecDeque<Record<'static>>,
-    end: LogEnd,
-    finished: bool,
-}
-
-impl Records {
-    /// Opens a file and checks its magic.
-    ///
-    /// # Errors
-    /// [`LogError`].
-    pub fn open(path: &Path) -> Result<Records, LogError> {
-        let io = |source| LogError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        let mut file = File::open(path).map_err(io)?;
-        let size = file.metadata().map_err(io)?.len();
-        let mut magic = [0; mcap::MAGIC.len()];
-        let whole = file.read_exact(&mut magic).is_ok();
-        if !whole || magic != *mcap::MAGIC {
-            return Err(LogError::NotMcap {
-                path: path.to_owned(),
-            });
+    fn add_damage(&mut self, offset: u64, reason: String) {
+        self.damaged_count += 1;
+        if self.damaged.len() < MAX_DESCRIBED_DAMAGE {
+            self.damaged.push(Damage { offset, reason });
         }
-        Ok(Records {
-            path: path.to_owned(),
-            file: BufReader::with_capacity(1 << 18, file),
-            size,
-            at: mcap::MAGIC.len() as u64,
-            unpacked: VecDeque::new(),
-            end: LogEnd::default(),
-            finished: false,
-        })
-    }
-
-    /// The next record; none at the end, whose nature [`Records::end`] then tells.
-    ///
-    /// # Errors
-    /// [`LogError::Io`] when the file itself cannot be read.
-    pub fn next_record(&mut self) -> Result<Option<Record<'static>>, LogError> {
-        loop {
-            if let Some(record) = self.unpacked.pop_front() {
-                return Ok(Some(record));
-            }
-            if self.finished {
-                return Ok(None);
-            }
-            if let Some(record) = self.read_frame()? {
-                return Ok(Some(record));
-            }
-        }
-    }
-
-    /// How the log ended; final once [`Records::next_record`] has returned none.
-    pub fn end(&self) -> &LogEnd {
-        &self.end
-    }
-
-    fn cut(&mut self, reason: impl Into<String>) {
-        self.end.cut = Some((self.at, reason.into()));
-        self.finished = true;
-    }
-
-    fn damaged(&mut self, offset: u64, reason: String) {
-        self.end.damaged_chunks += 1;
-        if self.end.damaged.len() < MAX_DESCRIBED {
-            self.end.damaged.push(Damage { offset, reason });
-        }
-    }
-
-    /// Reads one record of the file; a chunk goes to `unpacked`.
-    fn read_frame(&mut self) -> Result<Option<Record<'static>>, LogError> {
-        let left = self.size.saturating_sub(self.at);
-        if left < FRAME as u64 {
-            self.cut("the file ends between records, before its footer");
-            return Ok(None);
-        }
-        let mut frame = [0; FRAME];
-        self.read_exact(&mut frame)?;
-        let [opcode, length @ ..] = frame;
-        let length = u64::from_le_bytes(length);
-        let available = left - FRAME as u64;
-        let offset = self.at;
-        if length > MAX_RECORD_BYTES && length <= available {
-            self.cut(format!("a record of {length} bytes, over {MAX_RECORD_BYTES}"));
-            return Ok(None);
-        }
-        let cut = length > available;
-        if cut && (opcode != op::CHUNK || available > MAX_RECORD_BYTES) {
-            self.cut(format!(
-                "record {opcode:#04x} says {length} bytes, {available} are left"
-            ));
-            return Ok(None);
-        }
-        let mut body = vec![0; length.min(available) as usize];
-        self.read_exact(&mut body)?;
-        if opcode == op::CHUNK {
-            self.unpack(offset, &body, cut);
-            if cut {
-                self.cut("the file ends inside a chunk");
-            }
-        } else {
-            self.at += FRAME as u64 + length;
-            return Ok(self.parse(offset, opcode, &body));
-        }
-        self.at = offset + FRAME as u64 + length;
-        Ok(None)
-    }
-
-    fn parse(&mut self, offset: u64, opcode: u8, body: &[u8]) -> Option<Record<'static>> {
-        match mcap::parse_record(opcode, body) {
-            Ok(record) => {
-                self.finished = opcode == op::FOOTER;
-                Some(record.into_owned())
-            }
-            Err(error) => {
-                self.damaged(offset, format!("record {opcode:#04x}: {error}"));
-                None
-            }
-        }
-    }
-
-    /// Unpacks a chunk's records, all or none; of a cut chunk those before the cut.
-    fn unpack(&mut self, offset: u64, body: &[u8], cut: bool) {
-        let options = LinearReaderOptions::default()
-            .with_skip_start_magic(true)
-            .with_skip_end_magic(true)
-            .with_prevalidate_chunk_crcs(!cut)
-            .with_record_length_limit(MAX_RECORD_BYTES as usize);
-        let mut reader = LinearReader::new_with_options(options);
-        let mut frame = [0; FRAME];
-        frame[0] = op::CHUNK;
-        frame[1..].copy_from_slice(&(body.len() as u64).to_le_bytes());
-        let mut input = frame.as_slice().chain(body);
-        let before = self.unpacked.len();
-        while let Some(event) = reader.next_event() {
-            let failed = match event {
-                Ok(LinearReadEvent::ReadRequest(need)) => {
-                    let need = need.min(FRAME + body.len());
-                    match input.read(reader.insert(need)) {
-                        Ok(0) => break,
-                        Ok(n) => {
-                            reader.notify_read(n);
-                            continue;
-                        }
-                        Err(error) => error.to_string(),
-                    }
-                }
-                Ok(LinearReadEvent::Record { opcode, data }) => {
-                    match mcap::parse_record(opcode, data) {
-                        Ok(record) => {
-                            self.unpacked.push_back(record.into_owned());
-                            continue;
-                        }
-                        Err(error) => error.to_string(),
-                    }
-                }
-                Err(error) => error.to_string(),
-            };
-            if !cut {
-                self.unpacked.truncate(before);
-                self.damaged(offset, failed);
-            }
-            break;
-        }
-    }
-
-    fn read_exact(&mut self, into: &mut [u8]) -> Result<(), LogError> {
-        self.file
-            .read_exact(into)
-            .map_err(|source| LogError::Io {
-                path: self.path.clone(),
-                source,
-            })
     }
 }
 
@@ -280,6 +129,8 @@ pub struct LogSchema {
 /// A channel of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogChannel {
+    /// Its id in the log.
+    pub id: u16,
     /// Topic.
     pub topic: String,
     /// Schema, if it has one.
@@ -287,24 +138,11 @@ pub struct LogChannel {
     /// `cdr`, `protobuf`, `json`...
     pub message_encoding: String,
     /// Its metadata.
-    pub metadata: std::collections::BTreeMap<String, String>,
-    /// Messages, in a [`LogSummary`].
-    pub messages: u64,
-}
-
-/// What a log holds.
-#[derive(Clone, Debug, Default)]
-pub struct LogSummary {
-    /// Channels by topic.
-    pub channels: Vec<LogChannel>,
-    /// Messages in all.
-    pub messages: u64,
-    /// First and last log time.
-    pub span_ns: Option<(u64, u64)>,
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// One message.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogMessage {
     /// Its channel, see [`McapLog::channel`].
     pub channel_id: u16,
@@ -314,159 +152,233 @@ pub struct LogMessage {
     pub log_time_ns: u64,
     /// Publication.
     pub publish_time_ns: u64,
-    /// Bytes.
+    /// Bytes, shared with the other messages of the chunk.
     pub data: Bytes,
 }
 
-/// The messages of a log, in file order.
+/// The messages of a log, by log time.
 pub struct McapLog {
-    records: Records,
-    schemas: HashMap<u16, LogSchema>,
-    channels: HashMap<u16, Arc<LogChannel>>,
+    path: PathBuf,
+    unpacker: Unpacker,
+    tables: Tables,
+    counts: BTreeMap<u16, ChannelCount>,
+    section: Option<Section>,
+    /// By earliest log time.
+    segments: Vec<Segment>,
+    /// Segments before this one have been opened.
+    next_segment: usize,
+    open: BinaryHeap<Open>,
+    end: LogEnd,
 }
 
 impl McapLog {
-    /// Opens a log.
+    /// Opens a log: checks its magic and finds its chunks.
     ///
     /// # Errors
-    /// [`LogError`].
+    /// [`LogError`] when the file cannot be read or is no MCAP file.
     pub fn open(path: &Path) -> Result<McapLog, LogError> {
-        Ok(McapLog {
-            records: Records::open(path)?,
-            schemas: HashMap::new(),
-            channels: HashMap::new(),
-        })
+        let io = |source| LogError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let mut file = File::open(path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
+        let mut magic = Vec::with_capacity(mcap::MAGIC.len());
+        let head = (&file)
+            .take(mcap::MAGIC.len() as u64)
+            .read_to_end(&mut magic);
+        head.map_err(io)?;
+        if magic != mcap::MAGIC {
+            return Err(LogError::NotMcap {
+                path: path.to_owned(),
+            });
+        }
+        let section = Section::read(&mut file, size).map_err(io)?;
+        let layout = scan::scan(&mut file, size, section.as_ref()).map_err(io)?;
+        let Layout {
+            segments,
+            tables,
+            counts,
+            end,
+        } = layout;
+        let mut log = McapLog {
+            path: path.to_owned(),
+            unpacker: Unpacker::new(file),
+            tables,
+            counts,
+            section,
+            segments,
+            next_segment: 0,
+            open: BinaryHeap::new(),
+            end,
+        };
+        log.sort_segments()?;
+        Ok(log)
+    }
+
+    /// Puts the segments in the order of their times.
+    fn sort_segments(&mut self) -> Result<(), LogError> {
+        if self.segments.is_sorted_by_key(|segment| segment.first_ns) {
+            return Ok(());
+        }
+        // A channel is described before its first message in the file, which need not be its first in time.
+        let described = self.section.as_ref().is_some_and(Section::has_all_channels);
+        if !described {
+            for i in 0..self.segments.len() {
+                self.unpack(i)?.ok();
+            }
+        }
+        self.segments.sort_by_key(|segment| segment.first_ns);
+        Ok(())
     }
 
     /// The next message; none at the end.
     ///
     /// # Errors
-    /// [`LogError::Io`].
+    /// [`LogError::Io`] when the file cannot be read.
     pub fn next_message(&mut self) -> Result<Option<LogMessage>, LogError> {
-        while let Some(record) = self.records.next_record()? {
-            match record {
-                Record::Schema { header, data } => {
-                    let schema = LogSchema {
-                        name: header.name,
-                        encoding: header.encoding,
-                        data: data.into_owned(),
-                    };
-                    self.schemas.insert(header.id, schema);
+        loop {
+            self.open_segments()?;
+            let Some(mut first) = self.open.peek_mut() else {
+                return Ok(None);
+            };
+            if let Some(message) = first.unpacked.message(first.next) {
+                if !first.advance() {
+                    PeekMut::pop(first);
                 }
-                Record::Channel(channel) => {
-                    let new = LogChannel {
-                        schema: self.schemas.get(&channel.schema_id).cloned(),
-                        topic: channel.topic,
-                        message_encoding: channel.message_encoding,
-                        metadata: channel.metadata,
-                        messages: 0,
-                    };
-                    self.channels
-                        .entry(channel.id)
-                        .or_insert_with(|| Arc::new(new));
-                }
-                Record::Message { header, data } => {
-                    return Ok(Some(LogMessage {
-                        channel_id: header.channel_id,
-                        sequence: header.sequence,
-                        log_time_ns: header.log_time,
-                        publish_time_ns: header.publish_time,
-                        data: Bytes::from(data.into_owned()),
-                    }));
-                }
-                _ => {}
+                return Ok(Some(message));
+            }
+            // Its bytes were let go of.
+            let mut again = PeekMut::pop(first);
+            if let Ok(unpacked) = self.unpack(again.segment)? {
+                self.make_room(unpacked.data_bytes());
+                again.unpacked = unpacked;
+                self.open.push(again);
             }
         }
-        Ok(None)
     }
 
-    /// A channel that has been met.
+    /// Opens every segment that may hold the next message.
+    fn open_segments(&mut self) -> Result<(), LogError> {
+        while let Some(&Segment {
+            offset, first_ns, ..
+        }) = self.segments.get(self.next_segment)
+        {
+            if self.open.peek().is_some_and(|open| open.time_ns < first_ns) {
+                break;
+            }
+            let segment = self.next_segment;
+            self.next_segment += 1;
+            let unpacked = match self.unpack(segment)? {
+                Ok(unpacked) => unpacked,
+                Err(reason) => {
+                    self.end.add_damage(offset, reason);
+                    continue;
+                }
+            };
+            if unpacked.undescribed > 0 {
+                let n = unpacked.undescribed;
+                let reason = format!("{n} message(s) of channels that no record describes");
+                self.end.add_damage(offset, reason);
+            }
+            if let Some(time_ns) = unpacked.log_time_ns(0) {
+                self.make_room(unpacked.data_bytes());
+                self.open.push(Open {
+                    time_ns,
+                    offset,
+                    segment,
+                    next: 0,
+                    unpacked,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a segment, or says why it is damaged.
+    fn unpack(&mut self, index: usize) -> Result<Result<Unpacked, String>, LogError> {
+        let Some(segment) = self.segments.get(index) else {
+            return Ok(Err("no such segment".to_owned()));
+        };
+        match self.unpacker.unpack(segment, &mut self.tables) {
+            Ok(unpacked) => Ok(Ok(unpacked)),
+            Err(Failure::Damaged(reason)) => Ok(Err(reason)),
+            Err(Failure::Io(source)) => Err(LogError::Io {
+                path: self.path.clone(),
+                source,
+            }),
+        }
+    }
+
+    /// Lets go of the bytes needed last, until another `bytes` may be held.
+    fn make_room(&mut self, bytes: usize) {
+        let held: usize = self.open.iter().map(|o| o.unpacked.data_bytes()).sum();
+        let mut excess = (held + bytes).saturating_sub(MAX_MERGED_BYTES);
+        if excess == 0 {
+            return;
+        }
+        let mut open = std::mem::take(&mut self.open).into_sorted_vec();
+        // Sorted by the heap's order: needed last comes first, the one being delivered comes last and stays.
+        let all_but_next = open.len().saturating_sub(1);
+        for late in open.iter_mut().take(all_but_next) {
+            if excess == 0 {
+                break;
+            }
+            excess = excess.saturating_sub(late.unpacked.data_bytes());
+            late.unpacked.drop_data();
+        }
+        self.open = BinaryHeap::from(open);
+    }
+
+    /// A channel that a message has named.
     pub fn channel(&self, id: u16) -> Option<Arc<LogChannel>> {
-        self.channels.get(&id).cloned()
+        self.tables.channels.get(&id).cloned()
     }
 
     /// How the log ended; final once there is no next message.
     pub fn end(&self) -> LogEnd {
-        self.records.end().clone()
+        self.end.clone()
     }
 }
 
-/// Channels and counts of a log: from its summary section where that is whole, else by reading the log once.
-///
-/// # Errors
-/// [`LogError`].
-pub fn summarize(path: &Path) -> Result<LogSummary, LogError> {
-    // Opening checks the magic in both cases.
-    let mut log = McapLog::open(path)?;
-    if let Some(summary) = read_summary(path) {
-        return Ok(summary);
-    }
-    let mut counts: HashMap<u16, u64> = HashMap::new();
-    let mut span_ns: Option<(u64, u64)> = None;
-    while let Some(message) = log.next_message()? {
-        *counts.entry(message.channel_id).or_default() += 1;
-        let t = message.log_time_ns;
-        span_ns = Some(span_ns.map_or((t, t), |(first, last)| (first.min(t), last.max(t))));
-    }
-    let channels = log.channels.iter().map(|(id, channel)| LogChannel {
-        messages: counts.get(id).copied().unwrap_or(0),
-        ..channel.as_ref().clone()
-    });
-    Ok(sorted(channels.collect(), span_ns))
+/// An open segment, in a heap whose greatest is the one with the next message.
+struct Open {
+    /// Log time of its next message.
+    time_ns: u64,
+    /// Where it lies in the file.
+    offset: u64,
+    segment: usize,
+    next: usize,
+    unpacked: Unpacked,
 }
 
-fn sorted(mut channels: Vec<LogChannel>, span_ns: Option<(u64, u64)>) -> LogSummary {
-    channels.sort_by(|a, b| a.topic.cmp(&b.topic));
-    LogSummary {
-        messages: channels.iter().map(|c| c.messages).sum(),
-        channels,
-        span_ns,
+impl Open {
+    /// Goes on to the next message, if there is one.
+    fn advance(&mut self) -> bool {
+        self.next += 1;
+        let time_ns = self.unpacked.log_time_ns(self.next);
+        self.time_ns = time_ns.unwrap_or(u64::MAX);
+        time_ns.is_some()
     }
 }
 
-/// The summary section, if it is whole and names the channels and their counts.
-fn read_summary(path: &Path) -> Option<LogSummary> {
-    let mut file = File::open(path).ok()?;
-    let size = file.metadata().ok()?.len();
-    let options = SummaryReaderOptions::default()
-        .with_file_size(size)
-        .with_record_length_limit(MAX_RECORD_BYTES.min(size) as usize);
-    let mut reader = SummaryReader::new_with_options(options);
-    while let Some(event) = reader.next_event() {
-        match event.ok()? {
-            SummaryReadEvent::ReadRequest(need) => {
-                let need = need.min(size as usize);
-                let n = file.read(reader.insert(need)).ok()?;
-                reader.notify_read(n);
-            }
-            SummaryReadEvent::SeekRequest(to) => {
-                let within = matches!(to, SeekFrom::Start(at) if at <= size)
-                    || !matches!(to, SeekFrom::Start(_));
-                let at = file.seek(to).ok().filter(|_| within)?;
-                reader.notify_seeked(at);
-            }
-        }
+impl Ord for Open {
+    fn cmp(&self, other: &Open) -> std::cmp::Ordering {
+        // The heap gives its greatest: earliest first, then file order.
+        (other.time_ns, other.offset).cmp(&(self.time_ns, self.offset))
     }
-    let summary = reader.finish()?;
-    let statistics = summary.stats?;
-    let channels: Vec<LogChannel> = summary
-        .channels
-        .iter()
-        .map(|(id, channel)| LogChannel {
-            topic: channel.topic.clone(),
-            schema: channel.schema.as_ref().map(|s| LogSchema {
-                name: s.name.clone(),
-                encoding: s.encoding.clone(),
-                data: s.data.to_vec(),
-            }),
-            message_encoding: channel.message_encoding.clone(),
-            metadata: channel.metadata.clone(),
-            messages: statistics.channel_message_counts.get(id).copied().unwrap_or(0),
-        })
-        .collect();
-    if statistics.message_count > 0 && channels.is_empty() {
-        return None;
-    }
-    let span = (statistics.message_start_time, statistics.message_end_time);
-    Some(sorted(channels, (statistics.message_count > 0).then_some(span)))
 }
+
+impl PartialOrd for Open {
+    fn partial_cmp(&self, other: &Open) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Open {
+    fn eq(&self, other: &Open) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Open {}

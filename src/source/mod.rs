@@ -5,14 +5,13 @@
 
 pub mod mcap_log;
 pub mod replay;
-//cfgz
-//pub mod zenoh;
+#[cfg(feature = "zenoh")]
+pub mod zenoh;
 
 use crate::config::{Config, PcmFormat, Stamp, TopicConfig};
 use crate::decode::{AudioFormat, BindError, Decoder, SampleFormat, Schema, SignalPath};
 use crate::queue::{QueueReceiver, QueueSender, bounded};
 use crate::sample::{Format, Sample, TopicIndex};
-use bytes::Bytes;
 use std::sync::Arc;
 
 /// What a call of [`Source::poll`] has done.
@@ -134,37 +133,38 @@ impl Inlet {
                 PcmFormat::F32 => SampleFormat::F32Le,
             },
         });
-        Decoder::bind(config.kind, schema.or(configured), encoding, &signals, audio)
+        Decoder::bind(
+            config.kind,
+            schema.or(configured),
+            encoding,
+            &signals,
+            audio,
+        )
     }
 
-    /// Stamps a message and puts it into its topic's queue; never blocks.
-    pub fn deliver(
+    /// A message's capture time, from where the topic's configuration says. A stamp that cannot be read gives the publish
+    /// time and leaves it to the decoder to say what is wrong.
+    pub fn stamp(
         &self,
         topic: TopicIndex,
-        sequence: u64,
         publish_time_ns: u64,
         log_time_ns: u64,
-        payload: Bytes,
-        format: Format,
-    ) {
-        let entrance = &self.topics[topic];
+        payload: &[u8],
+        format: &Format,
+    ) -> u64 {
         let own_stamp = || {
-            // A stamp that cannot be read leaves the sample to the decoder, which says what is wrong with it.
             let decoder = format.as_ref().ok()?;
-            decoder.stamp_ns(&payload).ok().flatten()
+            decoder.stamp_ns(payload).ok().flatten()
         };
-        let capture_time_ns = match entrance.config.stamp {
+        match self.topics[topic].config.stamp {
             Stamp::Payload => own_stamp().unwrap_or(publish_time_ns),
             Stamp::Publish => publish_time_ns,
             Stamp::Log => log_time_ns,
-        };
-        entrance.queue.push(Sample {
-            topic,
-            sequence,
-            capture_time_ns,
-            log_time_ns,
-            payload,
-            format,
-        });
+        }
+    }
+
+    /// Puts a sample into its topic's queue; never blocks.
+    pub fn push(&self, sample: Sample) {
+        self.topics[sample.topic].queue.push(sample);
     }
 }

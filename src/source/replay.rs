@@ -6,7 +6,7 @@
 use super::mcap_log::{LogChannel, LogEnd, LogMessage, LogSummary, McapLog, summarize};
 use super::{Inlet, Progress, Source, SourceError};
 use crate::decode::Schema;
-use crate::sample::{Format, TopicIndex};
+use crate::sample::{Format, Sample, TopicIndex};
 use crate::time::LogClock;
 use std::collections::HashMap;
 use std::path::Path;
@@ -181,14 +181,20 @@ impl Replay {
                 publish_time_ns: message.publish_time_ns,
                 data: message.data,
             }),
-            Binding::Bound(topic, format) => self.inlet.deliver(
-                topic,
-                u64::from(message.sequence),
-                message.publish_time_ns,
-                message.log_time_ns,
-                message.data,
-                format,
-            ),
+            Binding::Bound(topic, format) => {
+                let (publish_ns, log_ns) = (message.publish_time_ns, message.log_time_ns);
+                let capture_time_ns =
+                    self.inlet
+                        .stamp(topic, publish_ns, log_ns, &message.data, &format);
+                self.inlet.push(Sample {
+                    topic,
+                    sequence: u64::from(message.sequence),
+                    capture_time_ns,
+                    log_time_ns: log_ns,
+                    payload: message.data,
+                    format,
+                });
+            }
         }
     }
 

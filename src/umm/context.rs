@@ -162,7 +162,10 @@ pub struct TopicContext {
 
 impl TopicContext {
     /// Reserves the topic's rings.
-    #[expect(clippy::too_many_arguments, reason = "sizes of one topic, named at the call")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "sizes of one topic, named at the call"
+    )]
     pub fn reserve(
         plan: &mut ArenaPlan,
         topic: &str,

@@ -37,7 +37,9 @@ impl Spans {
 
 /// A chunk that does not fit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a chunk of {tokens} tokens does not fit a ring of {capacity}: raise the topic's `capacity`")]
+#[error(
+    "a chunk of {tokens} tokens does not fit a ring of {capacity}: raise the topic's `capacity`"
+)]
 pub struct ChunkTooLong {
     /// Tokens in the chunk.
     pub tokens: usize,

@@ -77,7 +77,7 @@ pub(super) fn exp(x: f32) -> f32 {
 /// GELU, tanh approximation, in the form `x * sigmoid(2 u)`.
 #[inline]
 pub(super) fn gelu(x: f32) -> f32 {
-    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
     let u = TWO_SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x);
     x / (1.0 + exp(-u))
 }

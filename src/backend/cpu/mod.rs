@@ -127,7 +127,10 @@ impl Backend for Cpu {
     }
 
     fn add_table(&mut self, values: &[f32], width: usize) -> TableId {
-        assert!(width > 0 && values.len().is_multiple_of(width), "table size");
+        assert!(
+            width > 0 && values.len().is_multiple_of(width),
+            "table size"
+        );
         self.tables.push(Table {
             width,
             values: values.to_vec(),
@@ -262,11 +265,9 @@ impl Backend for Cpu {
         };
         match self.path {
             Path::Plain => plain::attention_into(&call, &mut self.attention_out),
-            Path::Fast => fast::attention_into(
-                &call,
-                &mut self.attention_scratch,
-                &mut self.attention_out,
-            ),
+            Path::Fast => {
+                fast::attention_into(&call, &mut self.attention_scratch, &mut self.attention_out)
+            }
         }
         self.arena[out.range()].copy_from_slice(&self.attention_out);
     }
@@ -304,7 +305,10 @@ impl Backend for Cpu {
         };
         let bias = &self.tables[bias.0].values;
         let inverse = 1.0 / self.tables[temperature.0].values[0];
-        for (x, out) in x.chunks_exact(bias.len()).zip(out.chunks_exact_mut(bias.len())) {
+        for (x, out) in x
+            .chunks_exact(bias.len())
+            .zip(out.chunks_exact_mut(bias.len()))
+        {
             for ((o, x), b) in out.iter_mut().zip(x).zip(bias) {
                 *o = x * inverse + b;
             }

@@ -120,9 +120,13 @@ pub(super) fn attention_into(call: &Attention<'_>, out: &mut [f32]) {
             let kv = (head / group) * head_dim;
             let keys = || {
                 call.segments.iter().flat_map(move |segment| {
-                    segment.time_ns.iter().enumerate().filter_map(move |(j, &t)| {
-                        visible(segment.visibility, t_query, t).then_some((segment, j))
-                    })
+                    segment
+                        .time_ns
+                        .iter()
+                        .enumerate()
+                        .filter_map(move |(j, &t)| {
+                            visible(segment.visibility, t_query, t).then_some((segment, j))
+                        })
                 })
             };
             let score = |(segment, j): (&crate::backend::KvSegment<'_>, usize)| -> f32 {

@@ -44,9 +44,11 @@ impl CameraQuality {
     pub fn observe(&mut self, width: usize, height: usize, rgb: &[u8]) {
         self.luma.clear();
         // BT.601 luma.
-        self.luma.extend(rgb.chunks_exact(3).map(|p| {
-            0.299 * f32::from(p[0]) + 0.587 * f32::from(p[1]) + 0.114 * f32::from(p[2])
-        }));
+        self.luma.extend(
+            rgb.chunks_exact(3).map(|p| {
+                0.299 * f32::from(p[0]) + 0.587 * f32::from(p[1]) + 0.114 * f32::from(p[2])
+            }),
+        );
         let mut quality = Quality::GOOD;
         self.judge_exposure(&mut quality);
         let sharpness = laplacian_variance(width, height, &self.luma);
@@ -65,7 +67,8 @@ impl CameraQuality {
     fn judge_exposure(&self, quality: &mut Quality) {
         let n = self.luma.len().max(1) as f32;
         let mean = self.luma.iter().sum::<f32>() / n;
-        let share = |f: &dyn Fn(f32) -> bool| self.luma.iter().filter(|&&y| f(y)).count() as f32 / n;
+        let share =
+            |f: &dyn Fn(f32) -> bool| self.luma.iter().filter(|&&y| f(y)).count() as f32 / n;
         if mean < DARK || share(&|y| y < 4.0) > SATURATED_SHARE {
             quality.lower(0.3, Reason::UnderExposed);
         } else if mean > BRIGHT || share(&|y| y > 251.0) > SATURATED_SHARE {
@@ -126,7 +129,10 @@ mod tests {
 
     fn picture(seed: u64, contrast: f32, level: f32) -> Vec<u8> {
         let values = noise(seed, SIDE * SIDE * 3);
-        values.iter().map(|v| (level + contrast * v).clamp(0.0, 255.0) as u8).collect()
+        values
+            .iter()
+            .map(|v| (level + contrast * v).clamp(0.0, 255.0) as u8)
+            .collect()
     }
 
     fn judge(pictures: &[Vec<u8>]) -> Quality {

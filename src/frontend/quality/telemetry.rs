@@ -112,7 +112,10 @@ mod tests {
 
     const PERIOD_NS: u64 = 20_000_000;
 
-    fn run(times: impl Iterator<Item = u64>, value: impl Fn(u64) -> f64) -> (TelemetryQuality, u64) {
+    fn run(
+        times: impl Iterator<Item = u64>,
+        value: impl Fn(u64) -> f64,
+    ) -> (TelemetryQuality, u64) {
         let mut state = TelemetryQuality::new(50.0, 1, 1_000_000_000);
         let mut last = 0;
         for t in times {

@@ -1,0 +1,215 @@
+//! `umm run` and `umm play`: live on zenoh.
+
+use super::{Failure, replay::print_engine};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use umm::backend::cpu::{Cpu, Path as CpuPath};
+use umm::config::{self, Config, LiveConfig};
+use umm::model::weights::Weights;
+use umm::play::{PlayOptions, play as play_log};
+use umm::run::{self, on_tick_thread};
+use umm::runtime::{Mode, Runtime, run as drive};
+use umm::sink::mcap_file::McapFile;
+use umm::sink::threaded::ThreadedSink;
+use umm::sink::zenoh::ZenohSink;
+use umm::sink::{Sink, Tee};
+use umm::source::Inlet;
+use umm::source::zenoh::{SensorClock, ZenohSource};
+use umm::time::WallClock;
+use umm::zenoh_session;
+
+#[derive(Args)]
+pub struct Endpoints {
+    /// Zenoh endpoint to listen on, e.g. tcp/127.0.0.1:7447; may be repeated
+    #[arg(long)]
+    listen: Vec<String>,
+    /// Zenoh endpoint to connect to; may be repeated
+    #[arg(long)]
+    connect: Vec<String>,
+    /// Send and receive large payloads over the network only
+    #[arg(long)]
+    no_shared_memory: bool,
+}
+
+impl Endpoints {
+    fn apply(&self, live: &mut LiveConfig) {
+        if !self.listen.is_empty() {
+            live.listen.clone_from(&self.listen);
+        }
+        if !self.connect.is_empty() {
+            live.connect.clone_from(&self.connect);
+        }
+        live.shared_memory &= !self.no_shared_memory;
+    }
+}
+
+#[derive(Args)]
+pub struct RunArguments {
+    /// Configuration
+    #[arg(short, long)]
+    config: PathBuf,
+    /// Output log as well
+    #[arg(short, long)]
+    out: Option<PathBuf>,
+    /// Weights file instead of the configuration's
+    #[arg(long)]
+    weights: Option<PathBuf>,
+    /// Stop after this many seconds; default on SIGINT or SIGTERM
+    #[arg(long)]
+    seconds: Option<f64>,
+    #[command(flatten)]
+    endpoints: Endpoints,
+}
+
+#[derive(Args)]
+pub struct PlayArguments {
+    /// MCAP log
+    log: PathBuf,
+    /// Times real time
+    #[arg(long, default_value_t = 1.0)]
+    speed: f64,
+    /// Seconds to wait for a subscriber
+    #[arg(long, default_value_t = 30.0)]
+    wait: f64,
+    #[command(flatten)]
+    endpoints: Endpoints,
+}
+
+/// A flag that SIGINT and SIGTERM set.
+fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    ctrlc::set_handler(move || flag.store(true, Ordering::Release))?;
+    Ok(stop)
+}
+
+pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
+    let mut config = config::load(&arguments.config)?;
+    arguments.endpoints.apply(&mut config.live);
+    if let Some(weights) = &arguments.weights {
+        config.engine.weights = Some(weights.clone());
+    }
+    // A vehicle without input goes on saying so: no tick is passed over.
+    config.engine.max_gap_ms = u64::MAX / umm::time::NS_PER_MS;
+    let weights = run::weights(&config)?;
+    let stop = stop_flag()?;
+    let session = zenoh_session::open(&config.live)?;
+    let mut sinks: Vec<Box<dyn Sink>> =
+        vec![Box::new(ZenohSink::declare(&session, &config.live.prefix)?)];
+    if let Some(out) = &arguments.out {
+        let facts = run::facts(&config, &weights, "live");
+        sinks.push(Box::new(McapFile::create(out, &config.live.prefix, facts)?));
+    }
+    let sink = ThreadedSink::new(Box::new(Tee(sinks)));
+    let limit = arguments.seconds.map(Duration::from_secs_f64);
+    let threads = config.engine.threads;
+    on_tick_thread(threads, || {
+        live(&config, &weights, &session, sink, limit, &stop).map_err(|e| e.to_string())
+    })??;
+    if let Some(out) = &arguments.out {
+        println!("wrote {}", out.display());
+    }
+    Ok(())
+}
+
+/// The live tick thread, start to end.
+fn live(
+    config: &Config,
+    weights: &Weights,
+    session: &zenoh::Session,
+    sink: ThreadedSink,
+    limit: Option<Duration>,
+    stop: &Arc<AtomicBool>,
+) -> Result<(), run::Error> {
+    let (inlet, queues) = Inlet::new(config);
+    let clock = SensorClock::new();
+    let backend = Box::new(Cpu::new(CpuPath::Fast));
+    let stopwatch = Box::new(WallClock::new());
+    let mut runtime = Runtime::new(
+        config,
+        weights,
+        backend,
+        queues,
+        Box::new(sink),
+        Mode::Live,
+        stopwatch,
+    )?;
+    print_engine(weights, &runtime);
+    let mut source = ZenohSource::subscribe(session, &inlet, clock.clone(), Arc::clone(stop))?;
+    println!(
+        "running: {} topics, outputs under {}/",
+        config.topics.len(),
+        config.live.prefix
+    );
+    let begin = Instant::now();
+    let mut announced = false;
+    drive(&mut source, &clock, &mut runtime, &mut |_, runtime| {
+        if !announced && runtime.ticks() > 0 {
+            announced = true;
+            println!("first tick published");
+        }
+        if limit.is_some_and(|limit| begin.elapsed() >= limit) {
+            stop.store(true, Ordering::Release);
+        }
+        Ok(())
+    })?;
+    let total = runtime.timing().total();
+    let lead = runtime.timing().lead();
+    println!(
+        "\nstopped after {} ticks: {:.1} ms a tick (p99 {:.1}), capture to publish {:.1} ms (p99 {:.1}), {} deadlines missed",
+        runtime.ticks(),
+        total.p50_us * 1e-3,
+        total.p99_us * 1e-3,
+        lead.p50_us * 1e-3,
+        lead.p99_us * 1e-3,
+        runtime.misses()
+    );
+    if clock.offset_ns() != 0 {
+        let hours = clock.offset_ns() as f64 * 1e-9 / 3600.0;
+        println!("capture times came from a clock {hours:.1} h behind this machine's");
+    }
+    super::replay::print_ledger(config, runtime.ledger());
+    Ok(())
+}
+
+pub fn play(arguments: &PlayArguments) -> Result<(), Failure> {
+    if !(arguments.speed.is_finite() && arguments.speed > 0.0) {
+        return Err(format!("--speed {}: must be above 0", arguments.speed).into());
+    }
+    if !(0.0..=86_400.0).contains(&arguments.wait) {
+        return Err(format!("--wait {}: must lie in 0..=86400", arguments.wait).into());
+    }
+    let mut live = LiveConfig::default();
+    arguments.endpoints.apply(&mut live);
+    let stop = stop_flag()?;
+    let session = zenoh_session::open(&live)?;
+    let style =
+        ProgressStyle::with_template("playing {bar:40} {percent:>3}%  {pos}/{len}  {elapsed}");
+    let bar = ProgressBar::new(0);
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let options = PlayOptions {
+        speed: arguments.speed,
+        wait: Duration::from_secs_f64(arguments.wait),
+    };
+    let played = play_log(
+        &session,
+        &arguments.log,
+        options,
+        &stop,
+        &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        },
+    );
+    bar.finish_and_clear();
+    let played = played?;
+    println!("published {} messages", played.messages);
+    if let Some(fault) = played.end.describe() {
+        println!("warning: the log is not whole: {fault}");
+    }
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! Playing a log on zenoh: its messages with their topics, encodings, sequences and time stamps, at their pace.
+
+use crate::source::mcap_log::{LogEnd, LogError, LogMessage, McapLog, summarize};
+use crate::zenoh_session::{Attachment, encoding, key};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use zenoh::pubsub::Publisher;
+use zenoh::qos::CongestionControl;
+use zenoh::{Session, Wait};
+
+/// Longest sleep between looks at the stop flag.
+const MAX_SLEEP: Duration = Duration::from_millis(50);
+
+/// How a log is played.
+#[derive(Clone, Copy, Debug)]
+pub struct PlayOptions {
+    /// Times real time.
+    pub speed: f64,
+    /// How long to wait for a subscriber of any topic before beginning.
+    pub wait: Duration,
+}
+
+/// A log that cannot be played.
+#[derive(Debug, thiserror::Error)]
+pub enum PlayError {
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The transport.
+    #[error("zenoh: {0}")]
+    Transport(String),
+    /// Nobody listens.
+    #[error(
+        "nobody subscribes to any topic of the log: is the other side running, and do --connect and --listen fit?"
+    )]
+    NobodyListens,
+}
+
+/// What was played.
+#[derive(Clone, Debug)]
+pub struct Played {
+    /// Messages published.
+    pub messages: u64,
+    /// How the log ended.
+    pub end: LogEnd,
+}
+
+/// Publishes a log until its end or until `stop`. `progress` gets messages so far and in all.
+///
+/// # Errors
+/// [`PlayError`].
+pub fn play(
+    session: &Session,
+    log: &Path,
+    options: PlayOptions,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Played, PlayError> {
+    let summary = summarize(log)?;
+    let mut log = McapLog::open(log)?;
+    let mut publishers: HashMap<String, Publisher<'_>> = HashMap::new();
+    for channel in &summary.channels {
+        let schema = channel.schema.as_ref().map(|s| s.name.as_str());
+        let publisher = session
+            .declare_publisher(key(&channel.topic).to_owned())
+            .encoding(encoding(&channel.message_encoding, schema))
+            .congestion_control(CongestionControl::Block)
+            .wait()
+            .map_err(|e| PlayError::Transport(format!("topic {}: {e}", channel.topic)))?;
+        publishers.insert(channel.topic.clone(), publisher);
+    }
+    wait_for_subscriber(&publishers, options.wait, stop)?;
+    let mut gid = [0; 16];
+    gid.copy_from_slice(&session.zid().to_le_bytes());
+    let (start, mut messages) = (Instant::now(), 0);
+    let mut first_ns = None;
+    while let Some(message) = log.next_message()? {
+        let first_ns = *first_ns.get_or_insert(message.log_time_ns);
+        let since_s = message.log_time_ns.saturating_sub(first_ns) as f64 * 1e-9 / options.speed;
+        if !sleep_until(start + Duration::from_secs_f64(since_s), stop) {
+            break;
+        }
+        let channel = log.channel(message.channel_id);
+        let publisher = channel.and_then(|c| publishers.get(&c.topic));
+        if let Some(publisher) = publisher {
+            publish(publisher, message, gid)?;
+            messages += 1;
+            progress(messages, summary.messages);
+        }
+    }
+    Ok(Played {
+        messages,
+        end: log.end(),
+    })
+}
+
+fn publish(publisher: &Publisher<'_>, message: LogMessage, gid: [u8; 16]) -> Result<(), PlayError> {
+    let attachment = Attachment {
+        sequence: i64::from(message.sequence),
+        source_time_ns: message.publish_time_ns as i64,
+        gid,
+    };
+    publisher
+        .put(Vec::from(message.data))
+        .attachment(attachment.to_bytes().to_vec())
+        .wait()
+        .map_err(|e| PlayError::Transport(e.to_string()))
+}
+
+fn wait_for_subscriber(
+    publishers: &HashMap<String, Publisher<'_>>,
+    patience: Duration,
+    stop: &AtomicBool,
+) -> Result<(), PlayError> {
+    /// Declarations of several topics arrive one by one: the others get this long after the first.
+    const SETTLE: Duration = Duration::from_millis(200);
+    let until = Instant::now() + patience;
+    loop {
+        for publisher in publishers.values() {
+            let matching = publisher.matching_status().wait();
+            if matching.is_ok_and(|m| m.matching()) {
+                std::thread::sleep(SETTLE);
+                return Ok(());
+            }
+        }
+        if Instant::now() >= until || stop.load(Ordering::Acquire) {
+            return Err(PlayError::NobodyListens);
+        }
+        std::thread::sleep(MAX_SLEEP);
+    }
+}
+
+/// False when stopped before `due`.
+fn sleep_until(due: Instant, stop: &AtomicBool) -> bool {
+    loop {
+        if stop.load(Ordering::Acquire) {
+            return false;
+        }
+        let left = due.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return true;
+        }
+        std::thread::sleep(left.min(MAX_SLEEP));
+    }
+}

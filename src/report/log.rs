@@ -1,0 +1,234 @@
+//! Reads an output log into [`RunData`].
+//!
+//! Contract: what stands before the first damage is used, and damage is always reported. A chunk counts only if its
+//! checksum holds; the few records outside of chunks are checked when the end of the log is reached. A message that cannot be decoded is counted and passed over. Memory is bounded
+//! by the largest record and by the limits of [`RunData`], not by the log.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use foxglove::messages::CompressedImage;
+use mcap::records::Record;
+use mcap::sans_io::{LinearReadEvent, LinearReader, LinearReaderOptions};
+
+use super::ReportError;
+use super::data::RunData;
+use super::names::clip;
+use super::stages::{Timing, finite};
+
+/// A larger record is damage: allocating what a corrupt length asks for would bring the process down.
+const MAX_RECORD_BYTES: usize = 256 * 1024 * 1024;
+/// Topics named when a log turns out not to be umm's.
+const MAX_TOPICS_NAMED: usize = 8;
+
+const RUN_FACTS: &str = "umm.run";
+const RUN_TIMING: &str = "umm.timing";
+
+/// What a channel carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    Fused,
+    Ledger,
+    Journal,
+    Health,
+    Thumbnail,
+    GroundTruth,
+}
+
+impl Content {
+    fn of(topic: &str) -> Option<Content> {
+        Some(match topic {
+            "umm/fused" => Content::Fused,
+            "umm/ledger" => Content::Ledger,
+            "umm/journal" => Content::Journal,
+            "umm/health" => Content::Health,
+            "umm/thumbnail" => Content::Thumbnail,
+            "umm/ground_truth" => Content::GroundTruth,
+            _ => return None,
+        })
+    }
+}
+
+/// A log as far as it could be read.
+pub(super) struct ReadLog {
+    pub data: RunData,
+    pub bytes: u64,
+    /// Why reading ended early.
+    pub damage: Option<String>,
+}
+
+/// Reads the log at `path`.
+///
+/// # Errors
+/// Where the file cannot be read, is no MCAP file, or holds nothing that umm wrote.
+pub(super) fn read(path: &Path) -> Result<ReadLog, ReportError> {
+    let io = |source| ReportError::Open {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(io)?;
+    let bytes = file.metadata().map_err(io)?.len();
+    let mut walk = Walk::default();
+    let damage = walk.through(BufReader::new(file)).map_err(io)?;
+    if !walk.magic_seen {
+        return Err(ReportError::NotMcap {
+            path: path.to_owned(),
+            bytes,
+        });
+    }
+    if !walk.is_umm {
+        return Err(ReportError::NotUmm {
+            path: path.to_owned(),
+            found: walk.found(damage.as_deref()),
+        });
+    }
+    if walk.data.recorded_timing.is_none() {
+        walk.data.recorded_timing = sidecar_timing(path);
+    }
+    Ok(ReadLog {
+        data: walk.data,
+        bytes,
+        damage,
+    })
+}
+
+/// Times measured in a replay lie beside its log, which must not depend on them.
+fn sidecar_timing(log: &Path) -> Option<Timing> {
+    const MAX_BYTES: u64 = 1 << 20;
+    let path = crate::timing::sidecar_path(log);
+    let small = std::fs::metadata(&path).is_ok_and(|m| m.len() <= MAX_BYTES);
+    let json = std::fs::read(path).ok().filter(|_| small)?;
+    let record: BTreeMap<String, String> = serde_json::from_slice(&json).ok()?;
+    Some(Timing::from_record(&record))
+}
+
+#[derive(Default)]
+struct Walk {
+    data: RunData,
+    channels: HashMap<u16, Option<Content>>,
+    other_topics: BTreeSet<String>,
+    magic_seen: bool,
+    is_umm: bool,
+}
+
+impl Walk {
+    /// Goes through all records; returns the damage that ended it early, or an error of the file system.
+    fn through(&mut self, mut log: impl Read) -> std::io::Result<Option<String>> {
+        let options = LinearReaderOptions::default()
+            .with_validate_chunk_crcs(true)
+            .with_prevalidate_chunk_crcs(true)
+            .with_validate_data_section_crc(true)
+            .with_record_length_limit(MAX_RECORD_BYTES);
+        let mut reader = LinearReader::new_with_options(options);
+        while let Some(event) = reader.next_event() {
+            match event {
+                Ok(LinearReadEvent::ReadRequest(bytes)) => {
+                    let read = log.read(reader.insert(bytes))?;
+                    reader.notify_read(read);
+                }
+                Ok(LinearReadEvent::Record { data, opcode }) => {
+                    self.magic_seen = true;
+                    match mcap::parse_record(opcode, data) {
+                        Ok(record) => self.record(record),
+                        Err(error) => return Ok(Some(clip(&error.to_string()))),
+                    }
+                }
+                Err(mcap::McapError::UnexpectedEof) => {
+                    return Ok(Some("it ends in the middle of a record".to_owned()));
+                }
+                Err(error) => return Ok(Some(clip(&error.to_string()))),
+            }
+        }
+        Ok(None)
+    }
+
+    fn record(&mut self, record: Record<'_>) {
+        match record {
+            Record::Channel(channel) => {
+                let content = Content::of(&channel.topic);
+                self.is_umm |= content == Some(Content::Fused);
+                if content.is_none() && self.other_topics.len() <= MAX_TOPICS_NAMED {
+                    self.other_topics.insert(clip(&channel.topic));
+                }
+                self.channels.insert(channel.id, content);
+            }
+            Record::Metadata(metadata) => self.metadata(metadata),
+            Record::Message { header, data } => {
+                if let Some(Some(content)) = self.channels.get(&header.channel_id)
+                    && !self.message(*content, &data, header.log_time)
+                {
+                    self.data.totals.undecodable += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn metadata(&mut self, metadata: mcap::records::Metadata) {
+        match metadata.name.as_str() {
+            RUN_FACTS => {
+                self.is_umm = true;
+                if let Some(period_ns) = metadata.metadata.get("period_ns").and_then(|t| finite(t))
+                {
+                    self.data.timeline.set_period_ns(period_ns as u64);
+                }
+                let facts = metadata
+                    .metadata
+                    .into_iter()
+                    .take(super::MAX_RECORD_ENTRIES);
+                self.data
+                    .facts
+                    .extend(facts.map(|(k, v)| (clip(&k), clip(&v))));
+            }
+            RUN_TIMING => {
+                self.data.recorded_timing = Some(Timing::from_record(&metadata.metadata));
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns false where the payload cannot be decoded.
+    fn message(&mut self, content: Content, payload: &[u8], log_time_ns: u64) -> bool {
+        let data = &mut self.data;
+        let segment = data.timeline.open_segment();
+        match content {
+            Content::Fused => decode(payload, |m| data.add_frame(m)),
+            Content::Ledger => decode(payload, |m| data.add_ledger(m)),
+            Content::Journal => decode(payload, |m| data.add_journal(m)),
+            Content::Health => decode(payload, |m| data.add_health(m)),
+            Content::GroundTruth => data.truth.push(payload, log_time_ns, segment),
+            Content::Thumbnail => decode(payload, |image: CompressedImage| {
+                data.strip.push(&image, log_time_ns, segment)
+            }),
+        }
+    }
+
+    /// What the log holds instead of umm's outputs, in words.
+    fn found(&self, damage: Option<&str>) -> String {
+        let topics: Vec<&str> = self.other_topics.iter().map(String::as_str).collect();
+        let mut found = match topics.len() {
+            0 => "it has no topics".to_owned(),
+            n if n > MAX_TOPICS_NAMED => {
+                let named = topics.get(..MAX_TOPICS_NAMED).unwrap_or_default();
+                format!("its topics are {}, ...", named.join(", "))
+            }
+            _ => format!("its topics are {}", topics.join(", ")),
+        };
+        if let Some(damage) = damage {
+            found = format!("{found}; {damage}");
+        }
+        found
+    }
+}
+
+fn decode<M: prost::Message + Default>(payload: &[u8], add: impl FnOnce(M)) -> bool {
+    match M::decode(payload) {
+        Ok(message) => {
+            add(message);
+            true
+        }
+        Err(_) => false,
+    }
+}

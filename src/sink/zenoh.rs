@@ -1,0 +1,78 @@
+//! Live output over zenoh: every channel under the configured prefix, encoded as in the output log. The protobuf
+//! descriptors are answered to queries of `PREFIX/schema`.
+
+use super::{Channel, Output, Sink, SinkError, thumbnail};
+use crate::proto;
+use crate::zenoh_session::encoding;
+use zenoh::pubsub::Publisher;
+use zenoh::qos::CongestionControl;
+use zenoh::query::Queryable;
+use zenoh::{Session, Wait};
+
+/// Publishers of a run.
+pub struct ZenohSink {
+    publishers: Vec<(Channel, Publisher<'static>)>,
+    _schema: Queryable<()>,
+}
+
+impl ZenohSink {
+    /// Declares every channel under `prefix`.
+    ///
+    /// # Errors
+    /// [`SinkError::Transport`].
+    pub fn declare(session: &Session, prefix: &str) -> Result<ZenohSink, SinkError> {
+        let error =
+            |e: zenoh::Error| SinkError::Transport(format!("zenoh, prefix `{prefix}`: {e}"));
+        let mut publishers = Vec::new();
+        for channel in Channel::ALL {
+            let message_encoding = if channel.schema().is_some() {
+                "protobuf"
+            } else {
+                "json"
+            };
+            let publisher = session
+                .declare_publisher(format!("{prefix}/{}", channel.name()))
+                .encoding(encoding(message_encoding, channel.schema()))
+                // A slow subscriber must not hold up the vehicle.
+                .congestion_control(CongestionControl::Drop)
+                .wait()
+                .map_err(error)?;
+            publishers.push((channel, publisher));
+        }
+        let schema_key = format!("{prefix}/schema");
+        let answer_key = schema_key.clone();
+        let schema = session
+            .declare_queryable(schema_key)
+            .callback(move |query| {
+                // Who asked and has gone needs no answer.
+                let _ = query.reply(answer_key.clone(), proto::DESCRIPTOR).wait();
+            })
+            .wait()
+            .map_err(error)?;
+        Ok(ZenohSink {
+            publishers,
+            _schema: schema,
+        })
+    }
+}
+
+impl Sink for ZenohSink {
+    fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
+        let publisher = self.publishers.iter().find(|(c, _)| *c == output.channel);
+        let Some((_, publisher)) = publisher else {
+            return Ok(());
+        };
+        let payload = match output.channel {
+            Channel::Thumbnail => thumbnail::encode(output),
+            _ => output.payload.to_vec(),
+        };
+        publisher
+            .put(payload)
+            .wait()
+            .map_err(|e| SinkError::Transport(format!("zenoh {}: {e}", output.channel.name())))
+    }
+
+    fn finish(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+}

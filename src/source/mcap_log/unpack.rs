@@ -1,0 +1,243 @@
+//! One segment of a log in memory: its messages in log-time order, their bytes shared without further copies.
+
+use super::parse::{ChunkHead, FRAME_BYTES, MessageHead, Tables, split_record};
+use super::scan::{Segment, Stretch};
+use super::{LogMessage, MAX_RECORD_BYTES};
+use bytes::Bytes;
+use mcap::records::op;
+use mcap::sans_io::linear_reader::{LinearReadEvent, LinearReader, LinearReaderOptions};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+
+/// Where a message lies in [`Unpacked::data`].
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    head: MessageHead,
+    start: usize,
+    end: usize,
+}
+
+/// A segment's messages.
+#[derive(Debug, Default)]
+pub(super) struct Unpacked {
+    places: Vec<Place>,
+    data: Bytes,
+    /// Messages left out because no record describes their channel.
+    pub undescribed: u64,
+}
+
+impl Unpacked {
+    /// Log time of the `i`-th message.
+    pub fn log_time_ns(&self, i: usize) -> Option<u64> {
+        self.places.get(i).map(|place| place.head.log_time_ns)
+    }
+
+    /// The `i`-th message in log-time order, if its bytes are here.
+    pub fn message(&self, i: usize) -> Option<LogMessage> {
+        let place = self.places.get(i)?;
+        (place.end <= self.data.len()).then(|| LogMessage {
+            channel_id: place.head.channel_id,
+            sequence: place.head.sequence,
+            log_time_ns: place.head.log_time_ns,
+            publish_time_ns: place.head.publish_time_ns,
+            data: self.data.slice(place.start..place.end),
+        })
+    }
+
+    /// Bytes held.
+    pub fn data_bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Lets go of the messages' bytes; their order stays.
+    pub fn drop_data(&mut self) {
+        self.data = Bytes::new();
+    }
+}
+
+/// Why a segment could not be unpacked.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The file cannot be read.
+    Io(std::io::Error),
+    /// The segment's bytes are wrong.
+    Damaged(String),
+}
+
+/// Reads segments; its buffers are reused from one to the next.
+pub(super) struct Unpacker {
+    file: File,
+    raw: Vec<u8>,
+    checked: LinearReader,
+}
+
+/// Reads chunk records alone: the file's magic is checked elsewhere.
+fn chunk_reader(checked: bool) -> LinearReader {
+    LinearReader::new_with_options(
+        LinearReaderOptions::default()
+            .with_skip_start_magic(true)
+            .with_skip_end_magic(true)
+            .with_prevalidate_chunk_crcs(checked)
+            .with_record_length_limit(MAX_RECORD_BYTES as usize),
+    )
+}
+
+impl Unpacker {
+    pub fn new(file: File) -> Unpacker {
+        Unpacker {
+            file,
+            raw: Vec::new(),
+            checked: chunk_reader(true),
+        }
+    }
+
+    /// Reads a segment. Its schemas and channels go into `tables`; of a damaged chunk nothing is kept, of a cut one what
+    /// lies before the cut.
+    pub fn unpack(&mut self, segment: &Segment, tables: &mut Tables) -> Result<Unpacked, Failure> {
+        let bytes = usize::try_from(segment.bytes).unwrap_or(usize::MAX);
+        self.raw.resize(bytes, 0);
+        let read = self.file.seek(SeekFrom::Start(segment.offset));
+        read.and_then(|_| self.file.read_exact(&mut self.raw))
+            .map_err(Failure::Io)?;
+        let mut collected = Collected::default();
+        match segment.stretch {
+            Stretch::Loose => {
+                collected.take_all(&self.raw);
+            }
+            Stretch::Chunk(head) => {
+                collected.data.reserve_exact(head.unpacked_bytes as usize);
+                let result = records_of(&mut self.checked, &mut self.raw, &head, &mut collected);
+                if let Err(reason) = result.and_then(|()| collected.is_whole(&head)) {
+                    self.checked = chunk_reader(true);
+                    return Err(Failure::Damaged(reason));
+                }
+            }
+            Stretch::CutChunk(head) => {
+                // What fails here fails because of the cut.
+                let mut unchecked = chunk_reader(false);
+                let _ = records_of(&mut unchecked, &mut self.raw, &head, &mut collected);
+            }
+        }
+        collected.finish(tables).map_err(Failure::Damaged)
+    }
+}
+
+/// Runs a chunk's records through `collected`.
+fn records_of(
+    reader: &mut LinearReader,
+    raw: &mut [u8],
+    head: &ChunkHead,
+    collected: &mut Collected,
+) -> Result<(), String> {
+    let records_at = FRAME_BYTES + head.head_bytes as usize;
+    let records = raw.get(records_at..).unwrap_or(&[]);
+    if head.plain && !fits(records, head.packed_bytes) {
+        return Err("a record runs over the end of its chunk".to_owned());
+    }
+    // The record's length as its own fields have it: without padding, and right where the file's is damaged.
+    let length = head.head_bytes + head.packed_bytes;
+    if let Some(field) = raw.get_mut(1..FRAME_BYTES) {
+        field.copy_from_slice(&length.to_le_bytes());
+    }
+    let mut input = &*raw;
+    while let Some(event) = reader.next_event() {
+        match event.map_err(|error| error.to_string())? {
+            LinearReadEvent::ReadRequest(_) if input.is_empty() => break,
+            LinearReadEvent::ReadRequest(_) => {
+                reader.insert(input.len()).copy_from_slice(input);
+                reader.notify_read(input.len());
+                input = &[];
+            }
+            LinearReadEvent::Record { opcode, data } => collected.take(opcode, data),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the records that begin in `records` stay within the `declared` bytes of their chunk; the reader, which takes
+/// records out of an uncompressed chunk one by one, relies on it.
+fn fits(mut records: &[u8], declared: u64) -> bool {
+    let mut left = declared;
+    while let Some((&[_, length @ ..], _)) = records.split_first_chunk::<FRAME_BYTES>() {
+        let record = u64::from_le_bytes(length).checked_add(FRAME_BYTES as u64);
+        let Some(rest) = record.and_then(|bytes| left.checked_sub(bytes)) else {
+            return false;
+        };
+        let record = usize::try_from(left - rest).unwrap_or(usize::MAX);
+        records = records.get(record..).unwrap_or(&[]);
+        left = rest;
+    }
+    true
+}
+
+/// The records of a segment as they come.
+#[derive(Default)]
+struct Collected {
+    places: Vec<Place>,
+    data: Vec<u8>,
+    tables: Vec<(u8, Vec<u8>)>,
+    /// Bytes of all records, frames included.
+    seen: u64,
+    broken: bool,
+}
+
+impl Collected {
+    fn take_all(&mut self, mut bytes: &[u8]) {
+        while let Some((opcode, body, rest)) = split_record(bytes) {
+            self.take(opcode, body);
+            bytes = rest;
+        }
+    }
+
+    fn take(&mut self, opcode: u8, body: &[u8]) {
+        self.seen += (FRAME_BYTES + body.len()) as u64;
+        match opcode {
+            op::SCHEMA | op::CHANNEL => self.tables.push((opcode, body.to_vec())),
+            op::MESSAGE => {
+                let Some((head, bytes)) = MessageHead::split(body) else {
+                    self.broken = true;
+                    return;
+                };
+                let start = self.data.len();
+                self.data.extend_from_slice(bytes);
+                let end = self.data.len();
+                self.places.push(Place { head, start, end });
+            }
+            _ => {}
+        }
+    }
+
+    fn is_whole(&self, head: &ChunkHead) -> Result<(), String> {
+        if self.seen == head.unpacked_bytes {
+            return Ok(());
+        }
+        Err(format!(
+            "the chunk says {} bytes of records, it has {}",
+            head.unpacked_bytes, self.seen
+        ))
+    }
+
+    fn finish(mut self, tables: &mut Tables) -> Result<Unpacked, String> {
+        for (opcode, body) in &self.tables {
+            let known = match *opcode {
+                op::SCHEMA => tables.add_schema(body),
+                _ => tables.add_channel(body),
+            };
+            self.broken |= known.is_none();
+        }
+        if self.broken {
+            return Err("a record in the chunk does not parse".to_owned());
+        }
+        let all = self.places.len();
+        self.places
+            .retain(|place| tables.channels.contains_key(&place.head.channel_id));
+        let undescribed = (all - self.places.len()) as u64;
+        // Stable: messages of one time stay in file order.
+        self.places.sort_by_key(|place| place.head.log_time_ns);
+        Ok(Unpacked {
+            places: self.places,
+            data: Bytes::from(self.data),
+            undescribed,
+        })
+    }
+}

@@ -1,0 +1,101 @@
+//! Shipped configurations load; wrong ones say where and what.
+
+use std::path::Path;
+use umm::config::{from_text, load};
+
+fn folder() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("config")
+}
+
+#[test]
+fn every_shipped_configuration_loads() {
+    let mut n = 0;
+    for entry in std::fs::read_dir(folder()).unwrap() {
+        let path = entry.unwrap().path();
+        load(&path).unwrap_or_else(|e| panic!("{e}"));
+        n += 1;
+    }
+    assert!(n >= 6);
+}
+
+/// The reference names every key: each must be refused when misspelt, and be in the file when the loader knows it.
+#[test]
+fn the_reference_names_every_key() {
+    let reference = std::fs::read_to_string(folder().join("reference.toml")).unwrap();
+    for section in ["[engine]", "[output]", "[live]", "[[topic]]"] {
+        let error = from_text(&format!("{section}\nname = \"a\"\nzzz = 1\n"), "x")
+            .unwrap_err()
+            .to_string();
+        let known: Vec<&str> = error
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|k| *k != "zzz" && *k != "name")
+            .collect();
+        assert!(known.len() >= 2, "{error}");
+        for key in known {
+            let named = reference.lines().any(|line| {
+                let line = line.trim_start_matches(['#', ' ']);
+                line.starts_with(&format!("{key} =")) || line.starts_with(&format!("{key}."))
+            });
+            assert!(
+                named,
+                "config/reference.toml does not name `{key}` of {section}"
+            );
+        }
+    }
+}
+
+#[track_caller]
+fn refused(text: &str, line: usize, parts: &[&str]) {
+    let error = from_text(text, "car.toml").unwrap_err().to_string();
+    assert!(error.starts_with(&format!("car.toml:{line}: ")), "{error}");
+    for part in parts {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn errors_name_file_line_and_the_nearest_key() {
+    const TOPIC: &str = "[[topic]]\nname = \"/a\"\nkind = \"camera\"\nrate_hz = 10\n";
+    refused(
+        "[engine]\nperiod_m = 3\n",
+        2,
+        &["period_m", "did you mean `period_ms`"],
+    );
+    refused(
+        &format!("{TOPIC}requierd = true\n"),
+        5,
+        &["did you mean `required`"],
+    );
+    refused(
+        "[[topic]]\nname = \"/a\"\nkind = \"camra\"\nrate_hz = 10\n",
+        3,
+        &["camra", "did you mean `camera`"],
+    );
+    refused(
+        "[engine]\nperiod_ms = 0\n",
+        2,
+        &["period_ms must be at least 1"],
+    );
+    refused("[engine]\nperiod_ms = \"fast\"\n", 2, &["invalid type"]);
+    refused("[engine]\nwindow_ms = 50\n", 2, &["shorter than period_ms"]);
+    refused("", 1, &["no [[topic]]"]);
+    refused(&TOPIC.repeat(2), 6, &["named twice"]);
+    refused(
+        &format!("{TOPIC}\n[[topic]]\nname = \"/b\"\nkind = \"text\"\nrate_hz = -1\n"),
+        9,
+        &["/b", "rate_hz = -1"],
+    );
+    refused(
+        "[[topic]]\nname = \"/t\"\nkind = \"telemetry\"\nrate_hz = 1\n",
+        3,
+        &["needs `signals`"],
+    );
+    refused(
+        &format!("{TOPIC}audio = {{ rate_hz = 1, channels = 1, format = \"s16\" }}\n"),
+        5,
+        &["only audio topics"],
+    );
+    refused("[engine]\nperiod_ms == 1\n", 2, &[]);
+}

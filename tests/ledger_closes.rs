@@ -1,0 +1,226 @@
+//! The ledger closes at every tick, whatever arrives and however the clock moves.
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use umm::align::{AlignConfig, Aligner, Late, Tick, TopicRule};
+use umm::queue::{Keep, bounded};
+use umm::sample::Sample;
+
+const MS: u64 = 1_000_000;
+const START_NS: u64 = 1_700_000_000_000 * MS;
+
+/// One event in a run.
+#[derive(Clone, Debug)]
+enum Event {
+    /// Messages of a topic, so much before or after the clock, all with one stamp or spread.
+    Arrive {
+        topic: usize,
+        count: usize,
+        age_ms: i64,
+        spread_ms: i64,
+    },
+    /// The clock moves.
+    Clock { by_ms: i64 },
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let age = prop_oneof![6 => -5_i64..60, 2 => 60_i64..400, 1 => -5000_i64..5000];
+    let count = prop_oneof![8 => 1_usize..4, 1 => 1_usize..300];
+    let arrive =
+        (0..3_usize, count, age, 0_i64..15).prop_map(|(topic, count, age_ms, spread_ms)| {
+            Event::Arrive {
+                topic,
+                count,
+                age_ms,
+                spread_ms,
+            }
+        });
+    let by = prop_oneof![20 => 0_i64..40, 4 => 40_i64..400, 1 => -90_i64..0, 1 => -9000_i64..-200, 1 => 3000_i64..20_000];
+    prop_oneof![3 => arrive, 2 => by.prop_map(|by_ms| Event::Clock { by_ms })]
+}
+
+fn config(late: Late, required: bool) -> AlignConfig {
+    let topic = |name: &str, required, per_tick, keep, capacity| TopicRule {
+        name: name.to_owned(),
+        required,
+        per_tick,
+        keep,
+        capacity,
+    };
+    AlignConfig {
+        period_ns: 100 * MS,
+        max_wait_ns: 50 * MS,
+        window_ns: 300 * MS,
+        late,
+        epoch_jump_ns: 100 * MS,
+        max_future_ns: 1000 * MS,
+        max_gap_ns: 1000 * MS,
+        topics: vec![
+            topic("camera", required, 1, Keep::Newest, 8),
+            topic("audio", false, 5, Keep::All, 16),
+            topic("text", false, 2, Keep::Newest, 4),
+        ],
+    }
+}
+
+struct Run {
+    aligner: Aligner,
+    tick: Tick,
+    pushed: Vec<u64>,
+    last: Option<(u32, u64)>,
+    skipped: u64,
+}
+
+impl Run {
+    /// What the engine does with a closed tick: every third sample cannot be decoded.
+    fn check_tick(&mut self) -> Result<(), TestCaseError> {
+        let tick = &self.tick;
+        for (i, taken) in tick.taken.iter().enumerate() {
+            let ledger = &mut self.aligner.ledger_mut().topics[taken.sample.topic];
+            if i % 3 == 2 {
+                ledger.undecodable += 1
+            } else {
+                ledger.fused += 1
+            }
+            prop_assert!(
+                taken.sample.capture_time_ns <= tick.tick_time_ns,
+                "a sample of the future"
+            );
+            let age = tick.tick_time_ns - taken.sample.capture_time_ns;
+            prop_assert!(age <= 300 * MS, "older than the window");
+        }
+        for (topic, ledger) in self.aligner.ledger().topics.iter().enumerate() {
+            prop_assert!(ledger.closes(), "topic {}: {:?}", topic, ledger);
+            prop_assert_eq!(
+                ledger.received,
+                self.pushed[topic],
+                "every message received is in the ledger"
+            );
+        }
+        let now = (tick.epoch, tick.tick);
+        if let Some((epoch, number)) = self.last.filter(|(epoch, _)| *epoch == tick.epoch) {
+            prop_assert_eq!(
+                number + 1 + tick.skipped,
+                now.1,
+                "ticks of epoch {} follow each other",
+                epoch
+            );
+        }
+        self.skipped += tick.skipped;
+        self.last = Some(now);
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn whatever_arrives(
+        events in prop::collection::vec(event(), 1..120),
+        late in prop::sample::select(vec![Late::Fold, Late::Drop]),
+        required in any::<bool>(),
+    ) {
+        let config = config(late, required);
+        // A queue shorter than a flood: what it drops is counted like the rest.
+        let queues: Vec<_> = config.topics.iter().map(|t| bounded(32, t.keep)).collect();
+        let mut run = Run { aligner: Aligner::new(config), tick: Tick::default(), pushed: vec![0; 3], last: None, skipped: 0 };
+        let mut now_ns = START_NS;
+        let mut sequence = 0;
+        for event in events {
+            match event {
+                Event::Clock { by_ms } => now_ns = now_ns.saturating_add_signed(by_ms * MS as i64),
+                Event::Arrive { topic, count, age_ms, spread_ms } => {
+                    for i in 0..count as i64 {
+                        sequence += 1;
+                        run.pushed[topic] += 1;
+                        queues[topic].0.push(Sample {
+                            topic,
+                            sequence,
+                            capture_time_ns: now_ns.saturating_add_signed((spread_ms * i - age_ms) * MS as i64),
+                            log_time_ns: now_ns,
+                            payload: Bytes::new(),
+                            format: Err("not decoded here".into()),
+                        });
+                    }
+                }
+            }
+            if run.aligner.jumps_back(now_ns).is_some() {
+                while run.aligner.flush_into(&mut run.tick) {
+                    run.check_flush()?;
+                }
+                run.aligner.begin_epoch(now_ns);
+            }
+            for (topic, (_, receiver)) in queues.iter().enumerate() {
+                run.aligner.count_overflowed(topic, receiver.take_overflowed());
+                while let Some(sample) = receiver.pop() {
+                    let _ = run.aligner.offer(sample, now_ns);
+                }
+            }
+            while run.aligner.close_into(now_ns, &mut run.tick) {
+                run.check_tick()?;
+            }
+        }
+        while run.aligner.flush_into(&mut run.tick) {
+            run.check_tick()?;
+        }
+        for ledger in &run.aligner.ledger().topics {
+            prop_assert_eq!(ledger.pending, 0, "nothing waits after the end");
+            prop_assert!(ledger.closes());
+        }
+    }
+}
+
+impl Run {
+    /// Before a new epoch what is in the queues has not been received yet.
+    fn check_flush(&mut self) -> Result<(), TestCaseError> {
+        let received: Vec<u64> = self
+            .aligner
+            .ledger()
+            .topics
+            .iter()
+            .map(|l| l.received)
+            .collect();
+        let pushed = std::mem::replace(&mut self.pushed, received);
+        let checked = self.check_tick();
+        self.pushed = pushed;
+        checked
+    }
+}
+
+/// A tick waits for a required topic, not for ever, and not for an optional one.
+#[test]
+fn ticks_close_when_they_should() {
+    let sample = |topic, at_ms: u64| Sample {
+        topic,
+        sequence: 0,
+        capture_time_ns: START_NS + at_ms * MS,
+        log_time_ns: START_NS + at_ms * MS,
+        payload: Bytes::new(),
+        format: Err("not decoded here".into()),
+    };
+    let at = |ms: u64| START_NS + ms * MS;
+    let mut aligner = Aligner::new(config(Late::Fold, true));
+    let mut tick = Tick::default();
+    aligner.offer(sample(0, 50), at(50)).unwrap();
+    aligner.offer(sample(1, 60), at(60)).unwrap();
+    assert!(
+        !aligner.close_into(at(149), &mut tick),
+        "the camera has shown nothing newer"
+    );
+    assert_eq!(aligner.next_deadline_ns(), Some(at(150)));
+    assert!(aligner.close_into(at(150), &mut tick), "max_wait is over");
+    assert_eq!((tick.tick, tick.taken.len()), (1, 2));
+    aligner.offer(sample(0, 150), at(160)).unwrap();
+    aligner.offer(sample(0, 201), at(210)).unwrap();
+    assert!(
+        aligner.close_into(at(210), &mut tick),
+        "the camera is past the tick"
+    );
+    assert_eq!((tick.tick, tick.taken.len()), (2, 1));
+    // Late by one tick: folded in at its own time.
+    aligner.offer(sample(1, 180), at(215)).unwrap();
+    aligner.offer(sample(0, 301), at(310)).unwrap();
+    assert!(aligner.close_into(at(310), &mut tick));
+    assert_eq!(tick.taken.iter().filter(|t| t.late).count(), 1);
+}

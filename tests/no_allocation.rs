@@ -1,0 +1,241 @@
+//! After start-up the tick path allocates nothing: from queue to encoded output, counted by the allocator.
+
+mod support;
+
+use bytes::Bytes;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::Arc;
+use support::logs::shipped;
+use umm::backend::cpu::{Cpu, Path};
+use umm::config::{Config, from_text};
+use umm::decode::Schema;
+use umm::model::init::initial_weights;
+use umm::model::spec::ModelSpec;
+use umm::run::on_tick_thread;
+use umm::runtime::{Mode, Runtime};
+use umm::sample::Sample;
+use umm::sink::{Output, Sink, SinkError};
+use umm::source::Inlet;
+use umm::time::{Clock, DrivenClock};
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts the calling thread's allocations.
+struct Counting;
+
+// SAFETY: every call goes to the system allocator unchanged; the counter does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|n| n.set(n.get() + 1));
+        // SAFETY: the caller's contract is passed on.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract is passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        ALLOCATIONS.with(|n| n.set(n.get() + 1));
+        // SAFETY: the caller's contract is passed on.
+        unsafe { System.realloc(ptr, layout, new_size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Takes everything, keeps nothing.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn publish(&mut self, _: &Output<'_>) -> Result<(), SinkError> {
+        Ok(())
+    }
+    fn finish(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+}
+
+const CONFIG: &str = r#"
+[[topic]]
+name = "/camera"
+kind = "camera"
+required = true
+rate_hz = 10
+[[topic]]
+name = "/audio"
+kind = "audio"
+rate_hz = 50
+audio = { rate_hz = 44100, channels = 2, format = "s16" }
+[[topic]]
+name = "/speed"
+kind = "telemetry"
+rate_hz = 50
+signals.speed_mps = { path = "linear.x", scale = 10 }
+[[topic]]
+name = "/json"
+kind = "telemetry"
+rate_hz = 50
+signals.accel_x_mps2 = { path = "a.x", scale = 10 }
+[[topic]]
+name = "/text"
+kind = "text"
+rate_hz = 1
+"#;
+
+const SCHEMAS: [(&str, &str); 5] = [
+    ("sensor_msgs/msg/Image", "cdr"),
+    ("audio_common_msgs/msg/AudioDataStamped", "cdr"),
+    ("geometry_msgs/msg/TwistStamped", "cdr"),
+    ("", "json"),
+    ("std_msgs/msg/String", "cdr"),
+];
+
+const MS: u64 = 1_000_000;
+
+fn header(time_ns: u64) -> Vec<u8> {
+    let mut bytes = vec![0, 1, 0, 0];
+    bytes.extend(((time_ns / 1_000_000_000) as u32).to_le_bytes());
+    bytes.extend(((time_ns % 1_000_000_000) as u32).to_le_bytes());
+    // An empty frame id: length 1, the closing zero, padding.
+    bytes.extend([1, 0, 0, 0, 0, 0, 0, 0]);
+    bytes
+}
+
+fn image(time_ns: u64, width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = header(time_ns);
+    bytes.extend(height.to_le_bytes());
+    bytes.extend(width.to_le_bytes());
+    bytes.extend([5, 0, 0, 0]);
+    bytes.extend(b"rgb8\0");
+    bytes.push(0);
+    bytes.extend([0, 0]);
+    bytes.extend((width * 3).to_le_bytes());
+    bytes.extend((width * height * 3).to_le_bytes());
+    bytes.extend((0..width * height * 3).map(|i| (u64::from(i) * time_ns / MS % 251) as u8));
+    bytes
+}
+
+fn audio(time_ns: u64) -> Vec<u8> {
+    let mut bytes = header(time_ns);
+    bytes.extend((882_u32 * 4).to_le_bytes());
+    bytes.extend((0..882 * 2).flat_map(|i: i32| ((i * 37 % 4001) as i16).to_le_bytes()));
+    bytes
+}
+
+fn twist(time_ns: u64) -> Vec<u8> {
+    let mut bytes = header(time_ns);
+    // Doubles align to eight bytes after the encapsulation header.
+    bytes.resize((bytes.len() - 4).next_multiple_of(8) + 4, 0);
+    (0..6).for_each(|i| bytes.extend(f64::from(i).to_le_bytes()));
+    bytes
+}
+
+fn text() -> Vec<u8> {
+    let mut bytes = vec![0, 1, 0, 0, 12, 0, 0, 0];
+    bytes.extend(b"hello there\0");
+    bytes
+}
+
+/// The messages of one tick.
+fn messages(tick: u64, sizes: &[(u32, u32)]) -> Vec<(usize, u64, Vec<u8>)> {
+    let at = |ms: u64| 1_700_000_000_000 * MS + tick * 100 * MS + ms * MS;
+    let (width, height) = sizes[tick as usize % sizes.len()];
+    let mut list = vec![(0, at(10), image(at(10), width, height))];
+    for i in 0..5 {
+        list.push((1, at(20 * i), audio(at(20 * i))));
+        list.push((2, at(20 * i + 1), twist(at(20 * i + 1))));
+        let json = format!(
+            "{{\"timestamp\": {}.{:09}, \"a\": {{\"x\": {i}.5}}}}",
+            at(0) / 1_000_000_000,
+            at(20 * i) % 1_000_000_000
+        );
+        list.push((3, at(20 * i + 2), json.into_bytes()));
+    }
+    if tick.is_multiple_of(3) {
+        list.push((4, at(50), text()));
+    }
+    list
+}
+
+fn allocations_of_steady_ticks(config: &Config, warm_up: u64, ticks: u64, mode: Mode) -> u64 {
+    let weights = initial_weights(&ModelSpec::preset("nano", 1).unwrap());
+    let (inlet, queues) = Inlet::new(config);
+    let formats: Vec<_> = SCHEMAS
+        .iter()
+        .enumerate()
+        .map(|(topic, (name, encoding))| {
+            let schema = (!name.is_empty()).then_some(Schema {
+                name,
+                encoding: "",
+                data: &[],
+            });
+            Ok(Arc::new(inlet.bind(topic, schema, encoding).unwrap()))
+        })
+        .collect();
+    let clock = DrivenClock::default();
+    let backend = Box::new(Cpu::new(Path::Fast));
+    let stopwatch = Box::new(clock.clone());
+    let mut runtime = Runtime::new(
+        config,
+        &weights,
+        backend,
+        queues,
+        Box::new(Nowhere),
+        mode,
+        stopwatch,
+    )
+    .unwrap();
+    let mut counted = 0;
+    for tick in 0..warm_up + ticks {
+        for (topic, time_ns, payload) in messages(tick, &[(64, 48), (96, 60)]) {
+            inlet.push(Sample {
+                topic,
+                sequence: tick,
+                capture_time_ns: time_ns,
+                log_time_ns: time_ns,
+                payload: Bytes::from(payload),
+                format: Clone::clone(&formats[topic]),
+            });
+            clock.set_ns(time_ns);
+            let before = ALLOCATIONS.get();
+            runtime.advance(clock.now_ns(), &clock).unwrap();
+            if tick >= warm_up {
+                counted += ALLOCATIONS.get() - before;
+            }
+        }
+    }
+    assert!(
+        runtime.ticks() + 2 >= warm_up + ticks,
+        "{} ticks ran",
+        runtime.ticks()
+    );
+    assert!(runtime.ledger().closes());
+    assert!(
+        runtime.ledger().topics.iter().all(|t| t.undecodable == 0),
+        "{:?}",
+        runtime.ledger()
+    );
+    counted
+}
+
+#[test]
+fn the_tick_path_allocates_nothing() {
+    for mode in [Mode::Replay, Mode::Live] {
+        let config = from_text(CONFIG, "test").unwrap();
+        let counted =
+            on_tick_thread(1, || allocations_of_steady_ticks(&config, 60, 60, mode)).unwrap();
+        assert_eq!(counted, 0, "allocations in 60 ticks, {mode:?}");
+    }
+}
+
+#[test]
+fn the_counter_counts() {
+    let before = ALLOCATIONS.get();
+    let list: Vec<u8> = Vec::with_capacity(shipped("demo.toml").topics.len());
+    drop(list);
+    assert!(ALLOCATIONS.get() > before);
+}

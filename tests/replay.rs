@@ -1,0 +1,326 @@
+//! Replays end to end: determinism, faults, and the real logs.
+
+mod support;
+
+use std::path::Path;
+use support::logs::{Message, drive, folder, outputs, replay_to, rewrite, shipped};
+use support::shared_data;
+use umm::proto::{FusedFrame, JournalEntry, Ledger};
+use umm::run::Replayed;
+use umm::source::replay::Speed;
+
+const CAMERA: &str = "/camera/front/image";
+
+fn demo(log: &Path, out: &Path) -> Replayed {
+    replay_to(log, &shipped("demo.toml"), out, Speed::Fastest).unwrap()
+}
+
+#[test]
+fn same_log_same_bytes_on_any_threads_at_any_speed() {
+    let dir = folder("determinism");
+    let log = dir.join("drive.mcap");
+    drive(&log, 2.0);
+    let run = |name: &str, threads: usize, speed: Speed| {
+        let mut config = shipped("demo.toml");
+        config.engine.threads = threads;
+        let out = dir.join(name);
+        replay_to(&log, &config, &out, speed).unwrap();
+        std::fs::read(out).unwrap()
+    };
+    let first = run("a.mcap", 1, Speed::Fastest);
+    assert!(first.len() > 10_000);
+    assert!(first == run("b.mcap", 1, Speed::Fastest), "run again");
+    assert!(first == run("c.mcap", 2, Speed::Fastest), "on two threads");
+    assert!(
+        first == run("d.mcap", 1, Speed::Times(4.0)),
+        "at four times real time"
+    );
+}
+
+/// Two samples of one topic change places, everything else stays: the digests must tell, from that tick on.
+#[test]
+fn the_order_of_samples_is_seen() {
+    let dir = folder("order");
+    let (log, swapped) = (dir.join("drive.mcap"), dir.join("swapped.mcap"));
+    drive(&log, 2.0);
+    let mut at_ns = 0;
+    rewrite(&log, &swapped, |messages| {
+        let audio: Vec<usize> = (0..messages.len())
+            .filter(|&i| messages[i].topic == "/audio/mic")
+            .collect();
+        let (a, b) = (audio[60], audio[61]);
+        at_ns = messages[a].header.publish_time;
+        let other = messages[b].data.clone();
+        messages[b].data = std::mem::replace(&mut messages[a].data, other);
+    });
+    let out = |name: &str, log: &Path| {
+        let out = dir.join(name);
+        demo(log, &out);
+        outputs::<JournalEntry>(&out, "umm/journal")
+    };
+    let (before, after) = (out("a.mcap", &log), out("b.mcap", &swapped));
+    assert_eq!(before.len(), after.len());
+    for (a, b) in before.iter().zip(&after) {
+        // The second of the two carries an earlier stamp than it should: both lie in the tick of the first.
+        let same = a.digest == b.digest;
+        assert_eq!(same, a.tick_time_ns < at_ns, "tick {}", a.tick);
+    }
+}
+
+#[test]
+fn every_frame_is_whole_and_its_ledger_closes() {
+    let dir = folder("frames");
+    let (log, out) = (dir.join("drive.mcap"), dir.join("out.mcap"));
+    drive(&log, 3.0);
+    let replayed = demo(&log, &out);
+    let frames: Vec<FusedFrame> = outputs(&out, "umm/fused");
+    let ledgers: Vec<Ledger> = outputs(&out, "umm/ledger");
+    let journal: Vec<JournalEntry> = outputs(&out, "umm/journal");
+    assert_eq!(frames.len() as u64, replayed.ticks);
+    assert!(
+        (29..=32).contains(&frames.len()),
+        "{} ticks in 3 s",
+        frames.len()
+    );
+    assert_eq!((ledgers.len(), journal.len()), (frames.len(), frames.len()));
+    assert!(ledgers.iter().all(|l| l.closes));
+    for (frame, entry) in frames.iter().zip(&journal) {
+        assert!(!frame.trained, "untrained weights say so");
+        let scene: f32 = frame.scene.iter().map(|s| s.score).sum();
+        assert!((scene - 1.0).abs() < 1e-5);
+        let norm: f32 = frame.embedding.iter().map(|v| v * v).sum();
+        assert!((norm - 1.0).abs() < 1e-4);
+        assert_eq!((frame.tick, &frame.digest), (entry.tick, &entry.digest));
+        let gates = frame.modalities.iter();
+        assert!(
+            gates.clone().all(|m| m.missing == (m.gate == 0.0)),
+            "gates: {:?}",
+            frame.modalities
+        );
+        assert!(frame.valid_until_ns > frame.tick_time_ns);
+    }
+    let used: usize = journal.iter().map(|j| j.samples.len()).sum();
+    let fused: u64 = replayed.ledger.topics.iter().map(|t| t.fused).sum();
+    assert_eq!(used as u64, fused, "the journal names what was taken");
+}
+
+fn faulty(name: &str, edit: impl FnOnce(&mut Vec<Message>)) -> (Replayed, Vec<FusedFrame>) {
+    let dir = folder(name);
+    let (log, bad, out) = (
+        dir.join("drive.mcap"),
+        dir.join("bad.mcap"),
+        dir.join("out.mcap"),
+    );
+    drive(&log, 4.0);
+    rewrite(&log, &bad, edit);
+    let replayed = demo(&bad, &out);
+    assert!(replayed.ledger.closes());
+    let frames = outputs(&out, "umm/fused");
+    (replayed, frames)
+}
+
+fn camera(frame: &FusedFrame) -> &umm::proto::ModalityState {
+    &frame.modalities[0]
+}
+
+#[test]
+fn a_frozen_camera_is_named() {
+    let (_, frames) = faulty("frozen", |messages| {
+        let first = messages.iter().position(|m| m.topic == CAMERA).unwrap();
+        let picture = messages[first].data[14..].to_vec();
+        for message in messages.iter_mut().filter(|m| m.topic == CAMERA) {
+            // The stamp moves on, the picture does not.
+            message.data.truncate(14);
+            message.data.extend(&picture);
+        }
+    });
+    let frozen = |f: &&FusedFrame| camera(f).quality_reasons.iter().any(|r| r == "frozen");
+    assert!(frames.iter().filter(frozen).count() > 20);
+    assert!(camera(frames.last().unwrap()).quality < 0.5);
+}
+
+#[test]
+fn broken_messages_are_counted_and_the_rest_goes_on() {
+    let (replayed, frames) = faulty("broken", |messages| {
+        for (i, message) in messages
+            .iter_mut()
+            .filter(|m| m.topic == CAMERA)
+            .enumerate()
+        {
+            match i % 4 {
+                0 => message.data.truncate(message.data.len() / 2),
+                1 => message.data = b"garbage".to_vec(),
+                _ => {}
+            }
+        }
+        for message in messages.iter_mut().filter(|m| m.topic == "/imu") {
+            message.data = br#"{"timestamp": 1767254400.5, "accel_x": NaN}"#.to_vec();
+        }
+    });
+    let camera_ledger = &replayed.ledger.topics[0];
+    assert_eq!(camera_ledger.undecodable, 20, "{camera_ledger:?}");
+    assert!(!camera_ledger.last_error.is_empty());
+    assert_eq!(replayed.ledger.topics[4].fused, 0);
+    assert!(frames.len() > 35);
+    assert!(!camera(frames.last().unwrap()).missing);
+}
+
+#[test]
+fn a_topic_that_stops_goes_missing_and_ticks_go_on() {
+    let (_, frames) = faulty("stops", |messages| {
+        let first_ns = messages[0].header.log_time;
+        messages.retain(|m| m.topic != CAMERA || m.header.log_time < first_ns + 1_000_000_000);
+    });
+    let last = frames.last().unwrap();
+    assert!(camera(last).missing, "older than the window");
+    assert_eq!(camera(last).gate, 0.0);
+    assert!(
+        frames.len() > 38,
+        "a required topic that is gone does not stop the ticks"
+    );
+}
+
+#[test]
+fn a_log_that_starts_again_begins_an_epoch() {
+    let (_, frames) = faulty("loop", |messages| messages.extend(messages.clone()));
+    let epochs: Vec<u32> = frames.iter().map(|f| f.epoch).collect();
+    assert!(epochs.contains(&2) && !epochs.contains(&3));
+    let first = frames.iter().find(|f| f.epoch == 2).unwrap();
+    assert!(
+        first.epoch_reason.contains("jumped back"),
+        "{}",
+        first.epoch_reason
+    );
+    assert_eq!(first.tick, 1);
+    // Nothing of the first lap is left: the second gives the same results, captions and retrieval apart.
+    let lap = |e: u32| {
+        frames
+            .iter()
+            .filter(move |f| f.epoch == e)
+            .map(|f| &f.events)
+    };
+    assert!(lap(1).eq(lap(2)));
+}
+
+#[test]
+fn a_cut_log_is_replayed_up_to_the_cut() {
+    let dir = folder("cut");
+    let (log, cut, out) = (
+        dir.join("drive.mcap"),
+        dir.join("cut.mcap"),
+        dir.join("out.mcap"),
+    );
+    drive(&log, 3.0);
+    let bytes = std::fs::read(&log).unwrap();
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    let replayed = demo(&cut, &out);
+    assert!(replayed.end.cut.is_some());
+    assert!(replayed.ticks > 10, "{} ticks", replayed.ticks);
+    std::fs::write(&cut, &bytes[..4]).unwrap();
+    let error = replay_to(&cut, &shipped("demo.toml"), &out, Speed::Fastest).unwrap_err();
+    assert!(error.to_string().contains("not an MCAP file"), "{error}");
+}
+
+#[test]
+fn wrong_topics_and_types_are_clear_errors() {
+    let dir = folder("wrong");
+    let (log, out) = (dir.join("drive.mcap"), dir.join("out.mcap"));
+    drive(&log, 1.0);
+    let error = |config: &umm::config::Config| {
+        replay_to(&log, config, &out, Speed::Fastest)
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    let mut config = shipped("demo.toml");
+    config.topics[0].name = "/audio/mic".to_owned();
+    config.topics.truncate(1);
+    let text = error(&config);
+    assert!(
+        text.contains("/audio/mic") && text.contains("foxglove.RawAudio"),
+        "{text}"
+    );
+    config.topics[0].name = "/nowhere".to_owned();
+    let text = error(&config);
+    assert!(
+        text.contains("/camera/front/image"),
+        "the topics there are: {text}"
+    );
+    let mut config = shipped("demo.toml");
+    let wrong = config.topics[5].signals.remove("latitude_deg").unwrap();
+    config.topics[5]
+        .signals
+        .insert("latitud_deg".to_owned(), wrong);
+    let text = error(&config);
+    assert!(
+        text.contains("latitud_deg") && text.contains("latitude_deg"),
+        "{text}"
+    );
+}
+
+/// Counts that are facts of the logs, see their manifest.
+#[test]
+fn the_real_logs_replay() {
+    for (log, topics, messages) in [
+        ("highway_ros2", 7, 3115),
+        ("highway_foxglove", 7, 3115),
+        ("walk_foxglove", 2, 840),
+        ("street_ros2", 2, 81),
+    ] {
+        let Some(path) = shared_data(&format!("logs/{log}.mcap")) else {
+            return;
+        };
+        let out = folder(log).join("out.mcap");
+        let config = shipped(&format!("{log}.toml"));
+        let replayed = replay_to(&path, &config, &out, Speed::Fastest).unwrap();
+        assert!(replayed.ledger.closes());
+        assert_eq!(replayed.ledger.topics.len(), topics);
+        let received: u64 = replayed.ledger.topics.iter().map(|t| t.received).sum();
+        assert_eq!(received, messages, "{log}");
+        let lost = |t: &umm::ledger::TopicLedger| t.undecodable + t.overflowed + t.late_dropped;
+        assert!(
+            replayed.ledger.topics.iter().all(|t| lost(t) == 0),
+            "{:?}",
+            replayed.ledger
+        );
+        let frames: Vec<FusedFrame> = outputs(&out, "umm/fused");
+        let seen = frames.iter().filter(|f| !camera(f).missing).count();
+        assert!(
+            seen + 2 >= frames.len(),
+            "{log}: the camera is seen in {seen} of {} ticks",
+            frames.len()
+        );
+    }
+}
+
+/// One drive in two encodings: the same samples reach the model.
+#[test]
+fn ros2_and_foxglove_logs_of_one_drive_agree() {
+    let mut results = Vec::new();
+    for log in ["highway_ros2", "highway_foxglove"] {
+        let Some(path) = shared_data(&format!("logs/{log}.mcap")) else {
+            return;
+        };
+        let out = folder(&format!("agree_{log}")).join("out.mcap");
+        replay_to(
+            &path,
+            &shipped(&format!("{log}.toml")),
+            &out,
+            Speed::Fastest,
+        )
+        .unwrap();
+        results.push(outputs::<FusedFrame>(&out, "umm/fused"));
+    }
+    assert_eq!(results[0].len(), results[1].len());
+    for (a, b) in results[0].iter().zip(&results[1]) {
+        assert_eq!(a.tick_time_ns, b.tick_time_ns);
+        for (x, y) in a.events.iter().zip(&b.events) {
+            // JSON stamps have seven digits after the point, CDR nine.
+            assert!(
+                (x.score - y.score).abs() < 1e-3,
+                "tick {}: {x:?} {y:?}",
+                a.tick
+            );
+        }
+    }
+}

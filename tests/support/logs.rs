@@ -1,0 +1,119 @@
+//! Logs made for a test.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use umm::config::{self, Config};
+use umm::demo::{DriveSpec, generate};
+use umm::run::{ReplayOptions, Replayed, Watch, facts, replay, weights};
+use umm::sink::mcap_file::McapFile;
+use umm::source::replay::Speed;
+
+/// A folder of its own for a test, emptied.
+pub fn folder(name: &str) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).unwrap();
+    path
+}
+
+/// A shipped configuration.
+pub fn shipped(name: &str) -> Config {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("config")
+        .join(name);
+    config::load(&path).unwrap()
+}
+
+/// A few seconds of the demo's drive.
+pub fn drive(path: &Path, seconds: f64) {
+    let spec = DriveSpec {
+        seed: 7,
+        duration_s: seconds,
+    };
+    generate(
+        BufWriter::new(File::create(path).unwrap()),
+        &spec,
+        &mut |_| {},
+    )
+    .unwrap();
+}
+
+/// Replays into a file.
+pub fn replay_to(
+    log: &Path,
+    config: &Config,
+    out: &Path,
+    speed: Speed,
+) -> Result<Replayed, umm::run::Error> {
+    let weights = weights(config)?;
+    let sink = McapFile::create(out, "umm", facts(config, &weights, "test")).unwrap();
+    let options = ReplayOptions {
+        speed,
+        ..ReplayOptions::default()
+    };
+    let mut watch = Watch {
+        started: &mut |_, _| {},
+        progress: &mut |_, _| {},
+    };
+    replay(log, config, &weights, Box::new(sink), &options, &mut watch)
+}
+
+/// One message of a log under the knife.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub topic: String,
+    pub header: mcap::records::MessageHeader,
+    pub data: Vec<u8>,
+}
+
+/// Rewrites a log, message by message.
+pub fn rewrite(from: &Path, to: &Path, edit: impl FnOnce(&mut Vec<Message>)) {
+    let bytes = std::fs::read(from).unwrap();
+    let mut writer = mcap::Writer::new(BufWriter::new(File::create(to).unwrap())).unwrap();
+    let mut messages = Vec::new();
+    for message in mcap::MessageStream::new(&bytes).unwrap() {
+        let message = message.unwrap();
+        let channel = &message.channel;
+        let schema = channel.schema.as_ref().map_or(0, |s| {
+            writer.add_schema(&s.name, &s.encoding, &s.data).unwrap()
+        });
+        let channel_id = writer
+            .add_channel(
+                schema,
+                &channel.topic,
+                &channel.message_encoding,
+                &BTreeMap::new(),
+            )
+            .unwrap();
+        messages.push(Message {
+            topic: channel.topic.clone(),
+            header: mcap::records::MessageHeader {
+                channel_id,
+                sequence: message.sequence,
+                log_time: message.log_time,
+                publish_time: message.publish_time,
+            },
+            data: message.data.to_vec(),
+        });
+    }
+    edit(&mut messages);
+    for message in &messages {
+        writer
+            .write_to_known_channel(&message.header, &message.data)
+            .unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+/// The messages of one topic of an output log, decoded.
+pub fn outputs<M: prost::Message + Default>(log: &Path, topic: &str) -> Vec<M> {
+    let bytes = std::fs::read(log).unwrap();
+    mcap::MessageStream::new(&bytes)
+        .unwrap()
+        .map(Result::unwrap)
+        .filter(|m| m.channel.topic == topic)
+        .map(|m| M::decode(m.data.as_ref()).unwrap())
+        .collect()
+}
