@@ -1,0 +1,166 @@
+//! `umm run` and `umm play` as two processes on loopback, shared memory on and off.
+#![cfg(feature = "zenoh")]
+
+mod support;
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use support::logs::{drive, folder, outputs};
+use umm::proto::{FusedFrame, Ledger};
+
+const UMM: &str = env!("CARGO_BIN_EXE_umm");
+
+/// A port nobody listens on just now.
+fn free_endpoint() -> String {
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    format!("tcp/127.0.0.1:{port}")
+}
+
+fn start(arguments: &[&str]) -> Child {
+    Command::new(UMM)
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn wait(mut child: Child, patience: Duration) -> Output {
+    let until = Instant::now() + patience;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > until {
+            child.kill().unwrap();
+            let output = child.wait_with_output().unwrap();
+            panic!("did not end: {}", String::from_utf8_lossy(&output.stdout));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(out),
+        String::from_utf8_lossy(err)
+    )
+}
+
+fn run_and_play(name: &str, shared_memory: bool) {
+    const SECONDS: f64 = 4.0;
+    let dir = folder(name);
+    let (log, out) = (dir.join("drive.mcap"), dir.join("live.mcap"));
+    drive(&log, SECONDS);
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/demo.toml");
+    let endpoint = free_endpoint();
+    let path = |p: &Path| p.display().to_string();
+    let (config, out_path, log_path) = (path(&config), path(&out), path(&log));
+    let flags = if shared_memory {
+        &[][..]
+    } else {
+        &["--no-shared-memory"][..]
+    };
+    let run = [
+        &[
+            "run",
+            "--config",
+            &config,
+            "--out",
+            &out_path,
+            "--listen",
+            &endpoint,
+            "--seconds",
+            "14",
+        ][..],
+        flags,
+    ]
+    .concat();
+    let play = [
+        &["play", &log_path, "--connect", &endpoint, "--wait", "20"][..],
+        flags,
+    ]
+    .concat();
+    let live = start(&run);
+    std::thread::sleep(Duration::from_millis(500));
+    let played = wait(start(&play), Duration::from_secs(60));
+    assert!(played.status.success(), "{}", text(&played));
+    let live = wait(live, Duration::from_secs(60));
+    assert!(live.status.success(), "{}", text(&live));
+
+    let frames: Vec<FusedFrame> = outputs(&out, "umm/fused");
+    let ledgers: Vec<Ledger> = outputs(&out, "umm/ledger");
+    let used = frames
+        .iter()
+        .filter(|f| f.topics.iter().any(|t| t.samples_used > 0))
+        .count();
+    assert!(
+        used >= 30,
+        "{used} ticks with samples of {}; {}",
+        frames.len(),
+        text(&live)
+    );
+    assert!(ledgers.iter().all(|l| l.closes));
+    let last = ledgers.last().unwrap();
+    let received: Vec<u64> = last.topics.iter().map(|t| t.received).collect();
+    // Camera 10, audio 50, speed 50, steering 50, IMU 100, GNSS 5 Hz; two texts.
+    assert_eq!(received, [40, 200, 200, 200, 400, 20, 2], "{}", text(&live));
+    assert!(
+        last.topics
+            .iter()
+            .all(|t| t.undecodable == 0 && t.sequence_gaps == 0 || t.topic == "/navigation/text")
+    );
+    let measured = frames.iter().all(|f| {
+        f.budget
+            .as_ref()
+            .is_some_and(|b| b.measured && b.stages.len() >= 5)
+    });
+    assert!(measured, "live frames carry their times");
+    // The drive's own stamps: the log plays in its own time.
+    let first = frames.first().unwrap().tick_time_ns / 1_000_000_000;
+    assert!((1_767_254_399..1_767_254_410).contains(&first), "{first}");
+    // After the end of the play nothing old is shown as fresh.
+    assert!(
+        frames
+            .last()
+            .unwrap()
+            .modalities
+            .iter()
+            .all(|m| m.missing && m.gate == 0.0)
+    );
+}
+
+#[test]
+fn a_played_log_is_fused_live_through_shared_memory() {
+    run_and_play("live_shm", true);
+}
+
+#[test]
+fn a_played_log_is_fused_live_over_tcp() {
+    run_and_play("live_tcp", false);
+}
+
+#[test]
+fn nobody_listening_is_said() {
+    let dir = folder("live_nobody");
+    let log = dir.join("drive.mcap");
+    drive(&log, 1.0);
+    let log = log.display().to_string();
+    let endpoint = free_endpoint();
+    let output = wait(
+        start(&["play", &log, "--listen", &endpoint, "--wait", "0.2"]),
+        Duration::from_secs(20),
+    );
+    assert!(!output.status.success());
+    assert!(
+        text(&output).contains("nobody subscribes"),
+        "{}",
+        text(&output)
+    );
+}
