@@ -59,7 +59,7 @@ pub fn play(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Played, PlayError> {
     let summary = summarize(log)?;
-    let mut log = McapLog::open(log)?;
+    let mut log = McapLog::open_as_recorded(log)?;
     let mut publishers: HashMap<String, Publisher<'_>> = HashMap::new();
     for channel in &summary.channels {
         let schema = channel.schema.as_ref().map(|s| s.name.as_str());

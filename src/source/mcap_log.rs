@@ -1,7 +1,8 @@
 //! Reading MCAP logs for replay.
 //!
-//! **Order.** [`McapLog`] delivers messages by log time; messages of one time stay in file order. Chunks whose times
-//! overlap are merged. Opening walks the file from record to record without unpacking anything (`scan`), so the
+//! **Order.** [`McapLog::open`] delivers messages by log time; messages of one time stay in file order. Chunks whose times
+//! overlap are merged. A log whose clock was set back while it was recorded, a loop or a simulator's reset, must not be
+//! sorted: [`McapLog::open_as_recorded`] notices by a channel's own log times going back, and delivers in file order then. Opening walks the file from record to record without unpacking anything (`scan`), so the
 //! order needs no index, and a log without a summary section, unchunked or cut, is read the same way as a whole one.
 //!
 //! **Memory.** A chunk is in memory while its messages are being delivered: for chunks that follow each other in time,
@@ -163,20 +164,53 @@ pub struct McapLog {
     tables: Tables,
     counts: BTreeMap<u16, ChannelCount>,
     section: Option<Section>,
-    /// By earliest log time.
+    /// By earliest log time, or in file order.
     segments: Vec<Segment>,
+    order: Order,
     /// Segments before this one have been opened.
     next_segment: usize,
     open: BinaryHeap<Open>,
     end: LogEnd,
 }
 
+/// How messages are ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    ByTime,
+    ByFile,
+}
+
+/// A channel's own log time going back by more than this begins a lap: nothing in a recorder's buffers does.
+const LAP_NS: u64 = 1_000_000_000;
+
 impl McapLog {
-    /// Opens a log: checks its magic and finds its chunks.
+    /// Opens a log to be delivered by log time: checks its magic and finds its chunks.
     ///
     /// # Errors
     /// [`LogError`] when the file cannot be read or is no MCAP file.
     pub fn open(path: &Path) -> Result<McapLog, LogError> {
+        McapLog::open_in(path, Order::ByTime)
+    }
+
+    /// Opens a log to be delivered as it was recorded: by log time, or, where the recording's clock was set back, in file
+    /// order. Reads the log once to know.
+    ///
+    /// # Errors
+    /// [`LogError`] when the file cannot be read or is no MCAP file.
+    pub fn open_as_recorded(path: &Path) -> Result<McapLog, LogError> {
+        let mut log = McapLog::open_in(path, Order::ByFile)?;
+        let mut last_ns: BTreeMap<u16, u64> = BTreeMap::new();
+        while let Some(message) = log.next_message()? {
+            let last = last_ns.entry(message.channel_id).or_default();
+            if message.log_time_ns.saturating_add(LAP_NS) < *last {
+                return McapLog::open_in(path, Order::ByFile);
+            }
+            *last = message.log_time_ns.max(*last);
+        }
+        McapLog::open(path)
+    }
+
+    fn open_in(path: &Path, order: Order) -> Result<McapLog, LogError> {
         let io = |source| LogError::Io {
             path: path.to_owned(),
             source,
@@ -203,7 +237,8 @@ impl McapLog {
         } = layout;
         let mut log = McapLog {
             path: path.to_owned(),
-            unpacker: Unpacker::new(file),
+            unpacker: Unpacker::new(file, order == Order::ByTime),
+            order,
             tables,
             counts,
             section,
@@ -218,7 +253,8 @@ impl McapLog {
 
     /// Puts the segments in the order of their times.
     fn sort_segments(&mut self) -> Result<(), LogError> {
-        if self.segments.is_sorted_by_key(|segment| segment.first_ns) {
+        let sorted = self.segments.is_sorted_by_key(|segment| segment.first_ns);
+        if sorted || self.order == Order::ByFile {
             return Ok(());
         }
         // A channel is described before its first message in the file, which need not be its first in time.
@@ -264,7 +300,8 @@ impl McapLog {
             offset, first_ns, ..
         }) = self.segments.get(self.next_segment)
         {
-            if self.open.peek().is_some_and(|open| open.time_ns < first_ns) {
+            let waits = |open: &Open| self.order == Order::ByFile || open.time_ns < first_ns;
+            if self.open.peek().is_some_and(waits) {
                 break;
             }
             let segment = self.next_segment;

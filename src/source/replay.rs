@@ -72,7 +72,7 @@ impl Replay {
         passed_through: Option<String>,
     ) -> Result<Replay, SourceError> {
         let summary = summarize(path)?;
-        let log = McapLog::open(path)?;
+        let log = McapLog::open_as_recorded(path)?;
         let mut replay = Replay {
             log,
             inlet,

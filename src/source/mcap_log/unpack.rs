@@ -69,6 +69,8 @@ pub(super) struct Unpacker {
     file: File,
     raw: Vec<u8>,
     checked: LinearReader,
+    /// Whether messages are put in the order of their times.
+    by_time: bool,
 }
 
 /// Reads chunk records alone: the file's magic is checked elsewhere.
@@ -83,9 +85,10 @@ fn chunk_reader(checked: bool) -> LinearReader {
 }
 
 impl Unpacker {
-    pub fn new(file: File) -> Unpacker {
+    pub fn new(file: File, by_time: bool) -> Unpacker {
         Unpacker {
             file,
+            by_time,
             raw: Vec::new(),
             checked: chunk_reader(true),
         }
@@ -118,7 +121,7 @@ impl Unpacker {
                 let _ = records_of(&mut unchecked, &mut self.raw, &head, &mut collected);
             }
         }
-        collected.finish(tables).map_err(Failure::Damaged)
+        collected.finish(tables, self.by_time).map_err(Failure::Damaged)
     }
 }
 
@@ -217,7 +220,7 @@ impl Collected {
         ))
     }
 
-    fn finish(mut self, tables: &mut Tables) -> Result<Unpacked, String> {
+    fn finish(mut self, tables: &mut Tables, by_time: bool) -> Result<Unpacked, String> {
         for (opcode, body) in &self.tables {
             let known = match *opcode {
                 op::SCHEMA => tables.add_schema(body),
@@ -232,8 +235,10 @@ impl Collected {
         self.places
             .retain(|place| tables.channels.contains_key(&place.head.channel_id));
         let undescribed = (all - self.places.len()) as u64;
-        // Stable: messages of one time stay in file order.
-        self.places.sort_by_key(|place| place.head.log_time_ns);
+        if by_time {
+            // Stable: messages of one time stay in file order.
+            self.places.sort_by_key(|place| place.head.log_time_ns);
+        }
         Ok(Unpacked {
             places: self.places,
             data: Bytes::from(self.data),
