@@ -125,15 +125,18 @@ fn camera(frame: &FusedFrame) -> &umm::proto::ModalityState {
 
 #[test]
 fn a_frozen_camera_is_named() {
-    let (_, frames) = faulty("frozen", |messages| {
-        let first = messages.iter().position(|m| m.topic == CAMERA).unwrap();
-        let picture = messages[first].data[14..].to_vec();
+    let (replayed, frames) = faulty("frozen", |messages| {
+        // Field 1 comes first, its length in one byte.
+        let stamp = |data: &[u8]| 2 + usize::from(data[1]);
+        let first = messages.iter().find(|m| m.topic == CAMERA).unwrap();
+        let picture = first.data[stamp(&first.data)..].to_vec();
         for message in messages.iter_mut().filter(|m| m.topic == CAMERA) {
             // The stamp moves on, the picture does not.
-            message.data.truncate(14);
+            message.data.truncate(stamp(&message.data));
             message.data.extend(&picture);
         }
     });
+    assert_eq!(replayed.ledger.topics[0].undecodable, 0);
     let frozen = |f: &&FusedFrame| camera(f).quality_reasons.iter().any(|r| r == "frozen");
     assert!(frames.iter().filter(frozen).count() > 20);
     assert!(camera(frames.last().unwrap()).quality < 0.5);

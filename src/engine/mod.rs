@@ -33,7 +33,7 @@ pub struct TopicReport {
 /// What a modality contributed to the last tick.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModalityReport {
-    /// No topic of it has anything usable within the window.
+    /// No token of it lies within the window.
     pub missing: bool,
     /// Age at tick time of the newest sample used; 0 when missing.
     pub age_ns: u64,
@@ -143,6 +143,7 @@ impl Engine {
             quality,
         };
         self.network.step(&moment, &self.batch, probe)?;
+        self.mark_missing();
         self.chain_digest(tick);
         Ok(())
     }
@@ -212,6 +213,19 @@ impl Engine {
                 }
                 report.missing = false;
                 input.add_reasons(&mut report.reasons);
+            }
+        }
+    }
+
+    /// A modality is there when the network saw a token of it: a first block of audio may be too short for one.
+    fn mark_missing(&mut self) {
+        let valid = self.network.outputs().valid;
+        for (report, valid) in self.report.modalities.iter_mut().zip(valid) {
+            report.missing = !valid;
+            if !valid {
+                report.age_ns = 0;
+                report.quality = 0.0;
+                report.reasons.clear();
             }
         }
     }

@@ -45,8 +45,14 @@ impl Resample {
         let error = |reason: String| FrontEndError::Rate { rate_hz, reason };
         let chunk = (f64::from(rate_hz) * BLOCK_S) as usize;
         let (rate, to) = (rate_hz as usize, RATE_HZ as usize);
-        let fft = Fft::new(rate, to, chunk.max(1), 1, FixedSync::Both)
-            .map_err(|e| error(e.to_string()))?;
+        let sized = |chunk: usize| {
+            Fft::new(rate, to, chunk, 1, FixedSync::Both).map_err(|e| error(e.to_string()))
+        };
+        let mut fft = sized(chunk.max(1))?;
+        // The filter's centre lies at half a block, rounded down: an odd block would shift the signal by half a sample.
+        if !fft.input_frames_next().is_multiple_of(2) {
+            fft = sized(fft.input_frames_next() + 1)?;
+        }
         let block_s = fft.input_frames_next() as f64 / f64::from(rate_hz);
         if block_s > MAX_BLOCK_S {
             return Err(error(format!("blocks would be {block_s:.2} s long")));

@@ -121,7 +121,9 @@ impl Unpacker {
                 let _ = records_of(&mut unchecked, &mut self.raw, &head, &mut collected);
             }
         }
-        collected.finish(tables, self.by_time).map_err(Failure::Damaged)
+        collected
+            .finish(tables, self.by_time)
+            .map_err(Failure::Damaged)
     }
 }
 
