@@ -44,7 +44,7 @@ impl CameraFrontEnd {
             PixelFormat::Png => png_into(view.data, &mut self.scratch, &mut self.image)?,
             _ => rgb_into(view, &mut self.image),
         }
-        self.letterbox.fit_into(&self.image, &mut self.square)?;
+        self.letterbox.fit_into(&self.image, &mut self.square);
         self.patchify.patches_into(&self.square, &mut self.patches);
         let (width, height, rgb) = self.letterbox.inner();
         self.quality.observe(width, height, rgb);

@@ -13,6 +13,7 @@ pub mod pcm;
 pub mod pixels;
 pub mod quality;
 pub mod resample;
+pub mod resize;
 pub mod telemetry;
 pub mod text;
 
