@@ -5,12 +5,16 @@
 use crate::align::Tick;
 use crate::config::Config;
 use crate::engine::{Engine, TickReport};
+use crate::frontend::quality::Reason;
 use crate::ledger::Ledger;
 use crate::model::network::{DIGEST_STAGES, Network};
 use crate::model::spec::{Modality, ModelSpec};
 use crate::proto;
 use prost::Message;
 use std::fmt::Write;
+
+/// Longest reason, the topic's name in it left out.
+const MAX_REASON_BYTES: usize = 64;
 
 /// Time of the stages of a tick, in the order of [`crate::model::network::Stage::ALL`].
 pub struct MeasuredTick<'a> {
@@ -32,6 +36,8 @@ pub struct Outputs {
     topic_names: Vec<String>,
     /// Sample references not in use, kept with their strings' memory.
     spare_refs: Vec<proto::SampleRef>,
+    /// Reasons not in use, likewise.
+    spare_strings: Vec<String>,
 }
 
 impl Outputs {
@@ -63,6 +69,7 @@ impl Outputs {
                 .iter()
                 .map(|m| proto::ModalityState {
                     modality: m.name().to_owned(),
+                    quality_reasons: Vec::with_capacity(Reason::ALL.len()),
                     ..Default::default()
                 })
                 .collect(),
@@ -96,6 +103,12 @@ impl Outputs {
                 .collect(),
             ..Default::default()
         };
+        let longest_name = config
+            .topics
+            .iter()
+            .map(|t| t.name.len())
+            .max()
+            .unwrap_or(0);
         let stage_digest = |stage: &&str| proto::StageDigest {
             stage: (*stage).to_owned(),
             digest: String::with_capacity(16),
@@ -108,12 +121,19 @@ impl Outputs {
                 ..Default::default()
             },
             ledger,
-            health: proto::Health::default(),
+            health: proto::Health {
+                reasons: Vec::with_capacity(config.topics.len() + 1),
+                ..Default::default()
+            },
             buffer: Vec::with_capacity(16 << 10),
             valid_for_ns: config.valid_for_ns(),
             deadline_ns: config.deadline_ns(),
             topic_names: config.topics.iter().map(|t| t.name.clone()).collect(),
             spare_refs: Vec::new(),
+            // As many as can be needed at once, each with room for a reason.
+            spare_strings: (0..Modality::ALL.len() * Reason::ALL.len() + config.topics.len() + 1)
+                .map(|_| String::with_capacity(MAX_REASON_BYTES + longest_name))
+                .collect(),
         }
     }
 
@@ -137,7 +157,7 @@ impl Outputs {
         set_string(&mut frame.epoch_reason, epoch_reason);
         set_hex(&mut frame.digest, report.digest);
         fill_results(frame, engine.network());
-        fill_states(frame, report, engine.network());
+        fill_states(frame, &mut self.spare_strings, report, engine.network());
         let budget = frame.budget.get_or_insert_default();
         let used = report.newest_used_ns;
         budget.measured = measured.is_some();
@@ -207,21 +227,16 @@ impl Outputs {
     }
 
     /// The state of the run, encoded.
-    pub fn health(
+    pub fn health<'r>(
         &mut self,
         time_ns: u64,
         state: proto::health::State,
-        reasons: &[String],
+        reasons: impl Iterator<Item = &'r str>,
     ) -> &[u8] {
         self.health.time_ns = time_ns;
         self.health.state = state.into();
         self.health.heartbeat += 1;
-        self.health
-            .reasons
-            .resize_with(reasons.len(), Default::default);
-        for (out, reason) in self.health.reasons.iter_mut().zip(reasons) {
-            set_string(out, reason);
-        }
+        set_strings(&mut self.health.reasons, &mut self.spare_strings, reasons);
         encode(&self.health, &mut self.buffer)
     }
 
@@ -267,7 +282,12 @@ fn fill_results(frame: &mut proto::FusedFrame, network: &Network) {
     caption.tokens_this_tick = outputs.caption_steps as u32;
 }
 
-fn fill_states(frame: &mut proto::FusedFrame, report: &TickReport, network: &Network) {
+fn fill_states(
+    frame: &mut proto::FusedFrame,
+    spare: &mut Vec<String>,
+    report: &TickReport,
+    network: &Network,
+) {
     let gates = network.outputs().gates;
     for ((out, state), gate) in frame
         .modalities
@@ -280,11 +300,8 @@ fn fill_states(frame: &mut proto::FusedFrame, report: &TickReport, network: &Net
         out.tokens = state.tokens;
         out.gate = gate;
         out.quality = state.quality;
-        out.quality_reasons
-            .resize_with(state.reasons.len(), Default::default);
-        for (out, reason) in out.quality_reasons.iter_mut().zip(&state.reasons) {
-            set_string(out, reason);
-        }
+        let reasons = state.reasons.iter().copied();
+        set_strings(&mut out.quality_reasons, spare, reasons);
     }
     for (out, state) in frame.topics.iter_mut().zip(&report.topics) {
         out.missing = state.missing;
@@ -296,6 +313,23 @@ fn fill_states(frame: &mut proto::FusedFrame, report: &TickReport, network: &Net
 fn set_string(out: &mut String, text: &str) {
     out.clear();
     out.push_str(text);
+}
+
+/// Makes `list` these texts. Strings that are left over go to `spare` and come back when the list grows.
+fn set_strings<'t>(
+    list: &mut Vec<String>,
+    spare: &mut Vec<String>,
+    texts: impl Iterator<Item = &'t str>,
+) {
+    let mut n = 0;
+    for text in texts {
+        if n == list.len() {
+            list.push(spare.pop().unwrap_or_default());
+        }
+        set_string(&mut list[n], text);
+        n += 1;
+    }
+    spare.extend(list.drain(n..));
 }
 
 fn set_hex(out: &mut String, digest: u64) {

@@ -86,15 +86,21 @@ pub struct Runtime {
     thumbnail_every: u64,
     ticks: u64,
     misses: u64,
-    window_ns: u64,
 }
 
 /// The state machine behind `umm/health`.
 struct Health {
     state: State,
-    reasons: Vec<String>,
-    required: Vec<(usize, String)>,
+    required: Vec<Required>,
     misses_in_a_row: u32,
+}
+
+/// A topic the configuration requires.
+struct Required {
+    topic: usize,
+    missing: bool,
+    /// What is said while it is missing.
+    reason: String,
 }
 
 impl Runtime {
@@ -114,7 +120,13 @@ impl Runtime {
         let engine = Engine::new(config, weights, backend)?;
         let ticks_a_second = 1e3 / config.engine.period_ms as f64;
         let thumbnails_hz = config.output.thumbnails_hz;
+        let window_s = config.engine.window_ms as f64 * 1e-3;
         let required = config.topics.iter().enumerate().filter(|(_, t)| t.required);
+        let required = required.map(|(topic, t)| Required {
+            topic,
+            missing: true,
+            reason: format!("required topic {}: nothing usable for {window_s} s", t.name),
+        });
         Ok(Runtime {
             queues,
             aligner: Aligner::new(config.align()),
@@ -129,8 +141,7 @@ impl Runtime {
             epoch_reason: String::new(),
             health: Health {
                 state: State::Starting,
-                reasons: Vec::new(),
-                required: required.map(|(i, t)| (i, t.name.clone())).collect(),
+                required: required.collect(),
                 misses_in_a_row: 0,
             },
             thumbnail_every: if thumbnails_hz > 0.0 {
@@ -140,7 +151,6 @@ impl Runtime {
             },
             ticks: 0,
             misses: 0,
-            window_ns: config.engine.window_ms * crate::time::NS_PER_MS,
         })
     }
 
@@ -291,10 +301,10 @@ impl Runtime {
             .as_ref()
             .is_none_or(|b| b.deadline_met || !b.measured);
         self.misses += u64::from(!met);
-        self.health.update(&self.engine, met, self.window_ns);
+        self.health.update(&self.engine, met);
         let health = self
             .outputs
-            .health(publish_ns, self.health.state, &self.health.reasons);
+            .health(publish_ns, self.health.state, self.health.reasons());
         sink.publish(&output(Channel::Health, publish_ns, about_ns, health))?;
         let due = self.thumbnail_every > 0 && self.ticks.is_multiple_of(self.thumbnail_every);
         if let Some((rgb, capture_ns)) = self.engine.thumbnail().filter(|_| due) {
@@ -354,44 +364,35 @@ fn output(
 }
 
 impl Health {
-    /// Judges the run after a tick. Reasons are built only when they change.
-    fn update(&mut self, engine: &Engine, deadline_met: bool, window_ns: u64) {
+    /// Judges the run after a tick.
+    fn update(&mut self, engine: &Engine, deadline_met: bool) {
         self.misses_in_a_row = if deadline_met {
             0
         } else {
-            self.misses_in_a_row + 1
+            self.misses_in_a_row.saturating_add(1)
         };
         let topics = &engine.report().topics;
-        let missing = |i: usize| topics[i].missing;
-        let lost = self.required.iter().filter(|(i, _)| missing(*i)).count();
-        let missing_deadlines = self.misses_in_a_row >= MISSES_TO_DEGRADE;
-        let never_seen = topics.iter().all(|t| t.newest_ns.is_none());
-        let state = if never_seen {
+        for required in &mut self.required {
+            required.missing = topics[required.topic].missing;
+        }
+        self.state = if topics.iter().all(|t| t.newest_ns.is_none()) {
             State::Starting
         } else if topics.iter().all(|t| t.missing) {
             State::Failed
-        } else if lost > 0 || missing_deadlines {
+        } else if self.reasons().next().is_some() {
             State::Degraded
         } else {
             State::Nominal
         };
-        let unchanged =
-            state == self.state && self.reasons.len() == lost + usize::from(missing_deadlines);
-        if unchanged && state != State::Failed {
-            return;
-        }
-        self.state = state;
-        self.reasons.clear();
-        for (_, name) in self.required.iter().filter(|(i, _)| missing(*i)) {
-            let window_s = window_ns as f64 * 1e-9;
-            self.reasons.push(format!(
-                "required topic {name}: nothing usable for {window_s} s"
-            ));
-        }
-        if missing_deadlines {
-            self.reasons
-                .push(format!("{MISSES_TO_DEGRADE} deadlines missed in a row"));
-        }
+    }
+
+    /// Why the state is not nominal, as far as it has a reason of its own.
+    fn reasons(&self) -> impl Iterator<Item = &str> {
+        let missing = self.required.iter().filter(|r| r.missing);
+        let late = self.misses_in_a_row >= MISSES_TO_DEGRADE;
+        missing
+            .map(|r| r.reason.as_str())
+            .chain(late.then_some("deadlines missed in a row"))
     }
 }
 

@@ -115,7 +115,9 @@ fn image(time_ns: u64, width: u32, height: u32) -> Vec<u8> {
     bytes.extend([0, 0]);
     bytes.extend((width * 3).to_le_bytes());
     bytes.extend((width * height * 3).to_le_bytes());
-    bytes.extend((0..width * height * 3).map(|i| (u64::from(i) * (time_ns / MS % 65_521) % 251) as u8));
+    bytes.extend(
+        (0..width * height * 3).map(|i| (u64::from(i) * (time_ns / MS % 65_521) % 251) as u8),
+    );
     bytes
 }
 

@@ -110,7 +110,9 @@ struct Generator {
     sound: Sound,
     random: Random,
     rgb: Vec<u8>,
+    /// Periods passed; not in every one is there a message.
     counts: [u64; SENSORS.len()],
+    sequences: [u32; SENSORS.len()],
     pending: Vec<Pending>,
 }
 
@@ -137,6 +139,7 @@ pub fn generate<W: Write + Seek>(
         random: Random::new(spec.seed, 1),
         rgb: Vec::new(),
         counts: [0; SENSORS.len()],
+        sequences: [0; SENSORS.len()],
         pending: Vec::new(),
     };
     let duration_ns = (spec.duration_s * 1e9) as u64;
@@ -210,11 +213,12 @@ impl Generator {
                 let Some(data) = self.message(sensor, at_ns, count)? else {
                     continue;
                 };
+                self.sequences[sensor] += 1;
                 let jitter = self.random.unit() * kind.jitter_ns as f64;
                 self.pending.push(Pending {
                     log_time_ns: START_NS + at_ns + kind.delay_ns + jitter as u64,
                     sensor,
-                    sequence: count as u32,
+                    sequence: self.sequences[sensor],
                     capture_ns: START_NS + at_ns,
                     data,
                 });

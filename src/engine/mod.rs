@@ -5,6 +5,7 @@ mod input;
 
 use crate::align::Tick;
 use crate::config::{Config, TopicConfig};
+use crate::frontend::quality::Reason;
 use crate::ledger::Ledger;
 use crate::model::adapter::TokenBatch;
 use crate::model::network::{Network, NetworkConfig, Stage, StageProbe, Stream, TickMoment};
@@ -106,6 +107,11 @@ impl Engine {
         }
         let network = Network::new(weights, network_config(config, spec), backend)?;
         let is_camera = |t: &TopicConfig| t.kind == Modality::Camera;
+        // Room for every reason: one may appear for the first time in the middle of a run.
+        let modality_report = |_| ModalityReport {
+            reasons: Vec::with_capacity(Reason::ALL.len()),
+            ..ModalityReport::default()
+        };
         Ok(Engine {
             network,
             inputs,
@@ -113,6 +119,7 @@ impl Engine {
             batch: TokenBatch::default(),
             report: TickReport {
                 topics: vec![TopicReport::default(); config.topics.len()],
+                modalities: std::array::from_fn(modality_report),
                 ..TickReport::default()
             },
             window_ns: config.engine.window_ms * NS_PER_MS,

@@ -38,8 +38,7 @@ impl Axis {
             let centre = (i as f64 + 0.5) * scale;
             let first = (centre - support + 0.5).max(0.0) as usize;
             let end = ((centre + support + 0.5) as usize).min(from);
-            let weight =
-                |x: usize| (1.0 - ((x as f64 - centre + 0.5) / support).abs()).max(0.0);
+            let weight = |x: usize| (1.0 - ((x as f64 - centre + 0.5) / support).abs()).max(0.0);
             let sum: f64 = (first..end).map(weight).sum();
             let at = self.weights.len();
             let unit = f64::from(1 << WEIGHT_BITS);
@@ -59,7 +58,10 @@ impl Axis {
 
     fn window(&self, i: usize) -> (usize, &[i32]) {
         let window = self.windows[i];
-        (window.first, &self.weights[window.weights.0..window.weights.1])
+        (
+            window.first,
+            &self.weights[window.weights.0..window.weights.1],
+        )
     }
 }
 

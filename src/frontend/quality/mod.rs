@@ -31,7 +31,7 @@ pub enum Reason {
 
 impl Reason {
     /// All.
-    const ALL: [Reason; 10] = [
+    pub const ALL: [Reason; 10] = [
         Reason::UnderExposed,
         Reason::OverExposed,
         Reason::Blurred,
