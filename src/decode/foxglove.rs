@@ -118,11 +118,17 @@ impl Type {
     ) -> Result<(), DecodeError> {
         // A proto3 field that is not there is zero.
         let mut values = [0.0; LOCATION.len()];
+        let mut any = false;
         let mut fields = Fields::new(payload);
         while let Some((n, value)) = fields.next_field()? {
             if let (1..=3, Value::Fixed64(_)) = (n, value) {
                 values[n as usize - 1] = value.double("coordinate")?;
+                any = true;
             }
+        }
+        if !any {
+            // All three zero: more likely an empty message than a ship off the coast of Ghana.
+            return Err(DecodeError::Missing("latitude, longitude, altitude"));
         }
         for (name, value) in LOCATION.into_iter().zip(values) {
             for (signal, out) in signals.iter().zip(out.iter_mut()) {

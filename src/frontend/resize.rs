@@ -8,6 +8,9 @@ const WEIGHT_BITS: u32 = 14;
 /// Fraction bits of the values between the two passes.
 const BETWEEN_BITS: u32 = 6;
 
+/// Width and height.
+pub type Size = (usize, usize);
+
 /// One output position's window: its weights, and the first input position they apply to.
 #[derive(Clone, Copy)]
 struct Window {
@@ -78,9 +81,9 @@ impl Resize {
     pub fn resize_into(
         &mut self,
         image: &[u8],
-        (width, height): (usize, usize),
+        (width, height): Size,
         out: &mut [u8],
-        (to_width, to_height): (usize, usize),
+        (to_width, to_height): Size,
     ) {
         self.columns.prepare(width, to_width);
         self.rows.prepare(height, to_height);
@@ -142,7 +145,7 @@ mod tests {
             .collect()
     }
 
-    fn resized(image: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
+    fn resized(image: &[u8], from: Size, to: Size) -> Vec<u8> {
         let mut out = vec![0; to.0 * to.1 * 3];
         Resize::default().resize_into(image, from, &mut out, to);
         out
@@ -166,7 +169,7 @@ mod tests {
             127, 124, 130, 130, 125, 127, 130, 130, 125, 128, 129, 128, 126, 128, 125, 128, 130,
             127, 127, 123, 124, 129, 126, 125, 132, 131, 129, 126,
         ];
-        let cases: [((usize, usize), (usize, usize), &[u8]); 3] = [
+        let cases: [(Size, Size, &[u8]); 3] = [
             ((7, 5), (4, 3), &shrunk),
             ((3, 2), (5, 4), &grown),
             ((64, 36), (5, 3), &far),
