@@ -37,7 +37,7 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     let config = config::from_text(CONFIG, "config/demo.toml")?;
     replay::replay(&log, &config, &out, Speed::Fastest)?;
     umm::report::write(&out, &report)?;
-    println!("wrote {}: open it in a browser", report.display());
+    say!("wrote {}: open it in a browser", report.display());
     Ok(())
 }
 
@@ -55,7 +55,7 @@ fn make_drive(arguments: &DemoArguments, log: &std::path::Path) -> Result<(), Fa
         bar.set_position((done * STEPS as f64) as u64)
     })?;
     bar.finish_and_clear();
-    println!(
+    say!(
         "wrote {}: a drive of {} s, seed {}\n",
         log.display(),
         arguments.seconds,

@@ -111,7 +111,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
         live(&config, &weights, &session, sink, limit, &stop).map_err(|e| e.to_string())
     })??;
     if let Some(out) = &arguments.out {
-        println!("wrote {}", out.display());
+        say!("wrote {}", out.display());
     }
     Ok(())
 }
@@ -140,7 +140,7 @@ fn live(
     )?;
     print_engine(weights, &runtime);
     let mut source = ZenohSource::subscribe(session, &inlet, clock.clone(), Arc::clone(stop))?;
-    println!(
+    say!(
         "running: {} topics, outputs under {}/",
         config.topics.len(),
         config.live.prefix
@@ -150,7 +150,7 @@ fn live(
     drive(&mut source, &clock, &mut runtime, &mut |_, runtime| {
         if !announced && runtime.ticks() > 0 {
             announced = true;
-            println!("first tick published");
+            say!("first tick published");
         }
         if limit.is_some_and(|limit| begin.elapsed() >= limit) {
             stop.store(true, Ordering::Release);
@@ -159,7 +159,7 @@ fn live(
     })?;
     let total = runtime.timing().total();
     let lead = runtime.timing().lead();
-    println!(
+    say!(
         "\nstopped after {} ticks: {:.1} ms a tick (p99 {:.1}), capture to publish {:.1} ms (p99 {:.1}), {} deadlines missed",
         runtime.ticks(),
         total.p50_us * 1e-3,
@@ -170,7 +170,7 @@ fn live(
     );
     if clock.offset_ns() != 0 {
         let hours = clock.offset_ns() as f64 * 1e-9 / 3600.0;
-        println!("capture times came from a clock {hours:.1} h behind this machine's");
+        say!("capture times came from a clock {hours:.1} h behind this machine's");
     }
     super::replay::print_ledger(config, runtime.ledger());
     Ok(())
@@ -207,9 +207,9 @@ pub fn play(arguments: &PlayArguments) -> Result<(), Failure> {
     );
     bar.finish_and_clear();
     let played = played?;
-    println!("published {} messages", played.messages);
+    say!("published {} messages", played.messages);
     if let Some(fault) = played.end.describe() {
-        println!("warning: the log is not whole: {fault}");
+        say!("warning: the log is not whole: {fault}");
     }
     Ok(())
 }

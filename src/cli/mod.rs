@@ -1,5 +1,13 @@
 //! The command line: arguments, and what each command prints.
 
+/// Prints a line. A reader that has gone away, as `head` does, ends the printing and not the work.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod demo;
 #[cfg(feature = "zenoh")]
 mod live;
@@ -72,6 +80,6 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
 
 fn report(arguments: &ReportArguments) -> Result<(), Failure> {
     umm::report::write(&arguments.log, &arguments.output)?;
-    println!("wrote {}", arguments.output.display());
+    say!("wrote {}", arguments.output.display());
     Ok(())
 }

@@ -51,7 +51,7 @@ fn init(arguments: &InitArguments) -> Result<(), Failure> {
     let path = arguments.output.clone().unwrap_or_else(default);
     let weights = initial_weights(&spec);
     weights.save(&path)?;
-    println!(
+    say!(
         "wrote {}: {} seed {}, {} parameters, untrained",
         path.display(),
         spec.name,
@@ -69,17 +69,21 @@ fn show(arguments: &ShowArguments) -> Result<(), Failure> {
     } else {
         format!("untrained (seed {})", spec.seed)
     };
-    println!("{}: {}, {trained}", arguments.weights.display(), spec.name);
-    println!(
+    say!("{}: {}, {trained}", arguments.weights.display(), spec.name);
+    say!(
         "  {} parameters, digest {:016x}",
         millions(weights.parameters()),
         weights.digest()
     );
-    println!(
+    say!(
         "  width {}, {} heads of {} ({} key/value), feed-forward {}",
-        spec.d, spec.heads, spec.head_dim, spec.kv_heads, spec.ffn
+        spec.d,
+        spec.heads,
+        spec.head_dim,
+        spec.kv_heads,
+        spec.ffn
     );
-    println!(
+    say!(
         "  {} encoder, {} fusion ({} tokens), {} decoder layers; embedding {}",
         spec.encoder_layers,
         spec.fusion_layers,
@@ -87,10 +91,10 @@ fn show(arguments: &ShowArguments) -> Result<(), Failure> {
         spec.decoder_layers,
         spec.embedding_dim
     );
-    println!("  events: {}", spec.events.join(", "));
-    println!("  scenes: {}", spec.scenes.join(", "));
-    println!("  motion: {}", spec.motion.join(", "));
-    println!("  signals: {}", spec.signals.join(", "));
+    say!("  events: {}", spec.events.join(", "));
+    say!("  scenes: {}", spec.scenes.join(", "));
+    say!("  motion: {}", spec.motion.join(", "));
+    say!("  signals: {}", spec.signals.join(", "));
     if arguments.tensors {
         let rows: Vec<Vec<String>> = weights
             .tensors

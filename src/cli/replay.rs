@@ -53,7 +53,7 @@ pub fn run(arguments: &ReplayArguments) -> Result<(), Failure> {
     replay(&arguments.log, &config, &arguments.out, speed)?;
     if let Some(report) = &arguments.report {
         umm::report::write(&arguments.out, report)?;
-        println!("wrote {}", report.display());
+        say!("wrote {}", report.display());
     }
     Ok(())
 }
@@ -96,7 +96,7 @@ pub fn replay(log: &Path, config: &Config, out: &Path, speed: Speed) -> Result<R
     measured.insert("threads".to_owned(), config.engine.threads.to_string());
     umm::timing::write_sidecar(out, &measured)?;
     print_summary(config, &weights, &replayed);
-    println!("\nwrote {}", out.display());
+    say!("\nwrote {}", out.display());
     Ok(replayed)
 }
 
@@ -118,7 +118,7 @@ pub fn print_start(config: &Config, weights: &Weights, runtime: &Runtime, log: &
     for topic in &config.topics {
         if !log.channels.iter().any(|c| c.topic == topic.name) {
             let required = if topic.required { ", required" } else { "" };
-            println!("warning: topic {}{required} is not in the log", topic.name);
+            say!("warning: topic {}{required} is not in the log", topic.name);
         }
     }
     let known = |name: &str| {
@@ -132,7 +132,7 @@ pub fn print_start(config: &Config, weights: &Weights, runtime: &Runtime, log: &
         .map(|c| format!("{} ({})", c.topic, c.messages))
         .collect();
     if !unknown.is_empty() {
-        println!("not configured, passed over: {}", unknown.join(", "));
+        say!("not configured, passed over: {}", unknown.join(", "));
     }
 }
 
@@ -146,12 +146,12 @@ pub fn print_engine(weights: &Weights, runtime: &Runtime) {
     } else {
         "untrained"
     };
-    println!(
+    say!(
         "model    {}, {trained}; {}",
         weights.spec.name,
         network.backend_name()
     );
-    println!(
+    say!(
         "memory   weights {:.1} MiB, arena {:.1} MiB, moments {:.1} MiB; the arena holds",
         mib(weight_bytes),
         mib(network.memory().bytes()),
@@ -161,7 +161,7 @@ pub fn print_engine(weights: &Weights, runtime: &Runtime) {
     reservations.sort_by_key(|r| std::cmp::Reverse(r.bytes));
     const LISTED: usize = 6;
     for reservation in reservations.iter().take(LISTED) {
-        println!(
+        say!(
             "         {:8.2} MiB  {}",
             mib(reservation.bytes),
             reservation.name
@@ -169,7 +169,7 @@ pub fn print_engine(weights: &Weights, runtime: &Runtime) {
     }
     let rest: usize = reservations.iter().skip(LISTED).map(|r| r.bytes).sum();
     if rest > 0 {
-        println!(
+        say!(
             "         {:8.2} MiB  in {} more",
             mib(rest),
             reservations.len() - LISTED
@@ -179,14 +179,17 @@ pub fn print_engine(weights: &Weights, runtime: &Runtime) {
 
 fn print_summary(config: &Config, weights: &Weights, replayed: &Replayed) {
     let factor = replayed.log_s / replayed.wall_s.max(1e-9);
-    println!(
+    say!(
         "\n{} ticks over {:.1} s of log in {:.2} s: {factor:.1} times real time, {} thread(s)",
-        replayed.ticks, replayed.log_s, replayed.wall_s, config.engine.threads
+        replayed.ticks,
+        replayed.log_s,
+        replayed.wall_s,
+        config.engine.threads
     );
     if let Some(fault) = replayed.end.describe() {
-        println!("warning: the log is not whole: {fault}");
+        say!("warning: the log is not whole: {fault}");
     }
-    println!("\nTime per tick, microseconds");
+    say!("\nTime per tick, microseconds");
     let mut rows: Vec<Vec<String>> = Vec::new();
     let total = ("whole tick", replayed.timing.total());
     for (name, q) in replayed.timing.stages().chain([total]) {
@@ -201,10 +204,10 @@ fn print_summary(config: &Config, weights: &Weights, replayed: &Replayed) {
     table::print(&["stage", "p50", "p99", "max"], &rows);
     print_ledger(config, &replayed.ledger);
     let Some(frame) = &replayed.last_frame else {
-        println!("\nno tick: the log has no usable sample of the configured topics");
+        say!("\nno tick: the log has no usable sample of the configured topics");
         return;
     };
-    println!("\nGates at the last tick (how much the answer rests on each modality)");
+    say!("\nGates at the last tick (how much the answer rests on each modality)");
     let rows: Vec<Vec<String>> = frame
         .modalities
         .iter()
@@ -234,7 +237,7 @@ pub fn print_ledger(config: &Config, ledger: &Ledger) {
     } else {
         "DOES NOT CLOSE"
     };
-    println!("\nLedger ({closes})");
+    say!("\nLedger ({closes})");
     let rows: Vec<Vec<String>> = config
         .topics
         .iter()
@@ -267,7 +270,7 @@ pub fn print_ledger(config: &Config, ledger: &Ledger) {
     table::print(&header, &rows);
     for (topic, entry) in config.topics.iter().zip(&ledger.topics) {
         if !entry.last_error.is_empty() {
-            println!("  {}: {}", topic.name, entry.last_error);
+            say!("  {}: {}", topic.name, entry.last_error);
         }
     }
 }
@@ -278,27 +281,28 @@ fn print_heads(weights: &Weights, frame: &umm::proto::FusedFrame) {
     } else {
         " (untrained: noise)"
     };
-    println!("\nHeads at the last tick{note}");
+    say!("\nHeads at the last tick{note}");
     let scores = |list: &[umm::proto::ClassScore]| {
         let text = list.iter().map(|c| format!("{} {:.2}", c.name, c.score));
         text.collect::<Vec<_>>().join(", ")
     };
-    println!("  events   {}", scores(&frame.events));
-    println!("  scene    {}", scores(&frame.scene));
+    say!("  events   {}", scores(&frame.events));
+    say!("  scene    {}", scores(&frame.scene));
     let motion: Vec<String> = frame
         .motion
         .iter()
         .map(|m| format!("{} {:.2}", m.name, m.value))
         .collect();
-    println!("  motion   {}", motion.join(", "));
+    say!("  motion   {}", motion.join(", "));
     if let Some(caption) = &frame.caption {
-        println!("  caption  {:?}", caption.text);
+        say!("  caption  {:?}", caption.text);
     }
     if let Some(nearest) = frame.nearest.first() {
-        println!(
+        say!(
             "  nearest  tick {} (cosine {:.3})",
-            nearest.tick, nearest.similarity
+            nearest.tick,
+            nearest.similarity
         );
     }
-    println!("  digest   {}", frame.digest);
+    say!("  digest   {}", frame.digest);
 }

@@ -18,7 +18,7 @@ pub fn print(header: &[&str], rows: &[Vec<String>]) {
                 format!("  {pad}{cell}")
             };
         }
-        println!("{}", text.trim_end());
+        say!("{}", text.trim_end());
     };
     line(&mut header.iter().copied());
     for row in rows {

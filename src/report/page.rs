@@ -24,12 +24,16 @@ const SCRIPT: &str = concat!(
 );
 
 /// Facts with a name of their own, in this order; the log's other facts follow under their keys.
-const FACTS: [(&str, &str); 8] = [
+const FACTS: [(&str, &str); 12] = [
     ("model", "Model"),
     ("weights_digest", "Weights"),
     ("config", "Configuration"),
     ("source", "Source"),
     ("period_ns", "Period"),
+    ("deadline_ns", "Deadline"),
+    ("parameters", "Parameters"),
+    ("preset_seed", "Seed"),
+    ("topics", "Topics"),
     ("window_ns", "Window"),
     ("threads", "Threads"),
     ("version", "Version"),

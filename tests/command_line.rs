@@ -1,0 +1,156 @@
+//! The program as a user runs it, and as a user gets it wrong.
+
+mod support;
+
+use std::path::Path;
+use std::process::{Command, Output};
+use support::logs::{drive, folder};
+
+fn umm(dir: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_umm"))
+        .current_dir(dir)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn succeeds(dir: &Path, arguments: &[&str]) -> String {
+    let output = umm(dir, arguments);
+    let said = String::from_utf8(output.stdout).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {said}{errors}");
+    said
+}
+
+#[track_caller]
+fn fails(dir: &Path, arguments: &[&str], parts: &[&str]) {
+    let output = umm(dir, arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{arguments:?} succeeded");
+    assert!(!said.contains("panicked"), "{said}");
+    for part in parts {
+        assert!(said.contains(part), "{arguments:?} said {said}, not {part}");
+    }
+}
+
+#[test]
+fn the_demo_makes_everything() {
+    let dir = folder("cli_demo");
+    let said = succeeds(&dir, &["demo", "--seconds", "2"]);
+    for part in [
+        "untrained",
+        "whole tick",
+        "Ledger (closes)",
+        "camera",
+        "siren",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    let report = std::fs::read_to_string(dir.join("report.html")).unwrap();
+    assert!(report.contains("Untrained weights"));
+    assert!(
+        !report.contains("http://") || report.contains("http://www.w3.org"),
+        "self-contained"
+    );
+    succeeds(&dir, &["report", "fused.mcap", "-o", "again.html"]);
+    assert!(dir.join("again.html").exists());
+}
+
+#[test]
+fn models_are_made_and_shown() {
+    let dir = folder("cli_model");
+    succeeds(
+        &dir,
+        &[
+            "model",
+            "init",
+            "--preset",
+            "nano",
+            "--seed",
+            "5",
+            "-o",
+            "w.safetensors",
+        ],
+    );
+    let said = succeeds(&dir, &["model", "show", "w.safetensors"]);
+    assert!(said.contains("nano, untrained (seed 5)"), "{said}");
+    fails(
+        &dir,
+        &["model", "init", "--preset", "huge", "-o", "x"],
+        &["huge", "nano"],
+    );
+    fails(
+        &dir,
+        &["model", "show", "nothing.safetensors"],
+        &["nothing.safetensors"],
+    );
+}
+
+#[test]
+fn mistakes_are_named() {
+    let dir = folder("cli_mistakes");
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
+    drive(&dir.join("drive.mcap"), 1.0);
+    fails(
+        &dir,
+        &["replay", "drive.mcap", "--config", "none.toml"],
+        &["none.toml"],
+    );
+    fails(
+        &dir,
+        &["replay", "none.mcap", "--config", config],
+        &["none.mcap"],
+    );
+    std::fs::write(dir.join("bad.toml"), "[engine]\nwindw_ms = 3\n").unwrap();
+    fails(
+        &dir,
+        &["replay", "drive.mcap", "--config", "bad.toml"],
+        &["bad.toml:2", "did you mean `window_ms`"],
+    );
+    std::fs::write(dir.join("text.mcap"), "this is no log").unwrap();
+    fails(
+        &dir,
+        &["replay", "text.mcap", "--config", config],
+        &["text.mcap"],
+    );
+    fails(
+        &dir,
+        &["report", "text.mcap", "-o", "r.html"],
+        &["text.mcap"],
+    );
+    fails(
+        &dir,
+        &[
+            "replay",
+            "drive.mcap",
+            "--config",
+            config,
+            "--out",
+            "no/such/folder/x.mcap",
+        ],
+        &["no/such/folder"],
+    );
+}
+
+/// The log itself must not be overwritten by its own output.
+#[test]
+fn a_log_is_not_its_own_output() {
+    let dir = folder("cli_overwrite");
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
+    drive(&dir.join("drive.mcap"), 1.0);
+    let before = std::fs::read(dir.join("drive.mcap")).unwrap();
+    fails(
+        &dir,
+        &[
+            "replay",
+            "drive.mcap",
+            "--config",
+            config,
+            "--out",
+            "./drive.mcap",
+        ],
+        &["drive.mcap"],
+    );
+    assert!(std::fs::read(dir.join("drive.mcap")).unwrap() == before);
+}
