@@ -37,6 +37,43 @@ fn same_log_same_bytes_on_any_threads_at_any_speed() {
     );
 }
 
+/// What the engine said of this drive when the network was last checked against PyTorch. Processors differ in the last
+/// digits, so values are compared, not bytes. `UMM_BLESS=1` writes the file anew.
+#[test]
+fn the_golden_drive_gives_the_golden_results() {
+    let dir = folder("golden");
+    let (log, out) = (dir.join("drive.mcap"), dir.join("out.mcap"));
+    drive(&log, 3.0);
+    demo(&log, &out);
+    let frames: Vec<FusedFrame> = outputs(&out, "umm/fused");
+    let mut text = String::new();
+    for frame in frames.iter().filter(|f| f.tick % 10 == 0) {
+        let scores = frame.events.iter().chain(&frame.scene).map(|s| s.score);
+        let motion = frame.motion.iter().map(|m| m.value);
+        let states = frame.modalities.iter().flat_map(|m| [m.gate, m.quality]);
+        let embedding = frame.embedding.iter().copied().take(8);
+        let values = scores.chain(motion).chain(states).chain(embedding);
+        let values: Vec<String> = values.map(|v| format!("{v:.5}")).collect();
+        text += &format!("{} {}\n", frame.tick, values.join(" "));
+    }
+    let golden = support::fixture("golden_drive.txt");
+    if std::env::var_os("UMM_BLESS").is_some() {
+        std::fs::write(&golden, &text).unwrap();
+    }
+    let numbers = |text: &str| -> Vec<f64> {
+        text.split_whitespace()
+            .map(|n| n.parse().unwrap())
+            .collect()
+    };
+    let expected = numbers(&std::fs::read_to_string(&golden).unwrap());
+    let got = numbers(&text);
+    assert!(got.len() > 60, "{text}");
+    assert_eq!(got.len(), expected.len());
+    for (i, (a, b)) in got.iter().zip(&expected).enumerate() {
+        assert!((a - b).abs() < 1e-3, "number {i}: {a}, golden {b}");
+    }
+}
+
 /// Two samples of one topic change places, everything else stays: the digests must tell, from that tick on.
 #[test]
 fn the_order_of_samples_is_seen() {
