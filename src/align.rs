@@ -245,7 +245,8 @@ impl Aligner {
             return Err(Refused::Future { ahead_ns });
         }
         let late = closed_ns.is_some_and(|closed| capture_ns <= closed);
-        let too_old = next_ns.is_some_and(|next| capture_ns.saturating_add(self.config.window_ns) < next);
+        let too_old =
+            next_ns.is_some_and(|next| capture_ns.saturating_add(self.config.window_ns) < next);
         if too_old || (late && self.config.late == Late::Drop) {
             ledger.late_dropped += 1;
             return Err(Refused::Late);

@@ -55,6 +55,8 @@ pub mod run;
 
 pub mod timing;
 
+pub mod follow;
+
 // Around a run.
 
 pub mod demo;

@@ -183,6 +183,7 @@ impl Outputs {
         journal.tick_time_ns = tick.tick_time_ns;
         journal.epoch = tick.epoch;
         journal.close_time_ns = tick.close_time_ns;
+        journal.origin_ns = tick.origin_ns;
         set_string(&mut journal.close_reason, tick.reason.text());
         set_hex(&mut journal.digest, engine.report().digest);
         let digests = engine.network().outputs().digests;

@@ -3,10 +3,11 @@
 use super::{Failure, replay::print_engine};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use umm::backend::Backend;
 use umm::backend::cpu::{Cpu, Path as CpuPath};
 use umm::config::{self, Config, LiveConfig};
 use umm::model::weights::Weights;
@@ -18,6 +19,7 @@ use umm::sink::threaded::ThreadedSink;
 use umm::sink::zenoh::ZenohSink;
 use umm::sink::{Sink, Tee};
 use umm::source::Inlet;
+use umm::source::recorder::{Recorder, Recording, RecordingEnd};
 use umm::source::zenoh::{SensorClock, ZenohSource};
 use umm::time::WallClock;
 use umm::zenoh_session;
@@ -55,6 +57,9 @@ pub struct RunArguments {
     /// Output log as well
     #[arg(short, long)]
     out: Option<PathBuf>,
+    /// Record everything received as well: with the output log, `umm replay --follow` repeats the run
+    #[arg(long)]
+    record: Option<PathBuf>,
     /// Weights file instead of the configuration's
     #[arg(long)]
     weights: Option<PathBuf>,
@@ -101,26 +106,59 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let mut sinks: Vec<Box<dyn Sink>> =
         vec![Box::new(ZenohSink::declare(&session, &config.live.prefix)?)];
     if let Some(out) = &arguments.out {
-        let facts = run::facts(&config, &weights, "live");
+        let mut facts = run::facts(&config, &weights, "live");
+        // Digests depend on the instructions a processor has; a live run is of one machine anyway.
+        facts.insert("backend".to_owned(), Cpu::new(CpuPath::Fast).name());
         sinks.push(Box::new(McapFile::create(out, &config.live.prefix, facts)?));
     }
     let sink = ThreadedSink::new(Box::new(Tee(sinks)));
+    let (recorder, recording) = match &arguments.record {
+        Some(path) => Recording::create(path).map(|(a, b)| (Some(a), Some(b)))?,
+        None => (None, None),
+    };
     let limit = arguments.seconds.map(Duration::from_secs_f64);
     let threads = config.engine.threads;
     on_tick_thread(threads, || {
-        live(&config, &weights, &session, sink, limit, &stop).map_err(|e| e.to_string())
+        let received = Received {
+            session: &session,
+            recorder: recorder.as_ref(),
+        };
+        live(&config, &weights, &received, sink, limit, &stop).map_err(|e| e.to_string())
     })??;
     if let Some(out) = &arguments.out {
         say!("wrote {}", out.display());
     }
+    if let (Some(recording), Some(path)) = (recording, &arguments.record) {
+        print_recording(recording.finish(), path);
+    }
     Ok(())
+}
+
+fn print_recording(end: RecordingEnd, path: &Path) {
+    say!(
+        "wrote {}: {} messages received",
+        path.display(),
+        end.written
+    );
+    if end.dropped > 0 {
+        say!("warning: {} messages were not recorded", end.dropped);
+    }
+    if let Some(error) = end.error {
+        say!("warning: the recording ends early: {error}");
+    }
+}
+
+/// Where a live run's messages come from, and where they are recorded.
+struct Received<'a> {
+    session: &'a zenoh::Session,
+    recorder: Option<&'a Recorder>,
 }
 
 /// The live tick thread, start to end.
 fn live(
     config: &Config,
     weights: &Weights,
-    session: &zenoh::Session,
+    received: &Received<'_>,
     sink: ThreadedSink,
     limit: Option<Duration>,
     stop: &Arc<AtomicBool>,
@@ -139,7 +177,13 @@ fn live(
         stopwatch,
     )?;
     print_engine(weights, &runtime);
-    let mut source = ZenohSource::subscribe(session, &inlet, clock.clone(), Arc::clone(stop))?;
+    let mut source = ZenohSource::subscribe(
+        received.session,
+        &inlet,
+        clock.clone(),
+        Arc::clone(stop),
+        received.recorder,
+    )?;
     say!(
         "running: {} topics, outputs under {}/",
         config.topics.len(),

@@ -35,6 +35,9 @@ pub struct ReplayArguments {
     /// Write a report as well
     #[arg(long)]
     report: Option<PathBuf>,
+    /// Repeat the run whose output log this is, tick by tick from its journal, and compare; LOG holds its inputs
+    #[arg(long, value_name = "OUTPUT_LOG", conflicts_with_all = ["out", "speed", "report"])]
+    follow: Option<PathBuf>,
 }
 
 pub fn run(arguments: &ReplayArguments) -> Result<(), Failure> {
@@ -44,6 +47,9 @@ pub fn run(arguments: &ReplayArguments) -> Result<(), Failure> {
     }
     if let Some(threads) = arguments.threads {
         config.engine.threads = threads.max(1);
+    }
+    if let Some(journal) = &arguments.follow {
+        return follow(&arguments.log, journal, &config);
     }
     let speed = match arguments.speed {
         None => Speed::Fastest,
@@ -56,6 +62,34 @@ pub fn run(arguments: &ReplayArguments) -> Result<(), Failure> {
         say!("wrote {}", report.display());
     }
     Ok(())
+}
+
+/// Repeats a run and says whether it came to the same digests.
+fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
+    let weights = run::weights(config)?;
+    let followed = umm::follow::follow(log, journal, config, &weights)?;
+    if let Some(fault) = followed.journal_end.describe() {
+        say!("warning: the journal is not whole: {fault}");
+    }
+    let so_far = format!(
+        "{} ticks with {} samples came to the same digests",
+        followed.ticks, followed.samples
+    );
+    match followed.difference {
+        None if followed.ticks == 0 => {
+            Err(format!("{} holds no journal", journal.display()).into())
+        }
+        None => {
+            say!("{so_far}: the run is repeated");
+            Ok(())
+        }
+        Some(difference) => Err(format!(
+            "{difference}; before it, {so_far}. Inputs, configuration, weights (digest {:016x}) and the processor's \
+             instructions must be the run's own",
+            weights.digest()
+        )
+        .into()),
+    }
 }
 
 /// Replays, shows progress, prints the summary, and writes the output log and its measured times.

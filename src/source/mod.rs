@@ -4,6 +4,7 @@
 //! drives one. tokio, zenoh and file reading stop here.
 
 pub mod mcap_log;
+pub mod recorder;
 pub mod replay;
 #[cfg(feature = "zenoh")]
 pub mod zenoh;

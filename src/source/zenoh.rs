@@ -1,5 +1,6 @@
 //! Live input over zenoh. Callbacks stamp and queue; the tick thread only sleeps until something is there or due.
 
+use super::recorder::{Recorded, RecordedChannel, Recorder};
 use super::{Inlet, Progress, Source, SourceError};
 use crate::decode::Schema;
 use crate::sample::{Format, Sample, TopicIndex};
@@ -98,12 +99,21 @@ struct Reception {
     clock: SensorClock,
     wake: Thread,
     count: AtomicU64,
-    /// The decoder for the encoding seen last.
-    bound: Mutex<Option<(zenoh::bytes::Encoding, Format)>>,
+    recorder: Option<Recorder>,
+    /// For the encoding seen last.
+    bound: Mutex<Option<Bound>>,
+}
+
+/// What messages of one encoding are.
+struct Bound {
+    encoding: zenoh::bytes::Encoding,
+    format: Format,
+    channel: Arc<RecordedChannel>,
 }
 
 impl ZenohSource {
-    /// Subscribes to every topic of the inlet; must be called on the thread that will poll.
+    /// Subscribes to every topic of the inlet; must be called on the thread that will poll. What arrives is recorded as
+    /// well where there is a recorder.
     ///
     /// # Errors
     /// [`SourceError::Transport`] for keys that zenoh refuses.
@@ -112,6 +122,7 @@ impl ZenohSource {
         inlet: &Inlet,
         clock: SensorClock,
         stop: Arc<AtomicBool>,
+        recorder: Option<&Recorder>,
     ) -> Result<ZenohSource, SourceError> {
         let mut subscribers = Vec::new();
         for (topic, config) in inlet.topics().enumerate() {
@@ -122,6 +133,7 @@ impl ZenohSource {
                 clock: clock.clone(),
                 wake: std::thread::current(),
                 count: AtomicU64::new(0),
+                recorder: recorder.cloned(),
                 bound: Mutex::new(None),
             };
             let subscriber = session
@@ -146,7 +158,7 @@ impl ZenohSource {
 
 impl Reception {
     fn receive(&self, sample: &zenoh::sample::Sample) {
-        let format = self.format(sample.encoding());
+        let (format, channel) = self.bound(sample.encoding());
         let payload = shared_bytes(sample.payload());
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         let attachment = sample
@@ -159,34 +171,52 @@ impl Reception {
             .inlet
             .stamp(self.topic, publish_ns, arrival_ns, &payload, &format);
         self.clock.observe(capture_time_ns);
+        let log_time_ns = self.clock.now_ns();
+        if let Some(recorder) = &self.recorder {
+            recorder.record(Recorded {
+                channel,
+                sequence,
+                log_time_ns,
+                publish_time_ns: publish_ns,
+                payload: payload.clone(),
+            });
+        }
         self.inlet.push(Sample {
             topic: self.topic,
             sequence,
             capture_time_ns,
-            log_time_ns: self.clock.now_ns(),
+            log_time_ns,
             payload,
             format,
         });
         self.wake.unpark();
     }
 
-    fn format(&self, encoding: &zenoh::bytes::Encoding) -> Format {
+    fn bound(&self, encoding: &zenoh::bytes::Encoding) -> (Format, Arc<RecordedChannel>) {
         let mut bound = self.bound.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, format)) = bound.as_ref()
-            && of == encoding
-        {
-            return format.clone();
+        if let Some(bound) = bound.as_ref().filter(|b| b.encoding == *encoding) {
+            return (bound.format.clone(), Arc::clone(&bound.channel));
         }
-        let (message_encoding, schema) = split_encoding(encoding);
-        let schema = schema.as_deref().map(|name| Schema {
+        let (message_encoding, schema_name) = split_encoding(encoding);
+        let schema = schema_name.as_deref().map(|name| Schema {
             name,
             encoding: "",
             data: &[],
         });
         let decoder = self.inlet.bind(self.topic, schema, &message_encoding);
         let format = decoder.map(Arc::new).map_err(|e| Arc::from(e.to_string()));
-        *bound = Some((encoding.clone(), format.clone()));
-        format
+        let topic = self.inlet.topics().nth(self.topic);
+        let channel = Arc::new(RecordedChannel {
+            topic: topic.map_or_else(String::new, |t| t.name.clone()),
+            message_encoding,
+            schema: schema_name,
+        });
+        *bound = Some(Bound {
+            encoding: encoding.clone(),
+            format: format.clone(),
+            channel: Arc::clone(&channel),
+        });
+        (format, channel)
     }
 }
 

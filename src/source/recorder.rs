@@ -1,0 +1,237 @@
+//! Records what a live run receives, as an MCAP log of its own: any tool reads it, and a replay that follows the run's
+//! journal needs it. Callbacks hand messages over without waiting; a thread writes them.
+
+use crate::sink::SinkError;
+use bytes::Bytes;
+use crossbeam_queue::ArrayQueue;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Messages that may wait for the disk.
+const MAX_WAITING: usize = 8192;
+
+/// Bytes that may wait for the disk.
+const MAX_WAITING_BYTES: usize = 256 << 20;
+
+/// Chunks are closed at this size.
+const CHUNK_BYTES: u64 = 4 << 20;
+
+/// What a crash may lose at most, in time.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
+
+/// How often an idle writer looks at its queue.
+const IDLE: Duration = Duration::from_millis(5);
+
+/// What a channel of the recording is called and how its messages are encoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordedChannel {
+    /// The topic's configured name.
+    pub topic: String,
+    /// As received; empty when the sender does not say.
+    pub message_encoding: String,
+    /// As received.
+    pub schema: Option<String>,
+}
+
+/// One message on its way to the recording.
+pub struct Recorded {
+    /// Which channel; the same `Arc` for all messages of one.
+    pub channel: Arc<RecordedChannel>,
+    /// The publisher's count.
+    pub sequence: u64,
+    /// Arrival.
+    pub log_time_ns: u64,
+    /// When the publisher says it was sent.
+    pub publish_time_ns: u64,
+    /// Its bytes, shared.
+    pub payload: Bytes,
+}
+
+#[derive(Default)]
+struct Counts {
+    waiting_bytes: AtomicUsize,
+    dropped: AtomicU64,
+    stop: AtomicBool,
+}
+
+struct Shared {
+    queue: ArrayQueue<Recorded>,
+    counts: Counts,
+}
+
+/// The receiving callbacks' end.
+#[derive(Clone)]
+pub struct Recorder(Arc<Shared>);
+
+impl Recorder {
+    /// Hands a message over; never blocks. Without room it is left out and counted.
+    pub fn record(&self, message: Recorded) {
+        let counts = &self.0.counts;
+        let bytes = message.payload.len();
+        let waiting = counts.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if waiting > MAX_WAITING_BYTES || self.0.queue.push(message).is_err() {
+            counts.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            counts.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a recording has come to.
+#[derive(Debug)]
+pub struct RecordingEnd {
+    /// Messages written.
+    pub written: u64,
+    /// Messages left out because the disk was too slow, or had failed.
+    pub dropped: u64,
+    /// Why writing ended early.
+    pub error: Option<SinkError>,
+}
+
+/// A recording being written.
+pub struct Recording {
+    shared: Arc<Shared>,
+    thread: JoinHandle<RecordingEnd>,
+}
+
+impl Recording {
+    /// Creates the file and starts its thread.
+    ///
+    /// # Errors
+    /// [`SinkError`] when the file cannot be created.
+    pub fn create(path: &Path) -> Result<(Recorder, Recording), SinkError> {
+        let file = File::create(path).map_err(|source| SinkError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        let writer = mcap::WriteOptions::new()
+            .chunk_size(Some(CHUNK_BYTES))
+            .compression(Some(mcap::Compression::Lz4))
+            .library(concat!("umm ", env!("CARGO_PKG_VERSION")))
+            .create(BufWriter::new(file))
+            .map_err(|source| SinkError::Mcap {
+                path: path.to_owned(),
+                source,
+            })?;
+        let shared = Arc::new(Shared {
+            queue: ArrayQueue::new(MAX_WAITING),
+            counts: Counts::default(),
+        });
+        let theirs = Arc::clone(&shared);
+        let mut file = RecordingFile {
+            path: path.to_owned(),
+            writer,
+            channels: Vec::new(),
+            written: 0,
+        };
+        let thread = std::thread::Builder::new()
+            .name("umm-record".to_owned())
+            .spawn(move || file.drain(&theirs))
+            .map_err(|source| SinkError::Io {
+                path: path.to_owned(),
+                source,
+            })?;
+        let recorder = Recorder(Arc::clone(&shared));
+        Ok((recorder, Recording { shared, thread }))
+    }
+
+    /// Writes what still waits and closes the file.
+    pub fn finish(self) -> RecordingEnd {
+        self.shared.counts.stop.store(true, Ordering::Release);
+        self.thread.join().unwrap_or_else(|_| RecordingEnd {
+            written: 0,
+            dropped: 0,
+            error: Some(SinkError::Transport(
+                "the recording thread panicked".to_owned(),
+            )),
+        })
+    }
+}
+
+struct RecordingFile {
+    path: PathBuf,
+    writer: mcap::Writer<BufWriter<File>>,
+    channels: Vec<(Arc<RecordedChannel>, u16)>,
+    written: u64,
+}
+
+impl RecordingFile {
+    fn drain(&mut self, shared: &Shared) -> RecordingEnd {
+        let counts = &shared.counts;
+        let mut failure = None;
+        let mut flushed = Instant::now();
+        loop {
+            // Read before the queue: a stop that is seen means that everything before it is in the queue.
+            let stopping = counts.stop.load(Ordering::Acquire);
+            while let Some(message) = shared.queue.pop() {
+                let bytes = message.payload.len();
+                if failure.is_none() {
+                    failure = self.write(&message).err();
+                } else {
+                    counts.dropped.fetch_add(1, Ordering::Relaxed);
+                }
+                counts.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            }
+            if stopping {
+                let finished = self.writer.finish().map(drop);
+                let failure = failure.or(finished.err());
+                return RecordingEnd {
+                    written: self.written,
+                    dropped: counts.dropped.load(Ordering::Relaxed),
+                    error: failure.map(|source| SinkError::Mcap {
+                        path: self.path.clone(),
+                        source,
+                    }),
+                };
+            }
+            if failure.is_none() && flushed.elapsed() >= FLUSH_EVERY {
+                failure = self.writer.flush().err();
+                flushed = Instant::now();
+            }
+            std::thread::sleep(IDLE);
+        }
+    }
+
+    fn write(&mut self, message: &Recorded) -> Result<(), mcap::McapError> {
+        let channel_id = self.channel(&message.channel)?;
+        let header = mcap::records::MessageHeader {
+            channel_id,
+            // MCAP counts in 32 bits.
+            sequence: message.sequence as u32,
+            log_time: message.log_time_ns,
+            publish_time: message.publish_time_ns,
+        };
+        self.writer
+            .write_to_known_channel(&header, &message.payload)?;
+        self.written += 1;
+        Ok(())
+    }
+
+    fn channel(&mut self, channel: &Arc<RecordedChannel>) -> Result<u16, mcap::McapError> {
+        let known = self
+            .channels
+            .iter()
+            .find(|(of, _)| Arc::ptr_eq(of, channel));
+        if let Some((_, id)) = known {
+            return Ok(*id);
+        }
+        // The definition does not travel with live messages: a name without one is all there is to say.
+        let schema = match &channel.schema {
+            Some(name) => self.writer.add_schema(name, "", &[])?,
+            None => 0,
+        };
+        let id = self.writer.add_channel(
+            schema,
+            &channel.topic,
+            &channel.message_encoding,
+            &BTreeMap::new(),
+        )?;
+        self.channels.push((Arc::clone(channel), id));
+        Ok(id)
+    }
+}
