@@ -2,8 +2,10 @@
 
 mod support;
 
+use foxglove::messages::CompressedImage;
+use prost::Message as _;
 use std::path::Path;
-use support::logs::{Message, drive, folder, outputs, replay_to, rewrite, shipped};
+use support::logs::{drive, faulty, folder, outputs, replay_to, rewrite, shipped};
 use support::shared_data;
 use umm::proto::{FusedFrame, JournalEntry, Ledger};
 use umm::run::Replayed;
@@ -141,21 +143,6 @@ fn every_frame_is_whole_and_its_ledger_closes() {
     assert_eq!(used as u64, fused, "the journal names what was taken");
 }
 
-fn faulty(name: &str, edit: impl FnOnce(&mut Vec<Message>)) -> (Replayed, Vec<FusedFrame>) {
-    let dir = folder(name);
-    let (log, bad, out) = (
-        dir.join("drive.mcap"),
-        dir.join("bad.mcap"),
-        dir.join("out.mcap"),
-    );
-    drive(&log, 4.0);
-    rewrite(&log, &bad, edit);
-    let replayed = demo(&bad, &out);
-    assert!(replayed.ledger.closes());
-    let frames = outputs(&out, "umm/fused");
-    (replayed, frames)
-}
-
 fn camera(frame: &FusedFrame) -> &umm::proto::ModalityState {
     &frame.modalities[0]
 }
@@ -163,14 +150,13 @@ fn camera(frame: &FusedFrame) -> &umm::proto::ModalityState {
 #[test]
 fn a_frozen_camera_is_named() {
     let (replayed, frames) = faulty("frozen", |messages| {
-        // Field 1 comes first, its length in one byte.
-        let stamp = |data: &[u8]| 2 + usize::from(data[1]);
         let first = messages.iter().find(|m| m.topic == CAMERA).unwrap();
-        let picture = first.data[stamp(&first.data)..].to_vec();
+        let picture = CompressedImage::decode(&first.data[..]).unwrap().data;
         for message in messages.iter_mut().filter(|m| m.topic == CAMERA) {
             // The stamp moves on, the picture does not.
-            message.data.truncate(stamp(&message.data));
-            message.data.extend(&picture);
+            let mut image = CompressedImage::decode(&message.data[..]).unwrap();
+            image.data = picture.clone();
+            message.data = image.encode_to_vec();
         }
     });
     assert_eq!(replayed.ledger.topics[0].undecodable, 0);

@@ -143,7 +143,7 @@ impl AudioFrontEnd {
         self.times_ns.clear();
     }
 
-    /// Of the last second.
+    /// As of the last block.
     pub fn quality(&self) -> Quality {
         self.quality.quality()
     }

@@ -6,6 +6,7 @@ use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use umm::config::{self, Config};
 use umm::demo::{DriveSpec, generate};
+use umm::proto::{FusedFrame, Ledger};
 use umm::run::{ReplayOptions, Replayed, Watch, facts, replay, weights};
 use umm::sink::mcap_file::McapFile;
 use umm::source::replay::Speed;
@@ -116,4 +117,20 @@ pub fn outputs<M: prost::Message + Default>(log: &Path, topic: &str) -> Vec<M> {
         .filter(|m| m.channel.topic == topic)
         .map(|m| M::decode(m.data.as_ref()).unwrap())
         .collect()
+}
+
+/// The demo's drive of four seconds, changed, and replayed: what came of it. The ledger closes at every tick.
+pub fn faulty(name: &str, edit: impl FnOnce(&mut Vec<Message>)) -> (Replayed, Vec<FusedFrame>) {
+    let dir = folder(name);
+    let (log, bad, out) = (
+        dir.join("drive.mcap"),
+        dir.join("bad.mcap"),
+        dir.join("out.mcap"),
+    );
+    drive(&log, 4.0);
+    rewrite(&log, &bad, edit);
+    let replayed = replay_to(&bad, &shipped("demo.toml"), &out, Speed::Fastest).unwrap();
+    let ledgers: Vec<Ledger> = outputs(&out, "umm/ledger");
+    assert!(ledgers.iter().all(|l| l.closes));
+    (replayed, outputs(&out, "umm/fused"))
 }

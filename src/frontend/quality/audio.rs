@@ -1,4 +1,4 @@
-//! Audio quality: clipping, silence, discontinuities; over the last second.
+//! Audio quality: clipping and discontinuities of the last second, silence while it lasts.
 
 use super::{Quality, Reason};
 
@@ -11,17 +11,18 @@ const CLIPPED_SHARE: f32 = 0.01;
 /// RMS below which nothing is heard: -75 dBFS, a few units of 16 bit.
 const SILENT_RMS: f32 = 1.8e-4;
 
-/// Time constant of the averages.
-const MEMORY_S: f32 = 1.0;
+/// Silence is no pause when it lasts this long. A live microphone has noise: its pauses are louder.
+const SILENT_AFTER_S: f32 = 0.5;
 
-/// How long a discontinuity is held against the stream.
-const DISCONTINUOUS_S: f32 = 1.0;
+/// How long a clipped block or a discontinuity is held against the stream.
+const HELD_S: f32 = 1.0;
 
 /// Running state of one microphone.
 #[derive(Clone, Debug, Default)]
 pub struct AudioQuality {
-    clipped_share: f32,
-    power: Option<f32>,
+    since_clipped_s: Option<f32>,
+    /// For how long every block has been silent.
+    silent_s: f32,
     since_discontinuity_s: Option<f32>,
 }
 
@@ -33,16 +34,19 @@ impl AudioQuality {
         }
         let n = samples.len() as f32;
         let seconds = n / rate_hz.max(1) as f32;
-        let weight = (seconds / MEMORY_S).min(1.0);
         let clipped = samples.iter().filter(|s| s.abs() >= FULL_SCALE).count() as f32 / n;
         let power = samples.iter().map(|s| s * s).sum::<f32>() / n;
-        self.clipped_share += weight * (clipped - self.clipped_share);
-        let before = self.power.unwrap_or(power);
-        self.power = Some(before + weight * (power - before));
-        self.since_discontinuity_s = self
-            .since_discontinuity_s
-            .map(|s| s + seconds)
-            .filter(|&s| s < DISCONTINUOUS_S);
+        for since in [&mut self.since_clipped_s, &mut self.since_discontinuity_s] {
+            *since = since.map(|s| s + seconds).filter(|&s| s < HELD_S);
+        }
+        if clipped > CLIPPED_SHARE {
+            self.since_clipped_s = Some(0.0);
+        }
+        self.silent_s = if power.sqrt() < SILENT_RMS {
+            self.silent_s + seconds
+        } else {
+            0.0
+        };
     }
 
     /// Blocks were missing or overlapped.
@@ -53,10 +57,10 @@ impl AudioQuality {
     /// Of the last second.
     pub fn quality(&self) -> Quality {
         let mut quality = Quality::GOOD;
-        if self.clipped_share > CLIPPED_SHARE {
+        if self.since_clipped_s.is_some() {
             quality.lower(0.4, Reason::Clipped);
         }
-        if self.power.is_some_and(|p| p.sqrt() < SILENT_RMS) {
+        if self.silent_s >= SILENT_AFTER_S {
             quality.lower(0.2, Reason::Silent);
         }
         if self.since_discontinuity_s.is_some() {
@@ -86,6 +90,14 @@ mod tests {
         assert_eq!(judge(0.3), Quality::GOOD);
         assert!(judge(2.0).has(Reason::Clipped));
         assert!(judge(1e-5).has(Reason::Silent));
+        let mut state = AudioQuality::default();
+        (0..100).for_each(|_| state.observe(&[0.5; 320], 16_000));
+        (0..24).for_each(|_| state.observe(&[0.0; 320], 16_000));
+        assert_eq!(state.quality(), Quality::GOOD, "a pause");
+        (0..2).for_each(|_| state.observe(&[0.0; 320], 16_000));
+        assert!(state.quality().has(Reason::Silent), "half a second");
+        state.observe(&[0.5; 320], 16_000);
+        assert_eq!(state.quality(), Quality::GOOD, "over at once");
         let mut state = AudioQuality::default();
         state.discontinuity();
         assert!(state.quality().has(Reason::Discontinuous));

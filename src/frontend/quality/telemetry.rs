@@ -52,13 +52,10 @@ impl TelemetryQuality {
         if let Some(last_ns) = self.last_ns {
             let spacing_ns = capture_ns.saturating_sub(last_ns);
             self.gap = spacing_ns > self.gap_after_ns;
-            let spacing = spacing_ns as f64;
-            if self.spacings == 0 {
-                self.mean_ns = spacing;
+            // A gap is no jitter: a pause of an hour would count as unevenness for long after it.
+            if !self.gap {
+                self.observe_spacing(spacing_ns as f64);
             }
-            self.spacings = self.spacings.saturating_add(1);
-            self.deviation_ns += WEIGHT * ((spacing - self.mean_ns).abs() - self.deviation_ns);
-            self.mean_ns += WEIGHT * (spacing - self.mean_ns);
         }
         let same = |(a, b): (&f64, &f64)| a.to_bits() == b.to_bits();
         if self.last_ns.is_none() || !self.values.iter().zip(values).all(same) {
@@ -68,6 +65,15 @@ impl TelemetryQuality {
         let unchanged_ns = capture_ns.saturating_sub(self.unchanged_since_ns);
         self.stuck = self.stuck_after_ns > 0 && unchanged_ns >= self.stuck_after_ns;
         self.last_ns = Some(self.last_ns.map_or(capture_ns, |last| last.max(capture_ns)));
+    }
+
+    fn observe_spacing(&mut self, spacing_ns: f64) {
+        if self.spacings == 0 {
+            self.mean_ns = spacing_ns;
+        }
+        self.spacings = self.spacings.saturating_add(1);
+        self.deviation_ns += WEIGHT * ((spacing_ns - self.mean_ns).abs() - self.deviation_ns);
+        self.mean_ns += WEIGHT * (spacing_ns - self.mean_ns);
     }
 
     /// As of the tick at `now_ns`.
