@@ -5,6 +5,7 @@ use crate::align::{CloseReason, Taken, Tick};
 use crate::backend::cpu::{Cpu, Path as CpuPath};
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::governor::Plan;
 use crate::ledger::Ledger;
 use crate::model::network::{DIGEST_STAGES, Stage, StageProbe};
 use crate::model::weights::Weights;
@@ -98,11 +99,17 @@ pub struct Followed {
     pub journal_end: LogEnd,
 }
 
-/// Measures nothing.
-struct NoProbe;
+/// Gives the caption as much time as the journal says it had.
+struct Repeat {
+    caption_steps: usize,
+}
 
-impl StageProbe for NoProbe {
+impl StageProbe for Repeat {
     fn ended(&mut self, _: Stage) {}
+
+    fn more_caption(&mut self, written: usize) -> bool {
+        written < self.caption_steps
+    }
 }
 
 /// The journal's entries, in order.
@@ -240,8 +247,12 @@ fn follow_here(
         let what = match assemble(&entry, config, &mut inputs, &mut tick)? {
             Some(what) => Some(what),
             None => {
+                let plan = Plan::named(&entry.plan).unwrap_or_default();
+                let mut probe = Repeat {
+                    caption_steps: entry.caption_steps as usize,
+                };
                 engine
-                    .step(&tick, &mut ledger, &mut NoProbe)
+                    .step(&tick, plan, &mut ledger, &mut probe)
                     .map_err(|source| RunError::Tick {
                         tick: tick.tick,
                         source,

@@ -49,6 +49,8 @@ pub mod sink;
 
 // All of it together, and how long it took.
 
+pub mod governor;
+
 pub mod runtime;
 
 pub mod run;

@@ -6,6 +6,7 @@ use crate::align::Tick;
 use crate::config::Config;
 use crate::engine::{Engine, TickReport};
 use crate::frontend::quality::Reason;
+use crate::governor::Plan;
 use crate::ledger::Ledger;
 use crate::model::network::{DIGEST_STAGES, Network};
 use crate::model::spec::{Modality, ModelSpec};
@@ -22,6 +23,15 @@ pub struct MeasuredTick<'a> {
     pub stages: &'a [(&'static str, u64)],
     /// Newest sample used to publication.
     pub end_to_end_ns: u64,
+}
+
+/// The plan of a tick.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Planned {
+    /// What was computed.
+    pub plan: Plan,
+    /// Why no more.
+    pub reason: &'static str,
 }
 
 /// The messages of a run.
@@ -82,10 +92,7 @@ impl Outputs {
                     ..Default::default()
                 })
                 .collect(),
-            plan: Some(proto::Plan {
-                name: "full".to_owned(),
-                reason: "the only plan".to_owned(),
-            }),
+            plan: Some(proto::Plan::default()),
             budget: Some(proto::Budget {
                 deadline_ns: config.deadline_ns(),
                 ..Default::default()
@@ -116,7 +123,6 @@ impl Outputs {
         Outputs {
             frame,
             journal: proto::JournalEntry {
-                plan: "full".to_owned(),
                 stage_digests: DIGEST_STAGES.iter().map(stage_digest).collect(),
                 ..Default::default()
             },
@@ -144,6 +150,7 @@ impl Outputs {
         engine: &Engine,
         epoch_reason: &str,
         publish_time_ns: u64,
+        planned: Planned,
         measured: Option<&MeasuredTick<'_>>,
     ) -> &[u8] {
         let report = engine.report();
@@ -156,6 +163,9 @@ impl Outputs {
         frame.skipped_ticks = tick.skipped;
         set_string(&mut frame.epoch_reason, epoch_reason);
         set_hex(&mut frame.digest, report.digest);
+        let plan = frame.plan.get_or_insert_default();
+        set_string(&mut plan.name, planned.plan.name());
+        set_string(&mut plan.reason, planned.reason);
         fill_results(frame, engine.network());
         fill_states(frame, &mut self.spare_strings, report, engine.network());
         let budget = frame.budget.get_or_insert_default();
@@ -177,8 +187,11 @@ impl Outputs {
     }
 
     /// The journal entry of the last tick, encoded.
-    pub fn journal(&mut self, tick: &Tick, engine: &Engine) -> &[u8] {
+    pub fn journal(&mut self, tick: &Tick, engine: &Engine, planned: Planned) -> &[u8] {
         let journal = &mut self.journal;
+        set_string(&mut journal.plan, planned.plan.name());
+        set_string(&mut journal.plan_reason, planned.reason);
+        journal.caption_steps = engine.network().outputs().caption_steps as u32;
         journal.tick = tick.tick;
         journal.tick_time_ns = tick.tick_time_ns;
         journal.epoch = tick.epoch;

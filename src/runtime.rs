@@ -6,10 +6,11 @@
 use crate::align::{Aligner, Refused, Tick};
 use crate::config::Config;
 use crate::engine::{Engine, EngineError};
+use crate::governor::{Decision, Governor, Plan, Situation};
 use crate::ledger::Ledger;
-use crate::model::network::{Stage, StageProbe};
+use crate::model::network::{NoProbe, Stage, StageProbe};
 use crate::model::weights::Weights;
-use crate::output::{MeasuredTick, Outputs};
+use crate::output::{MeasuredTick, Outputs, Planned};
 use crate::proto::health::State;
 use crate::queue::QueueReceiver;
 use crate::sink::{Channel, Output, Sink, SinkError};
@@ -20,6 +21,18 @@ use std::fmt::Write;
 
 /// Deadlines missed in a row after which a run is degraded.
 const MISSES_TO_DEGRADE: u32 = 3;
+
+/// Left of the budget for encoding and publishing when the caption stops.
+const PUBLISH_RESERVE_NS: u64 = 1_000_000;
+
+/// A start-up rehearsal ends after this long, or when the window is full.
+const REHEARSAL_NS: u64 = 3_000_000_000;
+
+/// What a replay computes.
+const WHOLE: Planned = Planned {
+    plan: Plan::Full,
+    reason: "a replay has time",
+};
 
 /// A run that cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +70,9 @@ struct Stopwatch<'a> {
     clock: &'a dyn Clock,
     last_ns: u64,
     stages: &'a mut Vec<(&'static str, u64)>,
+    /// When the caption must stop; none where time does not count.
+    caption_until_ns: Option<u64>,
+    captions: bool,
 }
 
 impl StageProbe for Stopwatch<'_> {
@@ -65,6 +81,12 @@ impl StageProbe for Stopwatch<'_> {
         self.stages
             .push((stage.name(), now_ns.saturating_sub(self.last_ns)));
         self.last_ns = now_ns;
+    }
+
+    fn more_caption(&mut self, written: usize) -> bool {
+        let in_time = |until_ns| self.clock.now_ns() < until_ns;
+        // The first byte was part of the plan.
+        self.captions && (written == 0 || self.caption_until_ns.is_none_or(in_time))
     }
 }
 
@@ -76,6 +98,8 @@ pub struct Runtime {
     outputs: Outputs,
     sink: Box<dyn Sink>,
     mode: Mode,
+    /// Of a live run; a replay has all the time it needs.
+    governor: Option<Governor>,
     /// Measures stages; in a replay another clock than the run's.
     stopwatch: Box<dyn Clock>,
     stages: Vec<(&'static str, u64)>,
@@ -86,6 +110,41 @@ pub struct Runtime {
     thumbnail_every: u64,
     ticks: u64,
     misses: u64,
+}
+
+/// A governor with start values: the engine rehearses every plan on blank input, its context as full as it gets.
+fn governor(
+    config: &Config,
+    engine: &mut Engine,
+    stopwatch: &dyn Clock,
+) -> Result<Governor, RunError> {
+    let settings = config.governor();
+    let ticks_a_window = config.engine.window_ms.div_ceil(config.engine.period_ms);
+    let begin_ns = stopwatch.now_ns();
+    let mut tick = 0;
+    let mut timed = |engine: &mut Engine, plan: Plan| {
+        tick += 1;
+        let start_ns = stopwatch.now_ns();
+        let done = engine.rehearse(tick, settings.period_ns, plan, &mut NoProbe);
+        let took_ns = stopwatch.now_ns().saturating_sub(start_ns);
+        done.map(|()| took_ns)
+            .map_err(|source| RunError::Tick { tick, source })
+    };
+    for _ in 0..ticks_a_window {
+        timed(engine, Plan::Full)?;
+        if stopwatch.now_ns().saturating_sub(begin_ns) > REHEARSAL_NS {
+            break;
+        }
+    }
+    let mut base_ns = [0; Plan::ALL.len()];
+    for (plan, base_ns) in Plan::ALL.into_iter().zip(&mut base_ns) {
+        if plan.computes() {
+            // The quicker of two: the first may have been disturbed.
+            *base_ns = timed(engine, plan)?.min(timed(engine, plan)?);
+        }
+    }
+    engine.forget();
+    Ok(Governor::new(settings, base_ns))
 }
 
 /// The state machine behind `umm/health`.
@@ -117,7 +176,11 @@ impl Runtime {
         mode: Mode,
         stopwatch: Box<dyn Clock>,
     ) -> Result<Runtime, RunError> {
-        let engine = Engine::new(config, weights, backend)?;
+        let mut engine = Engine::new(config, weights, backend)?;
+        let governor = match mode {
+            Mode::Live => Some(governor(config, &mut engine, stopwatch.as_ref())?),
+            Mode::Replay => None,
+        };
         let ticks_a_second = 1e3 / config.engine.period_ms as f64;
         let thumbnails_hz = config.output.thumbnails_hz;
         let window_s = config.engine.window_ms as f64 * 1e-3;
@@ -134,6 +197,7 @@ impl Runtime {
             engine,
             sink,
             mode,
+            governor,
             stopwatch,
             stages: Vec::with_capacity(Stage::ALL.len()),
             timing: Timing::new(),
@@ -236,18 +300,27 @@ impl Runtime {
     fn run_tick(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
         self.stages.clear();
         let start_ns = self.stopwatch.now_ns();
+        let decision = self.decide(clock);
+        let planned = decision.map_or(WHOLE, |d| Planned {
+            plan: d.plan,
+            reason: d.reason.text(),
+        });
         let mut probe = Stopwatch {
             clock: self.stopwatch.as_ref(),
             last_ns: start_ns,
             stages: &mut self.stages,
+            caption_until_ns: decision
+                .map(|d| start_ns.saturating_add(d.budget_ns.saturating_sub(PUBLISH_RESERVE_NS))),
+            captions: planned.plan.captions(),
         };
+        let ledger = self.aligner.ledger_mut();
         self.engine
-            .step(&self.tick, self.aligner.ledger_mut(), &mut probe)
+            .step(&self.tick, planned.plan, ledger, &mut probe)
             .map_err(|source| RunError::Tick {
                 tick: self.tick.tick,
                 source,
             })?;
-        let published_ns = self.publish(clock)?;
+        let published_ns = self.publish(clock, planned)?;
         let end_ns = self.stopwatch.now_ns();
         let so_far: u64 = self.stages.iter().map(|(_, ns)| ns).sum();
         let total_ns = end_ns.saturating_sub(start_ns);
@@ -258,14 +331,28 @@ impl Runtime {
             .report()
             .newest_used_ns
             .map(|newest| published_ns.saturating_sub(newest));
+        if let Some(governor) = &mut self.governor {
+            governor.observe(planned.plan, total_ns);
+        }
         self.timing.record(&self.stages, total_ns, lead_ns);
         self.ticks += 1;
         self.epoch_reason.clear();
         Ok(())
     }
 
+    /// What a live tick computes.
+    fn decide(&mut self, clock: &dyn Clock) -> Option<Decision> {
+        let governor = self.governor.as_mut()?;
+        let taken = self.tick.taken.iter();
+        Some(governor.decide(&Situation {
+            now_ns: clock.now_ns(),
+            tick_time_ns: self.tick.tick_time_ns,
+            newest_ns: taken.map(|t| t.sample.capture_time_ns).max(),
+        }))
+    }
+
     /// Publishes everything of the tick; returns the publish time.
-    fn publish(&mut self, clock: &dyn Clock) -> Result<u64, RunError> {
+    fn publish(&mut self, clock: &dyn Clock, planned: Planned) -> Result<u64, RunError> {
         let tick = &self.tick;
         let (publish_ns, measured) = match self.mode {
             Mode::Replay => (tick.close_time_ns, None),
@@ -287,10 +374,11 @@ impl Runtime {
             &self.engine,
             &self.epoch_reason,
             publish_ns,
+            planned,
             measured.as_ref(),
         );
         sink.publish(&output(Channel::Fused, publish_ns, about_ns, fused))?;
-        let journal = self.outputs.journal(tick, &self.engine);
+        let journal = self.outputs.journal(tick, &self.engine, planned);
         sink.publish(&output(Channel::Journal, publish_ns, about_ns, journal))?;
         let ledger = self.outputs.ledger(tick, self.aligner.ledger());
         sink.publish(&output(Channel::Ledger, publish_ns, about_ns, ledger))?;

@@ -80,6 +80,11 @@ fn errors_name_file_line_and_the_nearest_key() {
     );
     refused("[engine]\nperiod_ms = \"fast\"\n", 2, &["invalid type"]);
     refused("[engine]\nwindow_ms = 50\n", 2, &["shorter than period_ms"]);
+    refused(
+        "[engine]\nplans = [\"hold\", \"full\"]\n",
+        2,
+        &["in this order: full, no-caption"],
+    );
     refused("", 1, &["no [[topic]]"]);
     refused(&TOPIC.repeat(2), 6, &["named twice"]);
     refused(

@@ -22,7 +22,12 @@ fn push_chunk(drive: &Tensors, c: usize, spec: &ModelSpec, batch: &mut TokenBatc
     let times = drive.i64(&name("time_ns"));
     match Modality::ALL[drive.i64(&name("modality"))[0] as usize] {
         Modality::Camera => {
-            batch.push_camera(topic, times[0], spec.grid(), &drive.f32(&name("features")));
+            batch.push_camera(
+                topic,
+                times[0],
+                (spec.grid(), 1),
+                &drive.f32(&name("features")),
+            );
         }
         Modality::Audio => batch.push_audio(topic, &times, &drive.f32(&name("features"))),
         Modality::Text => {

@@ -77,7 +77,12 @@ fn push(piece: &Piece, tick_time_ns: i64, spec: &ModelSpec, batch: &mut TokenBat
     match modality {
         Modality::Camera => {
             let n = spec.camera_tokens() * spec.feature_dim(modality);
-            batch.push_camera(piece.topic, time_ns, spec.grid(), &noise(piece.seed, n));
+            batch.push_camera(
+                piece.topic,
+                time_ns,
+                (spec.grid(), 1),
+                &noise(piece.seed, n),
+            );
         }
         Modality::Audio => {
             let times: Vec<i64> = (0..piece.tokens as i64)

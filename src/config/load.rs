@@ -2,6 +2,7 @@
 
 use super::{Config, TopicConfig};
 use crate::backend::MAX_TOPICS;
+use crate::governor::Plan;
 use crate::model::spec::Modality;
 use std::path::Path;
 
@@ -117,6 +118,14 @@ fn check(config: &Config) -> Result<(), Fault> {
         key,
         reason,
     };
+    if engine.plans.is_empty() || engine.plans.windows(2).any(|p| p[0] >= p[1]) {
+        let names: Vec<&str> = Plan::ALL.iter().map(|p| p.name()).collect();
+        let reason = format!(
+            "plans must name at least one, in this order: {}",
+            names.join(", ")
+        );
+        return Err(fault("plans", reason));
+    }
     let at_least_one = [
         ("period_ms", engine.period_ms),
         ("window_ms", engine.window_ms),

@@ -7,6 +7,7 @@ mod load;
 pub use load::{ConfigError, from_text, load};
 
 use crate::align::{AlignConfig, Late, TopicRule};
+use crate::governor::{GovernorConfig, Plan};
 use crate::model::spec::Modality;
 use crate::queue::Keep;
 use crate::time::NS_PER_MS;
@@ -54,6 +55,8 @@ pub struct EngineConfig {
     pub deadline_ms: Option<u64>,
     /// How long after its tick an output may be used; default two periods.
     pub valid_for_ms: Option<u64>,
+    /// What a live tick may leave out to meet its deadline, the richest first.
+    pub plans: Vec<Plan>,
     /// What happens to samples whose tick has closed.
     pub late: Late,
     /// A clock that goes back by more begins a new epoch.
@@ -84,6 +87,7 @@ impl Default for EngineConfig {
             window_ms: 2000,
             deadline_ms: None,
             valid_for_ms: None,
+            plans: Plan::ALL.to_vec(),
             late: Late::Fold,
             epoch_jump_ms: 1000,
             max_future_ms: 1000,
@@ -322,6 +326,16 @@ impl Config {
     pub fn deadline_ns(&self) -> u64 {
         let engine = &self.engine;
         engine.deadline_ms.unwrap_or(engine.period_ms) * NS_PER_MS
+    }
+
+    /// What the governor is to know.
+    pub fn governor(&self) -> GovernorConfig {
+        GovernorConfig {
+            period_ns: self.engine.period_ms * NS_PER_MS,
+            max_wait_ns: self.engine.max_wait_ms * NS_PER_MS,
+            deadline_ns: self.deadline_ns(),
+            plans: self.engine.plans.clone(),
+        }
     }
 
     /// How long after its tick an output may be used.

@@ -6,6 +6,7 @@ mod input;
 use crate::align::Tick;
 use crate::config::{Config, TopicConfig};
 use crate::frontend::quality::Reason;
+use crate::governor::Plan;
 use crate::ledger::Ledger;
 use crate::model::adapter::TokenBatch;
 use crate::model::network::{Network, NetworkConfig, Stage, StageProbe, Stream, TickMoment};
@@ -127,20 +128,21 @@ impl Engine {
         })
     }
 
-    /// Runs one tick. Fates of its samples go to the ledger.
+    /// Runs one tick, or of it what `plan` leaves. Fates of its samples go to the ledger.
     ///
     /// # Errors
     /// [`crate::umm::ring::ChunkTooLong`] never follows from input data: the configuration's limits exclude it.
     pub fn step(
         &mut self,
         tick: &Tick,
+        plan: Plan,
         ledger: &mut Ledger,
         probe: &mut dyn StageProbe,
     ) -> Result<(), crate::umm::ring::ChunkTooLong> {
         if tick.first_of_epoch {
             self.begin_epoch(tick.origin_ns);
         }
-        self.take_samples(tick, ledger);
+        self.take_samples(tick, plan, ledger);
         self.update_report(tick.tick_time_ns);
         probe.ended(Stage::FrontEnd);
         let quality = std::array::from_fn(|m| self.report.modalities[m].quality);
@@ -149,8 +151,12 @@ impl Engine {
             tick_time_ns: tick.tick_time_ns as i64,
             quality,
         };
-        self.network.step(&moment, &self.batch, probe)?;
-        self.mark_missing();
+        if plan.computes() {
+            self.network.step(&moment, &self.batch, probe)?;
+            self.mark_missing();
+        } else {
+            self.network.hold();
+        }
         self.chain_digest(tick);
         Ok(())
     }
@@ -163,7 +169,7 @@ impl Engine {
         }
     }
 
-    fn take_samples(&mut self, tick: &Tick, ledger: &mut Ledger) {
+    fn take_samples(&mut self, tick: &Tick, plan: Plan, ledger: &mut Ledger) {
         self.batch.clear();
         self.report.newest_used_ns = None;
         for topic in &mut self.report.topics {
@@ -172,7 +178,11 @@ impl Engine {
         for taken in &tick.taken {
             let index = taken.sample.topic;
             let entry = &mut ledger.topics[index];
-            match self.inputs[index].take(index, &taken.sample, &mut self.batch) {
+            if !takes(plan, self.modality_of[index], tick.tick) {
+                entry.superseded += 1;
+                continue;
+            }
+            match self.inputs[index].take(index, &taken.sample, plan, &mut self.batch) {
                 Ok(()) => {
                     entry.fused += 1;
                     entry.late_folded += u64::from(taken.late);
@@ -191,6 +201,39 @@ impl Engine {
         for (index, input) in self.inputs.iter_mut().enumerate() {
             input.finish_tick(index, tick.tick_time_ns, &mut self.batch);
         }
+    }
+
+    /// Steps on blank input at tick `tick` of a run that has not begun, to learn what a plan costs.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn rehearse(
+        &mut self,
+        tick: u64,
+        period_ns: u64,
+        plan: Plan,
+        probe: &mut dyn StageProbe,
+    ) -> Result<(), crate::umm::ring::ChunkTooLong> {
+        self.batch.clear();
+        let time_ns = (tick * period_ns) as i64;
+        for (index, input) in self.inputs.iter_mut().enumerate() {
+            // A tick in which every plan that sees the camera at all sees it.
+            if takes(plan, self.modality_of[index], 0) {
+                input.rehearse(index, time_ns, period_ns, plan, &mut self.batch);
+            }
+        }
+        let moment = TickMoment {
+            tick,
+            tick_time_ns: time_ns,
+            quality: [1.0; Modality::ALL.len()],
+        };
+        self.network.step(&moment, &self.batch, probe)
+    }
+
+    /// Forgets everything: what a rehearsal left behind.
+    pub fn forget(&mut self) {
+        self.network.forget();
+        self.batch.clear();
     }
 
     fn update_report(&mut self, tick_time_ns: u64) {
@@ -278,6 +321,16 @@ impl Engine {
         let rgb = self.inputs[topic].rgb()?;
         used.then_some((rgb, newest_ns))
     }
+}
+
+/// Whether a tick under `plan` takes samples of a modality.
+fn takes(plan: Plan, modality: Modality, tick: u64) -> bool {
+    plan.computes()
+        && match modality {
+            Modality::Camera => plan.sees_camera(tick),
+            Modality::Text => plan.reads_text(),
+            Modality::Audio | Modality::Telemetry => true,
+        }
 }
 
 /// Sizes of the network's context, from the configuration and the weights' specification.

@@ -18,6 +18,9 @@ pub const MAX_DRIFT_NS: i64 = 40_000_000;
 /// Share of a block's deviation by which the clock is corrected.
 const FOLLOW: i64 = 16;
 
+/// Time from mel frame to mel frame.
+const HOP_NS: u64 = 10_000_000;
+
 /// State of one audio topic.
 pub struct AudioFrontEnd {
     stack: usize,
@@ -94,7 +97,7 @@ impl AudioFrontEnd {
             *frames += 1;
             if features.len().is_multiple_of(token) {
                 let first = *frames - stack;
-                times_ns.push(anchor_ns + (first * 10_000_000) as i64);
+                times_ns.push(anchor_ns + (first * HOP_NS) as i64);
             }
         });
         Ok(())
@@ -128,6 +131,12 @@ impl AudioFrontEnd {
         self.samples_in = 0;
         self.frames = 0;
         Ok(())
+    }
+
+    /// Times and features of as many tokens as a period holds, all silent: for a rehearsal.
+    pub fn blank_tokens(&self, time_ns: i64, period_ns: u64) -> (Vec<i64>, Vec<f32>) {
+        let n = (period_ns / (self.stack as u64 * HOP_NS)) as usize;
+        (vec![time_ns; n], vec![0.0; n * self.stack * BANDS])
     }
 
     /// Finished tokens: their times and `[n, stack * BANDS]` features. [`AudioFrontEnd::clear_tokens`] makes room.

@@ -51,6 +51,11 @@ impl CameraFrontEnd {
         Ok(&self.patches)
     }
 
+    /// The last image's patches, `[g*g, patch*patch*3]`; blank before the first.
+    pub fn patches(&self) -> &[f32] {
+        &self.patches
+    }
+
     /// The last image as the model saw it, `[side * side * 3]`.
     pub fn rgb(&self) -> &[u8] {
         &self.square

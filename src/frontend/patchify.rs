@@ -42,9 +42,38 @@ impl Patchify {
     }
 }
 
+/// Averages patches two by two: `patches` `[grid*grid, dim]` to `out` `[n*n, dim]`, `n = grid / 2`; an odd last row and
+/// column are left out.
+pub fn pool_into(patches: &[f32], grid: usize, out: &mut Vec<f32>) {
+    let dim = patches.len() / (grid * grid).max(1);
+    let side = grid / 2;
+    out.clear();
+    for pooled in 0..side * side {
+        let (row, col) = (pooled / side * 2, pooled % side * 2);
+        let patch = |r: usize, c: usize| &patches[(r * grid + c) * dim..][..dim];
+        let four = patch(row, col)
+            .iter()
+            .zip(patch(row, col + 1))
+            .zip(patch(row + 1, col))
+            .zip(patch(row + 1, col + 1));
+        out.extend(four.map(|(((a, b), c), d)| (a + b + c + d) * 0.25));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pooling_averages_four_neighbours() {
+        let patches: Vec<f32> = (0..16 * 2).map(|i| i as f32).collect();
+        let mut out = Vec::new();
+        pool_into(&patches, 4, &mut out);
+        // Patches 0, 1, 4 and 5 of two values each, and so on.
+        assert_eq!(out, [5.0, 6.0, 9.0, 10.0, 21.0, 22.0, 25.0, 26.0]);
+        pool_into(&patches[..18], 3, &mut out);
+        assert_eq!(out, [4.0, 5.0], "the odd row and column are left out");
+    }
 
     #[test]
     fn every_pixel_lands_in_its_patch() {

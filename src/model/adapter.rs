@@ -76,17 +76,26 @@ impl TokenBatch {
         })
     }
 
-    /// A camera frame: patches `[g*g, patch_dim]`, row by row.
-    pub fn push_camera(&mut self, topic: usize, time_ns: i64, grid: usize, patches: &[f32]) {
+    /// A camera frame of `grid * grid` patches, of which every `step`-th in both directions is given, `patches` `[n*n,
+    /// patch_dim]` with `n = grid / step`, row by row: 1 for all, 2 where four are pooled into the first of them.
+    pub fn push_camera(
+        &mut self,
+        topic: usize,
+        time_ns: i64,
+        (grid, step): (usize, usize),
+        patches: &[f32],
+    ) {
         let batch = &mut self.modalities[Modality::Camera.index()];
         let first = batch.rows();
         batch.features.extend_from_slice(patches);
-        for patch in 0..grid * grid {
-            batch.index.push(patch as u32);
+        let side = grid / step;
+        for patch in 0..side * side {
+            let (row, col) = (patch / side * step, patch % side * step);
+            batch.index.push((row * grid + col) as u32);
             batch.positions.push(Position {
                 time_ns,
-                row: (patch / grid) as u16,
-                col: (patch % grid) as u16,
+                row: row as u16,
+                col: col as u16,
             });
         }
         batch.chunks.push(Chunk {

@@ -128,28 +128,29 @@ impl CaptionDecoder {
         self.complete = true;
     }
 
-    /// Writes up to `steps` bytes; begins a new caption from `fused` (`[fusion_tokens, d]`) when the last one is
-    /// complete. Returns the number of steps taken.
+    /// Writes bytes while `more` (of the number written) says so; begins a new caption from `fused` (`[fusion_tokens, d]`)
+    /// when the last one is complete. Returns the number written.
     pub fn advance(
         &mut self,
         backend: &mut dyn Backend,
         tick: u64,
         fused: Region,
-        steps: usize,
+        more: &mut dyn FnMut(usize) -> bool,
     ) -> usize {
-        if steps == 0 {
+        if !more(0) {
             return 0;
         }
         if self.complete {
             self.begin(backend, tick, fused);
         }
-        for taken in 0..steps {
-            if self.complete {
-                return taken;
-            }
+        let mut written = 0;
+        loop {
             self.step(backend);
+            written += 1;
+            if self.complete || !more(written) {
+                return written;
+            }
         }
-        steps
     }
 
     fn begin(&mut self, backend: &mut dyn Backend, tick: u64, fused: Region) {

@@ -42,6 +42,11 @@ impl MomentRing {
         self.embeddings.len() * size_of::<f32>() + self.ticks.len() * size_of::<(u64, i64)>()
     }
 
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.ring.clear();
+    }
+
     /// Notes a moment's unit-norm embedding.
     pub fn push(&mut self, tick: u64, tick_time_ns: i64, embedding: &[f32]) {
         let Ok(spans) = self.ring.append(1) else {

@@ -121,6 +121,12 @@ impl Stage {
 pub trait StageProbe {
     /// `stage` has just ended.
     fn ended(&mut self, stage: Stage);
+
+    /// Whether there is time for one more byte of the caption, `written` being written in this tick.
+    fn more_caption(&mut self, written: usize) -> bool {
+        let _ = written;
+        true
+    }
 }
 
 /// A probe that does not look.
@@ -270,6 +276,17 @@ impl Network {
         self.origin_ns = origin_ns;
     }
 
+    /// A tick without a step: results stay, and nothing was written.
+    pub fn hold(&mut self) {
+        self.outputs.caption_steps = 0;
+    }
+
+    /// Forgets everything: context, caption and moments.
+    pub fn forget(&mut self) {
+        self.begin_epoch(0);
+        self.moments.clear();
+    }
+
     /// One tick: appends the batch to the context and leaves the results in [`Network::outputs`].
     ///
     /// # Errors
@@ -313,9 +330,10 @@ impl Network {
         probe.ended(Stage::Heads);
 
         let steps = self.config.caption_steps;
-        self.outputs.caption_steps = self
-            .caption
-            .advance(backend, moment.tick, self.fused, steps);
+        let mut more = |written| written < steps && probe.more_caption(written);
+        self.outputs.caption_steps =
+            self.caption
+                .advance(backend, moment.tick, self.fused, &mut more);
         self.outputs.digests[3] = digest_heads(&self.outputs, self.caption.tokens());
         probe.ended(Stage::Caption);
         Ok(())
