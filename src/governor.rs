@@ -138,8 +138,10 @@ pub enum Reason {
     TooSlow,
     /// A richer plan fits again, but not for long enough yet.
     Recovering,
-    /// The samples were too old when the tick closed: the deadline cannot be met.
-    Hopeless,
+    /// The samples were too old when the tick closed: no plan could meet the deadline.
+    TooOld,
+    /// The machine is so slow that no plan meets the deadline.
+    Late,
     /// Ticks have piled up.
     Behind,
 }
@@ -151,7 +153,8 @@ impl Reason {
             Reason::Fits => "fits the deadline",
             Reason::TooSlow => "richer plans would miss the deadline",
             Reason::Recovering => "richer plans fit again, not yet for long enough",
-            Reason::Hopeless => "samples were too old at the close to meet the deadline",
+            Reason::TooOld => "samples were too old at the close to meet the deadline",
+            Reason::Late => "no plan meets the deadline; this one keeps up with the ticks",
             Reason::Behind => "ticks have piled up",
         }
     }
@@ -222,8 +225,9 @@ impl Governor {
         let deadline_ns = newest_ns.saturating_add(config.deadline_ns);
         let mut budget_ns = deadline_ns.saturating_sub(situation.now_ns);
         let cheapest = config.plans.iter().rev().find(|p| p.computes());
-        let hopeless = cheapest.is_none_or(|p| self.predicted_ns(*p) > budget_ns);
-        if hopeless {
+        let late_anyway = cheapest.is_none_or(|p| self.predicted_ns(*p) > budget_ns);
+        let too_old = cheapest.is_some_and(|p| self.base_ns[p.index()] > budget_ns as f64);
+        if late_anyway {
             // Late in any case: do as much as leaves the next tick in time.
             budget_ns = config.period_ns;
         }
@@ -246,10 +250,12 @@ impl Governor {
         } else {
             self.fits_since = 0;
         }
-        let reason = if self.current == 0 && !hopeless {
+        let reason = if self.current == 0 && !late_anyway {
             Reason::Fits
-        } else if hopeless {
-            Reason::Hopeless
+        } else if too_old {
+            Reason::TooOld
+        } else if late_anyway {
+            Reason::Late
         } else if comfortable < self.current {
             Reason::Recovering
         } else {
@@ -372,7 +378,7 @@ mod tests {
         });
         assert_eq!(
             (decision.plan, decision.reason),
-            (Plan::Full, Reason::Hopeless)
+            (Plan::Full, Reason::TooOld)
         );
     }
 

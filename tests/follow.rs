@@ -3,9 +3,18 @@
 mod support;
 
 use std::path::Path;
-use support::logs::{Message, drive, folder, replay_to, rewrite, shipped};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use support::logs::{Message, drive, folder, outputs, replay_to, rewrite, shipped};
+use umm::backend::cpu::{Cpu, Path as CpuPath};
 use umm::follow::{Difference, Followed, What, follow};
-use umm::source::replay::Speed;
+use umm::proto::FusedFrame;
+use umm::run::{facts, on_tick_thread};
+use umm::runtime::{Mode, Runtime, run};
+use umm::sink::mcap_file::McapFile;
+use umm::source::Inlet;
+use umm::source::replay::{Replay, Speed};
+use umm::time::{Clock, LogClock};
 
 /// A run of the demo's drive, its inputs changed afterwards, and the run repeated on them.
 fn repeated(name: &str, edit: impl FnOnce(&mut Vec<Message>)) -> Followed {
@@ -106,4 +115,80 @@ fn epochs_are_followed() {
     let followed = follow(&looped, &out, &config, &weights).unwrap();
     assert_eq!(followed.difference, None);
     assert_eq!(followed.ticks, replayed.ticks);
+}
+
+/// A stopwatch on which every reading takes a while: a machine as slow as one likes, the same every time.
+#[derive(Clone, Default)]
+struct SlowWatch {
+    now_ns: Arc<AtomicU64>,
+    reading_ns: Arc<AtomicU64>,
+}
+
+impl Clock for SlowWatch {
+    fn now_ns(&self) -> u64 {
+        let reading_ns = self.reading_ns.load(Ordering::Relaxed);
+        self.now_ns.fetch_add(reading_ns, Ordering::Relaxed) + reading_ns
+    }
+}
+
+/// A live run on a machine that is slow for a second: it leaves things out, says so, comes back, and is repeated exactly.
+#[test]
+fn degradations_are_repeated() {
+    let dir = folder("follow_degraded");
+    let (log, out) = (dir.join("drive.mcap"), dir.join("out.mcap"));
+    drive(&log, 6.0);
+    let config = shipped("demo.toml");
+    let weights = umm::run::weights(&config).unwrap();
+    let watch = SlowWatch::default();
+    watch.reading_ns.store(1_000_000, Ordering::Relaxed);
+    let sink = McapFile::create(&out, "umm", facts(&config, &weights, "live")).unwrap();
+    on_tick_thread(1, || {
+        let (inlet, queues) = Inlet::new(&config);
+        let clock = LogClock::default();
+        let mut source = Replay::open(&log, inlet, clock.clone(), Speed::Fastest, None).unwrap();
+        let backend = Box::new(Cpu::new(CpuPath::Fast));
+        let stopwatch = Box::new(watch.clone());
+        let sink = Box::new(sink);
+        let mut runtime = Runtime::new(
+            &config,
+            &weights,
+            backend,
+            queues,
+            sink,
+            Mode::Live,
+            stopwatch,
+        )
+        .unwrap();
+        run(&mut source, &clock, &mut runtime, &mut |_, runtime| {
+            let slow = (15..25).contains(&runtime.ticks());
+            let reading_ns = if slow { 12_000_000 } else { 1_000_000 };
+            watch.reading_ns.store(reading_ns, Ordering::Relaxed);
+            Ok(())
+        })
+        .unwrap();
+        assert!(runtime.ledger().closes());
+    })
+    .unwrap();
+    let frames: Vec<FusedFrame> = outputs(&out, "umm/fused");
+    let plans: Vec<(&str, &str)> = frames
+        .iter()
+        .filter_map(|f| f.plan.as_ref())
+        .map(|p| (p.name.as_str(), p.reason.as_str()))
+        .collect();
+    assert!(
+        plans[..15].iter().all(|(name, _)| *name == "full"),
+        "{plans:?}"
+    );
+    let degraded = plans.iter().filter(|(name, _)| *name != "full").count();
+    assert!((8..=40).contains(&degraded), "{plans:?}");
+    assert!(
+        plans
+            .iter()
+            .any(|(_, why)| why.contains("no plan meets the deadline")),
+        "{plans:?}"
+    );
+    assert_eq!(plans.last().unwrap().0, "full", "{plans:?}");
+    let followed = follow(&log, &out, &config, &weights).unwrap();
+    assert_eq!(followed.difference, None);
+    assert_eq!(followed.ticks as usize, frames.len());
 }

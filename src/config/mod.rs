@@ -83,7 +83,7 @@ impl Default for EngineConfig {
             seed: 0,
             threads: 1,
             period_ms: 100,
-            max_wait_ms: 100,
+            max_wait_ms: 50,
             window_ms: 2000,
             deadline_ms: None,
             valid_for_ms: None,
