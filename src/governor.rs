@@ -77,7 +77,8 @@ impl Plan {
         self != Plan::Hold
     }
 
-    fn index(self) -> usize {
+    /// Place in [`Plan::ALL`].
+    pub fn index(self) -> usize {
         self as usize
     }
 }

@@ -109,6 +109,7 @@ pub struct Runtime {
     health: Health,
     thumbnail_every: u64,
     ticks: u64,
+    ticks_of_plan: [u64; Plan::ALL.len()],
     misses: u64,
 }
 
@@ -214,6 +215,7 @@ impl Runtime {
                 0
             },
             ticks: 0,
+            ticks_of_plan: [0; Plan::ALL.len()],
             misses: 0,
         })
     }
@@ -336,6 +338,7 @@ impl Runtime {
         }
         self.timing.record(&self.stages, total_ns, lead_ns);
         self.ticks += 1;
+        self.ticks_of_plan[planned.plan.index()] += 1;
         self.epoch_reason.clear();
         Ok(())
     }
@@ -409,6 +412,11 @@ impl Runtime {
     /// Ticks run.
     pub fn ticks(&self) -> u64 {
         self.ticks
+    }
+
+    /// Ticks run under each plan.
+    pub fn ticks_of_plan(&self) -> impl Iterator<Item = (Plan, u64)> {
+        Plan::ALL.into_iter().zip(self.ticks_of_plan)
     }
 
     /// Measured deadlines missed.

@@ -164,6 +164,49 @@ fn a_played_log_is_fused_live_over_tcp() {
     run_and_play("live_tcp", false);
 }
 
+/// kill -9 in the middle: what was received and what came of it is there up to the last flush, and replays.
+#[test]
+fn a_killed_run_leaves_readable_logs() {
+    let dir = folder("live_killed");
+    let path = |name: &str| dir.join(name).display().to_string();
+    let (log, out, inputs) = (path("drive.mcap"), path("live.mcap"), path("inputs.mcap"));
+    drive(Path::new(&log), 8.0);
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
+    let endpoint = free_endpoint();
+    let mut live = start(&[
+        "run", "--config", config, "--out", &out, "--record", &inputs, "--listen", &endpoint,
+    ]);
+    let mut play = start(&["play", &log, "--connect", &endpoint, "--wait", "20"]);
+    // Until enough has been flushed.
+    let until = Instant::now() + Duration::from_secs(60);
+    while std::fs::metadata(&inputs).map_or(0, |m| m.len()) < 1_000_000 {
+        assert!(Instant::now() < until, "nothing is recorded");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    live.kill().unwrap();
+    live.wait().unwrap();
+    play.kill().unwrap();
+    play.wait().unwrap();
+    let again = path("again.mcap");
+    let replayed = wait(
+        start(&["replay", &inputs, "--config", config, "--out", &again]),
+        Duration::from_secs(60),
+    );
+    assert!(replayed.status.success(), "{}", text(&replayed));
+    assert!(
+        text(&replayed).contains("the log is not whole"),
+        "{}",
+        text(&replayed)
+    );
+    let ledgers: Vec<Ledger> = outputs(Path::new(&again), "umm/ledger");
+    let camera = &ledgers.last().unwrap().topics[0];
+    assert!(
+        camera.received >= 10 && ledgers.iter().all(|l| l.closes),
+        "{camera:?}"
+    );
+}
+
 #[test]
 fn nobody_listening_is_said() {
     let dir = folder("live_nobody");

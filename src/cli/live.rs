@@ -212,6 +212,11 @@ fn live(
         lead.p99_us * 1e-3,
         runtime.misses()
     );
+    let plans = runtime.ticks_of_plan().filter(|(_, ticks)| *ticks > 0);
+    let plans: Vec<String> = plans
+        .map(|(plan, ticks)| format!("{} {ticks}", plan.name()))
+        .collect();
+    say!("ticks of each plan: {}", plans.join(", "));
     if clock.offset_ns() != 0 {
         let hours = clock.offset_ns() as f64 * 1e-9 / 3600.0;
         say!("capture times came from a clock {hours:.1} h behind this machine's");
