@@ -53,6 +53,8 @@ pub mod governor;
 
 pub mod runtime;
 
+pub mod watchdog;
+
 pub mod run;
 
 pub mod timing;

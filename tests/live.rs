@@ -207,6 +207,52 @@ fn a_killed_run_leaves_readable_logs() {
     );
 }
 
+/// A run without input says `starting`; a reporter says `failed` for a loop that stands still. Seen by a subscriber.
+#[test]
+fn silence_is_reported() {
+    use prost::Message;
+    use umm::proto::{Health, health::State};
+    use umm::watchdog::Silence;
+    use zenoh::Wait;
+    let endpoint = free_endpoint();
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
+    let mut live = start(&["run", "--config", config, "--listen", &endpoint]);
+    let settings = umm::config::LiveConfig {
+        connect: vec![endpoint],
+        ..umm::config::LiveConfig::default()
+    };
+    let until = Instant::now() + Duration::from_secs(30);
+    let session = loop {
+        match umm::zenoh_session::open(&settings) {
+            Ok(session) => break session,
+            Err(error) => assert!(Instant::now() < until, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let subscriber = session.declare_subscriber("*/health").wait().unwrap();
+    let next = |state: State| loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let sample = subscriber
+            .recv_timeout(left)
+            .unwrap()
+            .expect("a message in time");
+        let health = Health::decode(&sample.payload().to_bytes()[..]).unwrap();
+        if health.state() == state {
+            break health;
+        }
+    };
+    let waiting = next(State::Starting);
+    assert!(waiting.reasons[0].contains("no sample"), "{waiting:?}");
+    live.kill().unwrap();
+    live.wait().unwrap();
+    let mut report = umm::sink::zenoh::health_reporter(&session, "car").unwrap();
+    report(&Silence {
+        state: State::Failed,
+        reason: "stands still".to_owned(),
+    });
+    assert_eq!(next(State::Failed).reasons, ["stands still"]);
+}
+
 #[test]
 fn nobody_listening_is_said() {
     let dir = folder("live_nobody");

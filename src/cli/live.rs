@@ -13,16 +13,23 @@ use umm::config::{self, Config, LiveConfig};
 use umm::model::weights::Weights;
 use umm::play::{PlayOptions, play as play_log};
 use umm::run::{self, on_tick_thread};
-use umm::runtime::{Mode, Runtime, run as drive};
+use umm::runtime::{Mode, RunError, Runtime, run as drive};
 use umm::sink::mcap_file::McapFile;
 use umm::sink::threaded::ThreadedSink;
-use umm::sink::zenoh::ZenohSink;
-use umm::sink::{Sink, Tee};
+use umm::sink::zenoh::{ZenohSink, health_reporter};
+use umm::sink::{Sink, SinkError, Tee};
 use umm::source::Inlet;
 use umm::source::recorder::{Recorder, Recording, RecordingEnd};
 use umm::source::zenoh::{SensorClock, ZenohSource};
 use umm::time::WallClock;
+use umm::watchdog::{Pulse, Watchdog};
 use umm::zenoh_session;
+
+/// Periods for which the tick loop may stand still before the watchdog speaks.
+const WATCHDOG_PERIODS: u32 = 5;
+
+/// At least this long: the loop sleeps up to 50 ms.
+const LEAST_PATIENCE: Duration = Duration::from_millis(250);
 
 #[derive(Args)]
 pub struct Endpoints {
@@ -189,9 +196,16 @@ fn live(
         config.topics.len(),
         config.live.prefix
     );
+    let pulse = Pulse::default();
+    let patience = WATCHDOG_PERIODS * Duration::from_millis(config.engine.period_ms);
+    let reporter =
+        health_reporter(received.session, &config.live.prefix).map_err(RunError::from)?;
+    let _watchdog = Watchdog::start(&pulse, patience.max(LEAST_PATIENCE), reporter)
+        .map_err(|e| RunError::Sink(SinkError::Transport(format!("no watchdog thread: {e}"))))?;
     let begin = Instant::now();
     let mut announced = false;
     drive(&mut source, &clock, &mut runtime, &mut |_, runtime| {
+        pulse.beat(runtime.ticks());
         if !announced && runtime.ticks() > 0 {
             announced = true;
             say!("first tick published");

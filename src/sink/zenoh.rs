@@ -3,7 +3,10 @@
 
 use super::{Channel, Output, Sink, SinkError, thumbnail};
 use crate::proto;
+use crate::time::{Clock, WallClock};
+use crate::watchdog::Silence;
 use crate::zenoh_session::encoding;
+use prost::Message;
 use zenoh::pubsub::Publisher;
 use zenoh::qos::CongestionControl;
 use zenoh::query::Queryable;
@@ -54,6 +57,32 @@ impl ZenohSink {
             _schema: schema,
         })
     }
+}
+
+/// What reports a silent run on `PREFIX/health`, beside the run's own messages.
+///
+/// # Errors
+/// [`SinkError::Transport`].
+pub fn health_reporter(
+    session: &Session,
+    prefix: &str,
+) -> Result<impl FnMut(&Silence) + Send + 'static, SinkError> {
+    let publisher = session
+        .declare_publisher(format!("{prefix}/{}", Channel::Health.name()))
+        .encoding(encoding("protobuf", Channel::Health.schema()))
+        .congestion_control(CongestionControl::Drop)
+        .wait()
+        .map_err(|e| SinkError::Transport(format!("zenoh, prefix `{prefix}`: {e}")))?;
+    let clock = WallClock::new();
+    let mut health = proto::Health::default();
+    Ok(move |silence: &Silence| {
+        health.time_ns = clock.now_ns();
+        health.state = silence.state.into();
+        health.reasons = vec![silence.reason.clone()];
+        health.heartbeat += 1;
+        // Nobody listens, or the session is gone: there is no other way to say it.
+        let _ = publisher.put(health.encode_to_vec()).wait();
+    })
 }
 
 impl Sink for ZenohSink {

@@ -1,0 +1,150 @@
+//! The watchdog: speaks for a live run whose tick loop does not. A thread of its own looks at the loop's [`Pulse`] and
+//! reports `failed` when the loop stands still, `starting` while it waits for its first sample.
+
+use crate::proto::health::State;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Looks at the pulse this often within its patience.
+const LOOKS: u32 = 4;
+
+#[derive(Default)]
+struct Beats {
+    turns: AtomicU64,
+    ticks: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// What the tick loop shows of itself; costs two atomic stores a turn.
+#[derive(Clone, Default)]
+pub struct Pulse(Arc<Beats>);
+
+impl Pulse {
+    /// The loop has turned once more, `ticks` ticks having been run.
+    pub fn beat(&self, ticks: u64) {
+        self.0.turns.fetch_add(1, Ordering::Relaxed);
+        self.0.ticks.store(ticks, Ordering::Relaxed);
+    }
+}
+
+/// What a silent run is, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// [`State::Failed`] or [`State::Starting`].
+    pub state: State,
+    /// For the health message.
+    pub reason: String,
+}
+
+/// A running watchdog.
+pub struct Watchdog {
+    pulse: Pulse,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watchdog {
+    /// Watches `pulse`; whatever is silent for `patience` is reported, again and again while it lasts.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(
+        pulse: &Pulse,
+        patience: Duration,
+        mut report: impl FnMut(&Silence) + Send + 'static,
+    ) -> std::io::Result<Watchdog> {
+        let watched = pulse.clone();
+        let thread = std::thread::Builder::new()
+            .name("umm-watchdog".to_owned())
+            .spawn(move || watch(&watched.0, patience, &mut report))?;
+        Ok(Watchdog {
+            pulse: pulse.clone(),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.pulse.0.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // A report that panicked has ended the watch; there is nobody left to tell.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn watch(beats: &Beats, patience: Duration, report: &mut dyn FnMut(&Silence)) {
+    let mut turns = beats.turns.load(Ordering::Relaxed);
+    let mut turned = Instant::now();
+    let mut reported = Instant::now();
+    while !beats.stop.load(Ordering::Acquire) {
+        std::thread::park_timeout(patience / LOOKS);
+        let now_turns = beats.turns.load(Ordering::Relaxed);
+        if now_turns != turns {
+            turns = now_turns;
+            turned = Instant::now();
+        }
+        let silent = turned.elapsed();
+        let silence = if silent >= patience {
+            Silence {
+                state: State::Failed,
+                reason: format!(
+                    "the tick loop has stood still for {:.1} s",
+                    silent.as_secs_f64()
+                ),
+            }
+        } else if beats.ticks.load(Ordering::Relaxed) == 0 {
+            Silence {
+                state: State::Starting,
+                reason: "no sample of a configured topic has come yet".to_owned(),
+            }
+        } else {
+            continue;
+        };
+        if reported.elapsed() >= patience && !beats.stop.load(Ordering::Acquire) {
+            reported = Instant::now();
+            report(&silence);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    const PATIENCE: Duration = Duration::from_millis(100);
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_loop_that_waits_is_starting_and_one_that_stands_still_has_failed() {
+        let pulse = Pulse::default();
+        let (send, reports) = mpsc::channel();
+        let watchdog = Watchdog::start(&pulse, PATIENCE, move |silence| {
+            let _ = send.send(silence.clone());
+        })
+        .unwrap();
+        let until = Instant::now() + LONG;
+        let waiting = loop {
+            pulse.beat(0);
+            if let Ok(silence) = reports.try_recv() {
+                break silence;
+            }
+            assert!(Instant::now() < until);
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        // A machine that lets this thread sleep too long sees it stand still.
+        assert!(waiting.state == State::Starting || waiting.state == State::Failed);
+        pulse.beat(1);
+        let silence = std::iter::from_fn(|| reports.recv_timeout(LONG).ok());
+        let mut failed = silence.filter(|s| s.state == State::Failed);
+        let (first, second) = (failed.next().unwrap(), failed.next().unwrap());
+        assert!(first.reason.contains("stood still"), "{first:?}");
+        assert_ne!(first, second, "said again, with the time");
+        drop(watchdog);
+        assert!(reports.recv_timeout(LONG).is_err(), "nothing after its end");
+    }
+}
