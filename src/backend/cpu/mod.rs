@@ -3,6 +3,7 @@
 //! [`plain`] is written to be read; [`fast`] uses packed matrix products and loops the compiler can
 //! turn into vector code. [`Path`] chooses, once, at construction.
 
+mod attention;
 mod fast;
 pub(crate) mod math;
 mod plain;
@@ -53,7 +54,7 @@ pub struct Cpu {
     /// Attention's result before it goes to the arena; grows to the largest call.
     attention_out: Vec<f32>,
     /// Running softmax state of the attention kernels.
-    attention_scratch: fast::AttentionScratch,
+    attention_scratch: attention::AttentionScratch,
 }
 
 impl Cpu {
@@ -66,7 +67,7 @@ impl Cpu {
             tables: Vec::new(),
             gemm: GemmExecutor::new(),
             attention_out: Vec::new(),
-            attention_scratch: fast::AttentionScratch::default(),
+            attention_scratch: attention::AttentionScratch::default(),
         }
     }
 
@@ -265,9 +266,11 @@ impl Backend for Cpu {
         };
         match self.path {
             Path::Plain => plain::attention_into(&call, &mut self.attention_out),
-            Path::Fast => {
-                fast::attention_into(&call, &mut self.attention_scratch, &mut self.attention_out)
-            }
+            Path::Fast => attention::attention_into(
+                &call,
+                &mut self.attention_scratch,
+                &mut self.attention_out,
+            ),
         }
         self.arena[out.range()].copy_from_slice(&self.attention_out);
     }
