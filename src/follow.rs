@@ -241,9 +241,9 @@ fn follow_here(
         difference: None,
         journal_end: journal.log.end(),
     };
+    let window_ns = config.align().window_ns;
     let mut tick = Tick::default();
     while let Some(entry) = journal.next_entry()? {
-        let window_ns = config.align().window_ns;
         let what = match assemble(&entry, config, &mut inputs, &mut tick)? {
             Some(what) => Some(what),
             None => {

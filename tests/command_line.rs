@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use support::logs::{drive, folder};
 
+const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
+
 fn umm(dir: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_umm"))
         .current_dir(dir)
@@ -90,7 +92,6 @@ fn models_are_made_and_shown() {
 #[test]
 fn mistakes_are_named() {
     let dir = folder("cli_mistakes");
-    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
     drive(&dir.join("drive.mcap"), 1.0);
     fails(
         &dir,
@@ -99,7 +100,7 @@ fn mistakes_are_named() {
     );
     fails(
         &dir,
-        &["replay", "none.mcap", "--config", config],
+        &["replay", "none.mcap", "--config", CONFIG],
         &["none.mcap"],
     );
     std::fs::write(dir.join("bad.toml"), "[engine]\nwindw_ms = 3\n").unwrap();
@@ -111,7 +112,7 @@ fn mistakes_are_named() {
     std::fs::write(dir.join("text.mcap"), "this is no log").unwrap();
     fails(
         &dir,
-        &["replay", "text.mcap", "--config", config],
+        &["replay", "text.mcap", "--config", CONFIG],
         &["text.mcap"],
     );
     fails(
@@ -125,7 +126,7 @@ fn mistakes_are_named() {
             "replay",
             "drive.mcap",
             "--config",
-            config,
+            CONFIG,
             "--out",
             "no/such/folder/x.mcap",
         ],
@@ -137,7 +138,6 @@ fn mistakes_are_named() {
 #[test]
 fn a_log_is_not_its_own_output() {
     let dir = folder("cli_overwrite");
-    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
     drive(&dir.join("drive.mcap"), 1.0);
     let before = std::fs::read(dir.join("drive.mcap")).unwrap();
     fails(
@@ -146,7 +146,7 @@ fn a_log_is_not_its_own_output() {
             "replay",
             "drive.mcap",
             "--config",
-            config,
+            CONFIG,
             "--out",
             "./drive.mcap",
         ],

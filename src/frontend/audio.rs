@@ -4,11 +4,11 @@
 //! and drift, followed slowly. A larger one means lost or repeated blocks: the stream starts anew there.
 
 use super::FrontEndError;
-use super::log_mel::{BANDS, LogMel};
+use super::log_mel::{BANDS, HOP, LogMel};
 use super::pcm::mono_into;
 use super::quality::Quality;
 use super::quality::audio::AudioQuality;
-use super::resample::Resample;
+use super::resample::{RATE_HZ, Resample};
 use crate::decode::AudioView;
 use crate::time::NS_PER_S;
 
@@ -19,7 +19,7 @@ pub const MAX_DRIFT_NS: i64 = 40_000_000;
 const FOLLOW: i64 = 16;
 
 /// Time from mel frame to mel frame.
-const HOP_NS: u64 = 10_000_000;
+const HOP_NS: u64 = HOP as u64 * NS_PER_S / RATE_HZ as u64;
 
 /// State of one audio topic.
 pub struct AudioFrontEnd {

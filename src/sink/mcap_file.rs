@@ -27,6 +27,27 @@ pub struct McapFile {
     finished: bool,
 }
 
+/// Creates an MCAP file of compressed chunks, replacing an older one.
+pub(crate) fn create_log(
+    path: &Path,
+    chunk_bytes: u64,
+) -> Result<mcap::Writer<BufWriter<File>>, SinkError> {
+    let file = File::create(path).map_err(|source| SinkError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    mcap::WriteOptions::new()
+        .chunk_size(Some(chunk_bytes))
+        .compression(Some(mcap::Compression::Lz4))
+        .profile("")
+        .library(concat!("umm ", env!("CARGO_PKG_VERSION")))
+        .create(BufWriter::new(file))
+        .map_err(|source| SinkError::Mcap {
+            path: path.to_owned(),
+            source,
+        })
+}
+
 impl McapFile {
     /// Creates the file, replacing an older one. `facts` become the metadata record `umm.run`.
     ///
@@ -37,27 +58,16 @@ impl McapFile {
         prefix: &str,
         facts: BTreeMap<String, String>,
     ) -> Result<McapFile, SinkError> {
-        let file = File::create(path).map_err(|source| SinkError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
-        let mcap_error = |source| SinkError::Mcap {
-            path: path.to_owned(),
-            source,
-        };
-        let mut writer = mcap::WriteOptions::new()
-            .chunk_size(Some(CHUNK_BYTES))
-            .compression(Some(mcap::Compression::Lz4))
-            .profile("")
-            .library(concat!("umm ", env!("CARGO_PKG_VERSION")))
-            .create(BufWriter::new(file))
-            .map_err(mcap_error)?;
+        let mut writer = create_log(path, CHUNK_BYTES)?;
         writer
             .write_metadata(&mcap::records::Metadata {
                 name: "umm.run".to_owned(),
                 metadata: facts,
             })
-            .map_err(mcap_error)?;
+            .map_err(|source| SinkError::Mcap {
+                path: path.to_owned(),
+                source,
+            })?;
         Ok(McapFile {
             path: path.to_owned(),
             prefix: prefix.to_owned(),

@@ -24,22 +24,9 @@ impl ZenohSink {
     /// # Errors
     /// [`SinkError::Transport`].
     pub fn declare(session: &Session, prefix: &str) -> Result<ZenohSink, SinkError> {
-        let error =
-            |e: zenoh::Error| SinkError::Transport(format!("zenoh, prefix `{prefix}`: {e}"));
         let mut publishers = Vec::new();
         for channel in Channel::ALL {
-            let message_encoding = if channel.schema().is_some() {
-                "protobuf"
-            } else {
-                "json"
-            };
-            let publisher = session
-                .declare_publisher(format!("{prefix}/{}", channel.name()))
-                .encoding(encoding(message_encoding, channel.schema()))
-                // A slow subscriber must not hold up the vehicle.
-                .congestion_control(CongestionControl::Drop)
-                .wait()
-                .map_err(error)?;
+            let publisher = publisher(session, prefix, channel)?;
             publishers.push((channel, publisher));
         }
         let schema_key = format!("{prefix}/schema");
@@ -51,12 +38,35 @@ impl ZenohSink {
                 let _ = query.reply(answer_key.clone(), proto::DESCRIPTOR).wait();
             })
             .wait()
-            .map_err(error)?;
+            .map_err(|e| declare_error(prefix, &e))?;
         Ok(ZenohSink {
             publishers,
             _schema: schema,
         })
     }
+}
+
+fn declare_error(prefix: &str, error: &zenoh::Error) -> SinkError {
+    SinkError::Transport(format!("zenoh, prefix `{prefix}`: {error}"))
+}
+
+fn publisher(
+    session: &Session,
+    prefix: &str,
+    channel: Channel,
+) -> Result<Publisher<'static>, SinkError> {
+    let message_encoding = if channel.schema().is_some() {
+        "protobuf"
+    } else {
+        "json"
+    };
+    session
+        .declare_publisher(format!("{prefix}/{}", channel.name()))
+        .encoding(encoding(message_encoding, channel.schema()))
+        // A slow subscriber must not hold up the vehicle.
+        .congestion_control(CongestionControl::Drop)
+        .wait()
+        .map_err(|e| declare_error(prefix, &e))
 }
 
 /// What reports a silent run on `PREFIX/health`, beside the run's own messages.
@@ -67,12 +77,7 @@ pub fn health_reporter(
     session: &Session,
     prefix: &str,
 ) -> Result<impl FnMut(&Silence) + Send + 'static, SinkError> {
-    let publisher = session
-        .declare_publisher(format!("{prefix}/{}", Channel::Health.name()))
-        .encoding(encoding("protobuf", Channel::Health.schema()))
-        .congestion_control(CongestionControl::Drop)
-        .wait()
-        .map_err(|e| SinkError::Transport(format!("zenoh, prefix `{prefix}`: {e}")))?;
+    let publisher = publisher(session, prefix, Channel::Health)?;
     let clock = WallClock::new();
     let mut health = proto::Health::default();
     Ok(move |silence: &Silence| {

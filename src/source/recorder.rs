@@ -2,6 +2,7 @@
 //! journal needs it. Callbacks hand messages over without waiting; a thread writes them.
 
 use crate::sink::SinkError;
+use crate::sink::mcap_file::create_log;
 use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
 use std::collections::BTreeMap;
@@ -105,19 +106,7 @@ impl Recording {
     /// # Errors
     /// [`SinkError`] when the file cannot be created.
     pub fn create(path: &Path) -> Result<(Recorder, Recording), SinkError> {
-        let file = File::create(path).map_err(|source| SinkError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
-        let writer = mcap::WriteOptions::new()
-            .chunk_size(Some(CHUNK_BYTES))
-            .compression(Some(mcap::Compression::Lz4))
-            .library(concat!("umm ", env!("CARGO_PKG_VERSION")))
-            .create(BufWriter::new(file))
-            .map_err(|source| SinkError::Mcap {
-                path: path.to_owned(),
-                source,
-            })?;
+        let writer = create_log(path, CHUNK_BYTES)?;
         let shared = Arc::new(Shared {
             queue: ArrayQueue::new(MAX_WAITING),
             counts: Counts::default(),

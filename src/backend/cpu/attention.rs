@@ -70,7 +70,7 @@ impl AttentionScratch {
         self.packed_values.clear();
         self.packed_values
             .resize(self.keys.len() * value_width, 0.0);
-        self.scores.clear();
+        // Every place is written before it is read.
         self.scores.resize(QUERIES * n, 0.0);
         let values = self.packed_values.chunks_exact_mut(value_width);
         for ((j, &(k, v)), value) in self.keys.iter().enumerate().zip(values) {
@@ -180,9 +180,6 @@ fn weighted_values(
         let Some(value) = value.first_chunk::<WIDTH>() else {
             break;
         };
-        if j >= weights[0].len() {
-            break;
-        }
         for (sums, weights) in sums.iter_mut().zip(weights) {
             let weight = weights[j];
             for l in 0..WIDTH {
