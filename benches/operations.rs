@@ -12,7 +12,7 @@ use umm::backend::{
 use umm::config::from_text;
 use umm::demo::{DriveSpec, generate};
 use umm::frontend::log_mel::{HOP, LogMel};
-use umm::model::network::Stage;
+use umm::model::stage::Stage;
 use umm::run::{ReplayOptions, Watch, on_tick_thread, replay, weights};
 use umm::sink::{Output, Sink, SinkError};
 use umm::source::replay::Speed;

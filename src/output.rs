@@ -10,6 +10,7 @@ use crate::governor::Plan;
 use crate::ledger::Ledger;
 use crate::model::network::{DIGEST_STAGES, Network};
 use crate::model::spec::{Modality, ModelSpec};
+use crate::model::stage::{Stage, StageTimes};
 use crate::proto;
 use prost::Message;
 use std::fmt::Write;
@@ -17,10 +18,13 @@ use std::fmt::Write;
 /// Longest reason, the topic's name in it left out.
 const MAX_REASON_BYTES: usize = 64;
 
-/// Time of the stages of a tick, in the order of [`crate::model::network::Stage::ALL`].
-pub struct MeasuredTick<'a> {
-    /// Name and duration of each.
-    pub stages: &'a [(&'static str, u64)],
+/// Stages whose times a frame can carry. Always all of them: a list that changes its length allocates.
+const BEFORE_PUBLISH: &[Stage] = Stage::ALL.split_at(Stage::ALL.len() - 1).0;
+
+/// What a live tick took.
+pub struct MeasuredTick {
+    /// So far: all but the publication.
+    pub stages: StageTimes,
     /// Newest sample used to publication.
     pub end_to_end_ns: u64,
 }
@@ -151,7 +155,7 @@ impl Outputs {
         epoch_reason: &str,
         publish_time_ns: u64,
         planned: Planned,
-        measured: Option<&MeasuredTick<'_>>,
+        measured: Option<&MeasuredTick>,
     ) -> &[u8] {
         let report = engine.report();
         let frame = &mut self.frame;
@@ -177,11 +181,15 @@ impl Outputs {
             |m| m.end_to_end_ns,
         );
         budget.deadline_met = budget.end_to_end_ns <= self.deadline_ns;
-        let stages = measured.map_or(&[][..], |m| m.stages);
+        let stages = if measured.is_some() {
+            BEFORE_PUBLISH
+        } else {
+            &[]
+        };
         budget.stages.resize_with(stages.len(), Default::default);
-        for (out, (name, duration_ns)) in budget.stages.iter_mut().zip(stages) {
-            set_string(&mut out.stage, name);
-            out.duration_ns = *duration_ns;
+        for (out, stage) in budget.stages.iter_mut().zip(stages) {
+            set_string(&mut out.stage, stage.name());
+            out.duration_ns = measured.and_then(|m| m.stages.get(*stage)).unwrap_or(0);
         }
         encode(&self.frame, &mut self.buffer)
     }

@@ -1,7 +1,7 @@
 //! How long the stages took: exact quantiles in fixed memory, kept apart from the outputs so that these depend on the
 //! inputs alone.
 
-use crate::model::network::Stage;
+use crate::model::stage::{Stage, StageTimes};
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -73,9 +73,9 @@ impl Timing {
     }
 
     /// Adds one tick.
-    pub fn record(&mut self, stages: &[(&'static str, u64)], total_ns: u64, lead_ns: Option<u64>) {
-        for ((_, histogram), (_, ns)) in self.stages.iter_mut().zip(stages) {
-            histogram.saturating_record(*ns);
+    pub fn record(&mut self, stages: &StageTimes, total_ns: u64, lead_ns: Option<u64>) {
+        for (stage, ns) in stages.iter() {
+            self.stages[stage.index()].1.saturating_record(ns);
         }
         self.total.saturating_record(total_ns);
         if let Some(lead_ns) = lead_ns {

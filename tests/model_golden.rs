@@ -5,8 +5,9 @@ mod support;
 use support::{Tensors, assert_close, fixture};
 use umm::backend::cpu::{Cpu, Path};
 use umm::model::adapter::TokenBatch;
-use umm::model::network::{Network, NetworkConfig, NoProbe, Stream, TickMoment};
+use umm::model::network::{Network, NetworkConfig, Stream, TickMoment};
 use umm::model::spec::{Modality, ModelSpec};
+use umm::model::stage::NoProbe;
 use umm::model::weights::Weights;
 
 const TOLERANCE: f32 = 1e-4;
@@ -22,12 +23,7 @@ fn push_chunk(drive: &Tensors, c: usize, spec: &ModelSpec, batch: &mut TokenBatc
     let times = drive.i64(&name("time_ns"));
     match Modality::ALL[drive.i64(&name("modality"))[0] as usize] {
         Modality::Camera => {
-            batch.push_camera(
-                topic,
-                times[0],
-                (spec.grid(), 1),
-                &drive.f32(&name("features")),
-            );
+            batch.push_camera(topic, times[0], spec.grid(), &drive.f32(&name("features")));
         }
         Modality::Audio => batch.push_audio(topic, &times, &drive.f32(&name("features"))),
         Modality::Text => {

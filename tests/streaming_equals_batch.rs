@@ -7,8 +7,9 @@ use umm::backend::parity::noise;
 use umm::model::adapter::TokenBatch;
 use umm::model::forward::{Sequence, forward};
 use umm::model::init::initial_weights;
-use umm::model::network::{Network, NetworkConfig, NoProbe, Stream, TickMoment};
+use umm::model::network::{Network, NetworkConfig, Stream, TickMoment};
 use umm::model::spec::{Modality, ModelSpec};
+use umm::model::stage::NoProbe;
 use umm::model::weights::Weights;
 
 const ORIGIN_NS: i64 = 1_700_000_000_123_456_789;
@@ -77,12 +78,7 @@ fn push(piece: &Piece, tick_time_ns: i64, spec: &ModelSpec, batch: &mut TokenBat
     match modality {
         Modality::Camera => {
             let n = spec.camera_tokens() * spec.feature_dim(modality);
-            batch.push_camera(
-                piece.topic,
-                time_ns,
-                (spec.grid(), 1),
-                &noise(piece.seed, n),
-            );
+            batch.push_camera(piece.topic, time_ns, spec.grid(), &noise(piece.seed, n));
         }
         Modality::Audio => {
             let times: Vec<i64> = (0..piece.tokens as i64)

@@ -5,12 +5,10 @@ use crate::decode::DecodeError;
 use crate::frontend::FrontEndError;
 use crate::frontend::audio::AudioFrontEnd;
 use crate::frontend::camera::CameraFrontEnd;
-use crate::frontend::patchify::pool_into;
 use crate::frontend::quality::Quality;
 use crate::frontend::quality::telemetry::TelemetryQuality;
 use crate::frontend::telemetry::{Scale, fourier_into};
 use crate::frontend::text::{self, MAX_TEXT_TOKENS};
-use crate::governor::Plan;
 use crate::model::adapter::TokenBatch;
 use crate::model::spec::{Modality, ModelSpec};
 use crate::sample::Sample;
@@ -74,8 +72,6 @@ enum Kind {
 pub(super) struct TopicInput {
     kind: Kind,
     grid: usize,
-    /// Pooled patches of a camera.
-    pooled: Vec<f32>,
     /// For bytes that must be put together or decoded from base64.
     scratch: Vec<u8>,
     now_ns: u64,
@@ -97,7 +93,6 @@ impl TopicInput {
         Ok(TopicInput {
             kind,
             grid: spec.grid(),
-            pooled: Vec::with_capacity(spec.grid().pow(2) / 4 * spec.patch.pow(2) * 3),
             scratch: Vec::new(),
             now_ns: 0,
         })
@@ -108,7 +103,6 @@ impl TopicInput {
         &mut self,
         topic: usize,
         sample: &Sample,
-        plan: Plan,
         batch: &mut TokenBatch,
     ) -> Result<(), InputError> {
         let decoder = match &sample.format {
@@ -120,14 +114,7 @@ impl TopicInput {
         match &mut self.kind {
             Kind::Camera(camera) => {
                 let patches = camera.process(&decoder.image(payload, scratch)?)?;
-                push_patches(
-                    topic,
-                    time_ns,
-                    plan,
-                    (self.grid, patches),
-                    &mut self.pooled,
-                    batch,
-                );
+                batch.push_camera(topic, time_ns, self.grid, patches);
             }
             Kind::Audio(audio) => audio.push(&decoder.audio(payload, scratch)?, time_ns)?,
             Kind::Text => {
@@ -152,18 +139,10 @@ impl TopicInput {
     }
 
     /// Appends what a tick of `period_ns` usually brings, of blank content: a rehearsal.
-    pub fn rehearse(
-        &mut self,
-        topic: usize,
-        time_ns: i64,
-        period_ns: u64,
-        plan: Plan,
-        batch: &mut TokenBatch,
-    ) {
+    pub fn rehearse(&mut self, topic: usize, time_ns: i64, period_ns: u64, batch: &mut TokenBatch) {
         match &mut self.kind {
             Kind::Camera(camera) => {
-                let patches = (self.grid, camera.patches());
-                push_patches(topic, time_ns, plan, patches, &mut self.pooled, batch);
+                batch.push_camera(topic, time_ns, self.grid, camera.patches());
             }
             Kind::Audio(audio) => {
                 let (times_ns, features) = audio.blank_tokens(time_ns, period_ns);
@@ -237,23 +216,6 @@ impl TopicInput {
             Kind::Text => {}
             Kind::Telemetry(signals) => signals.quality.reset(),
         }
-    }
-}
-
-/// Appends a camera frame of `grid * grid` patches, pooled where the plan says so.
-fn push_patches(
-    topic: usize,
-    time_ns: i64,
-    plan: Plan,
-    (grid, patches): (usize, &[f32]),
-    pooled: &mut Vec<f32>,
-    batch: &mut TokenBatch,
-) {
-    if plan.pools_camera() {
-        pool_into(patches, grid, pooled);
-        batch.push_camera(topic, time_ns, (grid, 2), pooled);
-    } else {
-        batch.push_camera(topic, time_ns, (grid, 1), patches);
     }
 }
 

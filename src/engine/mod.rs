@@ -8,9 +8,10 @@ use crate::config::{Config, TopicConfig};
 use crate::frontend::quality::Reason;
 use crate::governor::Plan;
 use crate::ledger::Ledger;
-use crate::model::adapter::TokenBatch;
-use crate::model::network::{Network, NetworkConfig, Stage, StageProbe, Stream, TickMoment};
+use crate::model::adapter::{PoolWork, TokenBatch};
+use crate::model::network::{Network, NetworkConfig, Stream, TickMoment};
 use crate::model::spec::{Modality, ModelSpec};
+use crate::model::stage::{Stage, StageProbe};
 use crate::time::NS_PER_MS;
 use input::TopicInput;
 use xxhash_rust::xxh3::Xxh3;
@@ -66,6 +67,7 @@ pub struct Engine {
     inputs: Vec<TopicInput>,
     modality_of: Vec<Modality>,
     batch: TokenBatch,
+    pool: PoolWork,
     report: TickReport,
     window_ns: u64,
     thumbnail_topic: Option<usize>,
@@ -118,6 +120,7 @@ impl Engine {
             inputs,
             modality_of: config.topics.iter().map(|t| t.kind).collect(),
             batch: TokenBatch::default(),
+            pool: PoolWork::default(),
             report: TickReport {
                 topics: vec![TopicReport::default(); config.topics.len()],
                 modalities: std::array::from_fn(modality_report),
@@ -128,7 +131,8 @@ impl Engine {
         })
     }
 
-    /// Runs one tick, or of it what `plan` leaves. Fates of its samples go to the ledger.
+    /// Runs one tick, or of it what `plan` leaves; returns the plan as the probe has left it. Fates of its samples go to the
+    /// ledger.
     ///
     /// # Errors
     /// [`crate::umm::ring::ChunkTooLong`] never follows from input data: the configuration's limits exclude it.
@@ -138,13 +142,15 @@ impl Engine {
         plan: Plan,
         ledger: &mut Ledger,
         probe: &mut dyn StageProbe,
-    ) -> Result<(), crate::umm::ring::ChunkTooLong> {
+    ) -> Result<Plan, crate::umm::ring::ChunkTooLong> {
         if tick.first_of_epoch {
             self.begin_epoch(tick.origin_ns);
         }
         self.take_samples(tick, plan, ledger);
-        self.update_report(tick.tick_time_ns);
         probe.ended(Stage::FrontEnd);
+        let plan = probe.after_front_end(plan);
+        self.pool_camera(plan);
+        self.update_report(tick.tick_time_ns);
         let quality = std::array::from_fn(|m| self.report.modalities[m].quality);
         let moment = TickMoment {
             tick: tick.tick,
@@ -158,7 +164,19 @@ impl Engine {
             self.network.hold();
         }
         self.chain_digest(tick);
-        Ok(())
+        Ok(plan)
+    }
+
+    /// Tokens of the last tick.
+    pub fn rows(&self) -> usize {
+        self.batch.rows()
+    }
+
+    fn pool_camera(&mut self, plan: Plan) {
+        if plan.pools_camera() {
+            let grid = self.network.spec().grid();
+            self.batch.pool_camera(grid, &mut self.pool);
+        }
     }
 
     fn begin_epoch(&mut self, origin_ns: u64) {
@@ -182,7 +200,7 @@ impl Engine {
                 entry.superseded += 1;
                 continue;
             }
-            match self.inputs[index].take(index, &taken.sample, plan, &mut self.batch) {
+            match self.inputs[index].take(index, &taken.sample, &mut self.batch) {
                 Ok(()) => {
                     entry.fused += 1;
                     entry.late_folded += u64::from(taken.late);
@@ -219,9 +237,10 @@ impl Engine {
         for (index, input) in self.inputs.iter_mut().enumerate() {
             // A tick in which every plan that sees the camera at all sees it.
             if takes(plan, self.modality_of[index], 0) {
-                input.rehearse(index, time_ns, period_ns, plan, &mut self.batch);
+                input.rehearse(index, time_ns, period_ns, &mut self.batch);
             }
         }
+        self.pool_camera(plan);
         let moment = TickMoment {
             tick,
             tick_time_ns: time_ns,

@@ -9,6 +9,7 @@ use super::rotary::Position;
 use super::spec::{Modality, ModelSpec};
 use super::weights::WeightsError;
 use crate::backend::{Backend, Epilogue, Region, TableId};
+use crate::frontend::patchify::pool_into;
 use crate::umm::arena::ArenaPlan;
 use std::ops::Range;
 
@@ -48,6 +49,13 @@ impl ModalityBatch {
     }
 }
 
+/// Memory of [`TokenBatch::pool_camera`], reused.
+#[derive(Clone, Debug, Default)]
+pub struct PoolWork {
+    frames: ModalityBatch,
+    pooled: Vec<f32>,
+}
+
 /// One tick's tokens before the adapters, by modality. Reused from tick to tick.
 #[derive(Clone, Debug, Default)]
 pub struct TokenBatch {
@@ -76,9 +84,30 @@ impl TokenBatch {
         })
     }
 
-    /// A camera frame of `grid * grid` patches, of which every `step`-th in both directions is given, `patches` `[n*n,
-    /// patch_dim]` with `n = grid / step`, row by row: 1 for all, 2 where four are pooled into the first of them.
-    pub fn push_camera(
+    /// A camera frame of `grid * grid` patches `[grid*grid, patch_dim]`, row by row.
+    pub fn push_camera(&mut self, topic: usize, time_ns: i64, grid: usize, patches: &[f32]) {
+        self.push_grid(topic, time_ns, (grid, 1), patches);
+    }
+
+    /// Pools the patches of every camera frame, `grid * grid` each, four to one; the first of the four gives the place.
+    /// `work` is overwritten.
+    pub fn pool_camera(&mut self, grid: usize, work: &mut PoolWork) {
+        let camera = Modality::Camera.index();
+        std::mem::swap(&mut self.modalities[camera], &mut work.frames);
+        self.modalities[camera].clear();
+        let frames = &work.frames;
+        let dim = frames.features.len() / frames.rows().max(1);
+        for chunk in &frames.chunks {
+            let rows = chunk.rows.clone();
+            let patches = &frames.features[rows.start * dim..rows.end * dim];
+            pool_into(patches, grid, &mut work.pooled);
+            let time_ns = frames.positions[rows.start].time_ns;
+            self.push_grid(chunk.topic, time_ns, (grid, 2), &work.pooled);
+        }
+    }
+
+    /// A frame of which every `step`-th patch in both directions is given.
+    fn push_grid(
         &mut self,
         topic: usize,
         time_ns: i64,

@@ -16,6 +16,7 @@ pub mod moments;
 pub mod network;
 pub mod rotary;
 pub mod spec;
+pub mod stage;
 pub mod weights;
 
 mod layers;

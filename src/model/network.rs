@@ -12,6 +12,7 @@ use super::layers::Loader;
 use super::moments::{MomentRing, NEAREST, Nearest};
 use super::rotary::{Position, Rotary};
 use super::spec::{Modality, ModelSpec};
+use super::stage::{Stage, StageProbe};
 use super::weights::{Weights, WeightsError};
 use crate::backend::{Backend, Region};
 use crate::umm::arena::{ArenaPlan, ArenaTooLarge};
@@ -70,70 +71,6 @@ pub enum NetworkError {
         /// Sizes.
         source: ChunkTooLong,
     },
-}
-
-/// Parts of a tick, in the order they run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Decoding and preprocessing.
-    FrontEnd,
-    /// Features to tokens.
-    Adapter,
-    /// The shared encoder.
-    Encoder,
-    /// Gated fusion.
-    Fusion,
-    /// Classification, regression, embedding and retrieval.
-    Heads,
-    /// Caption steps.
-    Caption,
-    /// Encoding of outputs.
-    Publish,
-}
-
-impl Stage {
-    /// All, in order.
-    pub const ALL: [Stage; 7] = [
-        Stage::FrontEnd,
-        Stage::Adapter,
-        Stage::Encoder,
-        Stage::Fusion,
-        Stage::Heads,
-        Stage::Caption,
-        Stage::Publish,
-    ];
-
-    /// For tables and outputs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Stage::FrontEnd => "front end",
-            Stage::Adapter => "adapter",
-            Stage::Encoder => "encoder",
-            Stage::Fusion => "fusion",
-            Stage::Heads => "heads",
-            Stage::Caption => "caption",
-            Stage::Publish => "publish",
-        }
-    }
-}
-
-/// Is told when a stage has ended; the network itself reads no clock.
-pub trait StageProbe {
-    /// `stage` has just ended.
-    fn ended(&mut self, stage: Stage);
-
-    /// Whether there is time for one more byte of the caption, `written` being written in this tick.
-    fn more_caption(&mut self, written: usize) -> bool {
-        let _ = written;
-        true
-    }
-}
-
-/// A probe that does not look.
-pub struct NoProbe;
-
-impl StageProbe for NoProbe {
-    fn ended(&mut self, _stage: Stage) {}
 }
 
 /// One tick's time and quality.

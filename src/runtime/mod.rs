@@ -3,30 +3,26 @@
 //! [`Runtime::advance`] does what is due at an instant; [`run`] drives it from a [`Source`] and a [`Clock`]. Live runs and
 //! replays differ only in these two.
 
+mod health;
+mod rehearsal;
+mod stopwatch;
+
 use crate::align::{Aligner, Refused, Tick};
 use crate::config::Config;
 use crate::engine::{Engine, EngineError};
-use crate::governor::{Decision, Governor, Plan, Situation};
+use crate::governor::{Decision, Governor, Plan, Reason, Situation};
 use crate::ledger::Ledger;
-use crate::model::network::{NoProbe, Stage, StageProbe};
+use crate::model::stage::{Stage, StageTimes};
 use crate::model::weights::Weights;
 use crate::output::{MeasuredTick, Outputs, Planned};
-use crate::proto::health::State;
 use crate::queue::QueueReceiver;
 use crate::sink::{Channel, Output, Sink, SinkError};
 use crate::source::{Progress, Source, SourceError};
 use crate::time::Clock;
 use crate::timing::Timing;
+use health::Health;
 use std::fmt::Write;
-
-/// Deadlines missed in a row after which a run is degraded.
-const MISSES_TO_DEGRADE: u32 = 3;
-
-/// Left of the budget for encoding and publishing when the caption stops.
-const PUBLISH_RESERVE_NS: u64 = 1_000_000;
-
-/// A start-up rehearsal ends after this long, or when the window is full.
-const REHEARSAL_NS: u64 = 3_000_000_000;
+use stopwatch::{Budget, Stopwatch};
 
 /// What a replay computes.
 const WHOLE: Planned = Planned {
@@ -65,31 +61,6 @@ pub enum Mode {
     Replay,
 }
 
-/// A stopwatch over the stages of a tick. The engine tells it when; it reads the clock.
-struct Stopwatch<'a> {
-    clock: &'a dyn Clock,
-    last_ns: u64,
-    stages: &'a mut Vec<(&'static str, u64)>,
-    /// When the caption must stop; none where time does not count.
-    caption_until_ns: Option<u64>,
-    captions: bool,
-}
-
-impl StageProbe for Stopwatch<'_> {
-    fn ended(&mut self, stage: Stage) {
-        let now_ns = self.clock.now_ns();
-        self.stages
-            .push((stage.name(), now_ns.saturating_sub(self.last_ns)));
-        self.last_ns = now_ns;
-    }
-
-    fn more_caption(&mut self, written: usize) -> bool {
-        let in_time = |until_ns| self.clock.now_ns() < until_ns;
-        // The first byte was part of the plan.
-        self.captions && (written == 0 || self.caption_until_ns.is_none_or(in_time))
-    }
-}
-
 /// One run's state.
 pub struct Runtime {
     queues: Vec<QueueReceiver>,
@@ -102,7 +73,6 @@ pub struct Runtime {
     governor: Option<Governor>,
     /// Measures stages; in a replay another clock than the run's.
     stopwatch: Box<dyn Clock>,
-    stages: Vec<(&'static str, u64)>,
     timing: Timing,
     tick: Tick,
     epoch_reason: String,
@@ -111,56 +81,6 @@ pub struct Runtime {
     ticks: u64,
     ticks_of_plan: [u64; Plan::ALL.len()],
     misses: u64,
-}
-
-/// A governor with start values: the engine rehearses every plan on blank input, its context as full as it gets.
-fn governor(
-    config: &Config,
-    engine: &mut Engine,
-    stopwatch: &dyn Clock,
-) -> Result<Governor, RunError> {
-    let settings = config.governor();
-    let ticks_a_window = config.engine.window_ms.div_ceil(config.engine.period_ms);
-    let begin_ns = stopwatch.now_ns();
-    let mut tick = 0;
-    let mut timed = |engine: &mut Engine, plan: Plan| {
-        tick += 1;
-        let start_ns = stopwatch.now_ns();
-        let done = engine.rehearse(tick, settings.period_ns, plan, &mut NoProbe);
-        let took_ns = stopwatch.now_ns().saturating_sub(start_ns);
-        done.map(|()| took_ns)
-            .map_err(|source| RunError::Tick { tick, source })
-    };
-    for _ in 0..ticks_a_window {
-        timed(engine, Plan::Full)?;
-        if stopwatch.now_ns().saturating_sub(begin_ns) > REHEARSAL_NS {
-            break;
-        }
-    }
-    let mut base_ns = [0; Plan::ALL.len()];
-    for (plan, base_ns) in Plan::ALL.into_iter().zip(&mut base_ns) {
-        if plan.computes() {
-            // The quicker of two: the first may have been disturbed.
-            *base_ns = timed(engine, plan)?.min(timed(engine, plan)?);
-        }
-    }
-    engine.forget();
-    Ok(Governor::new(settings, base_ns))
-}
-
-/// The state machine behind `umm/health`.
-struct Health {
-    state: State,
-    required: Vec<Required>,
-    misses_in_a_row: u32,
-}
-
-/// A topic the configuration requires.
-struct Required {
-    topic: usize,
-    missing: bool,
-    /// What is said while it is missing.
-    reason: String,
 }
 
 impl Runtime {
@@ -179,18 +99,15 @@ impl Runtime {
     ) -> Result<Runtime, RunError> {
         let mut engine = Engine::new(config, weights, backend)?;
         let governor = match mode {
-            Mode::Live => Some(governor(config, &mut engine, stopwatch.as_ref())?),
+            Mode::Live => Some(rehearsal::governor(
+                config,
+                &mut engine,
+                stopwatch.as_ref(),
+            )?),
             Mode::Replay => None,
         };
         let ticks_a_second = 1e3 / config.engine.period_ms as f64;
         let thumbnails_hz = config.output.thumbnails_hz;
-        let window_s = config.engine.window_ms as f64 * 1e-3;
-        let required = config.topics.iter().enumerate().filter(|(_, t)| t.required);
-        let required = required.map(|(topic, t)| Required {
-            topic,
-            missing: true,
-            reason: format!("required topic {}: nothing usable for {window_s} s", t.name),
-        });
         Ok(Runtime {
             queues,
             aligner: Aligner::new(config.align()),
@@ -200,15 +117,10 @@ impl Runtime {
             mode,
             governor,
             stopwatch,
-            stages: Vec::with_capacity(Stage::ALL.len()),
             timing: Timing::new(),
             tick: Tick::default(),
             epoch_reason: String::new(),
-            health: Health {
-                state: State::Starting,
-                required: required.collect(),
-                misses_in_a_row: 0,
-            },
+            health: Health::new(config),
             thumbnail_every: if thumbnails_hz > 0.0 {
                 ((ticks_a_second / thumbnails_hz).round() as u64).max(1)
             } else {
@@ -300,47 +212,51 @@ impl Runtime {
     }
 
     fn run_tick(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
-        self.stages.clear();
-        let start_ns = self.stopwatch.now_ns();
         let decision = self.decide(clock);
-        let planned = decision.map_or(WHOLE, |d| Planned {
+        let mut planned = decision.map_or(WHOLE, |d| Planned {
             plan: d.plan,
             reason: d.reason.text(),
         });
-        let mut probe = Stopwatch {
-            clock: self.stopwatch.as_ref(),
-            last_ns: start_ns,
-            stages: &mut self.stages,
-            caption_until_ns: decision
-                .map(|d| start_ns.saturating_add(d.budget_ns.saturating_sub(PUBLISH_RESERVE_NS))),
-            captions: planned.plan.captions(),
-        };
+        let budget = decision
+            .zip(self.governor.as_ref())
+            .map(|(decision, governor)| Budget {
+                governor,
+                until_ns: self.stopwatch.now_ns().saturating_add(decision.budget_ns),
+            });
+        let mut stopwatch = Stopwatch::start(self.stopwatch.as_ref(), planned.plan, budget);
         let ledger = self.aligner.ledger_mut();
         self.engine
-            .step(&self.tick, planned.plan, ledger, &mut probe)
+            .step(&self.tick, planned.plan, ledger, &mut stopwatch)
             .map_err(|source| RunError::Tick {
                 tick: self.tick.tick,
                 source,
             })?;
-        let published_ns = self.publish(clock, planned)?;
-        let end_ns = self.stopwatch.now_ns();
-        let so_far: u64 = self.stages.iter().map(|(_, ns)| ns).sum();
-        let total_ns = end_ns.saturating_sub(start_ns);
-        self.stages
-            .push((Stage::Publish.name(), total_ns.saturating_sub(so_far)));
-        let lead_ns = self
-            .engine
-            .report()
-            .newest_used_ns
-            .map(|newest| published_ns.saturating_sub(newest));
-        if let Some(governor) = &mut self.governor {
-            governor.observe(planned.plan, total_ns);
+        if stopwatch.plan() != planned.plan {
+            planned = Planned {
+                plan: stopwatch.plan(),
+                reason: Reason::Overran.text(),
+            };
         }
-        self.timing.record(&self.stages, total_ns, lead_ns);
-        self.ticks += 1;
-        self.ticks_of_plan[planned.plan.index()] += 1;
-        self.epoch_reason.clear();
+        let (start_ns, mut times) = (stopwatch.start_ns(), *stopwatch.times());
+        let published_ns = self.publish(clock, planned, &times)?;
+        let total_ns = self.stopwatch.now_ns().saturating_sub(start_ns);
+        times.set(Stage::Publish, total_ns.saturating_sub(times.sum_ns()));
+        self.note(planned.plan, &times, total_ns, published_ns);
         Ok(())
+    }
+
+    /// Learns from a tick that is over.
+    fn note(&mut self, plan: Plan, times: &StageTimes, total_ns: u64, published_ns: u64) {
+        if let Some(governor) = &mut self.governor {
+            let caption_bytes = self.engine.network().outputs().caption_steps;
+            governor.observe(plan, times, self.engine.rows(), caption_bytes);
+        }
+        let newest_ns = self.engine.report().newest_used_ns;
+        let lead_ns = newest_ns.map(|newest_ns| published_ns.saturating_sub(newest_ns));
+        self.timing.record(times, total_ns, lead_ns);
+        self.ticks += 1;
+        self.ticks_of_plan[plan.index()] += 1;
+        self.epoch_reason.clear();
     }
 
     /// What a live tick computes.
@@ -355,7 +271,12 @@ impl Runtime {
     }
 
     /// Publishes everything of the tick; returns the publish time.
-    fn publish(&mut self, clock: &dyn Clock, planned: Planned) -> Result<u64, RunError> {
+    fn publish(
+        &mut self,
+        clock: &dyn Clock,
+        planned: Planned,
+        stages: &StageTimes,
+    ) -> Result<u64, RunError> {
         let tick = &self.tick;
         let (publish_ns, measured) = match self.mode {
             Mode::Replay => (tick.close_time_ns, None),
@@ -367,7 +288,7 @@ impl Runtime {
             }
         };
         let measured = measured.map(|end_to_end_ns| MeasuredTick {
-            stages: &self.stages,
+            stages: *stages,
             end_to_end_ns,
         });
         let about_ns = tick.tick_time_ns;
@@ -395,7 +316,7 @@ impl Runtime {
         self.health.update(&self.engine, met);
         let health = self
             .outputs
-            .health(publish_ns, self.health.state, self.health.reasons());
+            .health(publish_ns, self.health.state(), self.health.reasons());
         sink.publish(&output(Channel::Health, publish_ns, about_ns, health))?;
         let due = self.thumbnail_every > 0 && self.ticks.is_multiple_of(self.thumbnail_every);
         if let Some((rgb, capture_ns)) = self.engine.thumbnail().filter(|_| due) {
@@ -456,39 +377,6 @@ fn output(
         publish_time_ns,
         about_time_ns,
         payload,
-    }
-}
-
-impl Health {
-    /// Judges the run after a tick.
-    fn update(&mut self, engine: &Engine, deadline_met: bool) {
-        self.misses_in_a_row = if deadline_met {
-            0
-        } else {
-            self.misses_in_a_row.saturating_add(1)
-        };
-        let topics = &engine.report().topics;
-        for required in &mut self.required {
-            required.missing = topics[required.topic].missing;
-        }
-        self.state = if topics.iter().all(|t| t.newest_ns.is_none()) {
-            State::Starting
-        } else if topics.iter().all(|t| t.missing) {
-            State::Failed
-        } else if self.reasons().next().is_some() {
-            State::Degraded
-        } else {
-            State::Nominal
-        };
-    }
-
-    /// Why the state is not nominal, as far as it has a reason of its own.
-    fn reasons(&self) -> impl Iterator<Item = &str> {
-        let missing = self.required.iter().filter(|r| r.missing);
-        let late = self.misses_in_a_row >= MISSES_TO_DEGRADE;
-        missing
-            .map(|r| r.reason.as_str())
-            .chain(late.then_some("deadlines missed in a row"))
     }
 }
 

@@ -1,0 +1,108 @@
+//! Stages of a tick: their names, who is told when one ends, and how long each took.
+
+use crate::governor::Plan;
+
+/// Parts of a tick, in the order they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Decoding and preprocessing.
+    FrontEnd,
+    /// Features to tokens.
+    Adapter,
+    /// The shared encoder.
+    Encoder,
+    /// Gated fusion.
+    Fusion,
+    /// Classification, regression, embedding and retrieval.
+    Heads,
+    /// Caption steps.
+    Caption,
+    /// Encoding of outputs.
+    Publish,
+}
+
+/// How many stages there are.
+pub const STAGES: usize = Stage::ALL.len();
+
+impl Stage {
+    /// All, in order.
+    pub const ALL: [Stage; 7] = [
+        Stage::FrontEnd,
+        Stage::Adapter,
+        Stage::Encoder,
+        Stage::Fusion,
+        Stage::Heads,
+        Stage::Caption,
+        Stage::Publish,
+    ];
+
+    /// For tables and outputs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::FrontEnd => "front end",
+            Stage::Adapter => "adapter",
+            Stage::Encoder => "encoder",
+            Stage::Fusion => "fusion",
+            Stage::Heads => "heads",
+            Stage::Caption => "caption",
+            Stage::Publish => "publish",
+        }
+    }
+
+    /// Place in [`Stage::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Is told when a stage has ended, and may shorten what follows; engine and network read no clock.
+pub trait StageProbe {
+    /// `stage` has just ended.
+    fn ended(&mut self, stage: Stage);
+
+    /// The plan for the rest of the tick, the front ends having run under `plan`: the same, or
+    /// [`Plan::PooledCamera`] where there is no time for all tokens.
+    fn after_front_end(&mut self, plan: Plan) -> Plan {
+        plan
+    }
+
+    /// Whether there is time for one more byte of the caption, `written` being written in this tick.
+    fn more_caption(&mut self, written: usize) -> bool {
+        let _ = written;
+        true
+    }
+}
+
+/// A probe that does not look.
+pub struct NoProbe;
+
+impl StageProbe for NoProbe {
+    fn ended(&mut self, _stage: Stage) {}
+}
+
+/// Time of each stage of one tick; none for a stage that did not run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StageTimes([Option<u64>; STAGES]);
+
+impl StageTimes {
+    /// Notes a stage's time.
+    pub fn set(&mut self, stage: Stage, ns: u64) {
+        self.0[stage.index()] = Some(ns);
+    }
+
+    /// A stage's time.
+    pub fn get(&self, stage: Stage) -> Option<u64> {
+        self.0[stage.index()]
+    }
+
+    /// The stages that ran, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (Stage, u64)> {
+        let times = Stage::ALL.into_iter().zip(self.0);
+        times.filter_map(|(stage, ns)| Some((stage, ns?)))
+    }
+
+    /// All of them together.
+    pub fn sum_ns(&self) -> u64 {
+        self.iter().map(|(_, ns)| ns).sum()
+    }
+}

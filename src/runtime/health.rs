@@ -1,0 +1,77 @@
+//! Health: the state machine behind `umm/health`.
+
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::proto::health::State;
+
+/// Deadlines missed in a row after which a run is degraded.
+const MISSES_TO_DEGRADE: u32 = 3;
+
+/// The state and what it is judged by.
+pub(super) struct Health {
+    state: State,
+    required: Vec<Required>,
+    misses_in_a_row: u32,
+}
+
+/// A topic the configuration requires.
+struct Required {
+    topic: usize,
+    missing: bool,
+    /// What is said while it is missing.
+    reason: String,
+}
+
+impl Health {
+    /// A run that is starting.
+    pub fn new(config: &Config) -> Health {
+        let window_s = config.engine.window_ms as f64 * 1e-3;
+        let required = config.topics.iter().enumerate().filter(|(_, t)| t.required);
+        let required = required.map(|(topic, t)| Required {
+            topic,
+            missing: true,
+            reason: format!("required topic {}: nothing usable for {window_s} s", t.name),
+        });
+        Health {
+            state: State::Starting,
+            required: required.collect(),
+            misses_in_a_row: 0,
+        }
+    }
+
+    /// As of the last tick.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Judges the run after a tick.
+    pub fn update(&mut self, engine: &Engine, deadline_met: bool) {
+        self.misses_in_a_row = if deadline_met {
+            0
+        } else {
+            self.misses_in_a_row.saturating_add(1)
+        };
+        let topics = &engine.report().topics;
+        for required in &mut self.required {
+            required.missing = topics[required.topic].missing;
+        }
+        self.state = if topics.iter().all(|t| t.newest_ns.is_none()) {
+            State::Starting
+        } else if topics.iter().all(|t| t.missing) {
+            State::Failed
+        } else if self.reasons().next().is_some() {
+            State::Degraded
+        } else {
+            State::Nominal
+        };
+    }
+
+    /// Why the state is not nominal, as far as it has a reason of its own.
+    pub fn reasons(&self) -> impl Iterator<Item = &str> {
+        let missing = self.required.iter().filter(|r| r.missing);
+        let late = self.misses_in_a_row >= MISSES_TO_DEGRADE;
+        missing
+            .map(|r| r.reason.as_str())
+            .chain(late.then_some("deadlines missed in a row"))
+    }
+}
