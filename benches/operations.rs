@@ -142,6 +142,7 @@ fn ticks(preset: &str, seconds: f64) {
     let options = ReplayOptions {
         speed: Speed::Fastest,
         path: Path::Fast,
+        ..ReplayOptions::default()
     };
     let mut watch = Watch {
         started: &mut |_, _| {},

@@ -5,11 +5,13 @@
 //! late: folded into the next tick at its true capture time, or dropped; counted either way. The clock is an
 //! argument: a replay passes log times, a live run the wall clock.
 
+use crate::archive::{Archive, Archived};
 use crate::ledger::Ledger;
 use crate::queue::Keep;
 use crate::sample::{Sample, TopicIndex};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// What happens to a sample whose tick has closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +113,31 @@ pub struct Tick {
     pub first_of_epoch: bool,
     /// Samples, by topic, then capture time, then arrival.
     pub taken: Vec<Taken>,
+}
+
+/// A sample that waited when a keyframe was taken. The keyframe does not hold its bytes; the log does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Awaited {
+    /// Its topic.
+    pub topic: TopicIndex,
+    /// Its sequence.
+    pub sequence: u64,
+    /// Its arrival.
+    pub log_time_ns: u64,
+    /// xxh3 of its bytes: samples alike in all of this are one as good as the other.
+    pub digest: u64,
+    /// Its tick had closed before it came.
+    pub late: bool,
+}
+
+impl Awaited {
+    /// Whether this is the sample.
+    pub fn is(&self, sample: &Sample) -> bool {
+        self.topic == sample.topic
+            && self.sequence == sample.sequence
+            && self.log_time_ns == sample.log_time_ns
+            && self.digest == xxh3_64(&sample.payload)
+    }
 }
 
 /// Why a sample was not let in.
@@ -218,6 +245,67 @@ impl Aligner {
         self.begun = false;
     }
 
+    /// Goes on in the epoch of an earlier run, after its tick `tick`: what lay between is a gap. A first sample from before
+    /// that tick begins the next epoch.
+    pub fn go_on(&mut self, epoch: u32, origin_ns: u64, tick: u64) {
+        self.epoch = epoch;
+        self.origin_ns = Some(origin_ns);
+        self.tick = tick;
+        self.now_ns = self.tick_time_ns(tick);
+        self.begun = true;
+        // However long a gap may be: ticks begin with the first sample.
+        self.empty_ticks = u64::MAX - 1;
+    }
+
+    /// The state between two ticks, to or from a keyframe; the samples that wait, in order, as `awaited`. After a thaw they
+    /// are to be given to [`Aligner::restore`].
+    ///
+    /// # Errors
+    /// [`crate::archive::ArchiveError`].
+    pub fn archive(&mut self, archive: &mut Archive<'_>, awaited: &mut Vec<Awaited>) -> Archived {
+        archive.number("clock", &mut self.now_ns)?;
+        archive.number("epoch", &mut self.epoch)?;
+        archive.option("origin", &mut self.origin_ns)?;
+        archive.number("tick", &mut self.tick)?;
+        archive.number("empty ticks", &mut self.empty_ticks)?;
+        archive.flag("begun", &mut self.begun)?;
+        archive.same("topics", self.topics.len() as u64)?;
+        let rules = self.topics.iter_mut().zip(&self.config.topics);
+        for (index, (topic, rule)) in rules.enumerate() {
+            archive.option("newest", &mut topic.newest_ns)?;
+            archive.option("sequence", &mut topic.last_sequence)?;
+            let mut waiting = topic.waiting.len();
+            archive.size("waiting samples", &mut waiting, rule.capacity)?;
+            for i in 0..waiting {
+                let mut one = topic
+                    .waiting
+                    .get(i)
+                    .map_or_else(Awaited::default, |w| Awaited {
+                        topic: index,
+                        sequence: w.sample.sequence,
+                        log_time_ns: w.sample.log_time_ns,
+                        digest: xxh3_64(&w.sample.payload),
+                        late: w.late,
+                    });
+                archive.number("waiting sample", &mut one.sequence)?;
+                archive.number("waiting sample", &mut one.log_time_ns)?;
+                archive.number("waiting sample", &mut one.digest)?;
+                archive.flag("waiting sample", &mut one.late)?;
+                awaited.push(Awaited {
+                    topic: index,
+                    ..one
+                });
+            }
+        }
+        self.ledger.archive(archive)
+    }
+
+    /// Puts a sample back that waited when the keyframe was taken, in its order.
+    pub fn restore(&mut self, sample: Sample, late: bool) {
+        let topic = &mut self.topics[sample.topic];
+        topic.waiting.push_back(Waiting { sample, late });
+    }
+
     /// Adds samples lost before they reached the aligner.
     pub fn count_overflowed(&mut self, topic: TopicIndex, samples: u64) {
         let ledger = &mut self.ledger.topics[topic];
@@ -285,10 +373,11 @@ impl Aligner {
 
     /// Closes the next tick if it is due; call until it says no.
     pub fn close_into(&mut self, now_ns: u64, out: &mut Tick) -> bool {
-        self.now_ns = self.now_ns.max(now_ns);
         let Some(deadline_ns) = self.next_deadline_ns() else {
+            // Nothing has come yet: the clock may still be another than the sensors'.
             return false;
         };
+        self.now_ns = self.now_ns.max(now_ns);
         let next = self.next_tick();
         let next_ns = self.tick_time_ns(next);
         let reason = if self.all_required_after(next_ns) {

@@ -6,6 +6,7 @@ use crate::backend::cpu::{Cpu, Path as CpuPath};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::governor::Plan;
+use crate::keyframe::{Identity, KeyframeError};
 use crate::ledger::Ledger;
 use crate::model::network::DIGEST_STAGES;
 use crate::model::stage::{Stage, StageProbe};
@@ -15,10 +16,12 @@ use crate::queue::QueueReceiver;
 use crate::run::Error;
 use crate::runtime::RunError;
 use crate::sample::Sample;
+use crate::sink::Channel;
 use crate::source::mcap_log::{LogEnd, LogError, McapLog};
 use crate::source::replay::{Replay, Speed};
 use crate::source::{Inlet, Progress, Source, SourceError};
 use crate::time::LogClock;
+use bytes::Bytes;
 use prost::Message;
 use std::collections::VecDeque;
 use std::fmt;
@@ -117,19 +120,37 @@ impl StageProbe for Repeat {
 struct Journal {
     log: McapLog,
     topic: String,
+    keyframe_topic: String,
+    /// Seen before the first entry: the run began with this context.
+    keyframe: Option<Bytes>,
+    begun: bool,
 }
 
 impl Journal {
+    fn open(path: &Path, prefix: &str) -> Result<Journal, SourceError> {
+        Ok(Journal {
+            log: McapLog::open_as_recorded(path).map_err(journal_error)?,
+            topic: format!("{prefix}/{}", Channel::Journal.name()),
+            keyframe_topic: format!("{prefix}/{}", Channel::Keyframe.name()),
+            keyframe: None,
+            begun: false,
+        })
+    }
+
     fn next_entry(&mut self) -> Result<Option<JournalEntry>, SourceError> {
         while let Some(message) = self.log.next_message()? {
-            let channel = self.log.channel(message.channel_id);
-            if channel.is_none_or(|c| c.topic != self.topic) {
+            let Some(channel) = self.log.channel(message.channel_id) else {
                 continue;
+            };
+            if channel.topic == self.keyframe_topic && !self.begun {
+                self.keyframe = Some(message.data);
+            } else if channel.topic == self.topic {
+                self.begun = true;
+                let entry = JournalEntry::decode(&message.data[..]);
+                return entry.map(Some).map_err(|e| {
+                    SourceError::Transport(format!("a journal entry cannot be read: {e}"))
+                });
             }
-            let entry = JournalEntry::decode(&message.data[..]);
-            return entry.map(Some).map_err(|e| {
-                SourceError::Transport(format!("a journal entry cannot be read: {e}"))
-            });
         }
         Ok(None)
     }
@@ -229,10 +250,7 @@ fn follow_here(
         jumps_back: 0,
         ended: false,
     };
-    let mut journal = Journal {
-        log: McapLog::open_as_recorded(journal).map_err(journal_error)?,
-        topic: format!("{}/journal", config.live.prefix),
-    };
+    let mut journal = Journal::open(journal, &config.live.prefix)?;
     let backend = Box::new(Cpu::new(CpuPath::Fast));
     let mut engine = Engine::new(config, weights, backend).map_err(RunError::from)?;
     let mut ledger = Ledger::new(config.topics.len());
@@ -245,6 +263,10 @@ fn follow_here(
     let window_ns = config.align().window_ns;
     let mut tick = Tick::default();
     while let Some(entry) = journal.next_entry()? {
+        if let Some(bytes) = journal.keyframe.take() {
+            // The run did not begin a new epoch with its first tick.
+            tick.epoch = thaw(&bytes, config, weights, &mut engine).map_err(RunError::from)?;
+        }
         let what = match assemble(&entry, config, &mut inputs, &mut tick)? {
             Some(what) => Some(what),
             None => {
@@ -275,6 +297,19 @@ fn follow_here(
     }
     followed.journal_end = journal.log.end();
     Ok(followed)
+}
+
+/// Takes over the context a run began with; its epoch.
+fn thaw(
+    bytes: &[u8],
+    config: &Config,
+    weights: &Weights,
+    engine: &mut Engine,
+) -> Result<u32, KeyframeError> {
+    let keyframe = crate::keyframe::decode(bytes)?;
+    Identity::new(config, weights).check(&keyframe)?;
+    engine.thaw(&keyframe.engine)?;
+    Ok(keyframe.epoch)
 }
 
 fn journal_error(error: LogError) -> SourceError {

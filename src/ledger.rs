@@ -4,6 +4,11 @@
 //! tick. The entries are counted where the fates are decided and `pending` where the samples lie, so the equation can
 //! fail; a sample that vanishes without an entry is a defect.
 
+use crate::archive::{Archive, Archived};
+
+/// Longest error kept in a keyframe.
+const MAX_ERROR_BYTES: usize = 1 << 16;
+
 /// Totals of one topic since start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicLedger {
@@ -55,6 +60,39 @@ impl Ledger {
         Ledger {
             topics: vec![TopicLedger::default(); topics],
         }
+    }
+
+    /// To or from a keyframe.
+    pub(crate) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        for topic in &mut self.topics {
+            let TopicLedger {
+                received,
+                fused,
+                late_dropped,
+                overflowed,
+                superseded,
+                undecodable,
+                pending,
+                late_folded,
+                sequence_gaps,
+                last_error,
+            } = topic;
+            for count in [
+                received,
+                fused,
+                late_dropped,
+                overflowed,
+                superseded,
+                undecodable,
+                pending,
+                late_folded,
+                sequence_gaps,
+            ] {
+                archive.number("ledger", count)?;
+            }
+            archive.text("last error", last_error, MAX_ERROR_BYTES)?;
+        }
+        Ok(())
     }
 
     /// Whether it closes for every topic.

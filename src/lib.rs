@@ -59,6 +59,10 @@ pub mod run;
 
 pub mod timing;
 
+pub mod archive;
+
+pub mod keyframe;
+
 pub mod follow;
 
 // Around a run.

@@ -3,6 +3,7 @@
 //! The messages are kept and overwritten, and the buffer reused: after the first ticks nothing is allocated.
 
 use crate::align::Tick;
+use crate::archive::{Archive, Archived};
 use crate::config::Config;
 use crate::engine::{Engine, TickReport};
 use crate::frontend::quality::Reason;
@@ -47,6 +48,7 @@ pub struct Outputs {
     buffer: Vec<u8>,
     valid_for_ns: u64,
     deadline_ns: u64,
+    restored_ns: Option<u64>,
     topic_names: Vec<String>,
     /// Sample references not in use, kept with their strings' memory.
     spare_refs: Vec<proto::SampleRef>,
@@ -138,6 +140,7 @@ impl Outputs {
             buffer: Vec::with_capacity(16 << 10),
             valid_for_ns: config.valid_for_ns(),
             deadline_ns: config.deadline_ns(),
+            restored_ns: None,
             topic_names: config.topics.iter().map(|t| t.name.clone()).collect(),
             spare_refs: Vec::new(),
             // As many as can be needed at once, each with room for a reason.
@@ -165,6 +168,9 @@ impl Outputs {
         frame.publish_time_ns = publish_time_ns;
         frame.valid_until_ns = tick.tick_time_ns.saturating_add(self.valid_for_ns);
         frame.skipped_ticks = tick.skipped;
+        frame.restored_age_ns = self
+            .restored_ns
+            .map_or(0, |restored| tick.tick_time_ns.saturating_sub(restored));
         set_string(&mut frame.epoch_reason, epoch_reason);
         set_hex(&mut frame.digest, report.digest);
         let plan = frame.plan.get_or_insert_default();
@@ -260,6 +266,21 @@ impl Outputs {
         self.health.heartbeat += 1;
         set_strings(&mut self.health.reasons, &mut self.spare_strings, reasons);
         encode(&self.health, &mut self.buffer)
+    }
+
+    /// Encodes a keyframe.
+    pub fn keyframe(&mut self, keyframe: &proto::Keyframe) -> &[u8] {
+        encode(keyframe, &mut self.buffer)
+    }
+
+    /// Counters, to or from a keyframe.
+    pub fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        archive.number("heartbeat", &mut self.health.heartbeat)
+    }
+
+    /// From now on frames say how old the context is that the run began with; none for one that began without.
+    pub fn set_restored(&mut self, tick_time_ns: Option<u64>) {
+        self.restored_ns = tick_time_ns;
     }
 
     /// The fused frame built last.

@@ -6,7 +6,7 @@ use crate::ledger::Ledger;
 use crate::model::init::initial_weights;
 use crate::model::spec::{ModelSpec, SpecError};
 use crate::model::weights::{Weights, WeightsError};
-use crate::proto::FusedFrame;
+use crate::proto::{FusedFrame, Keyframe};
 use crate::runtime::{Mode, RunError, Runtime, run};
 use crate::sink::Sink;
 use crate::source::mcap_log::{LogEnd, LogSummary};
@@ -90,6 +90,10 @@ pub struct ReplayOptions {
     pub speed: Speed,
     /// Which implementation of the operations.
     pub path: CpuPath,
+    /// Whether keyframes are written.
+    pub keyframes: bool,
+    /// Begins here instead of at the log's first message.
+    pub from: Option<Keyframe>,
 }
 
 impl Default for ReplayOptions {
@@ -97,6 +101,8 @@ impl Default for ReplayOptions {
         ReplayOptions {
             speed: Speed::Fastest,
             path: CpuPath::Fast,
+            keyframes: false,
+            from: None,
         }
     }
 }
@@ -168,6 +174,17 @@ fn replay_here(
         Mode::Replay,
         Box::new(WallClock::new()),
     )?;
+    if options.keyframes {
+        runtime.take_keyframes(config.keyframe_every_ticks());
+    }
+    if let Some(keyframe) = &options.from {
+        let (delivered, clock_ns) = (keyframe.delivered, keyframe.clock_ns);
+        runtime
+            .resume(keyframe, |awaited| {
+                source.resume(delivered, clock_ns, awaited)
+            })
+            .map_err(RunError::from)?;
+    }
     (watch.started)(&runtime, source.summary());
     let total = source.summary().messages;
     let begin = std::time::Instant::now();

@@ -8,7 +8,7 @@ use std::io::BufWriter;
 use std::path::PathBuf;
 use umm::config;
 use umm::demo::{DriveSpec, generate};
-use umm::source::replay::Speed;
+use umm::run::ReplayOptions;
 
 /// The demo's configuration, shipped inside the program.
 const CONFIG: &str = include_str!("../../config/demo.toml");
@@ -35,7 +35,7 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     let (log, out, report) = (path("demo.mcap"), path("fused.mcap"), path("report.html"));
     make_drive(arguments, &log)?;
     let config = config::from_text(CONFIG, "config/demo.toml")?;
-    replay::replay(&log, &config, &out, Speed::Fastest)?;
+    replay::replay(&log, &config, &out, &ReplayOptions::default())?;
     umm::report::write(&out, &report)?;
     say!("wrote {}: open it in a browser", report.display());
     Ok(())

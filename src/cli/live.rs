@@ -3,6 +3,7 @@
 use super::{Failure, replay::print_engine};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use prost::Message;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,14 +11,17 @@ use std::time::{Duration, Instant};
 use umm::backend::Backend;
 use umm::backend::cpu::{Cpu, Path as CpuPath};
 use umm::config::{self, Config, LiveConfig};
+use umm::keyframe::Identity;
 use umm::model::weights::Weights;
 use umm::play::{PlayOptions, play as play_log};
+use umm::proto::Keyframe;
 use umm::run::{self, on_tick_thread};
 use umm::runtime::{Mode, RunError, Runtime, run as drive};
 use umm::sink::mcap_file::McapFile;
+use umm::sink::state_file::StateFile;
 use umm::sink::threaded::ThreadedSink;
 use umm::sink::zenoh::{ZenohSink, health_reporter};
-use umm::sink::{Sink, SinkError, Tee};
+use umm::sink::{Channel, Output, Sink, SinkError, Tee};
 use umm::source::Inlet;
 use umm::source::recorder::{Recorder, Recording, RecordingEnd};
 use umm::source::zenoh::{SensorClock, ZenohSource};
@@ -67,6 +71,9 @@ pub struct RunArguments {
     /// Record everything received as well: with the output log, `umm replay --follow` repeats the run
     #[arg(long)]
     record: Option<PathBuf>,
+    /// Keep the context in this file, every `keyframe_every_ms` and at the end; go on from it if it is there
+    #[arg(long)]
+    state: Option<PathBuf>,
     /// Weights file instead of the configuration's
     #[arg(long)]
     weights: Option<PathBuf>,
@@ -112,25 +119,38 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let session = zenoh_session::open(&config.live)?;
     let mut sinks: Vec<Box<dyn Sink>> =
         vec![Box::new(ZenohSink::declare(&session, &config.live.prefix)?)];
+    let restored = restored(arguments, &config, &weights);
     if let Some(out) = &arguments.out {
         let mut facts = run::facts(&config, &weights, "live");
-        // Digests depend on the instructions a processor has; a live run is of one machine anyway.
+        // Digests depend on fused multiply-add; a live run is of one machine anyway.
         facts.insert("backend".to_owned(), Cpu::new(CpuPath::Fast).name());
-        sinks.push(Box::new(McapFile::create(out, &config.live.prefix, facts)?));
+        let mut file = McapFile::create(out, &config.live.prefix, facts)?;
+        if let Some(keyframe) = &restored {
+            // What the run begins with is an input of it.
+            file.publish(&keyframe_output(keyframe, &keyframe.encode_to_vec()))?;
+        }
+        sinks.push(Box::new(WithoutKeyframes(file)));
+    }
+    if let Some(state) = &arguments.state {
+        sinks.push(Box::new(StateFile::new(state)));
     }
     let sink = ThreadedSink::new(Box::new(Tee(sinks)));
     let (recorder, recording) = match &arguments.record {
         Some(path) => Recording::create(path).map(|(a, b)| (Some(a), Some(b)))?,
         None => (None, None),
     };
-    let limit = arguments.seconds.map(Duration::from_secs_f64);
+    let begin = Begin {
+        restored,
+        keyframes: arguments.state.is_some(),
+        limit: arguments.seconds.map(Duration::from_secs_f64),
+    };
     let threads = config.engine.threads;
     on_tick_thread(threads, || {
         let received = Received {
             session: &session,
             recorder: recorder.as_ref(),
         };
-        live(&config, &weights, &received, sink, limit, &stop).map_err(|e| e.to_string())
+        live(&config, &weights, &received, sink, &begin, &stop).map_err(|e| e.to_string())
     })??;
     if let Some(out) = &arguments.out {
         say!("wrote {}", out.display());
@@ -161,13 +181,59 @@ struct Received<'a> {
     recorder: Option<&'a Recorder>,
 }
 
+/// How a live run begins and ends.
+struct Begin {
+    restored: Option<Keyframe>,
+    keyframes: bool,
+    limit: Option<Duration>,
+}
+
+/// An output log that leaves keyframes to the state file.
+struct WithoutKeyframes(McapFile);
+
+impl Sink for WithoutKeyframes {
+    fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
+        match output.channel {
+            Channel::Keyframe => Ok(()),
+            _ => self.0.publish(output),
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), SinkError> {
+        self.0.finish()
+    }
+}
+
+fn keyframe_output<'a>(keyframe: &Keyframe, payload: &'a [u8]) -> Output<'a> {
+    Output {
+        channel: Channel::Keyframe,
+        publish_time_ns: keyframe.clock_ns,
+        about_time_ns: keyframe.tick_time_ns,
+        payload,
+    }
+}
+
+/// The keyframe of an earlier run, where there is a usable one; why not is said, and the run begins cold.
+fn restored(arguments: &RunArguments, config: &Config, weights: &Weights) -> Option<Keyframe> {
+    let state = arguments.state.as_ref()?;
+    let usable = umm::keyframe::read_file(state).and_then(|keyframe| {
+        let identity = Identity::new(config, weights);
+        keyframe.iter().try_for_each(|k| identity.check(k))?;
+        Ok(keyframe)
+    });
+    usable.unwrap_or_else(|error| {
+        say!("warning: begins without the earlier context: {error}");
+        None
+    })
+}
+
 /// The live tick thread, start to end.
 fn live(
     config: &Config,
     weights: &Weights,
     received: &Received<'_>,
     sink: ThreadedSink,
-    limit: Option<Duration>,
+    how: &Begin,
     stop: &Arc<AtomicBool>,
 ) -> Result<(), run::Error> {
     let (inlet, queues) = Inlet::new(config);
@@ -184,6 +250,19 @@ fn live(
         stopwatch,
     )?;
     print_engine(weights, &runtime);
+    if how.keyframes {
+        runtime.take_keyframes(config.keyframe_every_ticks());
+    }
+    if let Some(keyframe) = &how.restored {
+        match runtime.restart(keyframe) {
+            Ok(()) => say!(
+                "goes on after tick {} of epoch {}",
+                keyframe.tick,
+                keyframe.epoch
+            ),
+            Err(error) => say!("warning: begins without the earlier context: {error}"),
+        }
+    }
     let mut source = ZenohSource::subscribe(
         received.session,
         &inlet,
@@ -210,11 +289,17 @@ fn live(
             announced = true;
             say!("first tick published");
         }
-        if limit.is_some_and(|limit| begin.elapsed() >= limit) {
+        if how.limit.is_some_and(|limit| begin.elapsed() >= limit) {
             stop.store(true, Ordering::Release);
         }
         Ok(())
     })?;
+    print_end(config, &runtime, &clock);
+    Ok(())
+}
+
+/// What the run has come to.
+fn print_end(config: &Config, runtime: &Runtime, clock: &SensorClock) {
     let total = runtime.timing().total();
     let lead = runtime.timing().lead();
     say!(
@@ -236,7 +321,6 @@ fn live(
         say!("capture times came from a clock {hours:.1} h behind this machine's");
     }
     super::replay::print_ledger(config, runtime.ledger());
-    Ok(())
 }
 
 pub fn play(arguments: &PlayArguments) -> Result<(), Failure> {

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use umm::config::{self, Config};
 use umm::ledger::Ledger;
 use umm::model::weights::Weights;
+use umm::proto::Keyframe;
 use umm::run::{self, ReplayOptions, Replayed, Watch};
 use umm::runtime::Runtime;
 use umm::sink::mcap_file::McapFile;
-use umm::source::mcap_log::LogSummary;
+use umm::source::mcap_log::{LogSummary, summarize};
 use umm::source::replay::Speed;
 
 #[derive(Args)]
@@ -35,8 +36,17 @@ pub struct ReplayArguments {
     /// Write a report as well
     #[arg(long)]
     report: Option<PathBuf>,
+    /// Write keyframes into the output log, every `keyframe_every_ms`
+    #[arg(long)]
+    keyframes: bool,
+    /// Begin this many seconds into the log, at the last keyframe before; outputs are those of the whole replay from there on
+    #[arg(long, value_name = "SECONDS", requires = "keyframes_of")]
+    from: Option<f64>,
+    /// The output log, of a whole replay of this log, whose keyframes --from uses
+    #[arg(long, value_name = "OUTPUT_LOG", requires = "from")]
+    keyframes_of: Option<PathBuf>,
     /// Repeat the run whose output log this is, tick by tick from its journal, and compare; LOG holds its inputs
-    #[arg(long, value_name = "OUTPUT_LOG", conflicts_with_all = ["out", "speed", "report"])]
+    #[arg(long, value_name = "OUTPUT_LOG", conflicts_with_all = ["out", "speed", "report", "from", "keyframes"])]
     follow: Option<PathBuf>,
 }
 
@@ -56,12 +66,49 @@ pub fn run(arguments: &ReplayArguments) -> Result<(), Failure> {
         Some(times) if times.is_finite() && times > 0.0 => Speed::Times(times),
         Some(times) => return Err(format!("--speed {times}: must be above 0").into()),
     };
-    replay(&arguments.log, &config, &arguments.out, speed)?;
+    let from = match (arguments.from, &arguments.keyframes_of) {
+        (Some(seconds), Some(of)) => Some(keyframe(arguments, &config, seconds, of)?),
+        _ => None,
+    };
+    let options = ReplayOptions {
+        speed,
+        keyframes: arguments.keyframes,
+        from,
+        ..ReplayOptions::default()
+    };
+    replay(&arguments.log, &config, &arguments.out, &options)?;
     if let Some(report) = &arguments.report {
         umm::report::write(&arguments.out, report)?;
         say!("wrote {}", report.display());
     }
     Ok(())
+}
+
+/// The keyframe at or before `seconds` into the log.
+fn keyframe(
+    arguments: &ReplayArguments,
+    config: &Config,
+    seconds: f64,
+    of: &Path,
+) -> Result<Keyframe, Failure> {
+    if !(0.0..=1e9).contains(&seconds) {
+        return Err(format!("--from {seconds}: must be 0 or more").into());
+    }
+    if same_file(of, &arguments.out) {
+        return Err(format!("--out {} would overwrite the keyframes", of.display()).into());
+    }
+    let span = summarize(&arguments.log)?.span_ns;
+    let at_ns = span.map_or(0, |(first_ns, _)| {
+        first_ns.saturating_add((seconds * 1e9) as u64)
+    });
+    let keyframe = umm::keyframe::read_before(of, &config.live.prefix, at_ns)?;
+    let before_s = at_ns.saturating_sub(keyframe.clock_ns) as f64 * 1e-9;
+    say!(
+        "begins after tick {} of epoch {}, {before_s:.1} s before {seconds} s",
+        keyframe.tick,
+        keyframe.epoch
+    );
+    Ok(keyframe)
 }
 
 /// Repeats a run and says whether it came to the same digests.
@@ -93,7 +140,12 @@ fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
 }
 
 /// Replays, shows progress, prints the summary, and writes the output log and its measured times.
-pub fn replay(log: &Path, config: &Config, out: &Path, speed: Speed) -> Result<Replayed, Failure> {
+pub fn replay(
+    log: &Path,
+    config: &Config,
+    out: &Path,
+    options: &ReplayOptions,
+) -> Result<Replayed, Failure> {
     if same_file(log, out) {
         return Err(format!("--out {} is the log itself", out.display()).into());
     }
@@ -104,16 +156,12 @@ pub fn replay(log: &Path, config: &Config, out: &Path, speed: Speed) -> Result<R
     let facts = run::facts(config, &weights, &source);
     let sink = McapFile::create(out, &config.live.prefix, facts)?;
     let bar = progress_bar();
-    let options = ReplayOptions {
-        speed,
-        ..ReplayOptions::default()
-    };
     let replayed = run::replay(
         log,
         config,
         &weights,
         Box::new(sink),
-        &options,
+        options,
         &mut Watch {
             started: &mut |runtime, summary| {
                 bar.suspend(|| print_start(config, &weights, runtime, summary));

@@ -132,6 +132,7 @@ fn check(config: &Config) -> Result<(), Fault> {
         ("threads", engine.threads as u64),
         ("moments", engine.moments as u64),
         ("max_gap_ms", engine.max_gap_ms),
+        ("keyframe_every_ms", engine.keyframe_every_ms),
     ];
     for (key, value) in at_least_one {
         if value == 0 {

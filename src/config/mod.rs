@@ -65,6 +65,8 @@ pub struct EngineConfig {
     pub max_future_ms: u64,
     /// After this long without input, empty ticks are passed over.
     pub max_gap_ms: u64,
+    /// Between keyframes, where some are written.
+    pub keyframe_every_ms: u64,
     /// Caption bytes written in a tick.
     pub caption_bytes_per_tick: usize,
     /// Moments kept for retrieval.
@@ -92,6 +94,7 @@ impl Default for EngineConfig {
             epoch_jump_ms: 1000,
             max_future_ms: 1000,
             max_gap_ms: 5000,
+            keyframe_every_ms: 1000,
             caption_bytes_per_tick: 4,
             moments: 6000,
             recall_gap_ms: 2000,
@@ -336,6 +339,11 @@ impl Config {
             deadline_ns: self.deadline_ns(),
             plans: self.engine.plans.clone(),
         }
+    }
+
+    /// Ticks between keyframes.
+    pub fn keyframe_every_ticks(&self) -> u64 {
+        (self.engine.keyframe_every_ms / self.engine.period_ms).max(1)
     }
 
     /// How long after its tick an output may be used.

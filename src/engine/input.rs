@@ -1,5 +1,6 @@
 //! One topic's way from message to tokens: decode, preprocess, append to the tick's batch.
 
+use crate::archive::{Archive, Archived};
 use crate::config::TopicConfig;
 use crate::decode::DecodeError;
 use crate::frontend::FrontEndError;
@@ -205,6 +206,17 @@ impl TopicInput {
         match &self.kind {
             Kind::Camera(camera) => Some(camera.rgb()),
             _ => None,
+        }
+    }
+
+    /// The front end's state, to or from a keyframe.
+    pub fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        archive.number("time", &mut self.now_ns)?;
+        match &mut self.kind {
+            Kind::Camera(camera) => camera.archive(archive),
+            Kind::Audio(audio) => audio.archive(archive),
+            Kind::Text => Ok(()),
+            Kind::Telemetry(signals) => signals.quality.archive(archive),
         }
     }
 

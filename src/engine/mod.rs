@@ -4,6 +4,7 @@
 mod input;
 
 use crate::align::Tick;
+use crate::archive::{Archive, ArchiveError, Archived};
 use crate::config::{Config, TopicConfig};
 use crate::frontend::quality::Reason;
 use crate::governor::Plan;
@@ -177,6 +178,40 @@ impl Engine {
             let grid = self.network.spec().grid();
             self.batch.pool_camera(grid, &mut self.pool);
         }
+    }
+
+    /// The state between two ticks as bytes, appended to `out`; see [`Engine::thaw`].
+    ///
+    /// # Errors
+    /// None that a running engine can cause.
+    pub fn freeze_into(&mut self, out: &mut Vec<u8>) -> Archived {
+        self.archive(&mut Archive::Write(out))
+    }
+
+    /// Takes over a frozen state: the next step is what it would have been there.
+    ///
+    /// # Errors
+    /// [`ArchiveError`] for bytes of another configuration or model; the engine is then as new.
+    pub fn thaw(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
+        let mut archive = Archive::Read(bytes);
+        let thawed = self.archive(&mut archive).and_then(|()| archive.end());
+        if thawed.is_err() {
+            self.forget();
+            self.begin_epoch(0);
+            self.report.digest = 0;
+        }
+        thawed
+    }
+
+    fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        self.network.archive(archive)?;
+        self.inputs
+            .iter_mut()
+            .try_for_each(|input| input.archive(archive))?;
+        for topic in &mut self.report.topics {
+            archive.option("newest sample", &mut topic.newest_ns)?;
+        }
+        archive.number("digest", &mut self.report.digest)
     }
 
     fn begin_epoch(&mut self, origin_ns: u64) {

@@ -9,6 +9,7 @@ use super::pcm::mono_into;
 use super::quality::Quality;
 use super::quality::audio::AudioQuality;
 use super::resample::{RATE_HZ, Resample};
+use crate::archive::{Archive, ArchiveError, Archived};
 use crate::decode::AudioView;
 use crate::time::NS_PER_S;
 
@@ -155,6 +156,34 @@ impl AudioFrontEnd {
     /// As of the last block.
     pub fn quality(&self) -> Quality {
         self.quality.quality()
+    }
+
+    /// The stream, to or from a keyframe.
+    pub(crate) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        /// Values of tokens that wait for their tick: never more in practice than a tick's.
+        const MOST: usize = 1 << 20;
+        let mut rate_hz = self.resample.as_ref().map(Resample::rate_hz);
+        archive.option("sample rate", &mut rate_hz)?;
+        if archive.reads() {
+            let of_rate = |rate_hz| {
+                Resample::new(rate_hz).map_err(|_| ArchiveError::Mismatch {
+                    what: "sample rate",
+                    found: rate_hz.into(),
+                    expected: RATE_HZ.into(),
+                })
+            };
+            self.resample = rate_hz.map(of_rate).transpose()?;
+        }
+        if let Some(resample) = &mut self.resample {
+            resample.archive(archive)?;
+        }
+        self.mel.archive(archive)?;
+        archive.number("anchor", &mut self.anchor_ns)?;
+        archive.number("samples", &mut self.samples_in)?;
+        archive.number("frames", &mut self.frames)?;
+        archive.list("features", &mut self.features, MOST)?;
+        archive.list("times", &mut self.times_ns, MOST)?;
+        self.quality.archive(archive)
     }
 
     /// Forgets the stream.

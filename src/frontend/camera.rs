@@ -7,6 +7,7 @@ use super::patchify::Patchify;
 use super::pixels::rgb_into;
 use super::quality::Quality;
 use super::quality::camera::CameraQuality;
+use crate::archive::{Archive, Archived};
 use crate::decode::{ImageView, PixelFormat};
 
 /// State of one camera topic.
@@ -64,6 +65,11 @@ impl CameraFrontEnd {
     /// Of the last image.
     pub fn quality(&self) -> Quality {
         self.quality.quality()
+    }
+
+    /// What the next image is compared with, to or from a keyframe.
+    pub(crate) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        self.quality.archive(archive)
     }
 
     /// Forgets earlier images.

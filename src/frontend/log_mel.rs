@@ -5,6 +5,7 @@
 //! norm="slaney"`; then `(log10(max(mel, 1e-10)) + 4) / 4`. State is carried across pushes: any cut of the input gives the
 //! frames of the one-shot transform, bit for bit.
 
+use crate::archive::{Archive, Archived};
 use realfft::num_complex::Complex32;
 use realfft::{RealFftPlanner, RealToComplex};
 use std::sync::Arc;
@@ -98,6 +99,11 @@ impl LogMel {
             let energy: f32 = bins.iter().zip(&band.weights).map(|(p, w)| p * w).sum();
             *out = (energy.max(FLOOR).log10() + 4.0) / 4.0;
         }
+    }
+
+    /// Samples that wait for their frame, to or from a keyframe.
+    pub(super) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        archive.list("samples of a frame", &mut self.pending, WINDOW)
     }
 
     /// Forgets the stream.

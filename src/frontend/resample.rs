@@ -3,6 +3,7 @@
 //! Works in blocks of fixed size counted from the stream's start, so the result does not depend on how the input was cut.
 
 use super::FrontEndError;
+use crate::archive::{Archive, Archived};
 use rubato::audioadapter_buffers::direct::InterleavedSlice;
 use rubato::{Fft, FixedSync, Resampler};
 
@@ -26,8 +27,23 @@ struct Inner {
     fft: Fft<f32>,
     pending: Vec<f32>,
     block: Vec<f32>,
+    /// The input block resampled last: what it left in the filter is the filter's whole state.
+    last: Vec<f32>,
     /// Output samples still to be dropped.
     delay_left: usize,
+}
+
+impl Inner {
+    /// Resamples `last` into `block`; how many samples that gave.
+    fn resample_last(&mut self) -> Result<usize, String> {
+        let input = InterleavedSlice::new(&self.last[..], 1, self.last.len());
+        let input = input.map_err(|e| e.to_string())?;
+        let room = self.block.len();
+        let output = InterleavedSlice::new_mut(&mut self.block[..], 1, room);
+        let mut output = output.map_err(|e| e.to_string())?;
+        let done = self.fft.process_into_buffer(&input, &mut output, None);
+        done.map(|(_, written)| written).map_err(|e| e.to_string())
+    }
 }
 
 impl Resample {
@@ -60,6 +76,7 @@ impl Resample {
         let inner = Inner {
             pending: Vec::with_capacity(rate),
             block: vec![0.0; fft.output_frames_max()],
+            last: Vec::with_capacity(fft.input_frames_next()),
             delay_left: fft.output_delay(),
             fft,
         };
@@ -89,15 +106,11 @@ impl Resample {
         let need = inner.fft.input_frames_next();
         let mut used = 0;
         while inner.pending.len() - used >= need {
-            let input = InterleavedSlice::new(&inner.pending[used..used + need], 1, need)
-                .map_err(|e| error(e.to_string()))?;
-            let room = inner.block.len();
-            let mut output = InterleavedSlice::new_mut(&mut inner.block, 1, room)
-                .map_err(|e| error(e.to_string()))?;
-            let (_, written) = inner
-                .fft
-                .process_into_buffer(&input, &mut output, None)
-                .map_err(|e| error(e.to_string()))?;
+            inner.last.clear();
+            inner
+                .last
+                .extend_from_slice(&inner.pending[used..used + need]);
+            let written = inner.resample_last().map_err(error)?;
             let skip = inner.delay_left.min(written);
             inner.delay_left -= skip;
             out.extend_from_slice(&inner.block[skip..written]);
@@ -107,10 +120,30 @@ impl Resample {
         Ok(())
     }
 
+    /// To or from a keyframe. The filter is brought to its state by the block it saw last.
+    pub(super) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        let Some(inner) = &mut self.inner else {
+            return Ok(());
+        };
+        let block = inner.fft.input_frames_next();
+        archive.list("samples of a block", &mut inner.pending, block)?;
+        archive.list("last block", &mut inner.last, block)?;
+        archive.size("delay", &mut inner.delay_left, inner.fft.output_delay())?;
+        if archive.reads() {
+            inner.fft.reset();
+            if inner.last.len() == block {
+                // Its sizes are the resampler's own: it cannot be refused.
+                let _ = inner.resample_last();
+            }
+        }
+        Ok(())
+    }
+
     /// Forgets the stream.
     pub fn reset(&mut self) {
         if let Some(inner) = &mut self.inner {
             inner.fft.reset();
+            inner.last.clear();
             inner.pending.clear();
             inner.delay_left = inner.fft.output_delay();
         }

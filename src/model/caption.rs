@@ -5,12 +5,14 @@ use super::encoder::LayerBuffers;
 use super::layers::{AttentionIds, FfnIds, Loader};
 use super::spec::ModelSpec;
 use super::weights::WeightsError;
+use crate::archive::{Archive, ArchiveError, Archived};
 use crate::backend::{
     Backend, Epilogue, HeadShape, KvSegment, LinearId, NormIds, Region, Segments, TableId,
     Visibility,
 };
 use crate::umm::arena::ArenaPlan;
-use crate::umm::context::KvRing;
+use crate::umm::context::{KvRing, archive_rows};
+use crate::umm::ring::Spans;
 
 /// Bytes, begin and end.
 pub const VOCABULARY: usize = 258;
@@ -230,6 +232,35 @@ impl CaptionDecoder {
             sink,
             attended,
         );
+    }
+
+    /// The caption in progress, to or from a keyframe.
+    pub fn archive(&mut self, archive: &mut Archive<'_>, backend: &mut dyn Backend) -> Archived {
+        archive.list("caption", &mut self.tokens, self.max_len)?;
+        if let Some(&token) = self.tokens.iter().find(|t| **t as usize >= VOCABULARY) {
+            return Err(ArchiveError::Mismatch {
+                what: "caption token",
+                found: token.into(),
+                expected: VOCABULARY as u64 - 1,
+            });
+        }
+        archive.number("caption's tick", &mut self.started_tick)?;
+        archive.flag("caption's end", &mut self.complete)?;
+        // A full caption is complete: the next byte begins another.
+        self.complete |= self.tokens.len() == self.max_len;
+        let width = self.shape.kv_width();
+        let rows = |n| Spans {
+            first: 0..n,
+            second: 0..0,
+        };
+        let (own, fused) = (rows(self.tokens.len()), rows(self.fused_rows));
+        for layer in &self.layers {
+            for (ring, rows) in [(layer.own, &own), (layer.fused, &fused)] {
+                archive_rows(archive, backend, ring.k, rows, width)?;
+                archive_rows(archive, backend, ring.v, rows, width)?;
+            }
+        }
+        Ok(())
     }
 
     /// Logits of the last step.

@@ -1,5 +1,6 @@
 //! Retrieval: a ring of moment embeddings, and the nearest earlier ones to a new one.
 
+use crate::archive::{Archive, Archived};
 use crate::backend::cpu::math;
 use crate::umm::ring::Ring;
 
@@ -45,6 +46,19 @@ impl MomentRing {
     /// Forgets all.
     pub fn clear(&mut self) {
         self.ring.clear();
+    }
+
+    /// To or from a keyframe.
+    pub(super) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        archive.same("embedding", self.dim as u64)?;
+        self.ring.archive(archive)?;
+        for slot in self.ring.view().iter().flatten() {
+            let at = slot * self.dim;
+            archive.slice("embedding", &mut self.embeddings[at..at + self.dim])?;
+            archive.number("moment", &mut self.ticks[slot].0)?;
+            archive.number("moment", &mut self.ticks[slot].1)?;
+        }
+        Ok(())
     }
 
     /// Notes a moment's unit-norm embedding.

@@ -14,6 +14,7 @@ use super::rotary::{Position, Rotary};
 use super::spec::{Modality, ModelSpec};
 use super::stage::{Stage, StageProbe};
 use super::weights::{Weights, WeightsError};
+use crate::archive::{Archive, Archived};
 use crate::backend::{Backend, Region};
 use crate::umm::arena::{ArenaPlan, ArenaTooLarge};
 use crate::umm::context::{Context, LayeredRing, TopicContext};
@@ -175,6 +176,12 @@ impl Network {
         plan.check(config.memory_limit_mib)?;
         backend.allocate(plan.len());
         let outputs = StepOutputs {
+            heads: HeadOutputs {
+                events: vec![0.0; spec.events.len()],
+                scene: vec![0.0; spec.scenes.len()],
+                motion: vec![0.0; spec.motion.len()],
+                embedding: vec![0.0; spec.embedding_dim],
+            },
             nearest: Vec::with_capacity(NEAREST + 1),
             ..StepOutputs::default()
         };
@@ -222,6 +229,37 @@ impl Network {
     pub fn forget(&mut self) {
         self.begin_epoch(0);
         self.moments.clear();
+    }
+
+    /// The state between two steps, to or from a keyframe: context, caption, moments and the last results.
+    ///
+    /// # Errors
+    /// [`crate::archive::ArchiveError`]; the network is then to [`Network::forget`].
+    pub fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        let backend = self.backend.as_mut();
+        archive.number("origin", &mut self.origin_ns)?;
+        self.context.archive(archive, backend, self.spec.d)?;
+        self.caption.archive(archive, backend)?;
+        self.moments.archive(archive)?;
+        let outputs = &mut self.outputs;
+        archive.slice("events", &mut outputs.heads.events)?;
+        archive.slice("scene", &mut outputs.heads.scene)?;
+        archive.slice("motion", &mut outputs.heads.motion)?;
+        archive.slice("embedding", &mut outputs.heads.embedding)?;
+        archive.slice("gates", &mut outputs.gates)?;
+        archive.slice("digests", &mut outputs.digests)?;
+        for valid in &mut outputs.valid {
+            archive.flag("valid", valid)?;
+        }
+        let mut nearest = outputs.nearest.len();
+        archive.size("nearest", &mut nearest, NEAREST)?;
+        outputs.nearest.resize(nearest, Nearest::default());
+        for nearest in &mut outputs.nearest {
+            archive.number("nearest", &mut nearest.tick)?;
+            archive.number("nearest", &mut nearest.tick_time_ns)?;
+            archive.number("nearest", &mut nearest.similarity)?;
+        }
+        Ok(())
     }
 
     /// One tick: appends the batch to the context and leaves the results in [`Network::outputs`].

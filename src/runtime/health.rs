@@ -1,5 +1,6 @@
 //! Health: the state machine behind `umm/health`.
 
+use crate::archive::{Archive, Archived};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::proto::health::State;
@@ -37,6 +38,11 @@ impl Health {
             required: required.collect(),
             misses_in_a_row: 0,
         }
+    }
+
+    /// To or from a keyframe: all that the next tick does not judge anew.
+    pub fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        archive.number("misses", &mut self.misses_in_a_row)
     }
 
     /// As of the last tick.

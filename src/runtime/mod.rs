@@ -3,6 +3,7 @@
 //! [`Runtime::advance`] does what is due at an instant; [`run`] drives it from a [`Source`] and a [`Clock`]. Live runs and
 //! replays differ only in these two.
 
+mod freeze;
 mod health;
 mod rehearsal;
 mod stopwatch;
@@ -11,6 +12,7 @@ use crate::align::{Aligner, Refused, Tick};
 use crate::config::Config;
 use crate::engine::{Engine, EngineError};
 use crate::governor::{Decision, Governor, Plan, Reason, Situation};
+use crate::keyframe::{Identity, KeyframeError};
 use crate::ledger::Ledger;
 use crate::model::stage::{Stage, StageTimes};
 use crate::model::weights::Weights;
@@ -20,6 +22,7 @@ use crate::sink::{Channel, Output, Sink, SinkError};
 use crate::source::{Progress, Source, SourceError};
 use crate::time::Clock;
 use crate::timing::Timing;
+use freeze::Keyframes;
 use health::Health;
 use std::fmt::Write;
 use stopwatch::{Budget, Stopwatch};
@@ -42,6 +45,9 @@ pub enum RunError {
     /// The sink.
     #[error(transparent)]
     Sink(#[from] SinkError),
+    /// A keyframe cannot be taken or used.
+    #[error(transparent)]
+    Keyframe(#[from] KeyframeError),
     /// A tick exceeded the configured sizes, which the configuration excludes.
     #[error("tick {tick}: {source}")]
     Tick {
@@ -81,6 +87,9 @@ pub struct Runtime {
     ticks: u64,
     ticks_of_plan: [u64; Plan::ALL.len()],
     misses: u64,
+    identity: Identity,
+    /// Where some are taken.
+    keyframes: Option<Keyframes>,
 }
 
 impl Runtime {
@@ -129,6 +138,8 @@ impl Runtime {
             ticks: 0,
             ticks_of_plan: [0; Plan::ALL.len()],
             misses: 0,
+            identity: Identity::new(config, weights),
+            keyframes: None,
         })
     }
 
@@ -145,6 +156,7 @@ impl Runtime {
         if let Some(back_ns) = self.aligner.jumps_back(now_ns) {
             self.flush(clock)?;
             self.aligner.begin_epoch(now_ns);
+            self.outputs.set_restored(None);
             self.epoch_reason.clear();
             let back_s = back_ns as f64 * 1e-9;
             // Writing to a String cannot fail.
@@ -175,6 +187,10 @@ impl Runtime {
     pub fn finish(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
         self.take_samples(clock.now_ns());
         self.flush(clock)?;
+        if self.mode == Mode::Live {
+            // What a restarted run goes on from. A replay's are on schedule only.
+            self.publish_keyframe(0, clock)?;
+        }
         Ok(self.sink.finish()?)
     }
 
@@ -394,6 +410,7 @@ pub fn run<S: Source>(
         let progress = source.poll(runtime.next_deadline_ns())?;
         runtime.advance(clock.now_ns(), clock)?;
         each(source, runtime)?;
+        runtime.keyframe_if_due(source.position(), clock)?;
         if progress == Progress::Ended {
             return runtime.finish(clock);
         }

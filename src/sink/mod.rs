@@ -4,6 +4,7 @@
 //! bounded pool of buffers, so that the tick loop of a live run never waits for a disk or a network.
 
 pub mod mcap_file;
+pub mod state_file;
 pub mod threaded;
 mod thumbnail;
 #[cfg(feature = "zenoh")]
@@ -26,17 +27,20 @@ pub enum Channel {
     Thumbnail,
     /// A configured topic, passed through as JSON.
     GroundTruth,
+    /// `umm.Keyframe`; large, stored and never sent.
+    Keyframe,
 }
 
 impl Channel {
     /// All.
-    pub const ALL: [Channel; 6] = [
+    pub const ALL: [Channel; 7] = [
         Channel::Fused,
         Channel::Journal,
         Channel::Ledger,
         Channel::Health,
         Channel::Thumbnail,
         Channel::GroundTruth,
+        Channel::Keyframe,
     ];
 
     /// Topic below the configured prefix.
@@ -48,6 +52,7 @@ impl Channel {
             Channel::Health => "health",
             Channel::Thumbnail => "thumbnail",
             Channel::GroundTruth => "ground_truth",
+            Channel::Keyframe => "keyframe",
         }
     }
 
@@ -60,6 +65,7 @@ impl Channel {
             Channel::Health => Some("umm.Health"),
             Channel::Thumbnail => Some("foxglove.CompressedImage"),
             Channel::GroundTruth => None,
+            Channel::Keyframe => Some("umm.Keyframe"),
         }
     }
 }

@@ -14,6 +14,9 @@ const BUFFERS: usize = 256;
 /// Room every buffer has from the start; larger outputs grow it once.
 const BUFFER_BYTES: usize = 16 << 10;
 
+/// Keyframes that may wait: they are large, and a later one is as good.
+const LARGE_BUFFERS: usize = 2;
+
 /// How often an idle sink thread looks at its stop flag.
 const IDLE: Duration = Duration::from_millis(20);
 
@@ -27,8 +30,19 @@ struct Parcel {
 struct Shared {
     full: ArrayQueue<Parcel>,
     free: ArrayQueue<Vec<u8>>,
+    /// For keyframes; grow with the first.
+    free_large: ArrayQueue<Vec<u8>>,
     dropped: AtomicU64,
     stop: AtomicBool,
+}
+
+impl Shared {
+    fn free_of(&self, channel: Channel) -> &ArrayQueue<Vec<u8>> {
+        match channel {
+            Channel::Keyframe => &self.free_large,
+            _ => &self.free,
+        }
+    }
 }
 
 /// The tick loop's end.
@@ -42,13 +56,17 @@ impl ThreadedSink {
     /// [`Sink::finish`].
     pub fn new(mut inner: Box<dyn Sink>) -> ThreadedSink {
         let shared = Arc::new(Shared {
-            full: ArrayQueue::new(BUFFERS),
+            full: ArrayQueue::new(BUFFERS + LARGE_BUFFERS),
             free: ArrayQueue::new(BUFFERS),
+            free_large: ArrayQueue::new(LARGE_BUFFERS),
             dropped: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         });
         for _ in 0..BUFFERS {
             let _ = shared.free.push(Vec::with_capacity(BUFFER_BYTES));
+        }
+        for _ in 0..LARGE_BUFFERS {
+            let _ = shared.free_large.push(Vec::new());
         }
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -79,7 +97,7 @@ fn drain(shared: &Shared, sink: &mut dyn Sink) -> Result<(), SinkError> {
                 });
             }
             parcel.payload.clear();
-            let _ = shared.free.push(parcel.payload);
+            let _ = shared.free_of(parcel.channel).push(parcel.payload);
         }
         if stopping {
             return failed.and(sink.finish());
@@ -90,7 +108,7 @@ fn drain(shared: &Shared, sink: &mut dyn Sink) -> Result<(), SinkError> {
 
 impl Sink for ThreadedSink {
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
-        let Some(mut payload) = self.shared.free.pop() else {
+        let Some(mut payload) = self.shared.free_of(output.channel).pop() else {
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         };

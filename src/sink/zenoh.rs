@@ -26,6 +26,10 @@ impl ZenohSink {
     pub fn declare(session: &Session, prefix: &str) -> Result<ZenohSink, SinkError> {
         let mut publishers = Vec::new();
         for channel in Channel::ALL {
+            // Too large to be sent about.
+            if channel == Channel::Keyframe {
+                continue;
+            }
             let publisher = publisher(session, prefix, channel)?;
             publishers.push((channel, publisher));
         }

@@ -62,6 +62,11 @@ pub trait Source {
     /// # Errors
     /// [`SourceError`] when it cannot go on.
     fn poll(&mut self, deadline_ns: Option<u64>) -> Result<Progress, SourceError>;
+
+    /// Messages delivered so far, where they can be read again; for keyframes.
+    fn position(&self) -> u64 {
+        0
+    }
 }
 
 /// One topic's entrance.

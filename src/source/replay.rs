@@ -5,7 +5,9 @@
 
 use super::mcap_log::{LogChannel, LogEnd, LogMessage, LogSummary, McapLog, summarize};
 use super::{Inlet, Progress, Source, SourceError};
+use crate::align::Awaited;
 use crate::decode::Schema;
+use crate::keyframe::KeyframeError;
 use crate::sample::{Format, Sample, TopicIndex};
 use crate::time::LogClock;
 use std::collections::HashMap;
@@ -172,6 +174,71 @@ impl Replay {
         binding
     }
 
+    /// Reads on after the log's first `delivered` messages, the clock at `clock_ns`: where a keyframe was taken. Returns
+    /// those of them that waited then, in the order they did.
+    ///
+    /// # Errors
+    /// [`KeyframeError`] when the log cannot be read or is another one.
+    pub fn resume(
+        &mut self,
+        delivered: u64,
+        clock_ns: u64,
+        awaited: &[Awaited],
+    ) -> Result<Vec<Sample>, KeyframeError> {
+        let mut found: Vec<Option<Sample>> = awaited.iter().map(|_| None).collect();
+        while self.delivered < delivered {
+            let following = self.log.next_message()?;
+            let Some(message) = std::mem::replace(&mut self.next, following) else {
+                break;
+            };
+            self.delivered += 1;
+            // Cheap first: most messages were taken long before.
+            let candidate = |a: &Awaited| {
+                a.log_time_ns == message.log_time_ns && a.sequence == u64::from(message.sequence)
+            };
+            if !awaited.iter().any(candidate) {
+                continue;
+            }
+            let Binding::Bound(topic, format) = self.binding(message.channel_id) else {
+                continue;
+            };
+            let sample = self.sample(topic, format, message);
+            let free = awaited.iter().zip(&mut found);
+            let place = free
+                .filter(|(_, f)| f.is_none())
+                .find(|(a, _)| a.is(&sample));
+            if let Some((_, place)) = place {
+                *place = Some(sample);
+            }
+        }
+        self.clock.set_ns(clock_ns);
+        let missing = awaited.iter().zip(&found).find(|(_, f)| f.is_none());
+        if let Some((missing, _)) = missing {
+            let topic = self.inlet.topics().nth(missing.topic);
+            return Err(KeyframeError::NotInLog {
+                topic: topic.map_or_else(String::new, |t| t.name.clone()),
+                sequence: missing.sequence,
+                delivered,
+            });
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    fn sample(&self, topic: TopicIndex, format: Format, message: LogMessage) -> Sample {
+        let (publish_ns, log_ns) = (message.publish_time_ns, message.log_time_ns);
+        let capture_time_ns = self
+            .inlet
+            .stamp(topic, publish_ns, log_ns, &message.data, &format);
+        Sample {
+            topic,
+            sequence: u64::from(message.sequence),
+            capture_time_ns,
+            log_time_ns: log_ns,
+            payload: message.data,
+            format,
+        }
+    }
+
     fn deliver(&mut self, message: LogMessage) {
         self.delivered += 1;
         match self.binding(message.channel_id) {
@@ -182,18 +249,8 @@ impl Replay {
                 data: message.data,
             }),
             Binding::Bound(topic, format) => {
-                let (publish_ns, log_ns) = (message.publish_time_ns, message.log_time_ns);
-                let capture_time_ns =
-                    self.inlet
-                        .stamp(topic, publish_ns, log_ns, &message.data, &format);
-                self.inlet.push(Sample {
-                    topic,
-                    sequence: u64::from(message.sequence),
-                    capture_time_ns,
-                    log_time_ns: log_ns,
-                    payload: message.data,
-                    format,
-                });
+                let sample = self.sample(topic, format, message);
+                self.inlet.push(sample);
             }
         }
     }
@@ -211,6 +268,10 @@ impl Replay {
 }
 
 impl Source for Replay {
+    fn position(&self) -> u64 {
+        self.delivered
+    }
+
     fn poll(&mut self, deadline_ns: Option<u64>) -> Result<Progress, SourceError> {
         let Some(log_time_ns) = self.next.as_ref().map(|m| m.log_time_ns) else {
             return Ok(Progress::Ended);

@@ -3,7 +3,8 @@
 
 use super::arena::ArenaPlan;
 use super::ring::{ChunkTooLong, Ring, Spans};
-use crate::backend::{KvSegment, Region, Segments, Visibility};
+use crate::archive::{Archive, Archived};
+use crate::backend::{Backend, KvSegment, Region, Segments, Visibility};
 use std::ops::Range;
 
 /// Keys and values of one layer, `[capacity, kv_width]` each.
@@ -146,6 +147,45 @@ impl LayeredRing {
     pub fn clear(&mut self) {
         self.ring.clear();
     }
+
+    /// Every token held, to or from a keyframe: times, then keys and values layer by layer, older first.
+    fn archive(&mut self, archive: &mut Archive<'_>, backend: &mut dyn Backend) -> Archived {
+        archive.same("layers", self.layers.len() as u64)?;
+        archive.same("key width", self.kv_width as u64)?;
+        self.ring.archive(archive)?;
+        let view = self.ring.view();
+        for slots in view.iter() {
+            archive.slice("times", &mut self.times_ns[slots])?;
+        }
+        for KvRing { k, v } in &self.layers {
+            for region in [k, v] {
+                archive_rows(archive, backend, *region, &view, self.kv_width)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// These rows of a region, to or from a keyframe.
+pub(crate) fn archive_rows(
+    archive: &mut Archive<'_>,
+    backend: &mut dyn Backend,
+    region: Region,
+    slots: &Spans,
+    width: usize,
+) -> Archived {
+    for slots in slots.iter() {
+        let rows = region.rows(slots.start, slots.len(), width);
+        let mut host = vec![0.0_f32; rows.len];
+        if !archive.reads() {
+            backend.download(rows, &mut host);
+        }
+        archive.slice("keys and values", &mut host)?;
+        if archive.reads() {
+            backend.upload(rows, &host);
+        }
+    }
+    Ok(())
 }
 
 /// What one topic keeps: its encoder and fusion rings and its adapter outputs.
@@ -213,5 +253,24 @@ impl Context {
             topic.rings.clear();
         }
         self.fusion.clear();
+    }
+
+    /// The whole context, to or from a keyframe; `d` is the width of a feature.
+    ///
+    /// # Errors
+    /// [`crate::archive::ArchiveError`]; the context is then to be cleared.
+    pub fn archive(
+        &mut self,
+        archive: &mut Archive<'_>,
+        backend: &mut dyn Backend,
+        d: usize,
+    ) -> Archived {
+        archive.same("topics", self.topics.len() as u64)?;
+        for topic in &mut self.topics {
+            topic.rings.archive(archive, backend)?;
+            let view = topic.rings.ring().view();
+            archive_rows(archive, backend, topic.features, &view, d)?;
+        }
+        self.fusion.archive(archive, backend)
     }
 }

@@ -5,6 +5,7 @@
 //! two contiguous runs of slots ([`Spans`]), never a copy. The ring holds no data itself: several buffers
 //! of equal capacity (keys and values of every layer, times) share one ring.
 
+use crate::archive::{Archive, ArchiveError, Archived};
 use std::ops::Range;
 
 /// Contiguous runs of slots, older first; the second is empty unless the run wraps.
@@ -134,6 +135,24 @@ impl Ring {
     /// The slots of every token held.
     pub fn view(&self) -> Spans {
         self.spans(self.oldest()..self.position)
+    }
+
+    /// Positions to or from a keyframe.
+    ///
+    /// # Errors
+    /// [`ArchiveError`], for a ring of another capacity among others.
+    pub fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        archive.same("ring capacity", self.capacity as u64)?;
+        archive.number("ring position", &mut self.position)?;
+        archive.number("ring start", &mut self.start)?;
+        if self.start > self.position {
+            return Err(ArchiveError::Mismatch {
+                what: "ring start",
+                found: self.start,
+                expected: self.position,
+            });
+        }
+        Ok(())
     }
 
     /// Forgets every token. Positions go on counting, so that an old position never names a new token.

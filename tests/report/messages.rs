@@ -42,6 +42,7 @@ impl Drive {
             value: poisoned(value),
         };
         proto::FusedFrame {
+            restored_age_ns: 0,
             tick,
             tick_time_ns: time_ns,
             epoch: self.epoch(tick),

@@ -1,6 +1,7 @@
 //! Audio quality: clipping and discontinuities of the last second, silence while it lasts.
 
 use super::{Quality, Reason};
+use crate::archive::{Archive, Archived};
 
 /// Full scale, near enough that a clipped 16-bit sample counts.
 const FULL_SCALE: f32 = 0.999;
@@ -47,6 +48,13 @@ impl AudioQuality {
         } else {
             0.0
         };
+    }
+
+    /// To or from a keyframe.
+    pub(in crate::frontend) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        archive.option("clipped", &mut self.since_clipped_s)?;
+        archive.number("silent", &mut self.silent_s)?;
+        archive.option("discontinuous", &mut self.since_discontinuity_s)
     }
 
     /// Blocks were missing or overlapped.

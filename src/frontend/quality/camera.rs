@@ -1,6 +1,7 @@
 //! Camera quality: exposure, blur, frozen frames; measured on the image as the model sees it, without borders.
 
 use super::{Quality, Reason};
+use crate::archive::{Archive, Archived};
 
 /// Cells a side of the signature that tells a frozen picture.
 const CELLS: usize = 16;
@@ -62,6 +63,13 @@ impl CameraQuality {
     /// Of the last image.
     pub fn quality(&self) -> Quality {
         self.quality
+    }
+
+    /// To or from a keyframe.
+    pub(in crate::frontend) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        archive.slice("signature", &mut self.signature)?;
+        archive.number("equal pictures", &mut self.equal_in_a_row)?;
+        self.quality.archive(archive)
     }
 
     fn judge_exposure(&self, quality: &mut Quality) {

@@ -4,6 +4,8 @@ pub mod audio;
 pub mod camera;
 pub mod telemetry;
 
+use crate::archive::{Archive, Archived};
+
 /// What lowers a quality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
@@ -75,6 +77,12 @@ impl Quality {
         score: 1.0,
         reasons: 0,
     };
+
+    /// To or from a keyframe.
+    pub(super) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        archive.number("quality", &mut self.score)?;
+        archive.number("quality", &mut self.reasons)
+    }
 
     /// Lowers the score by a factor, for a reason.
     pub fn lower(&mut self, factor: f32, reason: Reason) {

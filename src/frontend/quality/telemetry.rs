@@ -1,6 +1,7 @@
 //! Telemetry quality: gaps, jitter, stuck values.
 
 use super::{Quality, Reason};
+use crate::archive::{Archive, Archived};
 
 /// Longest pause, in nominal periods, that is no gap.
 const GAP_PERIODS: f64 = 5.0;
@@ -94,6 +95,18 @@ impl TelemetryQuality {
             quality.lower(0.3, Reason::Stuck);
         }
         quality
+    }
+
+    /// To or from a keyframe.
+    pub(crate) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        archive.option("newest message", &mut self.last_ns)?;
+        archive.number("spacing", &mut self.mean_ns)?;
+        archive.number("spacing", &mut self.deviation_ns)?;
+        archive.number("spacing", &mut self.spacings)?;
+        archive.slice("values", &mut self.values)?;
+        archive.number("unchanged", &mut self.unchanged_since_ns)?;
+        archive.flag("gap", &mut self.gap)?;
+        archive.flag("stuck", &mut self.stuck)
     }
 
     /// Forgets earlier messages.

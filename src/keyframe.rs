@@ -1,0 +1,215 @@
+//! Keyframes: the whole state between two ticks, written into the output log or to a file, and read back.
+//!
+//! A replay that begins at one gives the bytes of the whole run from there on; a live run that was killed goes on from the
+//! last one, as far as its context still lies within the window.
+
+use crate::archive::ArchiveError;
+use crate::config::Config;
+use crate::model::weights::Weights;
+use crate::proto;
+use crate::sink::Channel;
+use crate::source::mcap_log::{LogError, McapLog};
+use prost::Message;
+use std::path::Path;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+/// A state file larger than this is none.
+const MAX_FILE_BYTES: u64 = 4 << 30;
+
+/// A keyframe that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyframeError {
+    /// The file cannot be read.
+    #[error("{file}: {reason}")]
+    Unreadable {
+        /// The file.
+        file: String,
+        /// Why.
+        reason: String,
+    },
+    /// The log cannot be read.
+    #[error("the log with the keyframes: {0}")]
+    Log(#[from] LogError),
+    /// There is none to begin at.
+    #[error(
+        "{file} has no keyframe at or before that time{first}; write some with `umm replay --keyframes`"
+    )]
+    None {
+        /// The log.
+        file: String,
+        /// Where its first one is.
+        first: String,
+    },
+    /// It is of something else.
+    #[error(
+        "the keyframe is of {what} {found}, this run has {here}: use the same, or start without it"
+    )]
+    Other {
+        /// Program, weights or configuration.
+        what: &'static str,
+        /// Its own.
+        found: String,
+        /// This run's.
+        here: String,
+    },
+    /// Its bytes are not what was written.
+    #[error("the keyframe is damaged: {0}")]
+    Damaged(String),
+    /// Its state is not of this engine.
+    #[error("the keyframe does not fit: {0}")]
+    Misfit(#[from] ArchiveError),
+    /// A sample that waited when it was taken is not in the log.
+    #[error(
+        "the keyframe waits for sample {sequence} of {topic}, which is not among the log's first {delivered} messages: \
+         is it of this log?"
+    )]
+    NotInLog {
+        /// The topic.
+        topic: String,
+        /// The sample.
+        sequence: u64,
+        /// How far was looked.
+        delivered: u64,
+    },
+}
+
+/// What a keyframe and a run must have in common.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    weights_digest: String,
+    config_digest: String,
+}
+
+impl Identity {
+    /// Of a run.
+    pub fn new(config: &Config, weights: &Weights) -> Identity {
+        Identity {
+            weights_digest: format!("{:016x}", weights.digest()),
+            config_digest: format!("{:016x}", config_digest(config)),
+        }
+    }
+
+    /// A keyframe of this run without its states.
+    pub fn keyframe(&self) -> proto::Keyframe {
+        proto::Keyframe {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            weights_digest: self.weights_digest.clone(),
+            config_digest: self.config_digest.clone(),
+            ..Default::default()
+        }
+    }
+
+    /// Whether a run may use the keyframe.
+    ///
+    /// # Errors
+    /// [`KeyframeError::Other`], [`KeyframeError::Damaged`].
+    pub fn check(&self, keyframe: &proto::Keyframe) -> Result<(), KeyframeError> {
+        for (what, found, here) in [
+            ("version", &keyframe.version, env!("CARGO_PKG_VERSION")),
+            ("weights", &keyframe.weights_digest, &self.weights_digest),
+            (
+                "configuration",
+                &keyframe.config_digest,
+                &self.config_digest,
+            ),
+        ] {
+            if found != here {
+                return Err(KeyframeError::Other {
+                    what,
+                    found: found.clone(),
+                    here: here.to_owned(),
+                });
+            }
+        }
+        if checksum(keyframe) != keyframe.checksum {
+            return Err(KeyframeError::Damaged("its checksum differs".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// Of a keyframe's states.
+pub fn checksum(keyframe: &proto::Keyframe) -> u64 {
+    let mut hasher = Xxh3::new();
+    hasher.update(&keyframe.engine);
+    hasher.update(&keyframe.run);
+    hasher.digest()
+}
+
+/// Of all that decides what a state looks like and how it goes on: the configuration without file names, threads, sinks
+/// and transport.
+fn config_digest(config: &Config) -> u64 {
+    let mut engine = config.engine.clone();
+    engine.weights = None;
+    engine.threads = 0;
+    engine.memory_limit_mib = 0;
+    engine.keyframe_every_ms = 0;
+    // A live run sets its own.
+    engine.max_gap_ms = 0;
+    xxh3_64(format!("{engine:?} {:?}", config.topics).as_bytes())
+}
+
+/// Decodes one.
+///
+/// # Errors
+/// [`KeyframeError::Damaged`].
+pub fn decode(bytes: &[u8]) -> Result<proto::Keyframe, KeyframeError> {
+    proto::Keyframe::decode(bytes).map_err(|e| KeyframeError::Damaged(e.to_string()))
+}
+
+/// Reads the file a live run keeps its last keyframe in; none when there is no such file.
+///
+/// # Errors
+/// [`KeyframeError`].
+pub fn read_file(path: &Path) -> Result<Option<proto::Keyframe>, KeyframeError> {
+    let unreadable = |reason: String| KeyframeError::Unreadable {
+        file: path.display().to_string(),
+        reason,
+    };
+    let size = match std::fs::metadata(path) {
+        Ok(facts) => facts.len(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(unreadable(e.to_string())),
+    };
+    if size > MAX_FILE_BYTES {
+        return Err(unreadable(format!(
+            "{size} bytes are too many for a keyframe"
+        )));
+    }
+    let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
+    decode(&bytes).map(Some)
+}
+
+/// The last keyframe of an output log taken at or before the clock reading `at_ns`.
+///
+/// # Errors
+/// [`KeyframeError`].
+pub fn read_before(
+    output_log: &Path,
+    prefix: &str,
+    at_ns: u64,
+) -> Result<proto::Keyframe, KeyframeError> {
+    let topic = format!("{prefix}/{}", Channel::Keyframe.name());
+    let mut log = McapLog::open_as_recorded(output_log)?;
+    let mut best: Option<proto::Keyframe> = None;
+    let mut first_ns = None;
+    while let Some(message) = log.next_message()? {
+        if log
+            .channel(message.channel_id)
+            .is_none_or(|c| c.topic != topic)
+        {
+            continue;
+        }
+        first_ns.get_or_insert(message.log_time_ns);
+        if message.log_time_ns <= at_ns {
+            best = Some(decode(&message.data)?);
+        }
+    }
+    best.ok_or_else(|| KeyframeError::None {
+        file: output_log.display().to_string(),
+        first: first_ns.map_or_else(String::new, |first_ns| {
+            let later_s = first_ns.saturating_sub(at_ns) as f64 * 1e-9;
+            format!(" (its first is {later_s:.1} s later)")
+        }),
+    })
+}

@@ -1,0 +1,49 @@
+//! A file that always holds one whole keyframe, the last: what a restarted run goes on from.
+
+use super::{Channel, Output, Sink, SinkError};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Writes each keyframe beside the file and puts it in the file's place, so that a kill or a power cut at any moment leaves
+/// the last one or the one before.
+pub struct StateFile {
+    path: PathBuf,
+    beside: PathBuf,
+}
+
+impl StateFile {
+    /// Of this name; created with the first keyframe.
+    pub fn new(path: &Path) -> StateFile {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".new");
+        StateFile {
+            path: path.to_owned(),
+            beside: beside.into(),
+        }
+    }
+
+    fn replace(&self, bytes: &[u8]) -> std::io::Result<()> {
+        let mut file = File::create(&self.beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&self.beside, &self.path)
+    }
+}
+
+impl Sink for StateFile {
+    fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
+        if output.channel != Channel::Keyframe {
+            return Ok(());
+        }
+        self.replace(output.payload)
+            .map_err(|source| SinkError::Io {
+                path: self.path.clone(),
+                source,
+            })
+    }
+
+    fn finish(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,197 @@
+//! Keyframes: a run that begins at one gives the bytes of the whole run; what is not this run's is refused by name.
+
+mod support;
+
+use std::path::Path;
+use support::logs::{drive, folder, rewrite, shipped};
+use umm::config::Config;
+use umm::keyframe::{KeyframeError, read_before};
+use umm::proto::Keyframe;
+use umm::run::{Error, ReplayOptions, Replayed, Watch, facts, replay, weights};
+use umm::runtime::RunError;
+use umm::sink::mcap_file::McapFile;
+
+fn replay_from(
+    log: &Path,
+    config: &Config,
+    out: &Path,
+    from: Option<Keyframe>,
+) -> Result<Replayed, Error> {
+    let weights = weights(config)?;
+    let sink = McapFile::create(out, "umm", facts(config, &weights, "test")).unwrap();
+    let options = ReplayOptions {
+        keyframes: true,
+        from,
+        ..ReplayOptions::default()
+    };
+    let mut watch = Watch {
+        started: &mut |_, _| {},
+        progress: &mut |_, _| {},
+    };
+    replay(log, config, &weights, Box::new(sink), &options, &mut watch)
+}
+
+/// Everything a log holds: topic, times, bytes.
+fn messages(path: &Path) -> Vec<(String, u64, u64, Vec<u8>)> {
+    let bytes = std::fs::read(path).unwrap();
+    mcap::MessageStream::new(&bytes)
+        .unwrap()
+        .map(|m| m.unwrap())
+        .map(|m| {
+            (
+                m.channel.topic.clone(),
+                m.log_time,
+                m.publish_time,
+                m.data.into_owned(),
+            )
+        })
+        .collect()
+}
+
+fn log_start_ns(log: &Path) -> u64 {
+    umm::source::mcap_log::summarize(log)
+        .unwrap()
+        .span_ns
+        .unwrap()
+        .0
+}
+
+/// Every keyframe of a whole run is begun at; the rest of the run must come out, byte for byte.
+fn every_rest_is_the_same(name: &str, config: &Config, edit: impl FnOnce(&Path, &Path)) {
+    let dir = folder(name);
+    let (made, log) = (dir.join("made.mcap"), dir.join("log.mcap"));
+    drive(&made, 5.0);
+    edit(&made, &log);
+    let whole_path = dir.join("whole.mcap");
+    replay_from(&log, config, &whole_path, None).unwrap();
+    let whole = messages(&whole_path);
+    let keyframes: Vec<usize> = (0..whole.len())
+        .filter(|&i| whole[i].0 == "umm/keyframe")
+        .collect();
+    assert!(keyframes.len() >= 4, "{}", keyframes.len());
+    for &at in &keyframes {
+        let keyframe = umm::keyframe::decode(&whole[at].3).unwrap();
+        let part_path = dir.join("part.mcap");
+        let tick = keyframe.tick;
+        replay_from(&log, config, &part_path, Some(keyframe)).unwrap();
+        let part = messages(&part_path);
+        let rest = &whole[at + 1..];
+        assert_eq!(part.len(), rest.len(), "after tick {tick}");
+        for (part, whole) in part.iter().zip(rest) {
+            assert!(
+                part == whole,
+                "after tick {tick}: {} at {}",
+                whole.0,
+                whole.1
+            );
+        }
+    }
+}
+
+#[test]
+fn a_replay_from_a_keyframe_is_the_rest_of_the_whole() {
+    let mut config = shipped("demo.toml");
+    config.engine.keyframe_every_ms = 700;
+    every_rest_is_the_same("keyframes_same", &config, |made, log| {
+        std::fs::copy(made, log).unwrap();
+    });
+}
+
+/// An odd audio rate goes through the resampler, whose state is the library's own; late and looping samples, gaps.
+#[test]
+fn state_of_every_kind_is_kept() {
+    let mut config = shipped("demo.toml");
+    config.engine.keyframe_every_ms = 500;
+    every_rest_is_the_same("keyframes_kinds", &config, |made, log| {
+        rewrite(made, log, |messages| {
+            for message in messages.iter_mut().filter(|m| m.topic == "/audio/mic") {
+                // foxglove.RawAudio, field 4, fixed32: 15 kHz instead of 16.
+                let at = message
+                    .data
+                    .windows(3)
+                    .position(|w| w == [0x25, 0x80, 0x3e]);
+                let at = at.expect("a sample rate");
+                message.data[at + 1..at + 3].copy_from_slice(&15_000_u16.to_le_bytes());
+            }
+            // The second half is played twice: a clock that jumps back.
+            let half = messages.len() / 2;
+            messages.extend(messages[half..].to_vec());
+        });
+    });
+}
+
+#[test]
+fn the_last_keyframe_before_a_time_is_found() {
+    let dir = folder("keyframes_find");
+    let (log, out) = (dir.join("log.mcap"), dir.join("out.mcap"));
+    drive(&log, 4.0);
+    let config = shipped("demo.toml");
+    replay_from(&log, &config, &out, None).unwrap();
+    let start_ns = log_start_ns(&log);
+    let at = |ms: u64| read_before(&out, "umm", start_ns + ms * 1_000_000);
+    let keyframe = at(2500).unwrap();
+    assert_eq!((keyframe.tick, keyframe.epoch), (20, 1));
+    assert!(keyframe.clock_ns <= start_ns + 2_500_000_000);
+    let none = at(300).unwrap_err().to_string();
+    assert!(
+        none.contains("no keyframe at or before") && none.contains("s later"),
+        "{none}"
+    );
+}
+
+#[test]
+fn a_keyframe_of_something_else_is_refused_by_name() {
+    let dir = folder("keyframes_other");
+    let (log, out) = (dir.join("log.mcap"), dir.join("out.mcap"));
+    drive(&log, 3.0);
+    let config = shipped("demo.toml");
+    replay_from(&log, &config, &out, None).unwrap();
+    let keyframe = read_before(&out, "umm", u64::MAX).unwrap();
+    let refused = |log: &Path, config: &Config, keyframe: Keyframe| {
+        let part = dir.join("part.mcap");
+        match replay_from(log, config, &part, Some(keyframe)).unwrap_err() {
+            Error::Run(RunError::Keyframe(error)) => error,
+            other => panic!("{other}"),
+        }
+    };
+    let mut seeded = config.clone();
+    seeded.engine.seed = 9;
+    let error = refused(&log, &seeded, keyframe.clone());
+    assert!(
+        matches!(
+            error,
+            KeyframeError::Other {
+                what: "weights",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let mut windowed = config.clone();
+    windowed.engine.window_ms = 1500;
+    let error = refused(&log, &windowed, keyframe.clone());
+    assert!(
+        matches!(
+            error,
+            KeyframeError::Other {
+                what: "configuration",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let mut flipped = keyframe.clone();
+    let middle = flipped.engine.len() / 2;
+    flipped.engine[middle] ^= 1;
+    let error = refused(&log, &config, flipped);
+    assert!(matches!(error, KeyframeError::Damaged(_)), "{error}");
+    let mut cut = keyframe.clone();
+    cut.engine.truncate(middle);
+    cut.checksum = umm::keyframe::checksum(&cut);
+    let error = refused(&log, &config, cut);
+    assert!(matches!(error, KeyframeError::Misfit(_)), "{error}");
+    let shorter = dir.join("shorter.mcap");
+    drive(&shorter, 1.0);
+    let error = refused(&shorter, &config, keyframe);
+    assert!(matches!(error, KeyframeError::NotInLog { .. }), "{error}");
+}
