@@ -3,9 +3,12 @@
 
 mod support;
 
-use std::net::TcpListener;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use support::logs::{drive, folder, outputs};
 use umm::proto::{FusedFrame, Ledger};
@@ -178,11 +181,7 @@ fn a_killed_run_leaves_readable_logs() {
     ]);
     let mut play = start(&["play", &log, "--connect", &endpoint, "--wait", "20"]);
     // Until enough has been flushed.
-    let until = Instant::now() + Duration::from_secs(60);
-    while std::fs::metadata(&inputs).map_or(0, |m| m.len()) < 1_000_000 {
-        assert!(Instant::now() < until, "nothing is recorded");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait_for_bytes(&inputs, 1_000_000);
     std::thread::sleep(Duration::from_millis(1500));
     live.kill().unwrap();
     live.wait().unwrap();
@@ -205,6 +204,188 @@ fn a_killed_run_leaves_readable_logs() {
         camera.received >= 10 && ledgers.iter().all(|l| l.closes),
         "{camera:?}"
     );
+}
+
+/// What arrives at one port goes on to another, until it is cut.
+struct Proxy {
+    endpoint: String,
+    open: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    fn to(target: &str) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("tcp/{}", listener.local_addr().unwrap());
+        let target = target.trim_start_matches("tcp/").to_owned();
+        let open = Arc::new(AtomicBool::new(true));
+        let gate = Arc::clone(&open);
+        std::thread::spawn(move || {
+            for from in listener.incoming().map(Result::unwrap) {
+                if !gate.load(Ordering::Relaxed) {
+                    continue;
+                }
+                let Ok(to) = TcpStream::connect(&target) else {
+                    continue;
+                };
+                for (from, to) in [(from.try_clone(), to.try_clone()), (Ok(to), Ok(from))] {
+                    let (from, to, gate) = (from.unwrap(), to.unwrap(), Arc::clone(&gate));
+                    std::thread::spawn(move || pass_on(&from, &to, &gate));
+                }
+            }
+        });
+        Proxy { endpoint, open }
+    }
+}
+
+fn pass_on(mut from: &TcpStream, mut to: &TcpStream, open: &AtomicBool) {
+    from.set_read_timeout(Some(Duration::from_millis(20)))
+        .unwrap();
+    let mut buffer = vec![0; 1 << 16];
+    while open.load(Ordering::Relaxed) {
+        match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) if to.write_all(&buffer[..n]).is_err() => break,
+            Ok(_) => {}
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(_) => break,
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+/// Waits until a file has grown to this size.
+fn wait_for_bytes(path: &str, bytes: u64) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while std::fs::metadata(path).map_or(0, |m| m.len()) < bytes {
+        assert!(Instant::now() < until, "{path} does not grow");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn camera(frame: &FusedFrame) -> &umm::proto::ModalityState {
+    &frame.modalities[0]
+}
+
+/// The connection is lost for three seconds and comes back: ticks go on and say what is missing, then what is there.
+#[test]
+fn a_lost_session_is_found_again() {
+    let dir = folder("live_session");
+    let path = |name: &str| dir.join(name).display().to_string();
+    let (log, out, inputs) = (path("drive.mcap"), path("live.mcap"), path("inputs.mcap"));
+    drive(Path::new(&log), 16.0);
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
+    let endpoint = free_endpoint();
+    let proxy = Proxy::to(&endpoint);
+    let live = start(&[
+        "run",
+        "--config",
+        config,
+        "--out",
+        &out,
+        "--record",
+        &inputs,
+        "--listen",
+        &endpoint,
+        "--seconds",
+        "24",
+    ]);
+    std::thread::sleep(Duration::from_millis(1000));
+    let play = start(&["play", &log, "--connect", &proxy.endpoint, "--wait", "20"]);
+    wait_for_bytes(&inputs, 500_000);
+    proxy.open.store(false, Ordering::Relaxed);
+    std::thread::sleep(Duration::from_secs(3));
+    proxy.open.store(true, Ordering::Relaxed);
+    let played = wait(play, Duration::from_secs(60));
+    assert!(played.status.success(), "{}", text(&played));
+    let live = wait(live, Duration::from_secs(60));
+    assert!(live.status.success(), "{}", text(&live));
+    let frames: Vec<FusedFrame> = outputs(Path::new(&out), "umm/fused");
+    let ledgers: Vec<Ledger> = outputs(Path::new(&out), "umm/ledger");
+    assert!(ledgers.iter().all(|l| l.closes));
+    assert!(frames.windows(2).all(|f| f[1].tick == f[0].tick + 1));
+    let lost = frames.iter().position(|f| camera(f).missing);
+    let lost = lost.expect("nothing older than the window is used");
+    let found = frames[lost..].iter().position(|f| !camera(f).missing);
+    let found = lost + found.unwrap_or_else(|| panic!("lost for good: {}", text(&live)));
+    // A window of no frame, then all of them again.
+    let after = &frames[found..found + 20];
+    assert!(
+        after
+            .iter()
+            .all(|f| !camera(f).missing && camera(f).gate > 0.0)
+    );
+    assert!(camera(&frames[found]).age_ns < 500_000_000);
+    assert_eq!(camera(&frames[lost]).gate, 0.0);
+}
+
+/// kill -9, and a run that goes on from the last keyframe: same epoch, ticks counted on, the context's age in every frame.
+/// What it does is repeated from its own logs.
+#[test]
+fn a_killed_run_is_restarted_warm() {
+    let dir = folder("live_restart");
+    let path = |name: &str| dir.join(name).display().to_string();
+    let (log, state) = (path("drive.mcap"), path("state.umm"));
+    let (out, inputs) = (path("live.mcap"), path("inputs.mcap"));
+    drive(Path::new(&log), 30.0);
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
+    let endpoint = free_endpoint();
+    let mut play = start(&["play", &log, "--listen", &endpoint, "--wait", "30"]);
+    let run = |more: &[&str]| {
+        let common = [
+            "run",
+            "--config",
+            config,
+            "--state",
+            &state,
+            "--connect",
+            &endpoint,
+        ];
+        start(&[&common[..], more].concat())
+    };
+    let mut first = run(&[]);
+    wait_for_bytes(&state, 1000);
+    std::thread::sleep(Duration::from_millis(2500));
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let keyframe = umm::keyframe::read_file(Path::new(&state))
+        .unwrap()
+        .unwrap();
+    let second = wait(
+        run(&["--out", &out, "--record", &inputs, "--seconds", "6"]),
+        Duration::from_secs(60),
+    );
+    play.kill().unwrap();
+    play.wait().unwrap();
+    let said = text(&second);
+    assert!(second.status.success(), "{said}");
+    let expected = format!("goes on after tick {} of epoch 1", keyframe.tick);
+    assert!(said.contains(&expected), "{said}");
+    let frames: Vec<FusedFrame> = outputs(Path::new(&out), "umm/fused");
+    let first = frames.first().expect("frames");
+    assert!(first.tick > keyframe.tick && first.tick < keyframe.tick + 250);
+    for frame in &frames {
+        assert_eq!(frame.epoch, 1);
+        let age_ns = frame.tick_time_ns - keyframe.tick_time_ns;
+        assert_eq!(frame.restored_age_ns, age_ns);
+    }
+    let followed = wait(
+        start(&["replay", &inputs, "--config", config, "--follow", &out]),
+        Duration::from_secs(60),
+    );
+    assert!(followed.status.success(), "{}", text(&followed));
+    let newer = umm::keyframe::read_file(Path::new(&state))
+        .unwrap()
+        .unwrap();
+    assert_eq!(newer.tick, frames.last().unwrap().tick, "kept at the end");
+    // A damaged file is said to be one, and the run begins cold.
+    let mut bytes = std::fs::read(&state).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&state, bytes).unwrap();
+    let third = wait(run(&["--seconds", "1"]), Duration::from_secs(60));
+    assert!(third.status.success(), "{}", text(&third));
+    assert!(text(&third).contains("begins without the earlier context: the keyframe is damaged"));
 }
 
 /// A run without input says `starting`; a reporter says `failed` for a loop that stands still. Seen by a subscriber.

@@ -131,7 +131,7 @@ fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
             Ok(())
         }
         Some(difference) => Err(format!(
-            "{difference}; before it, {so_far}. Inputs, configuration, weights (digest {:016x}) and the processor's \
+            "{difference}; before it, {so_far}. Inputs, configuration, weights (digest {:016x}) and a processor with fused multiply-add \
              instructions must be the run's own",
             weights.digest()
         )
