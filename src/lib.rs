@@ -53,6 +53,8 @@ pub mod governor;
 
 pub mod runtime;
 
+pub mod realtime;
+
 pub mod watchdog;
 
 pub mod run;

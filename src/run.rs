@@ -1,12 +1,13 @@
 //! Whole runs: a log replayed into an output log. What the command line and the tests call.
 
 use crate::backend::cpu::{Cpu, Path as CpuPath};
-use crate::config::Config;
+use crate::config::{Config, RealtimeConfig};
 use crate::ledger::Ledger;
 use crate::model::init::initial_weights;
 use crate::model::spec::{ModelSpec, SpecError};
 use crate::model::weights::{Weights, WeightsError};
 use crate::proto::{FusedFrame, Keyframe};
+use crate::realtime;
 use crate::runtime::{Mode, RunError, Runtime, run};
 use crate::sink::Sink;
 use crate::source::mcap_log::{LogEnd, LogSummary};
@@ -217,16 +218,34 @@ pub fn on_tick_thread<R: Send>(
     threads: usize,
     work: impl FnOnce() -> R + Send,
 ) -> Result<R, Error> {
+    on_realtime_thread(threads, &RealtimeConfig::default(), |_| work())
+}
+
+/// As [`on_tick_thread`], its threads scheduled and pinned as configured; `work` is told what the system refused.
+///
+/// # Errors
+/// [`Error::Threads`] when threads cannot be started.
+pub fn on_realtime_thread<R: Send>(
+    threads: usize,
+    realtime: &RealtimeConfig,
+    work: impl FnOnce(Vec<String>) -> R + Send,
+) -> Result<R, Error> {
     let error = |reason: String| Error::Threads { threads, reason };
     std::thread::scope(|scope| {
         let body = move || {
+            let refused = realtime::apply_to_thread(realtime, 0).err();
+            let of_compute = realtime.clone();
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
                 .use_current_thread()
                 .thread_name(|i| format!("umm-compute-{i}"))
+                .start_handler(move |i| {
+                    // What it refuses here it has refused the tick thread as well, and that is said.
+                    let _ = realtime::apply_to_thread(&of_compute, i);
+                })
                 .build()
                 .map_err(|e| e.to_string())?;
-            let result = work();
+            let result = work(refused.unwrap_or_default());
             drop(pool);
             Ok(result)
         };

@@ -388,6 +388,33 @@ fn a_killed_run_is_restarted_warm() {
     assert!(text(&third).contains("begins without the earlier context: the keyframe is damaged"));
 }
 
+/// What the system does not give is said, and the run goes on.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_the_system_refuses_is_said() {
+    let dir = folder("live_realtime");
+    let config = dir.join("car.toml");
+    let shipped = include_str!("../config/demo.toml");
+    let realtime = "[realtime]\npriority = 10\ncores = [1023]\nlock_memory = true\n";
+    std::fs::write(&config, format!("{realtime}{shipped}")).unwrap();
+    let config = config.display().to_string();
+    let endpoint = free_endpoint();
+    let arguments = [
+        "run",
+        "--config",
+        &config,
+        "--listen",
+        &endpoint,
+        "--seconds",
+        "1",
+    ];
+    let live = wait(start(&arguments), Duration::from_secs(60));
+    let said = text(&live);
+    assert!(live.status.success(), "{said}");
+    assert!(said.contains("pinning to core 1023 is refused"), "{said}");
+    assert!(said.contains("stopped after"), "{said}");
+}
+
 /// A run without input says `starting`; a reporter says `failed` for a loop that stands still. Seen by a subscriber.
 #[test]
 fn silence_is_reported() {

@@ -15,7 +15,7 @@ use umm::keyframe::Identity;
 use umm::model::weights::Weights;
 use umm::play::{PlayOptions, play as play_log};
 use umm::proto::Keyframe;
-use umm::run::{self, on_tick_thread};
+use umm::run::{self, on_realtime_thread};
 use umm::runtime::{Mode, RunError, Runtime, run as drive};
 use umm::sink::mcap_file::McapFile;
 use umm::sink::state_file::StateFile;
@@ -145,7 +145,10 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
         limit: arguments.seconds.map(Duration::from_secs_f64),
     };
     let threads = config.engine.threads;
-    on_tick_thread(threads, || {
+    on_realtime_thread(threads, &config.realtime, |refused| {
+        for line in refused {
+            say!("warning: {line}");
+        }
         let received = Received {
             session: &session,
             recorder: recorder.as_ref(),
@@ -275,6 +278,11 @@ fn live(
         config.topics.len(),
         config.live.prefix
     );
+    if config.realtime.lock_memory
+        && let Err(line) = umm::realtime::lock_memory()
+    {
+        say!("warning: {line}");
+    }
     let pulse = Pulse::default();
     let patience = WATCHDOG_PERIODS * Duration::from_millis(config.engine.period_ms);
     let reporter =

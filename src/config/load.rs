@@ -164,6 +164,7 @@ fn check(config: &Config) -> Result<(), Fault> {
             ),
         ));
     }
+    check_realtime(config).map_err(|(key, reason)| fault(key, reason))?;
     if config.topics.is_empty() {
         return Err(fault("topic", "no [[topic]]: name at least one".to_owned()));
     }
@@ -186,6 +187,21 @@ fn check(config: &Config) -> Result<(), Fault> {
                 reason: format!("topic {} is named twice", topic.name),
             });
         }
+    }
+    Ok(())
+}
+
+fn check_realtime(config: &Config) -> Result<(), (&'static str, String)> {
+    const HIGHEST: u8 = 99;
+    let realtime = &config.realtime;
+    if realtime.priority > HIGHEST {
+        let reason = format!("priority = {} is over {HIGHEST}", realtime.priority);
+        return Err(("priority", reason));
+    }
+    let (cores, threads) = (realtime.cores.len(), config.engine.threads);
+    if cores > 0 && cores < threads {
+        let reason = format!("cores names {cores} for {threads} threads: name one for each");
+        return Err(("cores", reason));
     }
     Ok(())
 }

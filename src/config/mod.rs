@@ -28,6 +28,9 @@ pub struct Config {
     /// The live transport.
     #[serde(default)]
     pub live: LiveConfig,
+    /// How a live run uses the machine.
+    #[serde(default)]
+    pub realtime: RealtimeConfig,
     /// What is received, at least one.
     #[serde(rename = "topic", default)]
     pub topics: Vec<TopicConfig>,
@@ -148,6 +151,18 @@ impl Default for LiveConfig {
             prefix: "umm".to_owned(),
         }
     }
+}
+
+/// How a live run uses the machine; what the system refuses is said, and the run goes on without.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RealtimeConfig {
+    /// `SCHED_FIFO` priority of the tick and compute threads, 1 to 99; 0 leaves them as they are.
+    pub priority: u8,
+    /// Cores the tick thread and the compute threads are pinned to, one each, in this order; empty for any.
+    pub cores: Vec<usize>,
+    /// Locks all memory the run has after start-up, so that none of it is paged out or faulted in later.
+    pub lock_memory: bool,
 }
 
 /// Where a sample's capture time comes from.
