@@ -3,6 +3,7 @@
 
 mod support;
 
+use prost::Message;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use support::logs::{drive, folder, outputs};
 use umm::proto::{FusedFrame, Ledger};
+use zenoh::Wait;
 
 const UMM: &str = env!("CARGO_BIN_EXE_umm");
 
@@ -388,6 +390,218 @@ fn a_killed_run_is_restarted_warm() {
     assert!(text(&third).contains("begins without the earlier context: the keyframe is damaged"));
 }
 
+/// A session that connects to a run.
+fn connect(endpoint: &str) -> zenoh::Session {
+    let settings = umm::config::LiveConfig {
+        connect: vec![endpoint.to_owned()],
+        ..umm::config::LiveConfig::default()
+    };
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        match umm::zenoh_session::open(&settings) {
+            Ok(session) => break session,
+            Err(error) => assert!(Instant::now() < until, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Files may not grow beyond a limit, as on a disk that fills up: the outputs still go out, health says what failed, and
+/// what was written before can be read.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_said_and_the_run_goes_on() {
+    use umm::proto::{Health, health::State};
+    let dir = folder("live_full");
+    let path = |name: &str| dir.join(name).display().to_string();
+    let (log, out, inputs) = (path("drive.mcap"), path("live.mcap"), path("inputs.mcap"));
+    drive(Path::new(&log), 12.0);
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
+    let endpoint = free_endpoint();
+    // The limit is in blocks of 512 bytes; without its signal a write beyond it is an error.
+    let command = format!(
+        "trap '' XFSZ; ulimit -f 100; exec {UMM} run --config {config} --out {out} --record {inputs} --listen {endpoint} --seconds 20"
+    );
+    let live = Command::new("sh")
+        .args(["-c", &command])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let session = connect(&endpoint);
+    let fused = session.declare_subscriber("umm/fused").wait().unwrap();
+    let health = session.declare_subscriber("umm/health").wait().unwrap();
+    let played = wait(
+        start(&["play", &log, "--connect", &endpoint, "--wait", "20"]),
+        Duration::from_secs(60),
+    );
+    assert!(played.status.success(), "{}", text(&played));
+    let live = wait(live, Duration::from_secs(60));
+    let said = text(&live);
+    assert!(
+        said.contains("stopped after") && said.contains("Ledger (closes)"),
+        "{said}"
+    );
+    assert!(said.contains("the recording ends early"), "{said}");
+    assert!(
+        !live.status.success() && said.contains("live.mcap"),
+        "{said}"
+    );
+    let sent = fused.drain().count();
+    assert!(sent > 110, "{sent} frames were sent");
+    let last: Vec<Health> = health
+        .drain()
+        .map(|s| Health::decode(&s.payload().to_bytes()[..]).unwrap())
+        .collect();
+    let degraded = last.iter().rev().find(|h| h.state() == State::Degraded);
+    let reasons = degraded.map(|h| h.reasons.join("; ")).unwrap_or_default();
+    assert!(
+        reasons.contains("recording: ") && reasons.contains("outputs: "),
+        "{reasons}"
+    );
+    // Up to there everything is whole.
+    let again = path("again.mcap");
+    let replayed = wait(
+        start(&["replay", &inputs, "--config", config, "--out", &again]),
+        Duration::from_secs(60),
+    );
+    assert!(replayed.status.success(), "{}", text(&replayed));
+}
+
+/// A subscriber that takes a second for each message does not hold up the run.
+#[test]
+fn a_slow_subscriber_holds_up_nothing() {
+    let dir = folder("live_slow");
+    let path = |name: &str| dir.join(name).display().to_string();
+    let (log, out) = (path("drive.mcap"), path("live.mcap"));
+    drive(Path::new(&log), 6.0);
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
+    let endpoint = free_endpoint();
+    let live = start(&[
+        "run",
+        "--config",
+        config,
+        "--out",
+        &out,
+        "--listen",
+        &endpoint,
+        "--seconds",
+        "13",
+    ]);
+    let session = connect(&endpoint);
+    let _slow = session
+        .declare_subscriber("umm/**")
+        .callback(|_| std::thread::sleep(Duration::from_secs(1)))
+        .wait()
+        .unwrap();
+    let play = start(&["play", &log, "--connect", &endpoint, "--wait", "20"]);
+    let played = wait(play, Duration::from_secs(60));
+    assert!(played.status.success(), "{}", text(&played));
+    let live = wait(live, Duration::from_secs(60));
+    assert!(live.status.success(), "{}", text(&live));
+    let frames: Vec<FusedFrame> = outputs(Path::new(&out), "umm/fused");
+    let used = |f: &&FusedFrame| f.topics.iter().any(|t| t.samples_used > 0);
+    assert!(frames.iter().filter(used).count() >= 55, "{}", text(&live));
+    assert!(frames.windows(2).all(|f| f[1].tick == f[0].tick + 1));
+    std::mem::forget(session);
+}
+
+/// Another publisher on the same topics: no encoding, the wrong schema, cut and random bytes, far too many of them. All of
+/// it is counted, none of it harms what comes from the right one.
+#[test]
+fn a_rogue_publisher_is_counted_and_harms_nothing() {
+    let dir = folder("live_rogue");
+    let path = |name: &str| dir.join(name).display().to_string();
+    let (log, out) = (path("drive.mcap"), path("live.mcap"));
+    drive(Path::new(&log), 6.0);
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
+    let endpoint = free_endpoint();
+    let live = start(&[
+        "run",
+        "--config",
+        config,
+        "--out",
+        &out,
+        "--listen",
+        &endpoint,
+        "--seconds",
+        "14",
+    ]);
+    let session = connect(&endpoint);
+    let play = start(&["play", &log, "--connect", &endpoint, "--wait", "20"]);
+    let topics = [
+        "camera/front/image",
+        "audio/mic",
+        "imu",
+        "gps/fix",
+        "navigation/text",
+    ];
+    let schemas = [
+        "",
+        "protobuf;foxglove.CompressedImage",
+        "protobuf;foxglove.RawAudio",
+        "json",
+        "cdr;none/msg/Such",
+    ];
+    let random = umm::backend::parity::noise(1, 1 << 16);
+    let random: Vec<u8> = random.iter().map(|v| (v * 128.0) as i8 as u8).collect();
+    std::thread::sleep(Duration::from_millis(1500));
+    for round in 0..20 {
+        for topic in topics {
+            for schema in schemas {
+                let len = [0, 1, 40, 5000, 1 << 16][round % 5];
+                let encoding = match schema.split_once(';') {
+                    Some((message, schema)) => umm::zenoh_session::encoding(message, Some(schema)),
+                    None => umm::zenoh_session::encoding(schema, None),
+                };
+                session
+                    .put(topic, &random[..len])
+                    .encoding(encoding)
+                    .wait()
+                    .unwrap();
+            }
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    session
+        .put("camera/front/image", vec![7_u8; 30 << 20])
+        .wait()
+        .unwrap();
+    let played = wait(play, Duration::from_secs(60));
+    assert!(played.status.success(), "{}", text(&played));
+    let live = wait(live, Duration::from_secs(60));
+    let said = text(&live);
+    assert!(
+        live.status.success() && said.contains("Ledger (closes)"),
+        "{said}"
+    );
+    let frames: Vec<FusedFrame> = outputs(Path::new(&out), "umm/fused");
+    let ledgers: Vec<Ledger> = outputs(Path::new(&out), "umm/ledger");
+    assert!(ledgers.iter().all(|l| l.closes));
+    let last = ledgers.last().unwrap();
+    let bad: u64 = last
+        .topics
+        .iter()
+        .map(|t| t.undecodable + t.superseded)
+        .sum();
+    assert!(bad > 100, "{said}");
+    assert!(
+        last.topics[0].undecodable > 0 && !last.topics[0].last_error.is_empty(),
+        "{said}"
+    );
+    // The camera's own frames, by and after the flood.
+    let end = frames
+        .iter()
+        .rposition(|f| f.topics[0].samples_used > 0)
+        .unwrap();
+    let seen = frames[..=end]
+        .iter()
+        .rev()
+        .take(20)
+        .filter(|f| f.topics[0].samples_used > 0);
+    assert!(seen.count() >= 15, "{said}");
+}
+
 /// What the system does not give is said, and the run goes on.
 #[cfg(target_os = "linux")]
 #[test]
@@ -418,25 +632,13 @@ fn what_the_system_refuses_is_said() {
 /// A run without input says `starting`; a reporter says `failed` for a loop that stands still. Seen by a subscriber.
 #[test]
 fn silence_is_reported() {
-    use prost::Message;
     use umm::proto::{Health, health::State};
     use umm::watchdog::Silence;
-    use zenoh::Wait;
     let endpoint = free_endpoint();
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
     let mut live = start(&["run", "--config", config, "--listen", &endpoint]);
-    let settings = umm::config::LiveConfig {
-        connect: vec![endpoint],
-        ..umm::config::LiveConfig::default()
-    };
+    let session = connect(&endpoint);
     let until = Instant::now() + Duration::from_secs(30);
-    let session = loop {
-        match umm::zenoh_session::open(&settings) {
-            Ok(session) => break session,
-            Err(error) => assert!(Instant::now() < until, "{error}"),
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    };
     let subscriber = session.declare_subscriber("*/health").wait().unwrap();
     let next = |state: State| loop {
         let left = until.saturating_duration_since(Instant::now());

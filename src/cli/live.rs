@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use prost::Message;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use umm::backend::Backend;
 use umm::backend::cpu::{Cpu, Path as CpuPath};
@@ -21,7 +21,7 @@ use umm::sink::mcap_file::McapFile;
 use umm::sink::state_file::StateFile;
 use umm::sink::threaded::ThreadedSink;
 use umm::sink::zenoh::{ZenohSink, health_reporter};
-use umm::sink::{Channel, Output, Sink, SinkError, Tee};
+use umm::sink::{Channel, Fault, Output, Sink, SinkError, Tee};
 use umm::source::Inlet;
 use umm::source::recorder::{Recorder, Recording, RecordingEnd};
 use umm::source::zenoh::{SensorClock, ZenohSource};
@@ -135,17 +135,22 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
         sinks.push(Box::new(StateFile::new(state)));
     }
     let sink = ThreadedSink::new(Box::new(Tee(sinks)));
+    let mut faults = vec![sink.fault()];
+    let dropped = sink.dropped();
     let (recorder, recording) = match &arguments.record {
         Some(path) => Recording::create(path).map(|(a, b)| (Some(a), Some(b)))?,
         None => (None, None),
     };
+    faults.extend(recording.iter().map(Recording::fault));
     let begin = Begin {
+        faults,
+        dropped,
         restored,
         keyframes: arguments.state.is_some(),
         limit: arguments.seconds.map(Duration::from_secs_f64),
     };
     let threads = config.engine.threads;
-    on_realtime_thread(threads, &config.realtime, |refused| {
+    let ended = on_realtime_thread(threads, &config.realtime, |refused| {
         for line in refused {
             say!("warning: {line}");
         }
@@ -154,12 +159,14 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
             recorder: recorder.as_ref(),
         };
         live(&config, &weights, &received, sink, &begin, &stop).map_err(|e| e.to_string())
-    })??;
-    if let Some(out) = &arguments.out {
-        say!("wrote {}", out.display());
-    }
+    })?;
+    // Whatever the run came to, what was received is kept.
     if let (Some(recording), Some(path)) = (recording, &arguments.record) {
         print_recording(recording.finish(), path);
+    }
+    ended?;
+    if let Some(out) = &arguments.out {
+        say!("wrote {}", out.display());
     }
     Ok(())
 }
@@ -186,6 +193,9 @@ struct Received<'a> {
 
 /// How a live run begins and ends.
 struct Begin {
+    faults: Vec<Fault>,
+    /// Outputs that found no buffer free.
+    dropped: Arc<AtomicU64>,
     restored: Option<Keyframe>,
     keyframes: bool,
     limit: Option<Duration>,
@@ -253,6 +263,9 @@ fn live(
         stopwatch,
     )?;
     print_engine(weights, &runtime);
+    for fault in &how.faults {
+        runtime.watch(Arc::clone(fault));
+    }
     if how.keyframes {
         runtime.take_keyframes(config.keyframe_every_ticks());
     }
@@ -291,7 +304,7 @@ fn live(
         .map_err(|e| RunError::Sink(SinkError::Transport(format!("no watchdog thread: {e}"))))?;
     let begin = Instant::now();
     let mut announced = false;
-    drive(&mut source, &clock, &mut runtime, &mut |_, runtime| {
+    let ended = drive(&mut source, &clock, &mut runtime, &mut |_, runtime| {
         pulse.beat(runtime.ticks());
         if !announced && runtime.ticks() > 0 {
             announced = true;
@@ -301,9 +314,13 @@ fn live(
             stop.store(true, Ordering::Release);
         }
         Ok(())
-    })?;
+    });
     print_end(config, &runtime, &clock);
-    Ok(())
+    let dropped = how.dropped.load(Ordering::Relaxed);
+    if dropped > 0 {
+        say!("warning: {dropped} outputs were dropped: sinks were too slow");
+    }
+    Ok(ended?)
 }
 
 /// What the run has come to.

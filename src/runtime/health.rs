@@ -4,6 +4,7 @@ use crate::archive::{Archive, Archived};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::proto::health::State;
+use crate::sink::Fault;
 
 /// Deadlines missed in a row after which a run is degraded.
 const MISSES_TO_DEGRADE: u32 = 3;
@@ -13,6 +14,8 @@ pub(super) struct Health {
     state: State,
     required: Vec<Required>,
     misses_in_a_row: u32,
+    /// Of sinks and recordings.
+    faults: Vec<Fault>,
 }
 
 /// A topic the configuration requires.
@@ -37,7 +40,13 @@ impl Health {
             state: State::Starting,
             required: required.collect(),
             misses_in_a_row: 0,
+            faults: Vec::new(),
         }
+    }
+
+    /// From now on a fault is a reason.
+    pub fn watch(&mut self, fault: Fault) {
+        self.faults.push(fault);
     }
 
     /// To or from a keyframe: all that the next tick does not judge anew.
@@ -76,8 +85,10 @@ impl Health {
     pub fn reasons(&self) -> impl Iterator<Item = &str> {
         let missing = self.required.iter().filter(|r| r.missing);
         let late = self.misses_in_a_row >= MISSES_TO_DEGRADE;
+        let faults = self.faults.iter().filter_map(|f| f.get());
         missing
             .map(|r| r.reason.as_str())
             .chain(late.then_some("deadlines missed in a row"))
+            .chain(faults.map(String::as_str))
     }
 }

@@ -18,7 +18,7 @@ use crate::model::stage::{Stage, StageTimes};
 use crate::model::weights::Weights;
 use crate::output::{MeasuredTick, Outputs, Planned};
 use crate::queue::QueueReceiver;
-use crate::sink::{Channel, Output, Sink, SinkError};
+use crate::sink::{Channel, Fault, Output, Sink, SinkError};
 use crate::source::{Progress, Source, SourceError};
 use crate::time::Clock;
 use crate::timing::Timing;
@@ -141,6 +141,11 @@ impl Runtime {
             identity: Identity::new(config, weights),
             keyframes: None,
         })
+    }
+
+    /// From now on the run's health says what has gone wrong there.
+    pub fn watch(&mut self, fault: Fault) {
+        self.health.watch(fault);
     }
 
     /// The clock reading at which the next tick closes at the latest.

@@ -24,7 +24,8 @@ pub struct McapFile {
     writer: mcap::Writer<BufWriter<File>>,
     channels: HashMap<Channel, (u16, u32)>,
     frames: u64,
-    finished: bool,
+    /// Finished, or failed: nothing more is written, since after half a record nothing could be read.
+    closed: bool,
 }
 
 /// Creates an MCAP file of compressed chunks, replacing an older one.
@@ -74,7 +75,7 @@ impl McapFile {
             writer,
             channels: HashMap::new(),
             frames: 0,
-            finished: false,
+            closed: false,
         })
     }
 
@@ -114,7 +115,27 @@ impl McapFile {
 }
 
 impl Sink for McapFile {
+    /// The first failure is an error; after it outputs are let go.
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
+        if self.closed {
+            return Ok(());
+        }
+        let written = self.write(output);
+        self.closed = written.is_err();
+        written
+    }
+
+    fn finish(&mut self) -> Result<(), SinkError> {
+        if !self.closed {
+            self.closed = true;
+            self.writer.finish().map_err(|e| self.error(e))?;
+        }
+        Ok(())
+    }
+}
+
+impl McapFile {
+    fn write(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
         let payload = match output.channel {
             Channel::Thumbnail => Cow::Owned(thumbnail::encode(output)),
             _ => Cow::Borrowed(output.payload),
@@ -134,14 +155,6 @@ impl Sink for McapFile {
             if self.frames.is_multiple_of(FLUSH_EVERY) {
                 self.writer.flush().map_err(|e| self.error(e))?;
             }
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Result<(), SinkError> {
-        if !self.finished {
-            self.finished = true;
-            self.writer.finish().map_err(|e| self.error(e))?;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ mod thumbnail;
 pub mod zenoh;
 
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 /// Which stream of outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,16 +123,22 @@ pub trait Sink: Send {
     fn finish(&mut self) -> Result<(), SinkError>;
 }
 
-/// Hands every output to several sinks, in order.
+/// Hands every output to several sinks, in order. One that fails does not keep it from the others; the first failure is
+/// the result.
 #[derive(Default)]
 pub struct Tee(pub Vec<Box<dyn Sink>>);
 
 impl Sink for Tee {
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
-        self.0.iter_mut().try_for_each(|sink| sink.publish(output))
+        let each = self.0.iter_mut().map(|sink| sink.publish(output));
+        each.fold(Ok(()), Result::and)
     }
 
     fn finish(&mut self) -> Result<(), SinkError> {
-        self.0.iter_mut().try_for_each(|sink| sink.finish())
+        let each = self.0.iter_mut().map(|sink| sink.finish());
+        each.fold(Ok(()), Result::and)
     }
 }
+
+/// What went wrong on another thread, once it has; the run looks at it and says so in its health.
+pub type Fault = Arc<OnceLock<String>>;

@@ -1,7 +1,7 @@
 //! A sink on a thread of its own. Buffers circulate between the two sides; when none is free the output is dropped and
 //! counted, the tick loop never waits.
 
-use super::{Channel, Output, Sink, SinkError};
+use super::{Channel, Fault, Output, Sink, SinkError};
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,7 +32,8 @@ struct Shared {
     free: ArrayQueue<Vec<u8>>,
     /// For keyframes; grow with the first.
     free_large: ArrayQueue<Vec<u8>>,
-    dropped: AtomicU64,
+    dropped: Arc<AtomicU64>,
+    fault: Fault,
     stop: AtomicBool,
 }
 
@@ -52,14 +53,15 @@ pub struct ThreadedSink {
 }
 
 impl ThreadedSink {
-    /// Moves `inner` to a new thread. A failing inner sink stops being written to; its error comes out of
-    /// [`Sink::finish`].
+    /// Moves `inner` to a new thread. Its first failure is the thread's [`ThreadedSink::fault`] and comes out of
+    /// [`Sink::finish`]; it goes on being given outputs, since what it stands for may come back.
     pub fn new(mut inner: Box<dyn Sink>) -> ThreadedSink {
         let shared = Arc::new(Shared {
             full: ArrayQueue::new(BUFFERS + LARGE_BUFFERS),
             free: ArrayQueue::new(BUFFERS),
             free_large: ArrayQueue::new(LARGE_BUFFERS),
-            dropped: AtomicU64::new(0),
+            dropped: Arc::default(),
+            fault: Fault::default(),
             stop: AtomicBool::new(false),
         });
         for _ in 0..BUFFERS {
@@ -77,8 +79,13 @@ impl ThreadedSink {
     }
 
     /// Outputs dropped because the sink was too slow.
-    pub fn dropped(&self) -> u64 {
-        self.shared.dropped.load(Ordering::Relaxed)
+    pub fn dropped(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.shared.dropped)
+    }
+
+    /// What has gone wrong.
+    pub fn fault(&self) -> Fault {
+        Arc::clone(&self.shared.fault)
     }
 }
 
@@ -88,19 +95,22 @@ fn drain(shared: &Shared, sink: &mut dyn Sink) -> Result<(), SinkError> {
         // Read before the queue: a stop that is seen means that everything before it is in the queue.
         let stopping = shared.stop.load(Ordering::Acquire);
         while let Some(mut parcel) = shared.full.pop() {
-            if failed.is_ok() {
-                failed = sink.publish(&Output {
-                    channel: parcel.channel,
-                    publish_time_ns: parcel.publish_time_ns,
-                    about_time_ns: parcel.about_time_ns,
-                    payload: &parcel.payload,
-                });
+            let published = sink.publish(&Output {
+                channel: parcel.channel,
+                publish_time_ns: parcel.publish_time_ns,
+                about_time_ns: parcel.about_time_ns,
+                payload: &parcel.payload,
+            });
+            if let Err(error) = published {
+                shared.fault.get_or_init(|| format!("outputs: {error}"));
+                failed = failed.and(Err(error));
             }
             parcel.payload.clear();
             let _ = shared.free_of(parcel.channel).push(parcel.payload);
         }
         if stopping {
-            return failed.and(sink.finish());
+            let finished = sink.finish();
+            return failed.and(finished);
         }
         std::thread::park_timeout(IDLE);
     }

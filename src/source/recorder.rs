@@ -1,8 +1,8 @@
 //! Records what a live run receives, as an MCAP log of its own: any tool reads it, and a replay that follows the run's
 //! journal needs it. Callbacks hand messages over without waiting; a thread writes them.
 
-use crate::sink::SinkError;
 use crate::sink::mcap_file::create_log;
+use crate::sink::{Fault, SinkError};
 use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
 use std::collections::BTreeMap;
@@ -64,6 +64,7 @@ struct Counts {
 struct Shared {
     queue: ArrayQueue<Recorded>,
     counts: Counts,
+    fault: Fault,
 }
 
 /// The receiving callbacks' end.
@@ -110,6 +111,7 @@ impl Recording {
         let shared = Arc::new(Shared {
             queue: ArrayQueue::new(MAX_WAITING),
             counts: Counts::default(),
+            fault: Fault::default(),
         });
         let theirs = Arc::clone(&shared);
         let mut file = RecordingFile {
@@ -127,6 +129,11 @@ impl Recording {
             })?;
         let recorder = Recorder(Arc::clone(&shared));
         Ok((recorder, Recording { shared, thread }))
+    }
+
+    /// Why writing has ended, if it has.
+    pub fn fault(&self) -> Fault {
+        Arc::clone(&self.shared.fault)
     }
 
     /// Writes what still waits and closes the file.
@@ -166,9 +173,17 @@ impl RecordingFile {
                 }
                 counts.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             }
+            if let Some(failure) = &failure {
+                let path = self.path.display();
+                shared
+                    .fault
+                    .get_or_init(|| format!("recording: {path}: {failure}"));
+            }
             if stopping {
-                let finished = self.writer.finish().map(drop);
-                let failure = failure.or(finished.err());
+                // After half a record nothing could be read: a failed file is left as it is.
+                if failure.is_none() {
+                    failure = self.writer.finish().err();
+                }
                 return RecordingEnd {
                     written: self.written,
                     dropped: counts.dropped.load(Ordering::Relaxed),
