@@ -80,10 +80,7 @@ const PATHS: [(&str, &str); 6] = [
     ("sensor_msgs/msg/NavSatFix", "latitude"),
     ("nav_msgs/msg/Odometry", "twist.linear.x"),
     ("geometry_msgs/msg/TwistStamped", "linear.x"),
-    (
-        "diagnostic_msgs/msg/DiagnosticArray",
-        "temp",
-    ),
+    ("diagnostic_msgs/msg/DiagnosticArray", "temp"),
     ("foxglove.LocationFix", "longitude"),
 ];
 
