@@ -232,7 +232,9 @@ fn publish() {
     });
     let begin = Instant::now();
     let matching = || {
-        let mut each = publishers.iter().map(zenoh::pubsub::Publisher::matching_status);
+        let mut each = publishers
+            .iter()
+            .map(zenoh::pubsub::Publisher::matching_status);
         each.all(|status| status.wait().is_ok_and(|m| m.matching()))
     };
     while !matching() {
@@ -348,7 +350,10 @@ fn main() {
     }
     // A section's name runs that one alone.
     let wanted = |name: &str| {
-        let mut names = std::env::args().skip(1).filter(|a| !a.starts_with('-')).peekable();
+        let mut names = std::env::args()
+            .skip(1)
+            .filter(|a| !a.starts_with('-'))
+            .peekable();
         names.peek().is_none() || names.any(|a| a == name)
     };
     println!("| | p50 us | p99 us | max us |\n|---|---|---|---|");

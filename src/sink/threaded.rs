@@ -14,8 +14,12 @@ const BUFFERS: usize = 256;
 /// Room every buffer has from the start; larger outputs grow it once.
 const BUFFER_BYTES: usize = 16 << 10;
 
-/// Keyframes that may wait: they are large, and a later one is as good.
-const LARGE_BUFFERS: usize = 2;
+/// Thumbnails that may wait. They are larger than all else but keyframes: with buffers of their own, which grow once, the
+/// others stay small.
+const THUMBNAIL_BUFFERS: usize = 4;
+
+/// Keyframes that may wait: they are very large, and a later one is as good.
+const KEYFRAME_BUFFERS: usize = 2;
 
 /// How often an idle sink thread looks at its stop flag.
 const IDLE: Duration = Duration::from_millis(20);
@@ -30,17 +34,26 @@ struct Parcel {
 struct Shared {
     full: ArrayQueue<Parcel>,
     free: ArrayQueue<Vec<u8>>,
-    /// For keyframes; grow with the first.
-    free_large: ArrayQueue<Vec<u8>>,
+    free_thumbnails: ArrayQueue<Vec<u8>>,
+    free_keyframes: ArrayQueue<Vec<u8>>,
     dropped: Arc<AtomicU64>,
     fault: Fault,
     stop: AtomicBool,
 }
 
+fn buffers(n: usize, bytes: usize) -> ArrayQueue<Vec<u8>> {
+    let queue = ArrayQueue::new(n);
+    for _ in 0..n {
+        let _ = queue.push(Vec::with_capacity(bytes));
+    }
+    queue
+}
+
 impl Shared {
     fn free_of(&self, channel: Channel) -> &ArrayQueue<Vec<u8>> {
         match channel {
-            Channel::Keyframe => &self.free_large,
+            Channel::Thumbnail => &self.free_thumbnails,
+            Channel::Keyframe => &self.free_keyframes,
             _ => &self.free,
         }
     }
@@ -57,19 +70,14 @@ impl ThreadedSink {
     /// [`Sink::finish`]; it goes on being given outputs, since what it stands for may come back.
     pub fn new(mut inner: Box<dyn Sink>) -> ThreadedSink {
         let shared = Arc::new(Shared {
-            full: ArrayQueue::new(BUFFERS + LARGE_BUFFERS),
-            free: ArrayQueue::new(BUFFERS),
-            free_large: ArrayQueue::new(LARGE_BUFFERS),
+            full: ArrayQueue::new(BUFFERS + THUMBNAIL_BUFFERS + KEYFRAME_BUFFERS),
+            free: buffers(BUFFERS, BUFFER_BYTES),
+            free_thumbnails: buffers(THUMBNAIL_BUFFERS, 0),
+            free_keyframes: buffers(KEYFRAME_BUFFERS, 0),
             dropped: Arc::default(),
             fault: Fault::default(),
             stop: AtomicBool::new(false),
         });
-        for _ in 0..BUFFERS {
-            let _ = shared.free.push(Vec::with_capacity(BUFFER_BYTES));
-        }
-        for _ in 0..LARGE_BUFFERS {
-            let _ = shared.free_large.push(Vec::new());
-        }
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("umm-sink".to_owned())
@@ -131,7 +139,12 @@ impl Sink for ThreadedSink {
         };
         // As many places as buffers: there is always one for a buffer that was free.
         let _ = self.shared.full.push(parcel);
-        if let Some(thread) = &self.thread {
+        // Waking costs a system call. The frame goes out at once; what follows it is seen then, or an idle look later.
+        if let Some(thread) = self
+            .thread
+            .as_ref()
+            .filter(|_| output.channel == Channel::Fused)
+        {
             thread.thread().unpark();
         }
         Ok(())
