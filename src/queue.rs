@@ -107,7 +107,8 @@ mod tests {
 
     #[test]
     fn nothing_is_lost_uncounted_between_threads() {
-        const PUSHED: u64 = 200_000;
+        // The interpreter that looks for data races is slow.
+        const PUSHED: u64 = if cfg!(miri) { 500 } else { 200_000 };
         let (sender, receiver) = bounded(64, Keep::Newest);
         let producer = std::thread::spawn(move || {
             (0..PUSHED).for_each(|i| sender.push(sample(i)));

@@ -103,6 +103,34 @@ fn an_input_that_was_not_recorded_is_named() {
     );
 }
 
+/// A run of this machine repeated by a processor of 2013, emulated: AVX2 and fused multiply-add, no AVX-512.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn another_processor_comes_to_the_same_digests() {
+    use std::process::Command;
+    const EMULATOR: &str = "qemu-x86_64";
+    if Command::new(EMULATOR).arg("--version").output().is_err() {
+        println!("skipped: {EMULATOR} is not installed");
+        return;
+    }
+    let dir = folder("follow_processor");
+    let (log, out) = (dir.join("drive.mcap"), dir.join("out.mcap"));
+    drive(&log, 1.0);
+    replay_to(&log, &shipped("demo.toml"), &out, Speed::Fastest).unwrap();
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
+    let repeated = Command::new(EMULATOR)
+        .args(["-cpu", "Haswell", env!("CARGO_BIN_EXE_umm"), "replay"])
+        .arg(&log)
+        .args(["--config", config, "--follow"])
+        .arg(&out)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&repeated.stdout);
+    let errors = String::from_utf8_lossy(&repeated.stderr);
+    assert!(repeated.status.success(), "{said}{errors}");
+    assert!(said.contains("the run is repeated"), "{said}{errors}");
+}
+
 #[test]
 fn epochs_are_followed() {
     let dir = folder("follow_epochs");

@@ -162,3 +162,92 @@ impl Sink for ThreadedSink {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicUsize;
+
+    /// Keeps what it gets; fails at the third output; waits while the gate is shut.
+    #[derive(Default)]
+    struct Inner {
+        got: Arc<Mutex<Vec<Vec<u8>>>>,
+        shut: Arc<AtomicBool>,
+        fails_at: Option<usize>,
+        seen: AtomicUsize,
+    }
+
+    impl Sink for Inner {
+        fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
+            while self.shut.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            let seen = self.seen.fetch_add(1, Ordering::Relaxed);
+            if self.fails_at == Some(seen) {
+                return Err(SinkError::Transport("no space".to_owned()));
+            }
+            self.got.lock().unwrap().push(output.payload.to_vec());
+            Ok(())
+        }
+        fn finish(&mut self) -> Result<(), SinkError> {
+            Ok(())
+        }
+    }
+
+    fn publish(sink: &mut ThreadedSink, channel: Channel, number: usize) {
+        let payload = number.to_le_bytes();
+        let output = Output {
+            channel,
+            publish_time_ns: 0,
+            about_time_ns: 0,
+            payload: &payload,
+        };
+        sink.publish(&output).unwrap();
+    }
+
+    #[test]
+    fn everything_arrives_in_order() {
+        let inner = Inner::default();
+        let got = Arc::clone(&inner.got);
+        let mut sink = ThreadedSink::new(Box::new(inner));
+        let channels = [Channel::Fused, Channel::Journal, Channel::Thumbnail];
+        (0..BUFFERS / 2).for_each(|i| publish(&mut sink, channels[i % 3], i));
+        let dropped = sink.dropped();
+        sink.finish().unwrap();
+        let lost = dropped.load(Ordering::Relaxed) as usize;
+        let got = got.lock().unwrap();
+        assert_eq!(got.len() + lost, BUFFERS / 2);
+        assert!(got.is_sorted_by_key(|b| usize::from_le_bytes(b[..].try_into().unwrap())));
+    }
+
+    #[test]
+    fn a_failure_is_known_and_the_rest_still_goes_out() {
+        let inner = Inner {
+            fails_at: Some(2),
+            ..Inner::default()
+        };
+        let got = Arc::clone(&inner.got);
+        let mut sink = ThreadedSink::new(Box::new(inner));
+        let fault = sink.fault();
+        (0..6).for_each(|i| publish(&mut sink, Channel::Fused, i));
+        assert!(sink.finish().is_err());
+        assert_eq!(fault.get().map(String::as_str), Some("outputs: no space"));
+        assert_eq!(got.lock().unwrap().len(), 5);
+    }
+
+    #[test]
+    fn a_sink_that_stands_still_costs_outputs_and_no_time() {
+        let inner = Inner::default();
+        let (got, shut) = (Arc::clone(&inner.got), Arc::clone(&inner.shut));
+        shut.store(true, Ordering::Release);
+        let mut sink = ThreadedSink::new(Box::new(inner));
+        let dropped = sink.dropped();
+        const MORE: usize = 10;
+        (0..BUFFERS + MORE).for_each(|i| publish(&mut sink, Channel::Fused, i));
+        assert_eq!(dropped.load(Ordering::Relaxed), MORE as u64);
+        shut.store(false, Ordering::Release);
+        sink.finish().unwrap();
+        assert_eq!(got.lock().unwrap().len(), BUFFERS);
+    }
+}
