@@ -181,14 +181,25 @@ fn a_killed_run_leaves_readable_logs() {
     let mut live = start(&[
         "run", "--config", config, "--out", &out, "--record", &inputs, "--listen", &endpoint,
     ]);
+    let session = connect(&endpoint);
+    let fused = session.declare_subscriber("umm/fused").wait().unwrap();
     let mut play = start(&["play", &log, "--connect", &endpoint, "--wait", "20"]);
     // Until enough has been flushed.
     wait_for_bytes(&inputs, 1_000_000);
     std::thread::sleep(Duration::from_millis(1500));
     live.kill().unwrap();
     live.wait().unwrap();
+    let last = fused.drain().last().expect("frames were published");
+    let last = FusedFrame::decode(&last.payload().to_bytes()[..]).unwrap();
     play.kill().unwrap();
     play.wait().unwrap();
+    // Both logs reach to a second before the end, the time between two flushes, and a little.
+    const LOST_NS: u64 = 1_500_000_000;
+    for log in [&inputs, &out] {
+        let kept = umm::source::mcap_log::summarize(Path::new(log)).unwrap();
+        let (_, kept_ns) = kept.span_ns.unwrap();
+        assert!(kept_ns + LOST_NS > last.tick_time_ns, "{log}");
+    }
     let again = path("again.mcap");
     let replayed = wait(
         start(&["replay", &inputs, "--config", config, "--out", &again]),

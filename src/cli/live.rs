@@ -151,6 +151,10 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     };
     let threads = config.engine.threads;
     let ended = on_realtime_thread(threads, &config.realtime, |refused| {
+        let asked = config.realtime.priority > 0 || !config.realtime.cores.is_empty();
+        if asked && refused.is_empty() {
+            say!("priority and cores are as configured");
+        }
         for line in refused {
             say!("warning: {line}");
         }
@@ -291,10 +295,11 @@ fn live(
         config.topics.len(),
         config.live.prefix
     );
-    if config.realtime.lock_memory
-        && let Err(line) = umm::realtime::lock_memory()
-    {
-        say!("warning: {line}");
+    if config.realtime.lock_memory {
+        match umm::realtime::lock_memory() {
+            Ok(()) => say!("memory is locked"),
+            Err(line) => say!("warning: {line}"),
+        }
     }
     let pulse = Pulse::default();
     let patience = WATCHDOG_PERIODS * Duration::from_millis(config.engine.period_ms);

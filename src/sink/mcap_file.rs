@@ -11,11 +11,11 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
-/// Chunks are closed at this size: what an abort may lose is at most one.
+/// Chunks are closed at this size at the latest.
 const CHUNK_BYTES: u64 = 1 << 20;
 
-/// Fused frames after which the file is flushed.
-const FLUSH_EVERY: u64 = 50;
+/// Fused frames after which the file is flushed, a second at ten a second: what a crash may lose at most.
+const FLUSH_EVERY: u64 = 10;
 
 /// Writes one output log.
 pub struct McapFile {

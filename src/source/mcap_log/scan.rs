@@ -181,6 +181,11 @@ impl<R: Read + Seek> Walk<'_, R> {
             return Ok(self.lose(at, reason));
         };
         let needed = head.head_bytes.saturating_add(head.packed_bytes);
+        if length == u64::MAX {
+            // Writers put this there first, and the length when the chunk is done.
+            let reason = "a chunk that was not finished: its writer was stopped".to_owned();
+            return Ok(self.lose(at, reason));
+        }
         if needed > length {
             let reason = format!("a chunk of {length} bytes says that it needs {needed}");
             return Ok(self.lose(at, reason));
