@@ -2,6 +2,7 @@
 
 use crate::archive::{Archive, Archived};
 use crate::backend::cpu::math;
+use crate::umm::arena::prefault;
 use crate::umm::ring::Ring;
 
 /// Earlier moments named in each output.
@@ -30,10 +31,12 @@ pub struct MomentRing {
 impl MomentRing {
     /// Room for `capacity` embeddings of `dim`.
     pub fn new(capacity: usize, dim: usize) -> MomentRing {
+        let mut embeddings = vec![0.0; capacity * dim];
+        prefault(&mut embeddings);
         MomentRing {
             ring: Ring::new(capacity),
             dim,
-            embeddings: vec![0.0; capacity * dim],
+            embeddings,
             ticks: vec![(0, 0); capacity],
         }
     }

@@ -8,6 +8,17 @@ use crate::backend::Region;
 /// Elements of `f32` in a cache line; every buffer begins on one.
 const ALIGN: usize = 16;
 
+/// Elements in the smallest page there is.
+const PAGE: usize = 4096 / size_of::<f32>();
+
+/// Touches every page of fresh, zeroed memory: page faults belong to start-up, not to the first tick that gets there.
+pub fn prefault(memory: &mut [f32]) {
+    for first_of_page in memory.iter_mut().step_by(PAGE) {
+        // A zero the compiler does not see through: it would leave out writing zeros to zeroed memory.
+        *first_of_page = std::hint::black_box(0.0);
+    }
+}
+
 /// A reserved buffer, for the listing.
 #[derive(Clone, Debug)]
 pub struct Reservation {

@@ -9,6 +9,7 @@ pub(crate) mod math;
 mod plain;
 
 use super::{Backend, Epilogue, HeadShape, LinearId, NormIds, Region, Segments, TableId};
+use crate::umm::arena::prefault;
 use rten_gemm::{GemmExecutor, PackedBMatrix};
 
 /// Which implementation of the operations runs.
@@ -96,8 +97,7 @@ impl Backend for Cpu {
 
     fn allocate(&mut self, arena_len: usize) {
         self.arena = vec![0.0; arena_len];
-        // Written, not only reserved: page faults belong to start-up, not to the first tick.
-        self.arena.fill(0.0);
+        prefault(&mut self.arena);
     }
 
     fn add_linear(
