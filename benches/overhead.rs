@@ -295,7 +295,7 @@ fn transport() {
             times_ns
         });
         let (inlet, queues) = Inlet::new(&config);
-        let clock = SensorClock::new();
+        let clock = SensorClock::new(&config);
         let mut source =
             ZenohSource::subscribe(&session, &inlet, clock.clone(), Arc::clone(&stop), None)
                 .expect("a subscription");

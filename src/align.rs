@@ -54,8 +54,11 @@ pub struct AlignConfig {
     pub epoch_jump_ns: u64,
     /// A capture time this far ahead of the clock is a broken stamp.
     pub max_future_ns: u64,
-    /// After this long without a sample, empty ticks are passed over until one comes.
+    /// After this long without a sample, empty ticks are passed over until one comes. A live run says that nothing comes:
+    /// it passes over ticks only where its clock leaps ahead by more.
     pub max_gap_ns: u64,
+    /// Whether it is a live run.
+    pub live: bool,
     /// Topics.
     pub topics: Vec<TopicRule>,
 }
@@ -180,6 +183,10 @@ pub struct Aligner {
     tick: u64,
     empty_ticks: u64,
     begun: bool,
+    /// No tick closes before the first sample.
+    awaits_first: bool,
+    /// The clock has leapt: empty ticks before this time are passed over.
+    leapt_to_ns: Option<u64>,
 }
 
 impl Aligner {
@@ -203,6 +210,8 @@ impl Aligner {
             tick: 0,
             empty_ticks: 0,
             begun: false,
+            awaits_first: false,
+            leapt_to_ns: None,
         }
     }
 
@@ -243,6 +252,8 @@ impl Aligner {
         self.tick = 0;
         self.empty_ticks = 0;
         self.begun = false;
+        self.awaits_first = false;
+        self.leapt_to_ns = None;
     }
 
     /// Goes on in the epoch of an earlier run, after its tick `tick`: what lay between is a gap. A first sample from before
@@ -253,8 +264,7 @@ impl Aligner {
         self.tick = tick;
         self.now_ns = self.tick_time_ns(tick);
         self.begun = true;
-        // However long a gap may be: ticks begin with the first sample.
-        self.empty_ticks = u64::MAX - 1;
+        self.awaits_first = true;
     }
 
     /// The state between two ticks, to or from a keyframe; the samples that wait, in order, as `awaited`. After a thaw they
@@ -269,6 +279,8 @@ impl Aligner {
         archive.number("tick", &mut self.tick)?;
         archive.number("empty ticks", &mut self.empty_ticks)?;
         archive.flag("begun", &mut self.begun)?;
+        archive.flag("first sample", &mut self.awaits_first)?;
+        archive.option("leap", &mut self.leapt_to_ns)?;
         archive.same("topics", self.topics.len() as u64)?;
         let rules = self.topics.iter_mut().zip(&self.config.topics);
         for (index, (topic, rule)) in rules.enumerate() {
@@ -318,7 +330,7 @@ impl Aligner {
     /// # Errors
     /// [`Refused`]; the ledger has the entry.
     pub fn offer(&mut self, sample: Sample, now_ns: u64) -> Result<(), Refused> {
-        self.now_ns = self.now_ns.max(now_ns);
+        self.note_now(now_ns);
         let index = sample.topic;
         let closed_ns = (self.tick > 0).then(|| self.tick_time_ns(self.tick));
         let next_ns = self.origin_ns.map(|_| self.tick_time_ns(self.tick + 1));
@@ -363,21 +375,33 @@ impl Aligner {
         Ok(())
     }
 
+    fn note_now(&mut self, now_ns: u64) {
+        let leap_ns = now_ns.saturating_sub(self.now_ns);
+        if self.config.live && self.begun && leap_ns > self.config.max_gap_ns {
+            self.leapt_to_ns = Some(now_ns.saturating_sub(self.config.max_wait_ns));
+        }
+        self.now_ns = self.now_ns.max(now_ns);
+    }
+
     /// The clock reading at which the next tick closes at the latest; none before the first sample and in a gap.
     pub fn next_deadline_ns(&self) -> Option<u64> {
         self.origin_ns?;
-        let idle = self.idle() && self.earliest_waiting_ns().is_none();
+        let idle = self.idle() && self.next_needed_ns().is_none();
         let next = self.tick_time_ns(self.next_tick());
         (!idle).then(|| next.saturating_add(self.config.max_wait_ns))
     }
 
     /// Closes the next tick if it is due; call until it says no.
     pub fn close_into(&mut self, now_ns: u64, out: &mut Tick) -> bool {
-        let Some(deadline_ns) = self.next_deadline_ns() else {
+        let deadline_ns = self.next_deadline_ns();
+        if deadline_ns.is_none() {
             // Nothing has come yet: the clock may still be another than the sensors'.
             return false;
+        }
+        self.note_now(now_ns);
+        let Some(deadline_ns) = self.next_deadline_ns().or(deadline_ns) else {
+            return false;
         };
-        self.now_ns = self.now_ns.max(now_ns);
         let next = self.next_tick();
         let next_ns = self.tick_time_ns(next);
         let reason = if self.all_required_after(next_ns) {
@@ -405,8 +429,17 @@ impl Aligner {
         self.origin_ns.unwrap_or(0).saturating_add(since)
     }
 
+    /// Whether empty ticks are passed over just now.
     fn idle(&self) -> bool {
-        self.empty_ticks.saturating_mul(self.config.period_ns) >= self.config.max_gap_ns
+        let empty_ns = self.empty_ticks.saturating_mul(self.config.period_ns);
+        let gap = !self.config.live && empty_ns >= self.config.max_gap_ns;
+        gap || self.awaits_first || self.leapt_to_ns.is_some()
+    }
+
+    /// The first time that must be covered: of a sample that waits, or where the clock has leapt to.
+    fn next_needed_ns(&self) -> Option<u64> {
+        let earliest_ns = self.earliest_waiting_ns();
+        earliest_ns.into_iter().chain(self.leapt_to_ns).min()
     }
 
     fn earliest_waiting_ns(&self) -> Option<u64> {
@@ -414,16 +447,16 @@ impl Aligner {
         fronts.map(|w| w.sample.capture_time_ns).min()
     }
 
-    /// The tick to close next: the following one, or after a gap the one that covers the first waiting sample.
+    /// The tick to close next: the following one, or in a gap the one that covers what is needed next.
     fn next_tick(&self) -> u64 {
         let following = self.tick + 1;
         let Some(origin_ns) = self.origin_ns.filter(|_| self.idle()) else {
             return following;
         };
-        let Some(earliest_ns) = self.earliest_waiting_ns() else {
+        let Some(needed_ns) = self.next_needed_ns() else {
             return following;
         };
-        let since = earliest_ns.saturating_sub(origin_ns);
+        let since = needed_ns.saturating_sub(origin_ns);
         following.max(since.div_ceil(self.config.period_ns))
     }
 
@@ -476,6 +509,8 @@ impl Aligner {
         out.skipped = tick - self.tick - 1;
         out.first_of_epoch = !self.begun;
         self.begun = true;
+        self.awaits_first = false;
+        self.leapt_to_ns = self.leapt_to_ns.filter(|&to_ns| to_ns > tick_time_ns);
         self.empty_ticks = if out.taken.is_empty() {
             self.empty_ticks + 1
         } else {

@@ -144,8 +144,6 @@ fn config_digest(config: &Config) -> u64 {
     engine.threads = 0;
     engine.memory_limit_mib = 0;
     engine.keyframe_every_ms = 0;
-    // A live run sets its own.
-    engine.max_gap_ms = 0;
     xxh3_64(format!("{engine:?} {:?}", config.topics).as_bytes())
 }
 

@@ -39,7 +39,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![3 => arrive, 2 => by.prop_map(|by_ms| Event::Clock { by_ms })]
 }
 
-fn config(late: Late, required: bool) -> AlignConfig {
+fn config(late: Late, required: bool, live: bool) -> AlignConfig {
     let topic = |name: &str, required, per_tick, keep, capacity| TopicRule {
         name: name.to_owned(),
         required,
@@ -55,6 +55,7 @@ fn config(late: Late, required: bool) -> AlignConfig {
         epoch_jump_ns: 100 * MS,
         max_future_ns: 1000 * MS,
         max_gap_ns: 1000 * MS,
+        live,
         topics: vec![
             topic("camera", required, 1, Keep::Newest, 8),
             topic("audio", false, 5, Keep::All, 16),
@@ -120,8 +121,9 @@ proptest! {
         events in prop::collection::vec(event(), 1..120),
         late in prop::sample::select(vec![Late::Fold, Late::Drop]),
         required in any::<bool>(),
+        live in any::<bool>(),
     ) {
-        let config = config(late, required);
+        let config = config(late, required, live);
         // A queue shorter than a flood: what it drops is counted like the rest.
         let queues: Vec<_> = config.topics.iter().map(|t| bounded(32, t.keep)).collect();
         let mut run = Run { aligner: Aligner::new(config), tick: Tick::default(), pushed: vec![0; 3], last: None, skipped: 0 };
@@ -200,7 +202,7 @@ fn ticks_close_when_they_should() {
         format: Err("not decoded here".into()),
     };
     let at = |ms: u64| START_NS + ms * MS;
-    let mut aligner = Aligner::new(config(Late::Fold, true));
+    let mut aligner = Aligner::new(config(Late::Fold, true, false));
     let mut tick = Tick::default();
     aligner.offer(sample(0, 50), at(50)).unwrap();
     aligner.offer(sample(1, 60), at(60)).unwrap();
@@ -223,4 +225,44 @@ fn ticks_close_when_they_should() {
     aligner.offer(sample(0, 301), at(310)).unwrap();
     assert!(aligner.close_into(at(310), &mut tick));
     assert_eq!(tick.taken.iter().filter(|t| t.late).count(), 1);
+}
+
+/// A live clock that leaps ahead by a year: a few ticks, not a year's; then they go on as before, with input or without.
+#[test]
+fn a_leap_of_the_clock_is_passed_over() {
+    const YEAR_MS: u64 = 365 * 24 * 3_600_000;
+    let sample = |at_ms: u64| Sample {
+        topic: 0,
+        sequence: 0,
+        capture_time_ns: START_NS + at_ms * MS,
+        log_time_ns: START_NS + at_ms * MS,
+        payload: Bytes::new(),
+        format: Err("not decoded here".into()),
+    };
+    let at = |ms: u64| START_NS + ms * MS;
+    for sees_one in [true, false] {
+        let mut aligner = Aligner::new(config(Late::Fold, true, true));
+        let mut tick = Tick::default();
+        aligner.offer(sample(50), at(50)).unwrap();
+        assert!(aligner.close_into(at(150), &mut tick));
+        aligner.offer(sample(160), at(160)).unwrap();
+        if sees_one {
+            aligner.offer(sample(YEAR_MS), at(YEAR_MS)).unwrap();
+        }
+        // The sample that waited, then where the clock is now.
+        assert!(aligner.close_into(at(YEAR_MS), &mut tick));
+        assert_eq!((tick.tick, tick.taken.len(), tick.skipped), (2, 1, 0));
+        assert!(!aligner.close_into(at(YEAR_MS), &mut tick));
+        let due_ns = aligner.next_deadline_ns().unwrap();
+        assert!(due_ns.abs_diff(at(YEAR_MS)) <= 150 * MS, "{due_ns}");
+        assert!(aligner.close_into(due_ns, &mut tick));
+        assert_eq!(tick.taken.len(), usize::from(sees_one));
+        assert!(tick.skipped > YEAR_MS / 100 - 5, "{}", tick.skipped);
+        // Nothing comes, and that is said at every tick.
+        for _ in 0..50 {
+            let due_ns = aligner.next_deadline_ns().unwrap();
+            assert!(aligner.close_into(due_ns, &mut tick));
+            assert_eq!(tick.skipped, 0);
+        }
+    }
 }

@@ -112,8 +112,6 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     if let Some(weights) = &arguments.weights {
         config.engine.weights = Some(weights.clone());
     }
-    // A vehicle without input goes on saying so: no tick is passed over.
-    config.engine.max_gap_ms = u64::MAX / umm::time::NS_PER_MS;
     let weights = run::weights(&config)?;
     let stop = stop_flag()?;
     let session = zenoh_session::open(&config.live)?;
@@ -254,7 +252,7 @@ fn live(
     stop: &Arc<AtomicBool>,
 ) -> Result<(), run::Error> {
     let (inlet, queues) = Inlet::new(config);
-    let clock = SensorClock::new();
+    let clock = SensorClock::new(config);
     let backend = Box::new(Cpu::new(CpuPath::Fast));
     let stopwatch = Box::new(WallClock::new());
     let mut runtime = Runtime::new(

@@ -326,6 +326,7 @@ impl Config {
             epoch_jump_ns: engine.epoch_jump_ms * NS_PER_MS,
             max_future_ns: engine.max_future_ms * NS_PER_MS,
             max_gap_ns: engine.max_gap_ms * NS_PER_MS,
+            live: false,
             topics: self
                 .topics
                 .iter()

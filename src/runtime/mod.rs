@@ -8,7 +8,7 @@ mod health;
 mod rehearsal;
 mod stopwatch;
 
-use crate::align::{Aligner, Refused, Tick};
+use crate::align::{AlignConfig, Aligner, Refused, Tick};
 use crate::config::Config;
 use crate::engine::{Engine, EngineError};
 use crate::governor::{Decision, Governor, Plan, Reason, Situation};
@@ -119,7 +119,10 @@ impl Runtime {
         let thumbnails_hz = config.output.thumbnails_hz;
         Ok(Runtime {
             queues,
-            aligner: Aligner::new(config.align()),
+            aligner: Aligner::new(AlignConfig {
+                live: mode == Mode::Live,
+                ..config.align()
+            }),
             outputs: Outputs::new(config, &weights.spec),
             engine,
             sink,

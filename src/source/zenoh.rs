@@ -2,6 +2,7 @@
 
 use super::recorder::{Recorded, RecordedChannel, Recorder};
 use super::{Inlet, Progress, Source, SourceError};
+use crate::config::Config;
 use crate::decode::Schema;
 use crate::sample::{Format, Sample, TopicIndex};
 use crate::time::{Clock, WallClock};
@@ -18,9 +19,6 @@ use zenoh::{Session, Wait};
 /// Longest sleep: how soon a stop is noticed.
 const MAX_SLEEP: Duration = Duration::from_millis(50);
 
-/// Capture times further than this from the wall clock are of another clock: a log being played, a simulator.
-const OTHER_CLOCK_NS: u64 = 5_000_000_000;
-
 /// Samples in a row that must disagree with the clock before it is set anew: one broken stamp must not move time.
 const EVIDENCE: u64 = 8;
 
@@ -33,16 +31,23 @@ struct SensorTime {
     wall: WallClock,
     /// Wall time less sensor time.
     offset_ns: AtomicI64,
+    /// Capture times further ahead of it, or further behind, are of no use: they are of another clock.
+    ahead_ns: u64,
+    behind_ns: u64,
     seen: AtomicBool,
     disagreeing: AtomicU64,
 }
 
 impl SensorClock {
-    /// The wall clock until a sample says otherwise.
-    pub fn new() -> SensorClock {
+    /// The wall clock until a sample says otherwise: one that the configuration's `max_future_ms` or `window_ms` would
+    /// refuse.
+    pub fn new(config: &Config) -> SensorClock {
+        let align = config.align();
         SensorClock(Arc::new(SensorTime {
             wall: WallClock::new(),
             offset_ns: AtomicI64::new(0),
+            ahead_ns: align.max_future_ns,
+            behind_ns: align.window_ns,
             seen: AtomicBool::new(false),
             disagreeing: AtomicU64::new(0),
         }))
@@ -51,7 +56,10 @@ impl SensorClock {
     /// Looks at a sample's capture time.
     fn observe(&self, capture_ns: u64) {
         let time = &self.0;
-        if capture_ns.abs_diff(self.now_ns()) <= OTHER_CLOCK_NS {
+        let now_ns = self.now_ns();
+        let ahead = capture_ns.saturating_sub(now_ns) > time.ahead_ns;
+        let behind = now_ns.saturating_sub(capture_ns) > time.behind_ns;
+        if !ahead && !behind {
             time.disagreeing.store(0, Ordering::Relaxed);
             time.seen.store(true, Ordering::Relaxed);
             return;
@@ -67,12 +75,6 @@ impl SensorClock {
     /// Wall time less sensor time; 0 while they are the same.
     pub fn offset_ns(&self) -> i64 {
         self.0.offset_ns.load(Ordering::Acquire)
-    }
-}
-
-impl Default for SensorClock {
-    fn default() -> Self {
-        SensorClock::new()
     }
 }
 
