@@ -51,6 +51,8 @@ pub enum What {
         /// Its sequence.
         sequence: u64,
     },
+    /// The tick follows one that is not in the journal.
+    Hole,
     /// A topic that is not configured.
     UnknownTopic {
         /// The topic.
@@ -74,6 +76,10 @@ impl fmt::Display for Difference {
             What::NotRecorded { topic, sequence } => write!(
                 f,
                 "the inputs do not hold sample {sequence} of {topic}, which the run used"
+            ),
+            What::Hole => write!(
+                f,
+                "ticks just before it are not in the journal; a run drops outputs when its disk or network is too slow, and says so"
             ),
             What::UnknownTopic { topic } => {
                 write!(f, "the run used topic {topic}, which is not configured")
@@ -267,7 +273,14 @@ fn follow_here(
             // The run did not begin a new epoch with its first tick.
             tick.epoch = thaw(&bytes, config, weights, &mut engine).map_err(RunError::from)?;
         }
-        let what = match assemble(&entry, config, &mut inputs, &mut tick)? {
+        let before = format!("{:016x}", engine.report().digest);
+        // Journals from before there was this field leave it empty.
+        let hole = !entry.previous_digest.is_empty() && entry.previous_digest != before;
+        let in_the_way = match hole {
+            true => Some(What::Hole),
+            false => assemble(&entry, config, &mut inputs, &mut tick)?,
+        };
+        let what = match in_the_way {
             Some(what) => Some(what),
             None => {
                 let plan = Plan::named(&entry.plan).unwrap_or_default();

@@ -213,6 +213,10 @@ impl Outputs {
         journal.origin_ns = tick.origin_ns;
         set_string(&mut journal.close_reason, tick.reason.text());
         set_hex(&mut journal.digest, engine.report().digest);
+        set_hex(
+            &mut journal.previous_digest,
+            engine.report().previous_digest,
+        );
         let digests = engine.network().outputs().digests;
         for (out, digest) in journal.stage_digests.iter_mut().zip(digests) {
             set_hex(&mut out.digest, digest);

@@ -131,6 +131,32 @@ fn another_processor_comes_to_the_same_digests() {
     assert!(said.contains("the run is repeated"), "{said}{errors}");
 }
 
+/// A slow sink drops outputs, the journal's among them.
+#[test]
+fn a_journal_with_a_hole_is_called_one() {
+    let dir = folder("follow_hole");
+    let (log, out, holed) = (
+        dir.join("a.mcap"),
+        dir.join("out.mcap"),
+        dir.join("holed.mcap"),
+    );
+    drive(&log, 3.0);
+    let config = shipped("demo.toml");
+    replay_to(&log, &config, &out, Speed::Fastest).unwrap();
+    rewrite(&out, &holed, |messages| {
+        let mut ticks = 0;
+        messages.retain(|m| {
+            ticks += u64::from(m.topic == "umm/journal");
+            m.topic != "umm/journal" || !(10..13).contains(&ticks)
+        });
+    });
+    let weights = umm::run::weights(&config).unwrap();
+    let followed = follow(&log, &holed, &config, &weights).unwrap();
+    let difference = followed.difference.unwrap();
+    assert_eq!((followed.ticks, difference.what), (9, What::Hole));
+    assert_eq!(difference.tick, 13);
+}
+
 #[test]
 fn epochs_are_followed() {
     let dir = folder("follow_epochs");

@@ -60,6 +60,8 @@ pub struct TickReport {
     pub newest_used_ns: Option<u64>,
     /// Chained over ticks: inputs taken, and the digests of every stage.
     pub digest: u64,
+    /// Of the tick before.
+    pub previous_digest: u64,
 }
 
 /// Decoders' front ends and the network of one stream.
@@ -349,6 +351,7 @@ impl Engine {
         for digest in self.network.outputs().digests {
             hasher.update(&digest.to_le_bytes());
         }
+        self.report.previous_digest = self.report.digest;
         self.report.digest = hasher.digest();
     }
 
