@@ -1,16 +1,22 @@
 //! The CPU backend: plain loops that define each operation, and a fast path beside them.
 //!
 //! [`plain`] is written to be read; [`fast`] uses packed matrix products and loops the compiler can
-//! turn into vector code. [`Path`] chooses, once, at construction.
+//! turn into vector code. [`Path`] chooses, once, at construction, as [`Precision`] chooses what linear
+//! layers are computed in: [`int8`] holds the products on 8-bit integers.
 
 mod attention;
 mod fast;
+mod int8;
 pub(crate) mod math;
 mod plain;
 
+pub use int8::{ISA_VARIABLE, Isa};
+
 use super::{Backend, Epilogue, HeadShape, LinearId, NormIds, Region, Segments, TableId};
 use crate::umm::arena::prefault;
+use int8::Int8Linear;
 use rten_gemm::{GemmExecutor, PackedBMatrix};
+use serde::Deserialize;
 
 /// Which implementation of the operations runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,14 +27,44 @@ pub enum Path {
     Fast,
 }
 
-/// A linear layer's weights.
+/// What linear layers are computed in. Everything between them is `f32`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Weights as they are in the file.
+    #[default]
+    F32,
+    /// 8-bit weights and activations: a quarter of the memory, the same bits on every processor. Layers of fewer than
+    /// [`MIN_INT8_WEIGHTS`] weights stay `f32`.
+    Int8,
+}
+
+impl Precision {
+    /// As in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Int8 => "int8",
+        }
+    }
+}
+
+/// Linear layers with fewer weights gain nothing from 8 bits.
+pub const MIN_INT8_WEIGHTS: usize = 1 << 12;
+
+/// A linear layer's weights, in the form its path reads.
+enum LinearWeights {
+    /// `[out_dim, in_dim]`.
+    Plain(Vec<f32>),
+    Packed(PackedBMatrix<f32>),
+    Int8(Int8Linear),
+}
+
+/// A linear layer.
 struct Linear {
     in_dim: usize,
     out_dim: usize,
-    /// `[out_dim, in_dim]`; kept only on the plain path.
-    weight: Vec<f32>,
-    /// Kept only on the fast path.
-    packed: Option<PackedBMatrix<f32>>,
+    weights: LinearWeights,
     bias: Vec<f32>,
 }
 
@@ -48,6 +84,8 @@ impl Table {
 /// The backend that runs everywhere.
 pub struct Cpu {
     path: Path,
+    precision: Precision,
+    isa: Isa,
     arena: Vec<f32>,
     linears: Vec<Linear>,
     tables: Vec<Table>,
@@ -56,19 +94,34 @@ pub struct Cpu {
     attention_out: Vec<f32>,
     /// Running softmax state of the attention kernels.
     attention_scratch: attention::AttentionScratch,
+    /// Rows in 8 bits; grow to the largest call.
+    activations: int8::Activations,
 }
 
 impl Cpu {
-    /// A backend without weights or arena.
+    /// A backend without weights or arena, in `f32`.
     pub fn new(path: Path) -> Cpu {
+        Cpu::with_precision(path, Precision::F32)
+    }
+
+    /// A backend without weights or arena. 8-bit products use the best instruction set of [`Isa::best`].
+    pub fn with_precision(path: Path, precision: Precision) -> Cpu {
+        Cpu::with_isa(path, precision, Isa::best())
+    }
+
+    /// As [`Cpu::with_precision`], on another instruction set, which must be available.
+    pub fn with_isa(path: Path, precision: Precision, isa: Isa) -> Cpu {
         Cpu {
             path,
+            precision,
+            isa,
             arena: Vec::new(),
             linears: Vec::new(),
             tables: Vec::new(),
             gemm: GemmExecutor::new(),
             attention_out: Vec::new(),
             attention_scratch: attention::AttentionScratch::default(),
+            activations: int8::Activations::default(),
         }
     }
 
@@ -89,9 +142,16 @@ impl Cpu {
 
 impl Backend for Cpu {
     fn name(&self) -> String {
-        match self.path {
-            Path::Plain => "cpu, plain loops".to_owned(),
-            Path::Fast => format!("cpu, f32, {} products", self.gemm.kernel_name()),
+        let kernel = self.gemm.kernel_name();
+        match (self.path, self.precision) {
+            (Path::Plain, precision) => format!("cpu, {}, plain loops", precision.name()),
+            (Path::Fast, Precision::F32) => format!("cpu, f32, {kernel} products"),
+            (Path::Fast, Precision::Int8) => {
+                format!(
+                    "cpu, int8, {} products, else f32, {kernel}",
+                    self.isa.name()
+                )
+            }
         }
     }
 
@@ -110,18 +170,20 @@ impl Backend for Cpu {
         assert_eq!(weight.len(), in_dim * out_dim, "linear weight size");
         let bias = bias.map_or_else(|| vec![0.0; out_dim], <[f32]>::to_vec);
         assert_eq!(bias.len(), out_dim, "linear bias size");
-        let (weight, packed) = match self.path {
-            Path::Plain => (weight.to_vec(), None),
-            Path::Fast => (
-                Vec::new(),
-                Some(fast::pack(&self.gemm, weight, in_dim, out_dim)),
-            ),
+        let small = weight.len() < MIN_INT8_WEIGHTS || in_dim > int8::MAX_IN_DIM;
+        let weights = match (self.precision, self.path) {
+            (Precision::Int8, _) if !small => {
+                LinearWeights::Int8(Int8Linear::pack(weight, &bias, in_dim, out_dim))
+            }
+            (_, Path::Plain) => LinearWeights::Plain(weight.to_vec()),
+            (_, Path::Fast) => {
+                LinearWeights::Packed(fast::pack(&self.gemm, weight, in_dim, out_dim))
+            }
         };
         self.linears.push(Linear {
             in_dim,
             out_dim,
-            weight,
-            packed,
+            weights,
             bias,
         });
         LinearId(self.linears.len() - 1)
@@ -140,13 +202,17 @@ impl Backend for Cpu {
     }
 
     fn weight_bytes(&self) -> usize {
+        let linear = |l: &Linear| match &l.weights {
+            LinearWeights::Int8(weights) => weights.bytes(),
+            _ => l.in_dim * l.out_dim * size_of::<f32>(),
+        };
         let linears: usize = self
             .linears
             .iter()
-            .map(|l| l.in_dim * l.out_dim + l.bias.len())
+            .map(|l| linear(l) + size_of_val(&l.bias[..]))
             .sum();
-        let tables: usize = self.tables.iter().map(|t| t.values.len()).sum();
-        (linears + tables) * size_of::<f32>()
+        let tables: usize = self.tables.iter().map(|t| size_of_val(&t.values[..])).sum();
+        linears + tables
     }
 
     fn upload(&mut self, dst: Region, src: &[f32]) {
@@ -184,11 +250,19 @@ impl Backend for Cpu {
         let Ok([x, out]) = parts else {
             unreachable!("linear input and output overlap");
         };
-        match (self.path, &linear.packed) {
-            (Path::Fast, Some(packed)) => {
+        match &linear.weights {
+            LinearWeights::Int8(weights) if self.path == Path::Fast => {
+                int8::linear_into(self.isa, weights, &mut self.activations, x, epilogue, out);
+            }
+            LinearWeights::Int8(weights) => int8::plain_linear_into(weights, x, |r, n, y| {
+                plain::put(&mut out[r * linear.out_dim + n], y, epilogue);
+            }),
+            LinearWeights::Packed(packed) => {
                 fast::linear_into(&self.gemm, packed, &linear.bias, x, rows, epilogue, out);
             }
-            _ => plain::linear_into(linear, x, rows, epilogue, out),
+            LinearWeights::Plain(weight) => {
+                plain::linear_into(linear, weight, x, rows, epilogue, out);
+            }
         }
     }
 

@@ -14,6 +14,7 @@ pub(super) fn gelu(x: f32) -> f32 {
 
 pub(super) fn linear_into(
     linear: &Linear,
+    weight: &[f32],
     x: &[f32],
     rows: usize,
     epilogue: Epilogue,
@@ -22,16 +23,23 @@ pub(super) fn linear_into(
     for r in 0..rows {
         let x = &x[r * linear.in_dim..(r + 1) * linear.in_dim];
         for o in 0..linear.out_dim {
-            let w = &linear.weight[o * linear.in_dim..(o + 1) * linear.in_dim];
+            let w = &weight[o * linear.in_dim..(o + 1) * linear.in_dim];
             let dot: f32 = x.iter().zip(w).map(|(x, w)| x * w).sum();
-            let y = dot + linear.bias[o];
-            let out = &mut out[r * linear.out_dim + o];
-            match epilogue {
-                Epilogue::Store => *out = y,
-                Epilogue::Gelu => *out = gelu(y),
-                Epilogue::Add => *out += y,
-            }
+            put(
+                &mut out[r * linear.out_dim + o],
+                dot + linear.bias[o],
+                epilogue,
+            );
         }
+    }
+}
+
+/// What is done with one result.
+pub(super) fn put(out: &mut f32, y: f32, epilogue: Epilogue) {
+    match epilogue {
+        Epilogue::Store => *out = y,
+        Epilogue::Gelu => *out = gelu(y),
+        Epilogue::Add => *out += y,
     }
 }
 

@@ -1,0 +1,64 @@
+//! The instruction sets that 8-bit products have kernels for, and which of them this processor has.
+
+/// An instruction set with a kernel, the slowest first. All give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// What the compiler makes of loops.
+    Portable,
+    /// 256-bit vectors of 16-bit products.
+    Avx2,
+    /// 512-bit vectors that multiply and sum four 8-bit values a lane.
+    Avx512Vnni,
+    /// Matrix tiles.
+    Amx,
+}
+
+/// Environment variable that names the best instruction set 8-bit products may use: for tests and comparisons.
+pub const ISA_VARIABLE: &str = "UMM_INT8_ISA";
+
+impl Isa {
+    /// Slowest first.
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512Vnni, Isa::Amx];
+
+    /// As in [`ISA_VARIABLE`] and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512Vnni => "avx512-vnni",
+            Isa::Amx => "amx",
+        }
+    }
+
+    /// Whether this processor, under this system, can run it.
+    pub fn available(self) -> bool {
+        match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            _ => false,
+        }
+    }
+
+    /// The best available one, no better than [`ISA_VARIABLE`] says where it is set to one of the names.
+    pub fn best() -> Isa {
+        let limit = std::env::var(ISA_VARIABLE).ok();
+        let limit = Isa::ALL
+            .into_iter()
+            .find(|isa| limit.as_deref() == Some(isa.name()))
+            .unwrap_or(Isa::Amx);
+        let available = |isa: &Isa| *isa <= limit && isa.available();
+        Isa::ALL
+            .into_iter()
+            .rev()
+            .find(available)
+            .unwrap_or(Isa::Portable)
+    }
+}

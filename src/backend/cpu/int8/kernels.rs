@@ -1,0 +1,312 @@
+//! The loops of 8-bit products, one for each instruction set; the only file of the backend with `unsafe`.
+//!
+//! A kernel makes the sums of a block of rows and of one or two panels. Panels are the outer loop: a panel's weights come from
+//! memory once and serve all rows from the nearest cache.
+
+use super::{Activations, DEPTH, Finish, GROUP, Isa, PANEL};
+use std::ops::Range;
+
+/// Multiplications below which starting another thread costs more than it saves.
+const MIN_WORK_PER_THREAD: usize = 1 << 18;
+
+/// All of `finish.linear`'s panels, halved among threads. Where they are cut changes nothing in the results.
+pub(super) fn product_into(
+    isa: Isa,
+    activations: &Activations,
+    finish: &Finish<'_>,
+    out: &mut [f32],
+) {
+    let linear = finish.linear;
+    let rows = finish.row_scale.len();
+    assert_eq!(out.len(), rows * linear.out_dim, "linear output size");
+    assert!(isa.available(), "no {} here", isa.name());
+    let out = Columns {
+        start: out.as_mut_ptr(),
+        rows,
+        width: linear.out_dim,
+    };
+    let product = Product {
+        isa,
+        activations,
+        finish,
+        depth: linear.depth(),
+        out,
+    };
+    let panels = linear.panel_count();
+    let work = rows * linear.depth() * linear.out_dim;
+    let threads = rayon::current_num_threads().min(work / MIN_WORK_PER_THREAD);
+    product.halve(0..panels, threads.clamp(1, panels.max(1)));
+}
+
+/// A row-major matrix whose columns several threads write, each its own.
+struct Columns {
+    start: *mut f32,
+    rows: usize,
+    width: usize,
+}
+
+// SAFETY: `part` is the only access; its callers hold disjoint columns.
+unsafe impl Sync for Columns {}
+
+impl Columns {
+    /// The part of a row that belongs to a panel; shorter in the last one.
+    ///
+    /// # Safety
+    /// No one else may use this part meanwhile.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "disjoint parts, by the caller's promise"
+    )]
+    unsafe fn part(&self, row: usize, panel: usize) -> &mut [f32] {
+        let first = panel * PANEL;
+        assert!(row < self.rows && first < self.width, "outside the output");
+        let len = PANEL.min(self.width - first);
+        // SAFETY: inside the matrix by the assertion; not shared by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.width + first), len) }
+    }
+}
+
+/// One linear layer's call.
+struct Product<'a> {
+    isa: Isa,
+    activations: &'a Activations,
+    finish: &'a Finish<'a>,
+    depth: usize,
+    out: Columns,
+}
+
+impl Product<'_> {
+    fn halve(&self, panels: Range<usize>, threads: usize) {
+        if threads <= 1 {
+            return self.run(panels);
+        }
+        let here = threads / 2;
+        let cut = panels.start
+            + (panels.len() * here / threads)
+                .next_multiple_of(2)
+                .min(panels.len());
+        let (first, second) = (panels.start..cut, cut..panels.end);
+        rayon::join(
+            || self.halve(first, here),
+            || self.halve(second, threads - here),
+        );
+    }
+
+    fn run(&self, panels: Range<usize>) {
+        match self.isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `product_into` asserts that the processor has it.
+            Isa::Avx2 => unsafe { self.run_avx2(panels) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512Vnni => unsafe { self.run_vnni(panels) },
+            _ => self.run_portable(panels),
+        }
+    }
+
+    fn put(&self, sums: &[i32; PANEL], row: usize, panel: usize) {
+        // SAFETY: threads hold disjoint panels, and a thread writes one part at a time.
+        let out = unsafe { self.out.part(row, panel) };
+        self.finish.write(sums, row, panel, out);
+    }
+
+    fn run_portable(&self, panels: Range<usize>) {
+        for panel in panels {
+            let weights = self.finish.linear.panel(panel);
+            let rows = self.activations.bytes.chunks_exact(self.depth);
+            for (row, x) in rows.take(self.out.rows).enumerate() {
+                self.put(&dot_portable(x, weights), row, panel);
+            }
+        }
+    }
+}
+
+/// Sums of one row and one panel.
+#[multiversion::multiversion(targets("x86_64+avx2", "aarch64+neon"))]
+fn dot_portable(x: &[i8], weights: &[i8]) -> [i32; PANEL] {
+    let mut sums = [0_i32; PANEL];
+    for (x, step) in x
+        .chunks_exact(GROUP)
+        .zip(weights.chunks_exact(PANEL * GROUP))
+    {
+        for (sum, w) in sums.iter_mut().zip(step.chunks_exact(GROUP)) {
+            // Two products fit 16 bits, four do not.
+            for i in 0..GROUP {
+                *sum += i32::from(i16::from(x[i]) * i16::from(w[i]));
+            }
+        }
+    }
+    sums
+}
+
+/// Calls `$kernel::<ROWS>` with the constant that equals `$rows`.
+macro_rules! with_rows {
+    ($rows:expr, $($n:literal)*, |$m:ident| $call:expr) => {
+        match $rows {
+            $($n => { const $m: usize = $n; $call })*
+            rows => unreachable!("a block of {rows} rows"),
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::*;
+    use std::arch::x86_64::*;
+
+    /// Rows of a block: with two vectors of sums each they leave registers for weights and activations.
+    const AVX2_ROWS: usize = 6;
+    const VNNI_ROWS: usize = 12;
+
+    /// Length of the next block when `left` rows remain in blocks of at most `most`: no block much shorter than another.
+    fn block(left: usize, most: usize) -> usize {
+        left.div_ceil(left.div_ceil(most))
+    }
+
+    impl Product<'_> {
+        /// # Safety
+        /// AVX2 must be available.
+        #[target_feature(enable = "avx2,fma")]
+        pub(super) unsafe fn run_avx2(&self, panels: Range<usize>) {
+            let x = self.activations.words.as_slice();
+            for panel in panels {
+                let weights = self.finish.linear.panel(panel);
+                let mut row = 0;
+                while row < self.out.rows {
+                    let n = block(self.out.rows - row, AVX2_ROWS);
+                    let x = &x[row * self.depth..(row + n) * self.depth];
+                    let mut sums = [[0_i32; PANEL]; AVX2_ROWS];
+                    with_rows!(n, 1 2 3 4 5 6, |M| {
+                        // SAFETY: the function's own condition.
+                        unsafe { dot_avx2::<M>(x, weights, self.depth, &mut sums) }
+                    });
+                    for (i, sums) in sums[..n].iter().enumerate() {
+                        self.put(sums, row + i, panel);
+                    }
+                    row += n;
+                }
+            }
+        }
+
+        /// # Safety
+        /// AVX-512 F, BW, VL and VNNI must be available.
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+        pub(super) unsafe fn run_vnni(&self, panels: Range<usize>) {
+            let linear = self.finish.linear;
+            let x = self.activations.unsigned.as_slice();
+            for first in panels.clone().step_by(2) {
+                // Without a second panel the first is multiplied twice and written once.
+                let pair = [first, (first + 1).min(panels.end - 1)];
+                let used = if pair[0] == pair[1] { 1 } else { 2 };
+                let weights = pair.map(|p| linear.panel(p));
+                let offsets = pair.map(|p| &linear.offset[p * PANEL..][..PANEL]);
+                let mut row = 0;
+                while row < self.out.rows {
+                    let n = block(self.out.rows - row, VNNI_ROWS);
+                    let x = &x[row * self.depth..(row + n) * self.depth];
+                    let mut sums = [[[0_i32; PANEL]; 2]; VNNI_ROWS];
+                    with_rows!(n, 1 2 3 4 5 6 7 8 9 10 11 12, |M| {
+                        // SAFETY: the function's own condition.
+                        unsafe { dot_vnni::<M>(x, weights, offsets, self.depth, &mut sums) }
+                    });
+                    for (i, sums) in sums[..n].iter().enumerate() {
+                        for (sums, panel) in sums.iter().zip(pair).take(used) {
+                            self.put(sums, row + i, panel);
+                        }
+                    }
+                    row += n;
+                }
+            }
+        }
+    }
+
+    /// Sums of `M` rows of 16-bit values and one panel.
+    ///
+    /// # Safety
+    /// AVX2 must be available.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn dot_avx2<const M: usize>(
+        x: &[i16],
+        weights: &[i8],
+        depth: usize,
+        sums: &mut [[i32; PANEL]],
+    ) {
+        assert!(x.len() >= M * depth && weights.len() >= PANEL * depth);
+        assert!(depth.is_multiple_of(DEPTH) && sums.len() >= M);
+        // Eight channels at a time: their pairs of products fill two vectors a row.
+        for half in 0..2 {
+            let mut pairs = [[_mm256_setzero_si256(); 2]; M];
+            for group in 0..depth / GROUP {
+                // SAFETY: `group * 64 + half * 32 + 32 <= PANEL * depth`, by the assertion inside `weights`.
+                let w = unsafe {
+                    let at = weights.as_ptr().add(group * PANEL * GROUP + half * 32);
+                    [
+                        _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())),
+                        _mm256_cvtepi8_epi16(_mm_loadu_si128(at.add(16).cast())),
+                    ]
+                };
+                for (m, pairs) in pairs.iter_mut().enumerate() {
+                    // SAFETY: four values at `m * depth + group * 4`, by the assertion inside `x`.
+                    let four = unsafe {
+                        let at = x.as_ptr().add(m * depth + group * GROUP);
+                        at.cast::<i64>().read_unaligned()
+                    };
+                    let four = _mm256_set1_epi64x(four);
+                    for (pairs, w) in pairs.iter_mut().zip(w) {
+                        *pairs = _mm256_add_epi32(*pairs, _mm256_madd_epi16(w, four));
+                    }
+                }
+            }
+            for (pairs, sums) in pairs.iter().zip(&mut *sums) {
+                let eight = _mm256_hadd_epi32(pairs[0], pairs[1]);
+                let eight = _mm256_permute4x64_epi64::<0b11_01_10_00>(eight);
+                let to = &mut sums[half * 8..][..8];
+                // SAFETY: eight places.
+                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), eight) };
+            }
+        }
+    }
+
+    /// Sums of `M` rows of values with 128 added and two panels.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW, VL and VNNI must be available.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn dot_vnni<const M: usize>(
+        x: &[u8],
+        weights: [&[i8]; 2],
+        offsets: [&[i32]; 2],
+        depth: usize,
+        sums: &mut [[[i32; PANEL]; 2]],
+    ) {
+        assert!(x.len() >= M * depth && weights.iter().all(|w| w.len() >= PANEL * depth));
+        assert!(depth.is_multiple_of(DEPTH) && sums.len() >= M);
+        assert!(offsets.iter().all(|o| o.len() >= PANEL));
+        // SAFETY: sixteen values each, by the assertion.
+        let offset = offsets.map(|o| unsafe { _mm512_loadu_si512(o.as_ptr().cast()) });
+        let mut lanes = [offset.map(|o| _mm512_sub_epi32(_mm512_setzero_si512(), o)); M];
+        for group in 0..depth / GROUP {
+            // SAFETY: `group * 64 + 64 <= PANEL * depth`, by the assertion inside both panels.
+            let w = weights.map(|w| unsafe {
+                _mm512_loadu_si512(w.as_ptr().add(group * PANEL * GROUP).cast())
+            });
+            for (m, lanes) in lanes.iter_mut().enumerate() {
+                // SAFETY: four values at `m * depth + group * 4`, by the assertion inside `x`.
+                let four = unsafe {
+                    let at = x.as_ptr().add(m * depth + group * GROUP);
+                    at.cast::<i32>().read_unaligned()
+                };
+                let four = _mm512_set1_epi32(four);
+                for (lanes, w) in lanes.iter_mut().zip(w) {
+                    *lanes = _mm512_dpbusd_epi32(*lanes, four, w);
+                }
+            }
+        }
+        for (lanes, sums) in lanes.iter().zip(sums) {
+            for (lanes, sums) in lanes.iter().zip(sums) {
+                // SAFETY: sixteen places.
+                unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), *lanes) };
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Linear layers on 8-bit integers: weights quantised once per output channel, activations per row as they come, both
+//! symmetric, sums in `i32`.
+//!
+//! `x[r] . w[n] = sum(qx qw) * (sx[r] * sw[n])`, with `s = max |v| / 127` and `q = round_half_even(v / s)` (the symmetric
+//! scheme of Jacob et al. 2018, arXiv:1712.05877). An integer sum has no order, and the epilogue fuses nothing, so every
+//! instruction set, number of rows and number of threads gives the same bits.
+//!
+//! Weights lie as the kernels read them: panels of [`PANEL`] output channels, `[in_dim / 4][PANEL][4]`, each step one cache
+//! line. `in_dim` is padded with zeros to [`DEPTH`], `out_dim` to whole panels.
+
+mod isa;
+mod kernels;
+
+pub use isa::{ISA_VARIABLE, Isa};
+
+use super::math;
+use crate::backend::Epilogue;
+use multiversion::multiversion;
+
+/// Output channels that lie together.
+const PANEL: usize = 16;
+
+/// Input channels a kernel takes at once; `in_dim` is padded to a multiple.
+const DEPTH: usize = 64;
+
+/// Input channels that one 32-bit lane multiplies.
+const GROUP: usize = 4;
+
+/// Largest magnitude of a quantised value; -128 is not used, so that every value has its negative.
+const QUANTUM_MAX: f32 = 127.0;
+
+/// Most input channels: what an `i32` sum of products of two 8-bit values holds without overflow, the bias of the
+/// unsigned kernels (128) included.
+pub(super) const MAX_IN_DIM: usize = (i32::MAX / (255 * 127)) as usize / DEPTH * DEPTH;
+
+/// A layer's weights.
+pub(super) struct Int8Linear {
+    pub(super) in_dim: usize,
+    pub(super) out_dim: usize,
+    /// `[panels][in_dim / 4][PANEL][4]`.
+    panels: Vec<i8>,
+    /// What one quantum of a channel is worth, `[panels * PANEL]`.
+    scale: Vec<f32>,
+    bias: Vec<f32>,
+    /// `128 * sum of the channel's weights`: what kernels that add 128 to the activations take away again.
+    offset: Vec<i32>,
+}
+
+impl Int8Linear {
+    /// Quantises weights `[out_dim, in_dim]`. A channel whose weights are not all finite gives NaN.
+    pub(super) fn pack(weight: &[f32], bias: &[f32], in_dim: usize, out_dim: usize) -> Int8Linear {
+        assert!(in_dim <= MAX_IN_DIM, "a sum over {in_dim} may overflow");
+        let depth = in_dim.next_multiple_of(DEPTH);
+        let channels = out_dim.next_multiple_of(PANEL);
+        let mut packed = Int8Linear {
+            in_dim,
+            out_dim,
+            panels: vec![0; channels * depth],
+            scale: vec![0.0; channels],
+            bias: bias.to_vec(),
+            offset: vec![0; channels],
+        };
+        packed.bias.resize(channels, 0.0);
+        let mut row = vec![0_i8; depth];
+        for (n, weight) in weight.chunks_exact(in_dim).enumerate() {
+            packed.scale[n] = quantize_row(weight, &mut row);
+            packed.offset[n] = 128 * row.iter().map(|&q| i32::from(q)).sum::<i32>();
+            let panel = &mut packed.panels[n / PANEL * PANEL * depth..][..PANEL * depth];
+            for (step, group) in panel
+                .chunks_exact_mut(PANEL * GROUP)
+                .zip(row.chunks_exact(GROUP))
+            {
+                step[n % PANEL * GROUP..][..GROUP].copy_from_slice(group);
+            }
+        }
+        packed
+    }
+
+    fn depth(&self) -> usize {
+        self.in_dim.next_multiple_of(DEPTH)
+    }
+
+    fn panel_count(&self) -> usize {
+        self.scale.len() / PANEL
+    }
+
+    fn panel(&self, index: usize) -> &[i8] {
+        let len = PANEL * self.depth();
+        &self.panels[index * len..][..len]
+    }
+
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> usize {
+        self.panels.len() + 3 * size_of::<f32>() * self.scale.len()
+    }
+}
+
+/// Quantised rows, in the form the kernels of one instruction set read; grow to the largest call and stay.
+#[derive(Default)]
+pub(super) struct Activations {
+    bytes: Vec<i8>,
+    /// With 128 added.
+    unsigned: Vec<u8>,
+    words: Vec<i16>,
+    scale: Vec<f32>,
+}
+
+/// Rows that activations are padded to: a whole tile of the matrix extension.
+const ROW_STEP: usize = 16;
+
+impl Activations {
+    fn quantize(&mut self, isa: Isa, x: &[f32], in_dim: usize) {
+        let depth = in_dim.next_multiple_of(DEPTH);
+        let rows = x.len() / in_dim;
+        self.scale.resize(rows, 0.0);
+        let padded = rows.next_multiple_of(ROW_STEP) * depth;
+        match isa {
+            Isa::Avx2 => quantize_rows(x, in_dim, depth, padded, &mut self.words, &mut self.scale),
+            Isa::Avx512Vnni => {
+                quantize_rows(
+                    x,
+                    in_dim,
+                    depth,
+                    padded,
+                    &mut self.unsigned,
+                    &mut self.scale,
+                );
+            }
+            Isa::Portable | Isa::Amx => {
+                quantize_rows(x, in_dim, depth, padded, &mut self.bytes, &mut self.scale);
+            }
+        }
+    }
+}
+
+fn quantize_rows<Q: Quantum>(
+    x: &[f32],
+    in_dim: usize,
+    depth: usize,
+    padded: usize,
+    rows: &mut Vec<Q>,
+    scale: &mut [f32],
+) {
+    // Rows beyond the last are read by whole tiles; what they give is not used.
+    rows.resize(padded, Q::from_bits(0));
+    let rows = rows.chunks_exact_mut(depth);
+    for ((x, row), scale) in x.chunks_exact(in_dim).zip(rows).zip(scale) {
+        *scale = quantize_row(x, row);
+    }
+}
+
+/// How a kernel reads a quantised value.
+trait Quantum: Copy {
+    /// From the two's complement in the lowest bits.
+    fn from_bits(bits: u32) -> Self;
+}
+
+impl Quantum for i8 {
+    #[inline(always)]
+    fn from_bits(bits: u32) -> i8 {
+        bits as i8
+    }
+}
+
+impl Quantum for u8 {
+    #[inline(always)]
+    fn from_bits(bits: u32) -> u8 {
+        bits as u8 ^ 0x80
+    }
+}
+
+impl Quantum for i16 {
+    #[inline(always)]
+    fn from_bits(bits: u32) -> i16 {
+        bits as i16
+    }
+}
+
+/// Quantises a row and pads it with zeros; returns what one quantum is worth. A row that is not all finite becomes zeros
+/// worth NaN each: whatever is computed from it is NaN, as it would be in `f32`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
+fn quantize_row<Q: Quantum>(x: &[f32], row: &mut [Q]) -> f32 {
+    // Of floats without their signs the order of the bits is the order of the values; infinity and NaN come last.
+    const INFINITY: u32 = 0x7f80_0000;
+    // Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the lowest bits.
+    const ROUND: f32 = 12_582_912.0;
+    let largest = x.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
+    let finite = largest < INFINITY;
+    let scale = f32::from_bits(largest) / QUANTUM_MAX;
+    // So small that its inverse is infinite: nothing is lost by calling it zero.
+    let inverse = 1.0 / scale;
+    let (row, padding) = row.split_at_mut(x.len());
+    padding.fill(Q::from_bits(0));
+    if !finite || !inverse.is_finite() {
+        row.fill(Q::from_bits(0));
+        return if finite { 0.0 } else { f32::NAN };
+    }
+    for (q, v) in row.iter_mut().zip(x) {
+        let v = (v * inverse).clamp(-QUANTUM_MAX, QUANTUM_MAX);
+        *q = Q::from_bits((v + ROUND).to_bits());
+    }
+    scale
+}
+
+/// A product's place in the output, and what is done with it on the way there.
+struct Finish<'a> {
+    linear: &'a Int8Linear,
+    row_scale: &'a [f32],
+    epilogue: Epilogue,
+}
+
+impl Finish<'_> {
+    /// Writes the sums of one row and one panel, `out` being as much of the panel as there is.
+    #[inline(always)]
+    fn write(&self, sums: &[i32; PANEL], row: usize, panel: usize, out: &mut [f32]) {
+        let at = panel * PANEL;
+        let scale = &self.linear.scale[at..at + PANEL];
+        let bias = &self.linear.bias[at..at + PANEL];
+        let row_scale = self.row_scale[row];
+        let mut y = [0.0_f32; PANEL];
+        for i in 0..PANEL {
+            y[i] = sums[i] as f32 * (row_scale * scale[i]) + bias[i];
+        }
+        if self.epilogue == Epilogue::Gelu {
+            for y in &mut y {
+                *y = math::gelu(*y);
+            }
+        }
+        if self.epilogue == Epilogue::Add {
+            out.iter_mut().zip(&y).for_each(|(o, y)| *o += y);
+        } else {
+            out.copy_from_slice(&y[..out.len()]);
+        }
+    }
+}
+
+/// `out (=, += or = gelu) x W^T + b`, its panels shared among the threads of the current pool.
+pub(super) fn linear_into(
+    isa: Isa,
+    linear: &Int8Linear,
+    activations: &mut Activations,
+    x: &[f32],
+    epilogue: Epilogue,
+    out: &mut [f32],
+) {
+    activations.quantize(isa, x, linear.in_dim);
+    let finish = Finish {
+        linear,
+        row_scale: &activations.scale,
+        epilogue,
+    };
+    kernels::product_into(isa, activations, &finish, out);
+}
+
+/// The definition, for [`super::Path::Plain`]: the same formula in loops to be read.
+pub(super) fn plain_linear_into(
+    linear: &Int8Linear,
+    x: &[f32],
+    mut put: impl FnMut(usize, usize, f32),
+) {
+    for (r, x) in x.chunks_exact(linear.in_dim).enumerate() {
+        let largest = x.iter().fold(0.0_f32, |m, v| {
+            if v.is_nan() || v.abs() > m {
+                v.abs()
+            } else {
+                m
+            }
+        });
+        let scale = largest / QUANTUM_MAX;
+        for n in 0..linear.out_dim {
+            let mut sum = 0;
+            for (k, v) in x.iter().enumerate() {
+                let panel = linear.panel(n / PANEL);
+                let w = panel[(k / GROUP * PANEL + n % PANEL) * GROUP + k % GROUP];
+                // A conversion to an integer makes 0 of NaN.
+                let q = (v * (1.0 / scale))
+                    .round_ties_even()
+                    .clamp(-QUANTUM_MAX, QUANTUM_MAX) as i32;
+                sum += q * i32::from(w);
+            }
+            put(
+                r,
+                n,
+                sum as f32 * (scale * linear.scale[n]) + linear.bias[n],
+            );
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! 8-bit linear layers: the same bits on every instruction set this processor has, for any number of rows and threads; close
+//! to exact arithmetic within the bound that quantisation gives.
+
+use proptest::prelude::*;
+use umm::backend::cpu::{Cpu, Isa, MIN_INT8_WEIGHTS, Path, Precision};
+use umm::backend::parity::{ARENA_LEN, check, noise};
+use umm::backend::{Backend, Epilogue, LinearId, Region};
+use umm::run::on_tick_thread;
+
+/// `(in_dim, out_dim)` at and around the kernels' steps.
+const SIZES: [(usize, usize); 12] = [
+    (1, 4096),
+    (3, 1400),
+    (4, 1024),
+    (5, 1000),
+    (63, 66),
+    (64, 64),
+    (65, 65),
+    (128, 33),
+    (133, 31),
+    (768, 17),
+    (1030, 4),
+    (4096, 1),
+];
+
+/// Numbers of rows at and around the kernels' blocks.
+const ROWS: [usize; 11] = [1, 2, 3, 5, 6, 7, 12, 13, 16, 31, 33];
+
+fn int8(path: Path, isa: Isa, arena_len: usize) -> Cpu {
+    let mut cpu = Cpu::with_isa(path, Precision::Int8, isa);
+    cpu.allocate(arena_len);
+    cpu
+}
+
+fn add(cpu: &mut Cpu, in_dim: usize, out_dim: usize) -> LinearId {
+    assert!(in_dim * out_dim >= MIN_INT8_WEIGHTS, "would stay f32");
+    let (weight, bias) = (noise(1, in_dim * out_dim), noise(2, out_dim));
+    cpu.add_linear(&weight, Some(&bias), in_dim, out_dim)
+}
+
+/// The layer's result for `x` on what `out` held before.
+fn product(
+    cpu: &mut Cpu,
+    layer: LinearId,
+    x: &[f32],
+    rows: usize,
+    out: &mut [f32],
+    epilogue: Epilogue,
+) {
+    let from = Region {
+        start: 0,
+        len: x.len(),
+    };
+    let to = Region {
+        start: x.len(),
+        len: out.len(),
+    };
+    cpu.upload(from, x);
+    cpu.upload(to, out);
+    cpu.linear_into(from, rows, layer, epilogue, to);
+    cpu.download(to, out);
+}
+
+#[test]
+fn every_instruction_set_gives_the_bits_of_the_definition() {
+    for isa in Isa::ALL {
+        if !isa.available() {
+            println!("no {} here: its kernel is not tested", isa.name());
+            continue;
+        }
+        for (in_dim, out_dim) in SIZES {
+            for rows in ROWS {
+                for epilogue in [Epilogue::Store, Epilogue::Add] {
+                    let x = noise(3, rows * in_dim);
+                    let [expected, actual] =
+                        [(Path::Plain, Isa::Portable), (Path::Fast, isa)].map(|(path, isa)| {
+                            let mut cpu = int8(path, isa, rows * (in_dim + out_dim));
+                            let layer = add(&mut cpu, in_dim, out_dim);
+                            let mut out = noise(4, rows * out_dim);
+                            product(&mut cpu, layer, &x, rows, &mut out, epilogue);
+                            out
+                        });
+                    let same = expected
+                        .iter()
+                        .zip(&actual)
+                        .all(|(e, a)| e.to_bits() == a.to_bits());
+                    assert!(
+                        same,
+                        "{} {rows}x{in_dim}x{out_dim} {epilogue:?}",
+                        isa.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn other_operations_and_small_layers_are_as_in_f32() {
+    let arena = |path| int8(path, Isa::best(), ARENA_LEN);
+    let differences = check(&mut arena(Path::Plain), &mut arena(Path::Fast), 2e-5);
+    assert!(differences.is_empty(), "{differences:#?}");
+}
+
+#[test]
+fn threads_change_nothing() {
+    let (rows, in_dim, out_dim) = (37, 512, 1000);
+    let run = |threads| {
+        on_tick_thread(threads, || {
+            let mut cpu = int8(Path::Fast, Isa::best(), rows * (in_dim + out_dim));
+            let layer = add(&mut cpu, in_dim, out_dim);
+            let mut out = vec![0.0; rows * out_dim];
+            product(
+                &mut cpu,
+                layer,
+                &noise(3, rows * in_dim),
+                rows,
+                &mut out,
+                Epilogue::Gelu,
+            );
+            out
+        })
+        .unwrap()
+    };
+    let one = run(1);
+    assert!(one.iter().any(|y| *y != 0.0));
+    for threads in [2, 3, 7] {
+        assert_eq!(one, run(threads), "{threads} threads");
+    }
+}
+
+#[test]
+fn a_row_that_is_not_finite_gives_nan_and_leaves_the_others() {
+    let (rows, in_dim, out_dim) = (8, 64, 64);
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+        let mut cpu = int8(Path::Fast, isa, rows * (in_dim + out_dim));
+        let layer = add(&mut cpu, in_dim, out_dim);
+        let mut x = noise(3, rows * in_dim);
+        let (mut clean, mut out) = (vec![0.0; rows * out_dim], vec![0.0; rows * out_dim]);
+        product(&mut cpu, layer, &x, rows, &mut clean, Epilogue::Store);
+        for (row, bad) in [(1, f32::NAN), (4, f32::INFINITY), (6, f32::NEG_INFINITY)] {
+            x[row * in_dim + 5] = bad;
+        }
+        // Too small to be divided by, and no sign of anything.
+        x[2 * in_dim..3 * in_dim].fill(1e-44);
+        x[3 * in_dim..4 * in_dim].fill(0.0);
+        product(&mut cpu, layer, &x, rows, &mut out, Epilogue::Store);
+        let bias = noise(2, out_dim);
+        for (row, y) in out.chunks(out_dim).enumerate() {
+            match row {
+                1 | 4 | 6 => assert!(y.iter().all(|y| y.is_nan()), "row {row}"),
+                2 | 3 => assert_eq!(y, bias, "row {row}"),
+                _ => assert_eq!(y, &clean[row * out_dim..][..out_dim], "row {row}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn largest_values_do_not_overflow() {
+    // All quanta at 127: the sum is 127^2 * in_dim, and the unsigned kernels go through 255 * 127 * in_dim.
+    let (in_dim, out_dim) = (16_384, 32);
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+        for sign in [1.0, -1.0] {
+            let mut cpu = int8(Path::Fast, isa, in_dim + out_dim);
+            let weight = vec![0.5; in_dim * out_dim];
+            let layer = cpu.add_linear(&weight, None, in_dim, out_dim);
+            let mut out = vec![0.0; out_dim];
+            product(
+                &mut cpu,
+                layer,
+                &vec![sign; in_dim],
+                1,
+                &mut out,
+                Epilogue::Store,
+            );
+            let exact = sign * 0.5 * in_dim as f32;
+            assert!(
+                out.iter().all(|y| (y / exact - 1.0).abs() < 1e-5),
+                "{}",
+                isa.name()
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Half a quantum of error on each side of each product, and rounding in the end.
+    #[test]
+    fn error_is_within_half_a_quantum_of_each_factor(
+        rows in 1_usize..9, in_dim in 64_usize..300, out_dim in 64_usize..90, seed in 0_u64..1000
+    ) {
+        let mut cpu = int8(Path::Fast, Isa::best(), rows * (in_dim + out_dim));
+        let weight = noise(seed, in_dim * out_dim);
+        let layer = cpu.add_linear(&weight, None, in_dim, out_dim);
+        let x = noise(seed + 1, rows * in_dim);
+        let mut out = vec![0.0; rows * out_dim];
+        product(&mut cpu, layer, &x, rows, &mut out, Epilogue::Store);
+        let largest = |v: &[f32]| v.iter().fold(0.0_f64, |m, v| m.max(f64::from(v.abs())));
+        for (x, out) in x.chunks(in_dim).zip(out.chunks(out_dim)) {
+            let sx = largest(x) / 127.0;
+            for (w, y) in weight.chunks(in_dim).zip(out) {
+                let sw = largest(w) / 127.0;
+                let (mut exact, mut bound) = (0.0, 1e-5);
+                for (x, w) in x.iter().zip(w) {
+                    let (x, w) = (f64::from(*x), f64::from(*w));
+                    exact += x * w;
+                    bound += x.abs() * sw / 2.0 + w.abs() * sx / 2.0 + sx * sw / 4.0;
+                }
+                prop_assert!((f64::from(*y) - exact).abs() <= bound, "{} against {}", y, exact);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_independent(rows in 1_usize..40, in_dim in 64_usize..200, out_dim in 64_usize..100) {
+        let mut cpu = int8(Path::Fast, Isa::best(), rows * (in_dim + out_dim));
+        let layer = add(&mut cpu, in_dim, out_dim);
+        let x = noise(3, rows * in_dim);
+        let mut together = vec![0.0; rows * out_dim];
+        product(&mut cpu, layer, &x, rows, &mut together, Epilogue::Gelu);
+        for (x, together) in x.chunks(in_dim).zip(together.chunks(out_dim)) {
+            let mut alone = vec![0.0; out_dim];
+            product(&mut cpu, layer, x, 1, &mut alone, Epilogue::Gelu);
+            prop_assert_eq!(together, &alone[..]);
+        }
+    }
+}
