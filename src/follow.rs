@@ -257,7 +257,7 @@ fn follow_here(
         ended: false,
     };
     let mut journal = Journal::open(journal, &config.live.prefix)?;
-    let backend = Box::new(Cpu::new(CpuPath::Fast));
+    let backend = Box::new(Cpu::with_precision(CpuPath::Fast, config.engine.precision));
     let mut engine = Engine::new(config, weights, backend).map_err(RunError::from)?;
     let mut ledger = Ledger::new(config.topics.len());
     let mut followed = Followed {

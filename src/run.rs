@@ -81,6 +81,7 @@ pub fn facts(config: &Config, weights: &Weights, source: &str) -> BTreeMap<Strin
         ("window_ns".to_owned(), config.align().window_ns.to_string()),
         ("deadline_ns".to_owned(), config.deadline_ns().to_string()),
         ("preset_seed".to_owned(), engine.seed.to_string()),
+        ("precision".to_owned(), engine.precision.name().to_owned()),
     ])
 }
 
@@ -169,7 +170,7 @@ fn replay_here(
     let mut runtime = Runtime::new(
         config,
         weights,
-        Box::new(Cpu::new(options.path)),
+        Box::new(Cpu::with_precision(options.path, config.engine.precision)),
         queues,
         sink,
         Mode::Replay,

@@ -121,7 +121,10 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     if let Some(out) = &arguments.out {
         let mut facts = run::facts(&config, &weights, "live");
         // Digests depend on fused multiply-add; a live run is of one machine anyway.
-        facts.insert("backend".to_owned(), Cpu::new(CpuPath::Fast).name());
+        facts.insert(
+            "backend".to_owned(),
+            Cpu::with_precision(CpuPath::Fast, config.engine.precision).name(),
+        );
         let mut file = McapFile::create(out, &config.live.prefix, facts)?;
         if let Some(keyframe) = &restored {
             // What the run begins with is an input of it.
@@ -253,7 +256,7 @@ fn live(
 ) -> Result<(), run::Error> {
     let (inlet, queues) = Inlet::new(config);
     let clock = SensorClock::new(config);
-    let backend = Box::new(Cpu::new(CpuPath::Fast));
+    let backend = Box::new(Cpu::with_precision(CpuPath::Fast, config.engine.precision));
     let stopwatch = Box::new(WallClock::new());
     let mut runtime = Runtime::new(
         config,

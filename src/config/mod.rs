@@ -7,6 +7,7 @@ mod load;
 pub use load::{ConfigError, from_text, load};
 
 use crate::align::{AlignConfig, Late, TopicRule};
+use crate::backend::cpu::Precision;
 use crate::governor::{GovernorConfig, Plan};
 use crate::model::spec::Modality;
 use crate::queue::Keep;
@@ -46,6 +47,8 @@ pub struct EngineConfig {
     pub preset: String,
     /// Their seed.
     pub seed: u64,
+    /// What linear layers are computed in.
+    pub precision: Precision,
     /// Threads of the matrix products.
     pub threads: usize,
     /// Between ticks.
@@ -86,6 +89,7 @@ impl Default for EngineConfig {
             weights: None,
             preset: "nano".to_owned(),
             seed: 0,
+            precision: Precision::F32,
             threads: 1,
             period_ms: 100,
             max_wait_ms: 50,

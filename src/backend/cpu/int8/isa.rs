@@ -43,6 +43,9 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => super::amx::available(),
+            #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
     }

@@ -1,4 +1,4 @@
-//! The loops of 8-bit products, one for each instruction set; the only file of the backend with `unsafe`.
+//! The loops of 8-bit products, one for each instruction set. With [`super::amx`] all that is `unsafe` in the backend.
 //!
 //! A kernel makes the sums of a block of rows and of one or two panels. Panels are the outer loop: a panel's weights come from
 //! memory once and serve all rows from the nearest cache.
@@ -100,10 +100,13 @@ impl Product<'_> {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512Vnni => unsafe { self.run_vnni(panels) },
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => self.run_amx(panels),
             _ => self.run_portable(panels),
         }
     }
 
+    #[inline(always)]
     fn put(&self, sums: &[i32; PANEL], row: usize, panel: usize) {
         // SAFETY: threads hold disjoint panels, and a thread writes one part at a time.
         let out = unsafe { self.out.part(row, panel) };
@@ -149,9 +152,15 @@ macro_rules! with_rows {
     };
 }
 
+/// How far ahead of their use weights are asked for: over the end of a page, where the processor's own prefetching stops.
+#[cfg(target_arch = "x86_64")]
+const PREFETCH_BYTES: usize = 4096;
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::*;
+    use crate::backend::cpu::int8::ROW_STEP;
+    use crate::backend::cpu::int8::amx::Tiles;
     use std::arch::x86_64::*;
 
     /// Rows of a block: with two vectors of sums each they leave registers for weights and activations.
@@ -194,10 +203,7 @@ mod x86 {
         pub(super) unsafe fn run_vnni(&self, panels: Range<usize>) {
             let linear = self.finish.linear;
             let x = self.activations.unsigned.as_slice();
-            for first in panels.clone().step_by(2) {
-                // Without a second panel the first is multiplied twice and written once.
-                let pair = [first, (first + 1).min(panels.end - 1)];
-                let used = if pair[0] == pair[1] { 1 } else { 2 };
+            for (pair, used) in pairs(panels) {
                 let weights = pair.map(|p| linear.panel(p));
                 let offsets = pair.map(|p| &linear.offset[p * PANEL..][..PANEL]);
                 let mut row = 0;
@@ -220,6 +226,38 @@ mod x86 {
         }
     }
 
+    impl Product<'_> {
+        pub(super) fn run_amx(&self, panels: Range<usize>) {
+            let tiles = Tiles::configure();
+            let mut sums = [[[[0; PANEL]; ROW_STEP]; 2]; 2];
+            for (pair, used) in pairs(panels) {
+                let weights = pair.map(|p| self.finish.linear.panel(p));
+                // Whole tiles, the last one padded.
+                let blocks = self.activations.bytes.chunks(2 * ROW_STEP * self.depth);
+                for (block, x) in blocks.enumerate() {
+                    let first = block * 2 * ROW_STEP;
+                    tiles.dot(x, weights, self.depth, &mut sums);
+                    let rows = (self.out.rows - first).min(2 * ROW_STEP);
+                    for row in 0..rows {
+                        let sums = &sums[row / ROW_STEP];
+                        for (sums, panel) in sums.iter().zip(pair).take(used) {
+                            self.put(&sums[row % ROW_STEP], first + row, panel);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Panels two by two, and how many of the two are written: without a second one the first is multiplied twice.
+    fn pairs(panels: Range<usize>) -> impl Iterator<Item = ([usize; 2], usize)> {
+        let last = panels.end.saturating_sub(1);
+        panels.step_by(2).map(move |first| {
+            let pair = [first, (first + 1).min(last)];
+            (pair, if pair[0] == pair[1] { 1 } else { 2 })
+        })
+    }
+
     /// Sums of `M` rows of 16-bit values and one panel.
     ///
     /// # Safety
@@ -240,6 +278,9 @@ mod x86 {
                 // SAFETY: `group * 64 + half * 32 + 32 <= PANEL * depth`, by the assertion inside `weights`.
                 let w = unsafe {
                     let at = weights.as_ptr().add(group * PANEL * GROUP + half * 32);
+                    if half == 0 {
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES));
+                    }
                     [
                         _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())),
                         _mm256_cvtepi8_epi16(_mm_loadu_si128(at.add(16).cast())),
@@ -288,7 +329,9 @@ mod x86 {
         for group in 0..depth / GROUP {
             // SAFETY: `group * 64 + 64 <= PANEL * depth`, by the assertion inside both panels.
             let w = weights.map(|w| unsafe {
-                _mm512_loadu_si512(w.as_ptr().add(group * PANEL * GROUP).cast())
+                let at = w.as_ptr().add(group * PANEL * GROUP);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES));
+                _mm512_loadu_si512(at.cast())
             });
             for (m, lanes) in lanes.iter_mut().enumerate() {
                 // SAFETY: four values at `m * depth + group * 4`, by the assertion inside `x`.

@@ -8,6 +8,8 @@
 //! Weights lie as the kernels read them: panels of [`PANEL`] output channels, `[in_dim / 4][PANEL][4]`, each step one cache
 //! line. `in_dim` is padded with zeros to [`DEPTH`], `out_dim` to whole panels.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod isa;
 mod kernels;
 
