@@ -39,6 +39,8 @@ pub mod umm;
 
 pub mod backend;
 
+pub mod compute;
+
 // From results to outside.
 
 pub mod output;

@@ -1,6 +1,7 @@
 //! Whole runs: a log replayed into an output log. What the command line and the tests call.
 
 use crate::backend::cpu::{Cpu, Path as CpuPath};
+use crate::compute::ComputePool;
 use crate::config::{Config, RealtimeConfig};
 use crate::ledger::Ledger;
 use crate::model::init::initial_weights;
@@ -15,6 +16,7 @@ use crate::source::replay::{Replay, Speed};
 use crate::source::{Inlet, SourceError};
 use crate::time::{LogClock, WallClock};
 use crate::timing::Timing;
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -236,19 +238,14 @@ pub fn on_realtime_thread<R: Send>(
         let body = move || {
             let refused = realtime::apply_to_thread(realtime, 0).err();
             let of_compute = realtime.clone();
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .use_current_thread()
-                .thread_name(|i| format!("umm-compute-{i}"))
-                .start_handler(move |i| {
-                    // What it refuses here it has refused the tick thread as well, and that is said.
-                    let _ = realtime::apply_to_thread(&of_compute, i);
-                })
-                .build()
-                .map_err(|e| e.to_string())?;
-            let result = work(refused.unwrap_or_default());
-            drop(pool);
-            Ok(result)
+            let pool = ComputePool::start(threads, move |i| {
+                // What it refuses here it has refused the tick thread as well, and that is said.
+                let _ = realtime::apply_to_thread(&of_compute, i);
+                products_stay_on_this_thread();
+            })
+            .map_err(|e| e.to_string())?;
+            products_stay_on_this_thread();
+            Ok(pool.enter(|| work(refused.unwrap_or_default())))
         };
         let thread = std::thread::Builder::new()
             .name("umm-tick".to_owned())
@@ -260,4 +257,18 @@ pub fn on_realtime_thread<R: Send>(
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
+}
+
+/// `rten-gemm` shares its work with the rayon pool it is called in: here one of this thread alone. The parts were made before.
+fn products_stay_on_this_thread() {
+    thread_local! {
+        static ALONE: OnceCell<Option<rayon::ThreadPool>> = const { OnceCell::new() };
+    }
+    let alone = || {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(1)
+            .use_current_thread()
+    };
+    // A thread that is in a pool already stays there.
+    ALONE.with(|pool| pool.get_or_init(|| alone().build().ok()).is_some());
 }

@@ -8,6 +8,9 @@
 
 use super::math;
 use super::plain::{Attention, visible};
+use crate::backend::HeadShape;
+use crate::compute;
+use arrayvec::ArrayVec;
 use multiversion::multiversion;
 use multiversion::target::target_cfg_f;
 use std::ops::Range;
@@ -19,34 +22,82 @@ const WIDTH: usize = 16;
 const QUERIES_512: usize = 8;
 const QUERIES: usize = 4;
 
-/// Buffers; grow to the largest window and stay.
+/// Buffers of one thread; grow to the largest window and stay.
 #[derive(Default)]
 pub(super) struct AttentionScratch {
     /// Element offsets `(key, value)` in the arena of the keys the queries see.
     keys: Vec<(usize, usize)>,
-    /// Keys of one head, `[blocks][head_dim][WIDTH]`; unused places hold zeros.
+    /// Keys of one head, `[blocks][head_dim][WIDTH]`.
     packed_keys: Vec<f32>,
     /// Values of one head, `[keys][padded head_dim]`.
     packed_values: Vec<f32>,
     /// Scores, then weights, `[QUERIES_512][blocks * WIDTH]`.
     scores: Vec<f32>,
+    /// Results, `[rows][heads of this thread][head_dim]`.
+    out: Vec<f32>,
 }
 
+/// Key/value heads that one thread works on.
+struct Part<'a> {
+    scratch: &'a mut AttentionScratch,
+    kv_heads: Range<usize>,
+}
+
+/// Attention over the whole call, its key/value heads shared among threads; `put` gets each row's piece with its offset in the
+/// output.
 pub(super) fn attention_into(
     call: &Attention<'_>,
-    scratch: &mut AttentionScratch,
-    out: &mut [f32],
+    scratch: &mut Vec<AttentionScratch>,
+    mut put: impl FnMut(usize, &[f32]),
 ) {
-    let mut row = 0;
-    while let Some(&time_ns) = call.q_time_ns.get(row) {
-        let same = call.q_time_ns[row..].iter().take_while(|t| **t == time_ns);
-        let rows = row..row + same.count();
-        list_keys(call, time_ns, &mut scratch.keys);
-        for kv_head in 0..call.shape.kv_heads {
-            scratch.pack(call, kv_head);
-            attend_head(call, rows.clone(), kv_head, scratch, out);
+    let HeadShape {
+        heads,
+        kv_heads,
+        head_dim,
+    } = call.shape;
+    let threads = compute::threads().min(kv_heads);
+    if scratch.len() < threads {
+        scratch.resize_with(threads, AttentionScratch::default);
+    }
+    let mut parts: ArrayVec<Part<'_>, { compute::MAX_THREADS }> = scratch
+        .iter_mut()
+        .take(threads)
+        .enumerate()
+        .map(|(i, scratch)| Part {
+            scratch,
+            kv_heads: kv_heads * i / threads..kv_heads * (i + 1) / threads,
+        })
+        .collect();
+    compute::for_each_part(&mut parts, |part| part.attend(call));
+    let group_width = heads / kv_heads * head_dim;
+    for part in &parts {
+        let (first, width) = (
+            part.kv_heads.start * group_width,
+            part.kv_heads.len() * group_width,
+        );
+        for (row, piece) in part.scratch.out.chunks_exact(width).enumerate() {
+            put(row * call.shape.q_width() + first, piece);
         }
-        row = rows.end;
+    }
+}
+
+impl Part<'_> {
+    fn attend(&mut self, call: &Attention<'_>) {
+        let group_width = call.shape.heads / call.shape.kv_heads * call.shape.head_dim;
+        let len = call.q_time_ns.len() * self.kv_heads.len() * group_width;
+        // Every place is written.
+        self.scratch.out.resize(len, 0.0);
+        let mut row = 0;
+        while let Some(&time_ns) = call.q_time_ns.get(row) {
+            let same = call.q_time_ns[row..].iter().take_while(|t| **t == time_ns);
+            let rows = row..row + same.count();
+            list_keys(call, time_ns, &mut self.scratch.keys);
+            for kv_head in self.kv_heads.clone() {
+                self.scratch.pack(call, kv_head);
+                attend_head(call, rows.clone(), kv_head, self);
+            }
+            row = rows.end;
+        }
     }
 }
 
@@ -63,46 +114,67 @@ fn list_keys(call: &Attention<'_>, t_query: i64, keys: &mut Vec<(usize, usize)>)
 }
 
 impl AttentionScratch {
-    /// Packs the listed keys and values of one head.
+    /// Packs the listed keys and values of one head. Places that belong to no key or to no element hold what was there
+    /// before: what is computed from them is not used.
     fn pack(&mut self, call: &Attention<'_>, kv_head: usize) {
         let hd = call.shape.head_dim;
         let n = self.keys.len().next_multiple_of(WIDTH);
         let value_width = hd.next_multiple_of(WIDTH);
-        self.packed_keys.clear();
         self.packed_keys.resize(n * hd, 0.0);
-        self.packed_values.clear();
         self.packed_values
             .resize(self.keys.len() * value_width, 0.0);
-        // Every place is written before it is read.
         self.scores.resize(QUERIES_512 * n, 0.0);
+        let head = kv_head * hd;
         let values = self.packed_values.chunks_exact_mut(value_width);
-        for ((j, &(k, v)), value) in self.keys.iter().enumerate().zip(values) {
-            let head = kv_head * hd;
-            let block = &mut self.packed_keys[j / WIDTH * WIDTH * hd..][..WIDTH * hd];
-            let key = &call.arena[k + head..k + head + hd];
-            for (column, element) in block.chunks_exact_mut(WIDTH).zip(key) {
-                column[j % WIDTH] = *element;
-            }
+        for (&(_, v), value) in self.keys.iter().zip(values) {
             value[..hd].copy_from_slice(&call.arena[v + head..v + head + hd]);
+        }
+        let blocks = self.packed_keys.chunks_exact_mut(WIDTH * hd);
+        for (keys, block) in self.keys.chunks(WIDTH).zip(blocks) {
+            let last = keys.len() - 1;
+            let rows: [&[f32]; WIDTH] = std::array::from_fn(|i| {
+                let key = keys[i.min(last)].0 + head;
+                &call.arena[key..key + hd]
+            });
+            transpose_into(&rows, block);
+        }
+    }
+}
+
+/// Rows of one length to columns, `[length][WIDTH]`.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]
+fn transpose_into(rows: &[&[f32]; WIDTH], columns: &mut [f32]) {
+    /// Elements of all rows that are turned at once, in registers.
+    const STEP: usize = 8;
+    let len = columns.len() / WIDTH;
+    let rows = rows.map(|row| &row[..len]);
+    let (steps, rest) = columns.as_chunks_mut::<{ STEP * WIDTH }>();
+    for (i, columns) in steps.iter_mut().enumerate() {
+        let parts: [&[f32; STEP]; WIDTH] =
+            std::array::from_fn(|r| rows[r][i * STEP..].first_chunk().unwrap_or(&[0.0; STEP]));
+        for d in 0..STEP {
+            for (r, part) in parts.iter().enumerate() {
+                columns[d * WIDTH + r] = part[d];
+            }
+        }
+    }
+    let done = len / STEP * STEP;
+    for (d, column) in rest.chunks_exact_mut(WIDTH).enumerate() {
+        for (element, row) in column.iter_mut().zip(rows) {
+            *element = row[done + d];
         }
     }
 }
 
 /// All rows of `rows`, all heads that share `kv_head`.
 #[multiversion(targets("x86_64+avx512f+avx2+fma", "x86_64+avx2+fma", "aarch64+neon"))]
-fn attend_head(
-    call: &Attention<'_>,
-    rows: Range<usize>,
-    kv_head: usize,
-    scratch: &mut AttentionScratch,
-    out: &mut [f32],
-) {
+fn attend_head(call: &Attention<'_>, rows: Range<usize>, kv_head: usize, part: &mut Part<'_>) {
     let wide = target_cfg_f!(target_feature = "avx512f");
     let fused = target_cfg_f!(any(target_feature = "fma", target_feature = "neon"));
     match (wide, fused) {
-        (true, _) => attend_rows::<QUERIES_512, true>(call, rows, kv_head, scratch, out),
-        (_, true) => attend_rows::<QUERIES, true>(call, rows, kv_head, scratch, out),
-        _ => attend_rows::<QUERIES, false>(call, rows, kv_head, scratch, out),
+        (true, _) => attend_rows::<QUERIES_512, true>(call, rows, kv_head, part),
+        (_, true) => attend_rows::<QUERIES, true>(call, rows, kv_head, part),
+        _ => attend_rows::<QUERIES, false>(call, rows, kv_head, part),
     }
 }
 
@@ -112,37 +184,38 @@ fn attend_rows<const N: usize, const FUSED: bool>(
     call: &Attention<'_>,
     rows: Range<usize>,
     kv_head: usize,
-    scratch: &mut AttentionScratch,
-    out: &mut [f32],
+    part: &mut Part<'_>,
 ) {
     let hd = call.shape.head_dim;
     let group = call.shape.heads / call.shape.kv_heads;
     let width = call.shape.q_width();
-    // Element offset of a query row, in `q` and in `out` alike.
-    let at = |i: usize| (rows.start + i / group) * width + (kv_head * group + i % group) * hd;
+    let own_width = part.kv_heads.len() * group * hd;
+    let first_head = part.kv_heads.start * group;
+    let head = |i: usize| kv_head * group + i % group;
+    let row = |i: usize| rows.start + i / group;
     let count = rows.len() * group;
     for first in (0..count).step_by(N) {
         let n = N.min(count - first);
         // Without enough rows the last one is computed again: its results are the same.
-        let places: [usize; N] = std::array::from_fn(|i| at(first + i.min(n - 1)));
-        let sinks = places.map(|at| call.sink[at % width / hd]);
-        attend::<N, FUSED>(call.q, places, sinks, hd, scratch, out);
+        let index: [usize; N] = std::array::from_fn(|i| first + i.min(n - 1));
+        let queries = index.map(|i| &call.q[row(i) * width + head(i) * hd..][..hd]);
+        let places = index.map(|i| row(i) * own_width + (head(i) - first_head) * hd);
+        let sinks = index.map(|i| call.sink[head(i)]);
+        attend::<N, FUSED>(queries, places, sinks, part.scratch);
     }
 }
 
 #[inline(always)]
 fn attend<const N: usize, const FUSED: bool>(
-    q: &[f32],
+    queries: [&[f32]; N],
     places: [usize; N],
     sinks: [f32; N],
-    hd: usize,
     scratch: &mut AttentionScratch,
-    out: &mut [f32],
 ) {
+    let hd = queries[0].len();
     let keys = scratch.keys.len();
     let row = scratch.scores.len() / QUERIES_512;
     let scale = 1.0 / (hd as f32).sqrt();
-    let queries = places.map(|at| &q[at..at + hd]);
     for (block, packed) in scratch.packed_keys.chunks_exact(WIDTH * hd).enumerate() {
         let sums = scores_of_block::<N, FUSED>(queries, packed);
         for (i, sums) in sums.iter().enumerate() {
@@ -167,7 +240,7 @@ fn attend<const N: usize, const FUSED: bool>(
         );
         let used = WIDTH.min(hd - first);
         for (i, sums) in sums.iter().enumerate() {
-            let out = &mut out[places[i] + first..][..used];
+            let out = &mut scratch.out[places[i] + first..][..used];
             out.iter_mut()
                 .zip(sums)
                 .for_each(|(o, s)| *o = s * inverse[i]);

@@ -5,9 +5,14 @@
 use super::math;
 use super::plain::NORM_EPS;
 use crate::backend::Epilogue;
+use crate::compute;
+use arrayvec::ArrayVec;
 use multiversion::multiversion;
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
 use rten_tensor::NdTensorView;
+
+/// Every thread reads all weights: fewer rows each would wait for memory.
+const MIN_ROWS_PER_THREAD: usize = 8;
 
 /// Packs weights `[out_dim, in_dim]` as the right-hand side of `x W^T`.
 pub(super) fn pack(
@@ -29,22 +34,31 @@ pub(super) fn linear_into(
     epilogue: Epilogue,
     out: &mut [f32],
 ) {
-    let x = NdTensorView::from_data([rows, x.len() / rows], x);
-    let options = GemmOptions {
-        beta: if epilogue == Epilogue::Add { 1.0 } else { 0.0 },
-        bias: Some(BiasVector::Row(bias)),
-        ..GemmOptions::default()
-    };
-    let done = gemm.gemm(
-        out,
-        GemmInputA::Unpacked(x),
-        GemmInputB::Packed(packed),
-        options,
-    );
-    assert!(done.is_ok(), "matrix product refused its shapes: {done:?}");
-    if epilogue == Epilogue::Gelu {
-        gelu_in_place(out);
-    }
+    let (in_dim, out_dim) = (x.len() / rows, bias.len());
+    let parts = compute::threads().min(rows / MIN_ROWS_PER_THREAD).max(1);
+    let part_rows = rows.div_ceil(parts);
+    let mut parts: ArrayVec<(&[f32], &mut [f32]), { compute::MAX_THREADS }> = x
+        .chunks(part_rows * in_dim)
+        .zip(out.chunks_mut(part_rows * out_dim))
+        .collect();
+    compute::for_each_part(&mut parts, |(x, out)| {
+        let options = GemmOptions {
+            beta: if epilogue == Epilogue::Add { 1.0 } else { 0.0 },
+            bias: Some(BiasVector::Row(bias)),
+            ..GemmOptions::default()
+        };
+        let x = NdTensorView::from_data([x.len() / in_dim, in_dim], *x);
+        let done = gemm.gemm(
+            out,
+            GemmInputA::Unpacked(x),
+            GemmInputB::Packed(packed),
+            options,
+        );
+        assert!(done.is_ok(), "matrix product refused its shapes: {done:?}");
+        if epilogue == Epilogue::Gelu {
+            gelu_in_place(out);
+        }
+    });
 }
 
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]

@@ -92,8 +92,8 @@ pub struct Cpu {
     gemm: GemmExecutor,
     /// Attention's result before it goes to the arena; grows to the largest call.
     attention_out: Vec<f32>,
-    /// Running softmax state of the attention kernels.
-    attention_scratch: attention::AttentionScratch,
+    /// Buffers of the attention kernels, for each thread.
+    attention_scratch: Vec<attention::AttentionScratch>,
     /// Rows in 8 bits; grow to the largest call.
     activations: int8::Activations,
 }
@@ -120,7 +120,7 @@ impl Cpu {
             tables: Vec::new(),
             gemm: GemmExecutor::new(),
             attention_out: Vec::new(),
-            attention_scratch: attention::AttentionScratch::default(),
+            attention_scratch: Vec::new(),
             activations: int8::Activations::default(),
         }
     }
@@ -328,8 +328,6 @@ impl Backend for Cpu {
     ) {
         assert_eq!(q.len, q_time_ns.len() * shape.q_width(), "query size");
         assert_eq!(q.len, out.len, "attention output size");
-        self.attention_out.clear();
-        self.attention_out.resize(out.len, 0.0);
         let call = plain::Attention {
             arena: &self.arena,
             q: &self.arena[q.range()],
@@ -338,13 +336,18 @@ impl Backend for Cpu {
             segments,
             sink: &self.tables[sink.0].values,
         };
+        self.attention_out.resize(out.len, 0.0);
+        let result = &mut self.attention_out;
         match self.path {
-            Path::Plain => plain::attention_into(&call, &mut self.attention_out),
-            Path::Fast => attention::attention_into(
-                &call,
-                &mut self.attention_scratch,
-                &mut self.attention_out,
-            ),
+            Path::Plain => {
+                result.fill(0.0);
+                plain::attention_into(&call, result);
+            }
+            Path::Fast => {
+                attention::attention_into(&call, &mut self.attention_scratch, |at, piece| {
+                    result[at..at + piece.len()].copy_from_slice(piece);
+                });
+            }
         }
         self.arena[out.range()].copy_from_slice(&self.attention_out);
     }

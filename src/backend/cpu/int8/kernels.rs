@@ -4,12 +4,14 @@
 //! memory once and serve all rows from the nearest cache.
 
 use super::{Activations, DEPTH, Finish, GROUP, Isa, PANEL};
+use crate::compute;
+use arrayvec::ArrayVec;
 use std::ops::Range;
 
 /// Multiplications below which starting another thread costs more than it saves.
 const MIN_WORK_PER_THREAD: usize = 1 << 18;
 
-/// All of `finish.linear`'s panels, halved among threads. Where they are cut changes nothing in the results.
+/// All of `finish.linear`'s panels, shared among threads. Where they are cut changes nothing in the results.
 pub(super) fn product_into(
     isa: Isa,
     activations: &Activations,
@@ -34,8 +36,14 @@ pub(super) fn product_into(
     };
     let panels = linear.panel_count();
     let work = rows * linear.depth() * linear.out_dim;
-    let threads = rayon::current_num_threads().min(work / MIN_WORK_PER_THREAD);
-    product.halve(0..panels, threads.clamp(1, panels.max(1)));
+    let parts = compute::threads()
+        .min(work / MIN_WORK_PER_THREAD)
+        .clamp(1, panels.max(1));
+    // Cut between pairs, which kernels take together.
+    let cut = |part: usize| (panels * part / parts).next_multiple_of(2).min(panels);
+    let mut ranges: ArrayVec<Range<usize>, { compute::MAX_THREADS }> =
+        (0..parts).map(|part| cut(part)..cut(part + 1)).collect();
+    compute::for_each_part(&mut ranges, |range| product.run(range.clone()));
 }
 
 /// A row-major matrix whose columns several threads write, each its own.
@@ -76,22 +84,6 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    fn halve(&self, panels: Range<usize>, threads: usize) {
-        if threads <= 1 {
-            return self.run(panels);
-        }
-        let here = threads / 2;
-        let cut = panels.start
-            + (panels.len() * here / threads)
-                .next_multiple_of(2)
-                .min(panels.len());
-        let (first, second) = (panels.start..cut, cut..panels.end);
-        rayon::join(
-            || self.halve(first, here),
-            || self.halve(second, threads - here),
-        );
-    }
-
     fn run(&self, panels: Range<usize>) {
         match self.isa {
             #[cfg(target_arch = "x86_64")]

@@ -1,0 +1,255 @@
+//! One step of a streaming encoder: 64 tokens appended to a window of 1024, 12 layers of width 768 with 12 heads on 4
+//! key/value heads and a feed-forward of 3072.
+//!
+//! `cargo bench --bench step` prints a table of its own; `benches/peers/run` compares it with other engines in one run,
+//! taking turns: with `--serve THREADS` it takes a step for
+//! every line `PRECISION ROWS` on standard input and answers with its microseconds. Nothing here passes or fails on a time.
+
+use std::io::{BufRead, Write};
+use std::time::Instant;
+use umm::backend::cpu::{Cpu, Path, Precision};
+use umm::backend::parity::noise;
+use umm::backend::{
+    Backend, Epilogue, HeadShape, KvSegment, LinearId, NormIds, Region, Segments, TableId,
+    Visibility,
+};
+use umm::run::on_tick_thread;
+
+const LAYERS: usize = 12;
+const WIDTH: usize = 768;
+const FFN: usize = 3072;
+const SHAPE: HeadShape = HeadShape {
+    heads: 12,
+    kv_heads: 4,
+    head_dim: 64,
+};
+const WINDOW: usize = 1024;
+const ROWS: usize = 64;
+
+/// Steps of which the median is taken.
+const STEPS: usize = 21;
+
+#[derive(Clone, Copy)]
+struct Layer {
+    norms: [NormIds; 2],
+    /// Query, key, value, output, up, down.
+    linears: [LinearId; 6],
+    sink: TableId,
+    keys: Region,
+    values: Region,
+}
+
+/// Where a step's time goes.
+#[derive(Clone, Copy)]
+enum Part {
+    Linear,
+    Attention,
+    Rest,
+}
+
+struct Step {
+    cpu: Cpu,
+    layers: Vec<Layer>,
+    x: Region,
+    h: Region,
+    q: Region,
+    ffn: Region,
+    rotary: Region,
+    times: Vec<i64>,
+    /// Seconds since the last reset, by [`Part`].
+    spent: [f64; 3],
+}
+
+impl Step {
+    fn new(precision: Precision) -> Step {
+        let mut cpu = Cpu::with_precision(Path::Fast, precision);
+        let mut at = 0;
+        let mut region = |len: usize| {
+            let region = Region { start: at, len };
+            at += len;
+            region
+        };
+        let [x, h, q] = [(); 3].map(|()| region(ROWS * WIDTH));
+        let ffn = region(ROWS * FFN);
+        let rotary = region(ROWS * SHAPE.head_dim);
+        let rings: Vec<[Region; 2]> = (0..LAYERS)
+            .map(|_| [(); 2].map(|()| region(WINDOW * SHAPE.kv_width())))
+            .collect();
+        cpu.allocate(at);
+        let kv = SHAPE.kv_width();
+        let sizes = [
+            (WIDTH, WIDTH),
+            (WIDTH, kv),
+            (WIDTH, kv),
+            (WIDTH, WIDTH),
+            (WIDTH, FFN),
+            (FFN, WIDTH),
+        ];
+        let layers = rings
+            .into_iter()
+            .enumerate()
+            .map(|(i, [keys, values])| {
+                cpu.upload(keys, &noise(2 * i as u64, keys.len));
+                cpu.upload(values, &noise(2 * i as u64 + 1, values.len));
+                let norm = |cpu: &mut Cpu| NormIds {
+                    weight: cpu.add_table(&[1.0; WIDTH], WIDTH),
+                    bias: cpu.add_table(&[0.0; WIDTH], WIDTH),
+                };
+                Layer {
+                    norms: [norm(&mut cpu), norm(&mut cpu)],
+                    linears: sizes.map(|(from, to)| {
+                        let scale = 1.0 / (from as f32).sqrt();
+                        let weight: Vec<f32> =
+                            noise(7, from * to).iter().map(|w| w * scale).collect();
+                        cpu.add_linear(&weight, None, from, to)
+                    }),
+                    sink: cpu.add_table(&vec![0.0; SHAPE.heads], SHAPE.heads),
+                    keys,
+                    values,
+                }
+            })
+            .collect();
+        cpu.upload(rotary, &noise(5, rotary.len));
+        Step {
+            cpu,
+            layers,
+            x,
+            h,
+            q,
+            ffn,
+            rotary,
+            times: vec![0; WINDOW],
+            spent: [0.0; 3],
+        }
+    }
+
+    fn timed(&mut self, part: Part, work: impl FnOnce(&mut Cpu)) {
+        let start = Instant::now();
+        work(&mut self.cpu);
+        self.spent[part as usize] += start.elapsed().as_secs_f64();
+    }
+
+    fn run(&mut self, rows: usize) {
+        let (d, kv) = (WIDTH, SHAPE.kv_width());
+        let (x, h, q) = (
+            self.x.rows(0, rows, d),
+            self.h.rows(0, rows, d),
+            self.q.rows(0, rows, d),
+        );
+        let ffn = self.ffn.rows(0, rows, FFN);
+        let rotary = self.rotary.rows(0, rows, SHAPE.head_dim);
+        self.cpu.upload(x, &noise(3, x.len));
+        for i in 0..LAYERS {
+            let Layer {
+                norms,
+                linears: [to_q, to_k, to_v, from_heads, up, down],
+                sink,
+                keys,
+                values,
+            } = self.layers[i];
+            // The window's oldest rows make room for the new ones.
+            let (k, v) = (keys.rows(0, rows, kv), values.rows(0, rows, kv));
+            self.timed(Part::Rest, |cpu| cpu.layer_norm_into(x, rows, norms[0], h));
+            self.timed(Part::Linear, |cpu| {
+                cpu.linear_into(h, rows, to_q, Epilogue::Store, q);
+                cpu.linear_into(h, rows, to_k, Epilogue::Store, k);
+                cpu.linear_into(h, rows, to_v, Epilogue::Store, v);
+            });
+            self.timed(Part::Rest, |cpu| {
+                cpu.rotary_in_place(q, rows, SHAPE.heads, SHAPE.head_dim, rotary);
+                cpu.rotary_in_place(k, rows, SHAPE.kv_heads, SHAPE.head_dim, rotary);
+            });
+            let times = std::mem::take(&mut self.times);
+            let mut segments = Segments::new();
+            segments.push(KvSegment {
+                k: keys,
+                v: values,
+                time_ns: &times,
+                visibility: Visibility::All,
+            });
+            self.timed(Part::Attention, |cpu| {
+                cpu.attention_into(q, &times[..rows], SHAPE, &segments, sink, h);
+            });
+            drop(segments);
+            self.times = times;
+            self.timed(Part::Linear, |cpu| {
+                cpu.linear_into(h, rows, from_heads, Epilogue::Add, x)
+            });
+            self.timed(Part::Rest, |cpu| cpu.layer_norm_into(x, rows, norms[1], h));
+            self.timed(Part::Linear, |cpu| {
+                cpu.linear_into(h, rows, up, Epilogue::Gelu, ffn);
+                cpu.linear_into(ffn, rows, down, Epilogue::Add, x);
+            });
+        }
+    }
+
+    /// Milliseconds of the median step, and how they divide among [`Part`]s.
+    fn measure(&mut self, rows: usize) -> (f64, [f64; 3]) {
+        self.run(rows);
+        let mut steps: Vec<(f64, [f64; 3])> = (0..STEPS)
+            .map(|_| {
+                self.spent = [0.0; 3];
+                self.run(rows);
+                (self.spent.iter().sum(), self.spent)
+            })
+            .collect();
+        steps.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (total, parts) = steps[STEPS / 2];
+        (total * 1e3, parts.map(|s| s * 1e3))
+    }
+}
+
+fn precision_of(name: &str) -> Precision {
+    match name {
+        "int8" => Precision::Int8,
+        _ => Precision::F32,
+    }
+}
+
+/// Answers `PRECISION ROWS` on one pool of threads until standard input ends.
+fn serve(threads: usize) {
+    on_tick_thread(threads, || {
+        let mut steps = [Step::new(Precision::F32), Step::new(Precision::Int8)];
+        println!("ready: {}, {}", steps[0].cpu.name(), steps[1].cpu.name());
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            let Some((precision, rows)) = line.split_once(' ') else {
+                continue;
+            };
+            let rows = rows.parse().unwrap_or(ROWS).min(ROWS);
+            let step = &mut steps[usize::from(precision_of(precision) == Precision::Int8)];
+            step.spent = [0.0; 3];
+            step.run(rows);
+            println!("{:.1}", step.spent.iter().sum::<f64>() * 1e6);
+            let _ = std::io::stdout().flush();
+        }
+    })
+    .expect("threads");
+}
+
+fn table() {
+    println!(
+        "| step, ms | threads | rows | linear | attention | rest | in all | weights |\n|---|---|---|---|---|---|---|---|"
+    );
+    for precision in [Precision::F32, Precision::Int8] {
+        for (threads, rows) in [(1, ROWS), (2, ROWS), (1, 4)] {
+            on_tick_thread(threads, || {
+                let mut step = Step::new(precision);
+                let (total, [linear, attention, rest]) = step.measure(rows);
+                let mib = step.cpu.weight_bytes() >> 20;
+                println!(
+                    "| {} | {threads} | {rows} | {linear:.2} | {attention:.2} | {rest:.2} | {total:.2} | {mib} MiB |",
+                    step.cpu.name()
+                );
+            })
+            .expect("threads");
+        }
+    }
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip_while(|a| a != "--serve");
+    match arguments.nth(1).map(|threads| threads.parse()) {
+        Some(threads) => serve(threads.unwrap_or(1)),
+        None => table(),
+    }
+}
