@@ -3,7 +3,8 @@
 //!
 //! `cargo bench --bench step` prints a table of its own; `benches/peers/run` compares it with other engines in one run,
 //! taking turns: with `--serve THREADS` it takes a step for
-//! every line `PRECISION ROWS` on standard input and answers with its microseconds. Nothing here passes or fails on a time.
+//! every line `PRECISION ROWS` on standard input and answers with the microseconds of its
+//! linear layers, its attention and the rest. Nothing here passes or fails on a time.
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -219,7 +220,8 @@ fn serve(threads: usize) {
             let step = &mut steps[usize::from(precision_of(precision) == Precision::Int8)];
             step.spent = [0.0; 3];
             step.run(rows);
-            println!("{:.1}", step.spent.iter().sum::<f64>() * 1e6);
+            let [linear, attention, rest] = step.spent.map(|s| s * 1e6);
+            println!("{linear:.1} {attention:.1} {rest:.1}");
             let _ = std::io::stdout().flush();
         }
     })

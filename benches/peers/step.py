@@ -1,0 +1,241 @@
+"""The step of benches/step.rs in PyTorch and ONNX Runtime, each beside ours, taking turns; medians in a table.
+
+Positions are left out of the peers' steps: they do a little less than ours. All weights are random."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+LAYERS, WIDTH, FFN = 12, 768, 3072
+HEADS, KV_HEADS, HEAD = 12, 4, 64
+GROUP = HEADS // KV_HEADS
+WINDOW, ROWS = 1024, 64
+
+
+class Layer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = torch.nn.LayerNorm(WIDTH), torch.nn.LayerNorm(WIDTH)
+        # One product for query, key and value: the fastest form for the peer.
+        self.qkv = torch.nn.Linear(WIDTH, (HEADS + 2 * KV_HEADS) * HEAD)
+        self.out = torch.nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = torch.nn.Linear(WIDTH, FFN), torch.nn.Linear(FFN, WIDTH)
+        self.register_buffer("k", torch.randn(KV_HEADS, WINDOW, HEAD))
+        self.register_buffer("v", torch.randn(KV_HEADS, WINDOW, HEAD))
+
+    def forward(self, x):
+        rows = x.shape[0]
+        q, k, v = self.qkv(self.norm1(x)).split([HEADS * HEAD, KV_HEADS * HEAD, KV_HEADS * HEAD], 1)
+        # The window's oldest rows make room for the new ones.
+        self.k[:, :rows] = k.view(rows, KV_HEADS, HEAD).transpose(0, 1)
+        self.v[:, :rows] = v.view(rows, KV_HEADS, HEAD).transpose(0, 1)
+        a = attention(fold(q), self.k, self.v)
+        a = a.view(KV_HEADS, rows, GROUP, HEAD).permute(1, 0, 2, 3).reshape(rows, WIDTH)
+        x = x + self.out(a)
+        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+
+
+def fold(q):
+    """Heads that share keys become rows: `[kv heads, rows * group, head]`."""
+    rows = q.shape[0]
+    return q.view(rows, KV_HEADS, GROUP, HEAD).transpose(0, 1).reshape(KV_HEADS, rows * GROUP, HEAD)
+
+
+def attention(q, k, v):
+    return F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+
+
+def torch_step(dtype, rows, compiled=False):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*[Layer() for _ in range(LAYERS)]).to(dtype).eval()
+    x = torch.randn(rows, WIDTH).to(dtype)
+    call = torch.compile(model) if compiled else model
+
+    def step():
+        with torch.inference_mode():
+            call(x)
+
+    return step
+
+
+def torch_attention(dtype):
+    q, k, v = (torch.randn(KV_HEADS, n, HEAD).to(dtype) for n in (ROWS * GROUP, WINDOW, WINDOW))
+
+    def step():
+        with torch.inference_mode():
+            attention(q, k, v)
+
+    return step
+
+
+def onnx_model(rows):
+    nodes, weights, inputs = [], [], []
+    rng = np.random.default_rng(0)
+
+    def weight(name, *shape):
+        value = (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+        weights.append(numpy_helper.from_array(value, name))
+        return name
+
+    def constant(name, value):
+        weights.append(numpy_helper.from_array(np.array(value), name))
+        return name
+
+    def node(op, args, **attributes):
+        name = f"n{len(nodes)}"
+        nodes.append(helper.make_node(op, args, [name], name, **attributes))
+        return name
+
+    heads = constant("heads", np.array([rows, KV_HEADS, GROUP, HEAD], np.int64))
+    folded = constant("folded", np.array([KV_HEADS, rows * GROUP, HEAD], np.int64))
+    split = constant("split", np.array([KV_HEADS, rows, GROUP, HEAD], np.int64))
+    flat = constant("flat", np.array([rows, WIDTH], np.int64))
+    keys = constant("keys", np.array([rows, KV_HEADS, HEAD], np.int64))
+    scale = constant("scale", np.float32(HEAD**-0.5))
+    ones, zeros = constant("ones", np.ones(WIDTH, np.float32)), constant("zeros", np.zeros(WIDTH, np.float32))
+    x = "x"
+    for i in range(LAYERS):
+        h = node("LayerNormalization", [x, ones, zeros])
+        q = node("MatMul", [h, weight(f"q{i}", WIDTH, WIDTH)])
+        q = node("Transpose", [node("Reshape", [q, heads])], perm=[1, 0, 2, 3])
+        q = node("Mul", [node("Reshape", [q, folded]), scale])
+        window = []
+        for part in "kv":
+            new = node("MatMul", [h, weight(f"{part}{i}", WIDTH, KV_HEADS * HEAD)])
+            new = node("Transpose", [node("Reshape", [new, keys])], perm=[1, 0, 2])
+            past = f"past_{part}{i}"
+            inputs.append(helper.make_tensor_value_info(past, TensorProto.FLOAT, [KV_HEADS, WINDOW - rows, HEAD]))
+            window.append(node("Concat", [past, new], axis=1))
+        scores = node("MatMul", [q, node("Transpose", [window[0]], perm=[0, 2, 1])])
+        a = node("MatMul", [node("Softmax", [scores], axis=-1), window[1]])
+        a = node("Transpose", [node("Reshape", [a, split])], perm=[1, 0, 2, 3])
+        a = node("MatMul", [node("Reshape", [a, flat]), weight(f"o{i}", WIDTH, WIDTH)])
+        x = node("Add", [x, a])
+        h = node("LayerNormalization", [x, ones, zeros])
+        h = node("Gelu", [node("MatMul", [h, weight(f"u{i}", WIDTH, FFN)])], approximate="tanh")
+        x = node("Add", [x, node("MatMul", [h, weight(f"d{i}", FFN, WIDTH)])])
+    value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, WIDTH])
+    graph = helper.make_graph(nodes, "step", [value("x"), *inputs], [value(x)], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def onnx_steps(rows, folder):
+    paths = [os.path.join(folder, f"{name}{rows}.onnx") for name in ("f32", "int8")]
+    onnx.save(onnx_model(rows), paths[0])
+    quantize_dynamic(paths[0], paths[1], weight_type=QuantType.QInt8, per_channel=True)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    rng = np.random.default_rng(1)
+    steps = []
+    for path in paths:
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        feed = {i.name: rng.standard_normal(i.shape).astype(np.float32) for i in session.get_inputs()}
+        steps.append(lambda session=session, feed=feed: session.run(None, feed))
+    return steps
+
+
+class Ours:
+    """benches/step.rs, answering on a pipe."""
+
+    def __init__(self, bench, threads):
+        command = [bench, "--serve", str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.name = self.process.stdout.readline().strip()
+
+    def step(self, precision, rows):
+        """Milliseconds of the linear layers, the attention and the rest."""
+        self.process.stdin.write(f"{precision} {rows}\n")
+        self.process.stdin.flush()
+        return [float(us) / 1e3 for us in self.process.stdout.readline().split()]
+
+
+def timed(step):
+    def run():
+        start = time.perf_counter()
+        step()
+        return (time.perf_counter() - start) * 1e3
+
+    return run
+
+
+def contestants(bench, folder):
+    """`name -> call that returns its milliseconds`, peers first."""
+    table = {}
+    for rows in (ROWS, 4):
+        for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
+            table[f"PyTorch {name}, {rows} rows"] = timed(torch_step(dtype, rows))
+            table[f"PyTorch {name} compiled, {rows} rows"] = timed(torch_step(dtype, rows, compiled=True))
+        for name, step in zip(("f32", "int8"), onnx_steps(rows, folder)):
+            table[f"ONNX Runtime {name}, {rows} rows"] = timed(step)
+    for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
+        table[f"PyTorch SDPA {name}, a layer"] = timed(torch_attention(dtype))
+        table[f"PyTorch {name}, window recomputed"] = timed(torch_step(dtype, WINDOW))
+    one, two = Ours(bench, 1), Ours(bench, 2)
+    print(f"ours: {one.name}")
+    for precision in ("f32", "int8"):
+        for rows in (ROWS, 4):
+            ours = lambda p=precision, r=rows: sum(one.step(p, r))
+            table[f"umm {precision}, {rows} rows"] = ours
+        table[f"umm {precision}, {ROWS} rows, 2 threads"] = lambda p=precision: sum(two.step(p, ROWS))
+    table["umm attention, a layer"] = lambda: one.step("int8", ROWS)[1] / LAYERS
+    return table
+
+
+RATIOS = [
+    (f"umm int8, {ROWS} rows", [f"ONNX Runtime int8, {ROWS} rows", f"PyTorch bf16, {ROWS} rows"], "1/3 of the better"),
+    (f"umm f32, {ROWS} rows", [f"ONNX Runtime f32, {ROWS} rows"], "0.9"),
+    ("umm attention, a layer", ["PyTorch SDPA f32, a layer"], "0.7"),
+    ("umm attention, a layer", ["PyTorch SDPA bf16, a layer"], "0.7"),
+    (f"umm int8, {ROWS} rows", ["PyTorch f32, window recomputed", "PyTorch bf16, window recomputed"], "1/25 of the better"),
+    (f"umm int8, {ROWS} rows, 2 threads", [f"umm int8, {ROWS} rows"], "1/1.7"),
+    (f"umm f32, {ROWS} rows, 2 threads", [f"umm f32, {ROWS} rows"], "1/1.7"),
+    ("umm int8, 4 rows", ["ONNX Runtime int8, 4 rows", "PyTorch bf16, 4 rows"], ""),
+]
+
+
+def main():
+    torch.set_num_threads(1)
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 15
+    flags = next((line.split() for line in open("/proc/cpuinfo") if line.startswith("flags")), [])
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+    print(f"torch {torch.__version__}, onnxruntime {ort.__version__};", *[f for f in wanted if f in flags])
+    with tempfile.TemporaryDirectory() as folder:
+        table = contestants(sys.argv[1], folder)
+        times = {name: [] for name in table}
+        for name in list(table):
+            try:
+                table[name]()
+            except Exception as error:  # a peer that cannot run here, such as torch.compile without a compiler
+                print(f"left out: {name}: {str(error).splitlines()[0][:100]}")
+                del table[name]
+        for round_ in range(rounds):
+            for name, run in table.items():
+                # Recomputing takes seconds: a few times are enough.
+                if "recomputed" not in name or round_ < 3:
+                    times[name].append(run())
+    medians = {name: statistics.median(t) for name, t in times.items() if t}
+    print("\n| ms, median of rounds that take turns | |\n|---|---|")
+    for name, median in medians.items():
+        print(f"| {name} | {median:.2f} |")
+    print("\n| ours | against | ratio | target |\n|---|---|---|---|")
+    for ours, peers, target in RATIOS:
+        peers = [p for p in peers if p in medians]
+        if peers:
+            best = min(peers, key=medians.get)
+            print(f"| {ours} | {best} | {medians[ours] / medians[best]:.3f} | {target} |")
+
+
+if __name__ == "__main__":
+    main()
