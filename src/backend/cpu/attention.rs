@@ -2,7 +2,7 @@
 //!
 //! The keys and values that queries of one time see are packed once, a key/value head at a time: keys in columns, so that a
 //! vector holds many keys, values in rows padded to whole vectors. Then several rows of (token, head of the group) are
-//! worked on together, as many as the registers hold, so that what is loaded serves all of them. Every row's sums run in the
+//! worked on together, so that what is loaded serves all of them. Every row's sums run in the
 //! same order whatever rows are beside it: its bits depend on its own inputs, and on whether the processor fuses a
 //! multiplication with an addition.
 
@@ -18,8 +18,7 @@ use std::ops::Range;
 /// Keys, or values' elements, in a block.
 const WIDTH: usize = 16;
 
-/// Query rows worked on together, with 512-bit vectors and without.
-const QUERIES_512: usize = 8;
+/// Query rows worked on together. With more of them the compiler no longer keeps the sums in vectors: ten times slower.
 const QUERIES: usize = 4;
 
 /// Buffers of one thread; grow to the largest window and stay.
@@ -31,7 +30,7 @@ pub(super) struct AttentionScratch {
     packed_keys: Vec<f32>,
     /// Values of one head, `[keys][padded head_dim]`.
     packed_values: Vec<f32>,
-    /// Scores, then weights, `[QUERIES_512][blocks * WIDTH]`.
+    /// Scores, then weights, `[QUERIES][blocks * WIDTH]`.
     scores: Vec<f32>,
     /// Results, `[rows][heads of this thread][head_dim]`.
     out: Vec<f32>,
@@ -123,7 +122,7 @@ impl AttentionScratch {
         self.packed_keys.resize(n * hd, 0.0);
         self.packed_values
             .resize(self.keys.len() * value_width, 0.0);
-        self.scores.resize(QUERIES_512 * n, 0.0);
+        self.scores.resize(QUERIES * n, 0.0);
         let head = kv_head * hd;
         let values = self.packed_values.chunks_exact_mut(value_width);
         for (&(_, v), value) in self.keys.iter().zip(values) {
@@ -169,12 +168,10 @@ fn transpose_into(rows: &[&[f32]; WIDTH], columns: &mut [f32]) {
 /// All rows of `rows`, all heads that share `kv_head`.
 #[multiversion(targets("x86_64+avx512f+avx2+fma", "x86_64+avx2+fma", "aarch64+neon"))]
 fn attend_head(call: &Attention<'_>, rows: Range<usize>, kv_head: usize, part: &mut Part<'_>) {
-    let wide = target_cfg_f!(target_feature = "avx512f");
-    let fused = target_cfg_f!(any(target_feature = "fma", target_feature = "neon"));
-    match (wide, fused) {
-        (true, _) => attend_rows::<QUERIES_512, true>(call, rows, kv_head, part),
-        (_, true) => attend_rows::<QUERIES, true>(call, rows, kv_head, part),
-        _ => attend_rows::<QUERIES, false>(call, rows, kv_head, part),
+    if target_cfg_f!(any(target_feature = "fma", target_feature = "neon")) {
+        attend_rows::<QUERIES, true>(call, rows, kv_head, part);
+    } else {
+        attend_rows::<QUERIES, false>(call, rows, kv_head, part);
     }
 }
 
@@ -214,7 +211,7 @@ fn attend<const N: usize, const FUSED: bool>(
 ) {
     let hd = queries[0].len();
     let keys = scratch.keys.len();
-    let row = scratch.scores.len() / QUERIES_512;
+    let row = scratch.scores.len() / QUERIES;
     let scale = 1.0 / (hd as f32).sqrt();
     for (block, packed) in scratch.packed_keys.chunks_exact(WIDTH * hd).enumerate() {
         let sums = scores_of_block::<N, FUSED>(queries, packed);
