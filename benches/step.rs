@@ -104,7 +104,7 @@ impl Step {
                             noise(7, from * to).iter().map(|w| w * scale).collect();
                         cpu.add_linear(&weight, None, from, to)
                     }),
-                    sink: cpu.add_table(&vec![0.0; SHAPE.heads], SHAPE.heads),
+                    sink: cpu.add_table(&[0.0; SHAPE.heads], SHAPE.heads),
                     keys,
                     values,
                 }
