@@ -606,12 +606,22 @@ fn a_rogue_publisher_is_counted_and_harms_nothing() {
         .iter()
         .rposition(|f| f.topics[0].samples_used > 0)
         .unwrap();
-    let seen = frames[..=end]
+    // A busy machine takes a plan that leaves frames out; that is not the flood's doing.
+    let looked = |f: &&FusedFrame| {
+        let plan = f.plan.as_ref().map_or("", |plan| plan.name.as_str());
+        ["full", "no-caption", "pooled-camera"].contains(&plan)
+    };
+    let last: Vec<_> = frames[..=end]
         .iter()
         .rev()
+        .filter(looked)
         .take(20)
-        .filter(|f| f.topics[0].samples_used > 0);
-    assert!(seen.count() >= 15, "{said}");
+        .collect();
+    let seen = last.iter().filter(|f| f.topics[0].samples_used > 0);
+    assert!(
+        last.len() > 10 && seen.count() * 4 >= last.len() * 3,
+        "{said}"
+    );
 }
 
 /// The sensors' clock leaps ahead by three seconds, then by a year, then back: each time the run follows within a window.
