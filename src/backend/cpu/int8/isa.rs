@@ -41,10 +41,12 @@ impl Isa {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("fma")
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => super::amx::available(),
+            Isa::Amx => Isa::Avx512Vnni.available() && crate::backend::cpu::amx::available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
