@@ -76,7 +76,7 @@ pub(super) trait Element: Copy {
     /// Tiles are configured; sizes as in [`Tiles::dot`], in bytes.
     unsafe fn dot_one(x: *const u8, weights: [*const u8; 2], row_bytes: usize, sums: *mut u8);
 
-    /// Sums of thirty-two rows; asks for memory `ahead` bytes behind the weights.
+    /// Sums of thirty-two rows; asks for as much memory as a panel has, from `ahead` bytes behind the first one on.
     ///
     /// # Safety
     /// As [`Element::dot_one`].
@@ -121,7 +121,8 @@ impl Tiles {
         }
     }
 
-    /// Sums of one or two tiles of rows (`x`, `[ROW_STEP or 2 ROW_STEP][depth]`) and two panels, `[row tile][panel]`.
+    /// Sums of one or two tiles of rows (`x`, `[ROW_STEP or 2 ROW_STEP][depth]`) and two panels, `[row tile][panel]`. With two
+    /// tiles a panel's length of memory is asked for, `ahead` bytes behind the first panel.
     ///
     /// # Panics
     /// When the sizes do not fit.
@@ -238,10 +239,8 @@ macro_rules! element {
                         concat!($multiply, " tmm3, tmm5, tmm7"),
                         "mov {i:e}, 1024",
                         "3:",
-                        "prefetcht1 [{a0}]",
-                        "prefetcht1 [{a1}]",
-                        "add {a0}, 64",
-                        "add {a1}, 64",
+                        "prefetcht1 [{ahead}]",
+                        "add {ahead}, 64",
                         "sub {i:e}, 64",
                         "jnz 3b",
                         "add {x0}, 64",
@@ -258,8 +257,7 @@ macro_rules! element {
                         x1 = inout(reg) x.add(ROW_STEP * row_bytes) => _,
                         w0 = inout(reg) weights[0] => _,
                         w1 = inout(reg) weights[1] => _,
-                        a0 = inout(reg) weights[0].wrapping_add(ahead) => _,
-                        a1 = inout(reg) weights[1].wrapping_add(ahead) => _,
+                        ahead = inout(reg) weights[0].wrapping_add(ahead) => _,
                         steps = inout(reg) row_bytes / LINE => _,
                         i = out(reg) _,
                         row = in(reg) row_bytes,

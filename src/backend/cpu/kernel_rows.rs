@@ -58,9 +58,11 @@ pub(super) fn put<const N: usize>(mut y: [f32; N], epilogue: Epilogue, out: &mut
             *y = math::gelu(*y);
         }
     }
-    if epilogue == Epilogue::Add {
-        out.iter_mut().zip(&y).for_each(|(o, y)| *o += y);
-    } else {
-        out.copy_from_slice(&y[..out.len()]);
+    match out.as_mut_array::<N>() {
+        // Whole vectors, but for the last panel.
+        Some(out) if epilogue == Epilogue::Add => (0..N).for_each(|i| out[i] += y[i]),
+        Some(out) => *out = y,
+        None if epilogue == Epilogue::Add => out.iter_mut().zip(&y).for_each(|(o, y)| *o += y),
+        None => out.copy_from_slice(&y[..out.len()]),
     }
 }

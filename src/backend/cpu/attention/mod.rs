@@ -25,6 +25,10 @@ use std::ops::Range;
 /// Keys, or values' elements, in a block.
 const WIDTH: usize = 16;
 
+/// How many keys or values ahead of their packing memory is asked for.
+#[cfg(target_arch = "x86_64")]
+const KEYS_AHEAD: usize = 24;
+
 /// Scores of a row that lie together.
 const SCORE_BLOCK: usize = 256;
 
@@ -207,6 +211,24 @@ impl Queries<'_> {
     fn key(&self, index: usize) -> &[f32] {
         let at = self.keys[index].0 + self.kv_head * self.head_dim();
         &self.call.arena[at..at + self.head_dim()]
+    }
+
+    /// Asks for the memory of a key, if there is one: rows lie too far apart for the processor to guess.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn prefetch_key(&self, index: usize) {
+        if index < self.keys.len() {
+            super::avx512::prefetch(self.key(index));
+        }
+    }
+
+    /// As [`Queries::prefetch_key`].
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn prefetch_value(&self, index: usize) {
+        if index < self.keys.len() {
+            super::avx512::prefetch(self.value(index));
+        }
     }
 
     fn value(&self, index: usize) -> &[f32] {

@@ -1,6 +1,6 @@
 //! `f32` on 512-bit vectors: the sums of [`super::loops`], in the same order, fourteen rows at a time.
 
-use super::{Packed, Queries, SCORE_BLOCK, WIDTH};
+use super::{KEYS_AHEAD, Packed, Queries, SCORE_BLOCK, WIDTH};
 use crate::backend::cpu::avx512::{
     self, Ahead, LANES, ROW_STRIDE, ROWS_OF_FOUR, ROWS_OF_TWO, first_lanes, with_tile_rows,
 };
@@ -73,6 +73,7 @@ unsafe fn pack_vectors(queries: &Queries<'_>, packed: &mut Packed) {
     packed.resize(count, hd);
     let width = hd.next_multiple_of(LANES);
     for (i, to) in packed.values.chunks_exact_mut(width).enumerate() {
+        queries.prefetch_value(i + KEYS_AHEAD);
         let value = queries.value(i);
         for (first, to) in (0..hd).step_by(LANES).zip(to.chunks_exact_mut(LANES)) {
             // SAFETY: as many elements as there are from `first` on; sixteen places.
@@ -84,6 +85,7 @@ unsafe fn pack_vectors(queries: &Queries<'_>, packed: &mut Packed) {
         }
     }
     for (block, columns) in packed.keys.chunks_exact_mut(LANES * hd).enumerate() {
+        (0..LANES).for_each(|i| queries.prefetch_key(block * LANES + i + KEYS_AHEAD));
         for first in (0..hd).step_by(LANES) {
             let mask = first_lanes(hd - first);
             let mut rows = [_mm512_setzero_si512(); LANES];

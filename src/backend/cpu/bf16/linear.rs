@@ -133,8 +133,8 @@ impl Call<'_> {
             for (block, x) in self.rows.chunks(2 * TILE_ROWS * depth).enumerate() {
                 let row = block * 2 * TILE_ROWS;
                 let rows = (self.out.rows() - row).min(2 * TILE_ROWS);
-                // While the first rows are multiplied the next pair's weights are asked for.
-                let ahead = if block == 0 { panels.len() } else { 0 };
+                // While the first rows are multiplied the next pair's weights are asked for, a panel a block.
+                let ahead = PANEL * depth * if block < 2 { 2 + block } else { 0 };
                 product.dot(x, rows, [first, second], depth, &mut sums, ahead);
                 finish(self, &sums, row, rows, pair);
             }

@@ -33,8 +33,8 @@ impl Product {
     }
 
     /// Sums over `depth` (a multiple of [`STEP`]) of the first `rows` of one or two whole tiles of rows `x`, `[16 or
-    /// 32][depth]`, and of two panels, `[depth / 2][PANEL][2]`. Other rows' sums hold anything. Memory `ahead` elements behind
-    /// the panels may be asked for.
+    /// 32][depth]`, and of two panels, `[depth / 2][PANEL][2]`. Other rows' sums hold anything. A panel's length of
+    /// memory may be asked for, `ahead` elements behind the first panel.
     pub(in crate::backend::cpu) fn dot(
         &self,
         x: &[Bf16],

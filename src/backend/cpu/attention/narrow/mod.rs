@@ -6,8 +6,10 @@ mod loops;
 mod vectors;
 
 use super::{Queries, WIDTH};
+use crate::backend::Epilogue;
 use crate::backend::cpu::bf16::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
 use crate::backend::cpu::int8::Isa;
+use crate::backend::cpu::kernel_rows::put;
 
 /// Query rows worked on together.
 const ROWS: usize = 2 * TILE_ROWS;
@@ -158,10 +160,8 @@ fn write(
         let out = &mut out[at..at + hd];
         let halves = &sums[row / TILE_ROWS];
         for (out, half) in out[column..].chunks_mut(PANEL).zip(halves) {
-            let sums = &half[row % TILE_ROWS];
-            out.iter_mut()
-                .zip(sums)
-                .for_each(|(o, s)| *o = s * inverse[row]);
+            let sums = half[row % TILE_ROWS].map(|sum| sum * inverse[row]);
+            put(sums, Epilogue::Store, out);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Packing and softmax on 512-bit vectors that round to bf16: the bits of [`super::loops`].
 
 use super::{KEYS, PANEL, Pair, ROWS, Scratch, TILE_ROWS, TileSums};
-use crate::backend::cpu::attention::Queries;
+use crate::backend::cpu::attention::{KEYS_AHEAD, Queries};
 use crate::backend::cpu::avx512::{self, LANES, first_lanes};
 use crate::backend::cpu::bf16::{Bf16, SMALLEST};
 use crate::backend::cpu::math;
@@ -76,6 +76,7 @@ unsafe fn round_pairs(values: &[f32], first: usize) -> __m512i {
 unsafe fn pack_keys(panels: &mut [Pair], queries: &Queries<'_>, depth: usize) {
     let count = queries.keys.len();
     for (panel, to) in panels.chunks_exact_mut(PANEL * depth / 2).enumerate() {
+        (0..PANEL).for_each(|i| queries.prefetch_key(panel * PANEL + i + KEYS_AHEAD));
         for (step, to) in to.chunks_exact_mut(LANES * PANEL).enumerate() {
             let mut rows = [_mm512_setzero_si512(); LANES];
             for (i, row) in rows.iter_mut().enumerate() {
@@ -100,6 +101,7 @@ unsafe fn pack_keys(panels: &mut [Pair], queries: &Queries<'_>, depth: usize) {
 unsafe fn pack_values(panels: &mut [Pair], queries: &Queries<'_>, keys: usize) {
     let (count, pairs) = (queries.keys.len(), keys / 2);
     for pair in 0..pairs {
+        (0..2).for_each(|i| queries.prefetch_value(2 * pair + i + KEYS_AHEAD));
         let value = |j: usize| if j < count { queries.value(j) } else { &[] };
         let (even, odd) = (value(2 * pair), value(2 * pair + 1));
         for (panel, first) in (0..queries.head_dim()).step_by(PANEL).enumerate() {
