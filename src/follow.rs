@@ -288,7 +288,7 @@ fn follow_here(
                     caption_steps: entry.caption_steps as usize,
                 };
                 engine
-                    .step(&tick, plan, &mut ledger, &mut probe)
+                    .step(&mut tick, plan, &mut ledger, &mut probe)
                     .map_err(|source| RunError::Tick {
                         tick: tick.tick,
                         source,

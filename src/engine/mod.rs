@@ -3,12 +3,12 @@
 
 mod input;
 
-use crate::align::Tick;
+use crate::align::{Taken, Tick};
 use crate::archive::{Archive, ArchiveError, Archived};
 use crate::config::{Config, TopicConfig};
 use crate::frontend::quality::Reason;
 use crate::governor::Plan;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, TopicLedger};
 use crate::model::adapter::{PoolWork, TokenBatch};
 use crate::model::network::{Network, NetworkConfig, Stream, TickMoment};
 use crate::model::spec::{Modality, ModelSpec};
@@ -135,13 +135,14 @@ impl Engine {
     }
 
     /// Runs one tick, or of it what `plan` leaves; returns the plan as the probe has left it. Fates of its samples go to the
-    /// ledger.
+    /// ledger. For a sample that cannot be decoded the next older one of its topic is taken, if the tick has one to spare;
+    /// spare samples are let go of.
     ///
     /// # Errors
     /// [`crate::umm::ring::ChunkTooLong`] never follows from input data: the configuration's limits exclude it.
     pub fn step(
         &mut self,
-        tick: &Tick,
+        tick: &mut Tick,
         plan: Plan,
         ledger: &mut Ledger,
         probe: &mut dyn StageProbe,
@@ -224,38 +225,50 @@ impl Engine {
         }
     }
 
-    fn take_samples(&mut self, tick: &Tick, plan: Plan, ledger: &mut Ledger) {
+    fn take_samples(&mut self, tick: &mut Tick, plan: Plan, ledger: &mut Ledger) {
         self.batch.clear();
         self.report.newest_used_ns = None;
         for topic in &mut self.report.topics {
             topic.samples_used = 0;
         }
-        for taken in &tick.taken {
+        let mut next = 0;
+        while let Some(taken) = tick.taken.get(next) {
+            next += 1;
             let index = taken.sample.topic;
             let entry = &mut ledger.topics[index];
             if !takes(plan, self.modality_of[index], tick.tick) {
                 entry.superseded += 1;
-                continue;
-            }
-            match self.inputs[index].take(index, &taken.sample, &mut self.batch) {
-                Ok(()) => {
-                    entry.fused += 1;
-                    entry.late_folded += u64::from(taken.late);
-                    let capture = Some(taken.sample.capture_time_ns);
-                    let report = &mut self.report.topics[index];
-                    report.samples_used += 1;
-                    report.newest_ns = report.newest_ns.max(capture);
-                    self.report.newest_used_ns = self.report.newest_used_ns.max(capture);
-                }
-                Err(error) => {
-                    entry.undecodable += 1;
-                    entry.last_error = format!("sequence {}: {error}", taken.sample.sequence);
+            } else if self.take_sample(taken, entry).is_err() {
+                let others = tick.taken[next..].iter();
+                let others = others.take_while(|t| t.sample.topic == index).count();
+                if tick.fall_back(index, next + others) {
+                    entry.superseded = entry.superseded.saturating_sub(1);
                 }
             }
         }
+        tick.spare.clear();
         for (index, input) in self.inputs.iter_mut().enumerate() {
             input.finish_tick(index, tick.tick_time_ns, &mut self.batch);
         }
+    }
+
+    /// Decodes a sample and appends its tokens; its fate goes to the ledger either way.
+    fn take_sample(&mut self, taken: &Taken, entry: &mut TopicLedger) -> Result<(), ()> {
+        let sample = &taken.sample;
+        let index = sample.topic;
+        if let Err(error) = self.inputs[index].take(index, sample, &mut self.batch) {
+            entry.undecodable += 1;
+            entry.last_error = format!("sequence {}: {error}", sample.sequence);
+            return Err(());
+        }
+        entry.fused += 1;
+        entry.late_folded += u64::from(taken.late);
+        let capture = Some(sample.capture_time_ns);
+        let report = &mut self.report.topics[index];
+        report.samples_used += 1;
+        report.newest_ns = report.newest_ns.max(capture);
+        self.report.newest_used_ns = self.report.newest_used_ns.max(capture);
+        Ok(())
     }
 
     /// Steps on blank input at tick `tick` of a run that has not begun, to learn what a plan costs.

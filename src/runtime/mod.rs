@@ -117,12 +117,14 @@ impl Runtime {
         };
         let ticks_a_second = 1e3 / config.engine.period_ms as f64;
         let thumbnails_hz = config.output.thumbnails_hz;
+        let align = AlignConfig {
+            live: mode == Mode::Live,
+            ..config.align()
+        };
         Ok(Runtime {
             queues,
-            aligner: Aligner::new(AlignConfig {
-                live: mode == Mode::Live,
-                ..config.align()
-            }),
+            tick: Tick::with_room(&align),
+            aligner: Aligner::new(align),
             outputs: Outputs::new(config, &weights.spec),
             engine,
             sink,
@@ -130,7 +132,6 @@ impl Runtime {
             governor,
             stopwatch,
             timing: Timing::new(),
-            tick: Tick::default(),
             epoch_reason: String::new(),
             health: Health::new(config),
             thumbnail_every: if thumbnails_hz > 0.0 {
@@ -250,7 +251,7 @@ impl Runtime {
         let mut stopwatch = Stopwatch::start(self.stopwatch.as_ref(), planned.plan, budget);
         let ledger = self.aligner.ledger_mut();
         self.engine
-            .step(&self.tick, planned.plan, ledger, &mut stopwatch)
+            .step(&mut self.tick, planned.plan, ledger, &mut stopwatch)
             .map_err(|source| RunError::Tick {
                 tick: self.tick.tick,
                 source,
