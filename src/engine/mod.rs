@@ -305,6 +305,11 @@ impl Engine {
         self.batch.clear();
     }
 
+    /// Chains the next tick to this digest: that of a tick computed elsewhere.
+    pub fn set_digest(&mut self, digest: u64) {
+        self.report.digest = digest;
+    }
+
     fn update_report(&mut self, tick_time_ns: u64) {
         for (topic, input) in self.report.topics.iter_mut().zip(&self.inputs) {
             let age = topic.newest_ns.map(|t| tick_time_ns.saturating_sub(t));
