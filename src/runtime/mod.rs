@@ -339,9 +339,11 @@ impl Runtime {
             .is_none_or(|b| b.deadline_met || !b.measured);
         self.misses += u64::from(!met);
         self.health.update(&self.engine, met);
+        let (state, reasons) = (self.health.state(), self.health.reasons());
+        // This tick is done with its health message, the last thing it must say.
         let health = self
             .outputs
-            .health(publish_ns, self.health.state(), self.health.reasons());
+            .health(publish_ns, self.ticks + 1, state, reasons);
         sink.publish(&output(Channel::Health, publish_ns, about_ns, health))?;
         let due = self.thumbnail_every > 0 && self.ticks.is_multiple_of(self.thumbnail_every);
         if let Some((rgb, capture_ns)) = self.engine.thumbnail().filter(|_| due) {
