@@ -133,7 +133,8 @@ impl Outputs {
             },
             ledger,
             health: proto::Health {
-                reasons: Vec::with_capacity(config.topics.len() + 1),
+                // Of each topic that it is missing and that its context is shortened; and of the run.
+                reasons: Vec::with_capacity(2 * config.topics.len() + 1),
                 ..Default::default()
             },
             buffer: Vec::with_capacity(16 << 10),
@@ -143,7 +144,9 @@ impl Outputs {
             topic_names: config.topics.iter().map(|t| t.name.clone()).collect(),
             spare_refs: Vec::new(),
             // As many as can be needed at once, each with room for a reason.
-            spare_strings: (0..Modality::ALL.len() * Reason::ALL.len() + config.topics.len() + 1)
+            spare_strings: (0..Modality::ALL.len() * Reason::ALL.len()
+                + 2 * config.topics.len()
+                + 1)
                 .map(|_| String::with_capacity(MAX_REASON_BYTES + longest_name))
                 .collect(),
         }

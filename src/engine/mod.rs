@@ -1,6 +1,7 @@
 //! The engine: one tick's samples in, one tick's results out. A pure function of its state and [`Tick`]; it reads no
 //! clock.
 
+mod context_span;
 mod input;
 
 use crate::align::{Taken, Tick};
@@ -14,6 +15,7 @@ use crate::model::network::{Network, NetworkConfig, Stream, TickMoment};
 use crate::model::spec::{Modality, ModelSpec};
 use crate::model::stage::{Stage, StageProbe};
 use crate::time::NS_PER_MS;
+use context_span::ContextSpan;
 use input::TopicInput;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -32,6 +34,8 @@ pub struct TopicReport {
     pub age_ns: u64,
     /// 0..1.
     pub quality: f32,
+    /// How far back its context reaches, where it has brought more than its ring holds of the window.
+    pub shortened_to_ns: Option<u64>,
 }
 
 /// What a modality contributed to the last tick.
@@ -69,6 +73,7 @@ pub struct Engine {
     network: Network,
     inputs: Vec<TopicInput>,
     modality_of: Vec<Modality>,
+    spans: Vec<ContextSpan>,
     batch: TokenBatch,
     pool: PoolWork,
     report: TickReport,
@@ -111,7 +116,12 @@ impl Engine {
             })?;
             inputs.push(input);
         }
-        let network = Network::new(weights, network_config(config, spec), backend)?;
+        let sizes = network_config(config, spec);
+        let window_ns = config.engine.window_ms * NS_PER_MS;
+        let period_ns = config.engine.period_ms * NS_PER_MS;
+        let span = |stream: &Stream| ContextSpan::new(stream.capacity, window_ns, period_ns);
+        let spans = sizes.streams.iter().map(span).collect();
+        let network = Network::new(weights, sizes, backend)?;
         let is_camera = |t: &TopicConfig| t.kind == Modality::Camera;
         // Room for every reason: one may appear for the first time in the middle of a run.
         let modality_report = |_| ModalityReport {
@@ -121,6 +131,7 @@ impl Engine {
         Ok(Engine {
             network,
             inputs,
+            spans,
             modality_of: config.topics.iter().map(|t| t.kind).collect(),
             batch: TokenBatch::default(),
             pool: PoolWork::default(),
@@ -129,7 +140,7 @@ impl Engine {
                 modalities: std::array::from_fn(modality_report),
                 ..TickReport::default()
             },
-            window_ns: config.engine.window_ms * NS_PER_MS,
+            window_ns,
             thumbnail_topic: config.topics.iter().position(is_camera),
         })
     }
@@ -164,6 +175,7 @@ impl Engine {
         if plan.computes() {
             self.network.step(&moment, &self.batch, probe)?;
             self.mark_missing();
+            self.measure_context(tick.tick_time_ns);
         } else {
             self.network.hold();
         }
@@ -211,8 +223,10 @@ impl Engine {
         self.inputs
             .iter_mut()
             .try_for_each(|input| input.archive(archive))?;
-        for topic in &mut self.report.topics {
+        for (topic, span) in self.report.topics.iter_mut().zip(&mut self.spans) {
             archive.option("newest sample", &mut topic.newest_ns)?;
+            archive.option("shortened context", &mut topic.shortened_to_ns)?;
+            span.archive(archive)?;
         }
         archive.number("digest", &mut self.report.digest)
     }
@@ -220,6 +234,7 @@ impl Engine {
     fn begin_epoch(&mut self, origin_ns: u64) {
         self.network.begin_epoch(origin_ns as i64);
         self.inputs.iter_mut().for_each(TopicInput::reset);
+        self.spans.iter_mut().for_each(ContextSpan::reset);
         for topic in &mut self.report.topics {
             *topic = TopicReport::default();
         }
@@ -271,6 +286,11 @@ impl Engine {
         Ok(())
     }
 
+    /// From now on rehearsals decode this JPEG for every camera topic, and say how long that took.
+    pub fn rehearse_with(&mut self, jpeg: &[u8]) {
+        self.inputs.iter_mut().for_each(|i| i.set_picture(jpeg));
+    }
+
     /// Steps on blank input at tick `tick` of a run that has not begun, to learn what a plan costs.
     ///
     /// # Errors
@@ -284,11 +304,15 @@ impl Engine {
     ) -> Result<(), crate::umm::ring::ChunkTooLong> {
         self.batch.clear();
         let time_ns = (tick * period_ns) as i64;
+        let mut decoded = false;
         for (index, input) in self.inputs.iter_mut().enumerate() {
             // A tick in which every plan that sees the camera at all sees it.
             if takes(plan, self.modality_of[index], 0) {
-                input.rehearse(index, time_ns, period_ns, &mut self.batch);
+                decoded |= input.rehearse(index, time_ns, period_ns, &mut self.batch);
             }
+        }
+        if decoded {
+            probe.ended(Stage::FrontEnd);
         }
         self.pool_camera(plan);
         let moment = TickMoment {
@@ -303,6 +327,10 @@ impl Engine {
     pub fn forget(&mut self) {
         self.network.forget();
         self.batch.clear();
+        for input in &mut self.inputs {
+            input.set_picture(&[]);
+            input.reset();
+        }
     }
 
     /// Chains the next tick to this digest: that of a tick computed elsewhere.
@@ -351,6 +379,20 @@ impl Engine {
                 report.quality = 0.0;
                 report.reasons.clear();
             }
+        }
+    }
+
+    fn measure_context(&mut self, tick_time_ns: u64) {
+        let topics = self.spans.iter_mut().zip(&mut self.report.topics);
+        for (index, (span, report)) in topics.enumerate() {
+            let part = &self.batch.modalities[self.modality_of[index].index()];
+            let of_topic = part.chunks.iter().filter(|c| c.topic == index);
+            let rows = of_topic.flat_map(|c| c.rows.clone());
+            let times_ns = rows.map(|row| part.positions[row].time_ns);
+            let (tokens, from_ns) =
+                times_ns.fold((0, i64::MAX), |(n, from), t| (n + 1, from.min(t)));
+            span.append(tick_time_ns, from_ns.max(0) as u64, tokens);
+            report.shortened_to_ns = span.shortened_to_ns(tick_time_ns);
         }
     }
 
