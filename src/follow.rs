@@ -139,7 +139,7 @@ impl Follower<'_> {
         keyframe: Option<&[u8]>,
     ) -> Result<Option<What>, Error> {
         if !self.knows_before(entry, keyframe)? {
-            let hole = self.hole.get_or_insert_with(|| Hole {
+            let hole = self.hole.get_or_insert(Hole {
                 first: Difference {
                     tick: entry.tick,
                     epoch: entry.epoch,
