@@ -74,6 +74,7 @@ audio = { rate_hz = 44100, channels = 2, format = "s16" }
 name = "/speed"
 kind = "telemetry"
 rate_hz = 50
+capacity = 8 # less than a window: health says so at every tick
 signals.speed_mps = { path = "linear.x", scale = 10 }
 [[topic]]
 name = "/json"

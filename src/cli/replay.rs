@@ -118,6 +118,19 @@ fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
     if let Some(fault) = followed.journal_end.describe() {
         say!("warning: the journal is not whole: {fault}");
     }
+    for gap in &followed.unchecked {
+        say!("warning: {gap}");
+    }
+    let more = followed.unchecked_count - followed.unchecked.len() as u64;
+    if more > 0 {
+        say!("warning: {more} more gap(s) of ticks that could not be checked");
+    }
+    if followed.ticks_without_heads > 0 {
+        say!(
+            "warning: of {} ticks behind a hole the heads were not checked, which recall moments of before it",
+            followed.ticks_without_heads
+        );
+    }
     let so_far = format!(
         "{} ticks with {} samples came to the same digests",
         followed.ticks, followed.samples
@@ -125,6 +138,10 @@ fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
     match followed.difference {
         None if followed.ticks == 0 => {
             Err(format!("{} holds no journal", journal.display()).into())
+        }
+        None if followed.unchecked_count > 0 => {
+            say!("{so_far}: what of the run could be checked is repeated");
+            Ok(())
         }
         None => {
             say!("{so_far}: the run is repeated");

@@ -117,12 +117,14 @@ impl Runtime {
         };
         let ticks_a_second = 1e3 / config.engine.period_ms as f64;
         let thumbnails_hz = config.output.thumbnails_hz;
+        let align = AlignConfig {
+            live: mode == Mode::Live,
+            ..config.align()
+        };
         Ok(Runtime {
             queues,
-            aligner: Aligner::new(AlignConfig {
-                live: mode == Mode::Live,
-                ..config.align()
-            }),
+            tick: Tick::with_room(&align),
+            aligner: Aligner::new(align),
             outputs: Outputs::new(config, &weights.spec),
             engine,
             sink,
@@ -130,7 +132,6 @@ impl Runtime {
             governor,
             stopwatch,
             timing: Timing::new(),
-            tick: Tick::default(),
             epoch_reason: String::new(),
             health: Health::new(config),
             thumbnail_every: if thumbnails_hz > 0.0 {
@@ -250,7 +251,7 @@ impl Runtime {
         let mut stopwatch = Stopwatch::start(self.stopwatch.as_ref(), planned.plan, budget);
         let ledger = self.aligner.ledger_mut();
         self.engine
-            .step(&self.tick, planned.plan, ledger, &mut stopwatch)
+            .step(&mut self.tick, planned.plan, ledger, &mut stopwatch)
             .map_err(|source| RunError::Tick {
                 tick: self.tick.tick,
                 source,
@@ -338,9 +339,11 @@ impl Runtime {
             .is_none_or(|b| b.deadline_met || !b.measured);
         self.misses += u64::from(!met);
         self.health.update(&self.engine, met);
+        let (state, reasons) = (self.health.state(), self.health.reasons());
+        // This tick is done with its health message, the last thing it must say.
         let health = self
             .outputs
-            .health(publish_ns, self.health.state(), self.health.reasons());
+            .health(publish_ns, self.ticks + 1, state, reasons);
         sink.publish(&output(Channel::Health, publish_ns, about_ns, health))?;
         let due = self.thumbnail_every > 0 && self.ticks.is_multiple_of(self.thumbnail_every);
         if let Some((rgb, capture_ns)) = self.engine.thumbnail().filter(|_| due) {
