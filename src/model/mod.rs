@@ -23,3 +23,4 @@ pub mod weights;
 mod digest;
 mod layers;
 mod shared;
+mod sizes;
