@@ -229,12 +229,19 @@ fn replay_here(
     for (index, log) in logs.iter().enumerate() {
         // Stands there until the log has come to something.
         outcomes.push(Err(Error::NoLog));
-        match open(log, index, config, options, watch) {
+        match open(log, index, config, options) {
             Ok(open) => opened.push(open),
             Err(error) => end(index, Err(error), &mut outcomes, watch),
         }
     }
-    let mut lanes = assemble(opened, config, weights, options)?;
+    let mut lanes = Vec::with_capacity(opened.len());
+    for (opened, engine) in with_engines(opened, config, weights, options)? {
+        let index = opened.index;
+        match assemble(opened, engine, config, weights, options, watch) {
+            Ok(lane) => lanes.push(lane),
+            Err(error) => end(index, Err(error), &mut outcomes, watch),
+        }
+    }
     if let Some(keyframe) = &options.from {
         lanes
             .iter_mut()
@@ -272,13 +279,12 @@ fn end(
     outcomes[index] = outcome;
 }
 
-/// A log that can be read, and where its outputs go.
+/// A log that can be read.
 struct Opened {
     index: usize,
     source: Replay,
     clock: LogClock,
     queues: Vec<QueueReceiver>,
-    sink: Box<dyn Sink>,
 }
 
 fn open(
@@ -286,57 +292,63 @@ fn open(
     index: usize,
     config: &Config,
     options: &ReplayOptions,
-    watch: &mut WatchTogether<'_>,
 ) -> Result<Opened, Error> {
     let (inlet, queues) = Inlet::new(config);
     let clock = LogClock::default();
     let ground_truth = config.output.ground_truth.clone();
     let source = Replay::open(log, inlet, clock.clone(), options.speed, ground_truth)?;
-    let sink = (watch.sink)(index).map_err(RunError::from)?;
     Ok(Opened {
         index,
         source,
         clock,
         queues,
-        sink: sink.ok_or(Error::NoLog)?,
     })
 }
 
-/// A run for each log, all on one network.
-fn assemble(
+/// An engine for each log, all on one network.
+fn with_engines(
     opened: Vec<Opened>,
     config: &Config,
     weights: &Weights,
     options: &ReplayOptions,
-) -> Result<Vec<Lane>, Error> {
+) -> Result<Vec<(Opened, Engine)>, Error> {
     if opened.is_empty() {
         return Ok(Vec::new());
     }
     let backend = Box::new(Cpu::with_precision(options.path, config.engine.precision));
     let engines =
         Engine::together(config, weights, backend, opened.len()).map_err(RunError::from)?;
-    let mut lanes = Vec::with_capacity(opened.len());
-    for (opened, engine) in opened.into_iter().zip(engines) {
-        let mut runtime = Runtime::over(
-            config,
-            weights,
-            engine,
-            opened.queues,
-            opened.sink,
-            Mode::Replay,
-            Box::new(WallClock::new()),
-        )?;
-        if options.keyframes {
-            runtime.take_keyframes(config.keyframe_every_ticks());
-        }
-        lanes.push(Lane::new(
-            opened.index,
-            opened.source,
-            opened.clock,
-            runtime,
-        ));
+    Ok(opened.into_iter().zip(engines).collect())
+}
+
+/// A log's run. Only now its outputs are begun: nothing else can be in the way.
+fn assemble(
+    opened: Opened,
+    engine: Engine,
+    config: &Config,
+    weights: &Weights,
+    options: &ReplayOptions,
+    watch: &mut WatchTogether<'_>,
+) -> Result<Lane, Error> {
+    let sink = (watch.sink)(opened.index).map_err(RunError::from)?;
+    let mut runtime = Runtime::over(
+        config,
+        weights,
+        engine,
+        opened.queues,
+        sink.ok_or(Error::NoLog)?,
+        Mode::Replay,
+        Box::new(WallClock::new()),
+    )?;
+    if options.keyframes {
+        runtime.take_keyframes(config.keyframe_every_ticks());
     }
-    Ok(lanes)
+    Ok(Lane::new(
+        opened.index,
+        opened.source,
+        opened.clock,
+        runtime,
+    ))
 }
 
 /// Runs `work` on a new thread that is the first of a pool of `threads`, in which its matrix products run.

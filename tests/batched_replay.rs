@@ -6,11 +6,12 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use support::logs::{drive, folder, replay_to, shipped};
+use support::logs::{drive, folder, outputs, replay_to, rewrite, shipped};
 use umm::backend::cpu::Precision;
 use umm::config::Config;
 use umm::demo::{DriveSpec, generate};
 use umm::model::layout::MAX_LANES;
+use umm::proto::FusedFrame;
 use umm::run::{Error, ReplayOptions, Replayed, WatchTogether, facts, replay_together, weights};
 use umm::sink::mcap_file::McapFile;
 use umm::source::replay::Speed;
@@ -18,7 +19,7 @@ use umm::source::replay::Speed;
 /// Drives of different seeds and lengths: the lanes' captions, windows and ends lie at different places.
 const DRIVES: [(&str, u64, f64); 3] = [("a", 7, 2.5), ("b", 8, 1.4), ("c", 9, 3.2)];
 
-/// The drives in a folder, the last one cut off in the middle.
+/// The drives in a folder: the second starts again in the middle of the others, the last is cut off in its own.
 fn logs(dir: &Path) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     for (name, seed, duration_s) in DRIVES {
@@ -28,6 +29,11 @@ fn logs(dir: &Path) -> Vec<PathBuf> {
         generate(file, &spec, &mut |_| {}).unwrap();
         paths.push(path);
     }
+    let lap = dir.join("lap");
+    std::fs::rename(&paths[1], &lap).unwrap();
+    rewrite(&lap, &paths[1], |messages| {
+        messages.extend(messages.clone())
+    });
     cut(&paths[2], 0.6);
     paths
 }
@@ -86,6 +92,8 @@ fn each_log_gives_its_own_bytes(name: &str, precision: Precision) {
         assert_eq!(whole, i != 2, "{}", log.display());
     }
     assert!(ticks.iter().all(|n| *n > 10), "{ticks:?}");
+    let frames: Vec<FusedFrame> = outputs(&dir.join("alone_1.mcap"), "umm/fused");
+    assert!(frames.iter().any(|f| f.epoch == 2), "a second lap");
     for threads in [1, 3] {
         config.engine.threads = threads;
         let outcomes = together(&logs, &config, &ReplayOptions::default(), &dir).unwrap();
