@@ -14,6 +14,7 @@ mod live;
 mod model;
 mod replay;
 mod table;
+mod together;
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -34,7 +35,7 @@ pub struct Arguments {
 enum Command {
     /// Make a drive, replay it through the engine and write a report: needs nothing but this program
     Demo(demo::DemoArguments),
-    /// Replay a recorded log through the engine
+    /// Replay recorded logs through the engine
     Replay(replay::ReplayArguments),
     /// Run live on zenoh until interrupted
     #[cfg(feature = "zenoh")]

@@ -11,7 +11,7 @@ use crate::frontend::quality::Reason;
 use crate::governor::Plan;
 use crate::ledger::{Ledger, TopicLedger};
 use crate::model::adapter::{PoolWork, TokenBatch};
-use crate::model::network::{Network, NetworkConfig, Stream, TickMoment};
+use crate::model::network::{LaneStep, Network, NetworkConfig, Stream, TickMoment};
 use crate::model::spec::{Modality, ModelSpec};
 use crate::model::stage::{Stage, StageProbe};
 use crate::time::NS_PER_MS;
@@ -75,6 +75,8 @@ pub struct Engine {
     modality_of: Vec<Modality>,
     spans: Vec<ContextSpan>,
     batch: TokenBatch,
+    /// Of the tick that has been prepared.
+    moment: TickMoment,
     pool: PoolWork,
     report: TickReport,
     window_ns: u64,
@@ -107,7 +109,30 @@ impl Engine {
         weights: &crate::model::weights::Weights,
         backend: Box<dyn crate::backend::Backend>,
     ) -> Result<Engine, EngineError> {
-        let spec = &weights.spec;
+        let sizes = network_config(config, &weights.spec);
+        let network = Network::new(weights, sizes, backend)?;
+        Engine::over(config, network)
+    }
+
+    /// Builds `lanes` engines of one configuration that share weights and work space and may step together, see
+    /// [`Engine::lane_step`]. At least one is built.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn together(
+        config: &Config,
+        weights: &crate::model::weights::Weights,
+        backend: Box<dyn crate::backend::Backend>,
+        lanes: usize,
+    ) -> Result<Vec<Engine>, EngineError> {
+        let sizes = network_config(config, &weights.spec);
+        let networks = Network::together(weights, sizes, backend, lanes)?;
+        let engines = networks.into_iter().map(|n| Engine::over(config, n));
+        engines.collect()
+    }
+
+    fn over(config: &Config, network: Network) -> Result<Engine, EngineError> {
+        let spec = network.spec();
         let mut inputs = Vec::with_capacity(config.topics.len());
         for topic in &config.topics {
             let input = TopicInput::new(topic, spec).map_err(|source| EngineError::Input {
@@ -116,12 +141,11 @@ impl Engine {
             })?;
             inputs.push(input);
         }
-        let sizes = network_config(config, spec);
         let window_ns = config.engine.window_ms * NS_PER_MS;
         let period_ns = config.engine.period_ms * NS_PER_MS;
+        let sizes = network_config(config, spec);
         let span = |stream: &Stream| ContextSpan::new(stream.capacity, window_ns, period_ns);
         let spans = sizes.streams.iter().map(span).collect();
-        let network = Network::new(weights, sizes, backend)?;
         let is_camera = |t: &TopicConfig| t.kind == Modality::Camera;
         // Room for every reason: one may appear for the first time in the middle of a run.
         let modality_report = |_| ModalityReport {
@@ -134,6 +158,7 @@ impl Engine {
             spans,
             modality_of: config.topics.iter().map(|t| t.kind).collect(),
             batch: TokenBatch::default(),
+            moment: TickMoment::default(),
             pool: PoolWork::default(),
             report: TickReport {
                 topics: vec![TopicReport::default(); config.topics.len()],
@@ -158,6 +183,24 @@ impl Engine {
         ledger: &mut Ledger,
         probe: &mut dyn StageProbe,
     ) -> Result<Plan, crate::umm::ring::ChunkTooLong> {
+        let plan = self.prepare(tick, plan, ledger, probe);
+        if plan.computes() {
+            self.network.step(&self.moment, &self.batch, probe)?;
+        } else {
+            self.network.hold();
+        }
+        self.conclude(tick, plan);
+        Ok(plan)
+    }
+
+    /// The front ends of a tick: what [`Engine::step`] does before the network's step. Returns the plan for the rest.
+    pub fn prepare(
+        &mut self,
+        tick: &mut Tick,
+        plan: Plan,
+        ledger: &mut Ledger,
+        probe: &mut dyn StageProbe,
+    ) -> Plan {
         if tick.first_of_epoch {
             self.begin_epoch(tick.origin_ns);
         }
@@ -166,21 +209,30 @@ impl Engine {
         let plan = probe.after_front_end(plan);
         self.pool_camera(plan);
         self.update_report(tick.tick_time_ns);
-        let quality = std::array::from_fn(|m| self.report.modalities[m].quality);
-        let moment = TickMoment {
+        self.moment = TickMoment {
             tick: tick.tick,
             tick_time_ns: tick.tick_time_ns as i64,
-            quality,
+            quality: std::array::from_fn(|m| self.report.modalities[m].quality),
         };
+        plan
+    }
+
+    /// The network's step of a prepared tick, for [`crate::model::network::step_together`].
+    pub fn lane_step(&mut self) -> LaneStep<'_> {
+        LaneStep {
+            network: &mut self.network,
+            moment: self.moment,
+            batch: &self.batch,
+        }
+    }
+
+    /// What [`Engine::step`] does after the network's step.
+    pub fn conclude(&mut self, tick: &Tick, plan: Plan) {
         if plan.computes() {
-            self.network.step(&moment, &self.batch, probe)?;
             self.mark_missing();
             self.measure_context(tick.tick_time_ns);
-        } else {
-            self.network.hold();
         }
         self.chain_digest(tick);
-        Ok(plan)
     }
 
     /// Tokens of the last tick.

@@ -1,18 +1,21 @@
 //! The shared encoder: each topic's new tokens attend to their own chunk and to the topic's window.
 //!
-//! The tokens of all topics of a tick share one matrix product a layer; only attention goes chunk by chunk.
+//! The tokens of all topics of a tick, and of all lanes that step together, share one matrix product a layer; only attention
+//! goes chunk by chunk.
 
 use super::layers::{AttentionIds, FfnIds, Loader};
 use super::spec::ModelSpec;
 use super::weights::WeightsError;
 use crate::backend::{Backend, Epilogue, HeadShape, NormIds, Region, Segments, Visibility};
 use crate::umm::arena::ArenaPlan;
-use crate::umm::context::{Appended, TopicContext};
+use crate::umm::context::{Appended, Context, TopicContext};
 use std::ops::Range;
 
 /// A chunk that has its place in the rings.
 #[derive(Clone, Debug)]
 pub(super) struct PlacedChunk {
+    /// Whose context it belongs to.
+    pub lane: usize,
     /// Index of the topic.
     pub topic: usize,
     /// Rows of the token matrix.
@@ -21,7 +24,7 @@ pub(super) struct PlacedChunk {
     pub place: Appended,
 }
 
-/// One tick's tokens as the encoder sees them.
+/// A step's tokens as the encoder sees them.
 pub(super) struct EncoderInput<'a> {
     pub rows: usize,
     /// Capture time of every row.
@@ -29,7 +32,16 @@ pub(super) struct EncoderInput<'a> {
     /// `[rows, head_dim]`, see [`super::rotary`].
     pub rotary: Region,
     pub chunks: &'a [PlacedChunk],
+    /// One a lane.
+    pub contexts: &'a [&'a Context],
     pub window_ns: i64,
+}
+
+impl<'a> EncoderInput<'a> {
+    /// The topic a chunk belongs to.
+    fn topic(&self, chunk: &PlacedChunk) -> &'a TopicContext {
+        &self.contexts[chunk.lane].topics[chunk.topic]
+    }
 }
 
 #[derive(Debug)]
@@ -108,7 +120,6 @@ impl Encoder {
         &self,
         backend: &mut dyn Backend,
         input: &EncoderInput<'_>,
-        topics: &[TopicContext],
         x: Region,
         out: Region,
     ) {
@@ -117,7 +128,7 @@ impl Encoder {
         let ffn = self.buffers.ffn.rows(0, rows, self.ffn_width);
         for (index, layer) in self.layers.iter().enumerate() {
             backend.layer_norm_into(x, rows, layer.norm1, h);
-            self.attend(backend, input, topics, index, &layer.attention, h);
+            self.attend(backend, input, index, &layer.attention, h);
             let attended = self.buffers.attended.rows(0, rows, self.shape.q_width());
             backend.linear_into(attended, rows, layer.attention.o, Epilogue::Add, x);
             backend.layer_norm_into(x, rows, layer.norm2, h);
@@ -132,7 +143,6 @@ impl Encoder {
         &self,
         backend: &mut dyn Backend,
         input: &EncoderInput<'_>,
-        topics: &[TopicContext],
         layer: usize,
         ids: &AttentionIds,
         h: Region,
@@ -148,10 +158,10 @@ impl Encoder {
         backend.rotary_in_place(q, rows, shape.heads, shape.head_dim, input.rotary);
         backend.rotary_in_place(k, rows, shape.kv_heads, shape.head_dim, input.rotary);
         for chunk in input.chunks {
-            append_rows(backend, &topics[chunk.topic], layer, chunk, k, v);
+            append_rows(backend, input.topic(chunk), layer, chunk, k, v);
         }
         for chunk in input.chunks {
-            let rings = &topics[chunk.topic].rings;
+            let rings = &input.topic(chunk).rings;
             let own = chunk.place.positions.clone();
             let before = rings.held().start..own.start;
             let mut segments = Segments::new();

@@ -3,10 +3,12 @@
 //! [`Runtime::advance`] does what is due at an instant; [`run`] drives it from a [`Source`] and a [`Clock`]. Live runs and
 //! replays differ only in these two.
 
+mod due;
 mod freeze;
 mod health;
 mod rehearsal;
 mod stopwatch;
+mod together;
 
 use crate::align::{AlignConfig, Aligner, Refused, Tick};
 use crate::config::Config;
@@ -22,10 +24,12 @@ use crate::sink::{Channel, Fault, Output, Sink, SinkError};
 use crate::source::{Progress, Source, SourceError};
 use crate::time::Clock;
 use crate::timing::Timing;
+use due::Due;
 use freeze::Keyframes;
 use health::Health;
-use std::fmt::Write;
 use stopwatch::{Budget, Stopwatch};
+
+pub use together::{DueTick, run_together};
 
 /// What a replay computes.
 const WHOLE: Planned = Planned {
@@ -80,6 +84,7 @@ pub struct Runtime {
     /// Measures stages; in a replay another clock than the run's.
     stopwatch: Box<dyn Clock>,
     timing: Timing,
+    due: Due,
     tick: Tick,
     epoch_reason: String,
     health: Health,
@@ -106,7 +111,23 @@ impl Runtime {
         mode: Mode,
         stopwatch: Box<dyn Clock>,
     ) -> Result<Runtime, RunError> {
-        let mut engine = Engine::new(config, weights, backend)?;
+        let engine = Engine::new(config, weights, backend)?;
+        Runtime::over(config, weights, engine, queues, sink, mode, stopwatch)
+    }
+
+    /// Puts a run together over an engine, which may be one of several that share a network.
+    ///
+    /// # Errors
+    /// [`RunError`] from the rehearsal of a live run.
+    pub fn over(
+        config: &Config,
+        weights: &Weights,
+        mut engine: Engine,
+        queues: Vec<QueueReceiver>,
+        sink: Box<dyn Sink>,
+        mode: Mode,
+        stopwatch: Box<dyn Clock>,
+    ) -> Result<Runtime, RunError> {
         let governor = match mode {
             Mode::Live => Some(rehearsal::governor(
                 config,
@@ -132,6 +153,7 @@ impl Runtime {
             governor,
             stopwatch,
             timing: Timing::new(),
+            due: Due::default(),
             epoch_reason: String::new(),
             health: Health::new(config),
             thumbnail_every: if thumbnails_hz > 0.0 {
@@ -162,17 +184,12 @@ impl Runtime {
     /// # Errors
     /// [`RunError`] from the sink.
     pub fn advance(&mut self, now_ns: u64, clock: &dyn Clock) -> Result<(), RunError> {
-        if let Some(back_ns) = self.aligner.jumps_back(now_ns) {
-            self.flush(clock)?;
-            self.aligner.begin_epoch(now_ns);
-            self.outputs.set_restored(None);
-            self.epoch_reason.clear();
-            let back_s = back_ns as f64 * 1e-9;
-            // Writing to a String cannot fail.
-            let _ = write!(self.epoch_reason, "clock jumped back by {back_s:.3} s");
-        }
-        self.take_samples(now_ns);
-        while self.aligner.close_into(now_ns, &mut self.tick) {
+        self.arrive(now_ns);
+        self.run_due(clock)
+    }
+
+    fn run_due(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
+        while self.close_next() {
             self.run_tick(clock)?;
         }
         Ok(())
@@ -183,10 +200,8 @@ impl Runtime {
     /// # Errors
     /// [`RunError`] from the sink.
     pub fn flush(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
-        while self.aligner.flush_into(&mut self.tick) {
-            self.run_tick(clock)?;
-        }
-        Ok(())
+        self.due = Due::Rest;
+        self.run_due(clock)
     }
 
     /// Completes the outputs.
@@ -194,8 +209,8 @@ impl Runtime {
     /// # Errors
     /// [`RunError::Sink`].
     pub fn finish(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
-        self.take_samples(clock.now_ns());
-        self.flush(clock)?;
+        self.arrive_at_end(clock.now_ns());
+        self.run_due(clock)?;
         if self.mode == Mode::Live {
             // What a restarted run goes on from. A replay's are on schedule only.
             self.publish_keyframe(0, clock)?;
