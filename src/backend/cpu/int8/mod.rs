@@ -12,6 +12,8 @@
 mod amx;
 mod isa;
 mod kernels;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 pub use isa::{ISA_VARIABLE, Isa};
 
@@ -128,7 +130,7 @@ impl Activations {
                     &mut self.scale,
                 );
             }
-            Isa::Portable | Isa::Amx => {
+            Isa::Portable | Isa::NeonDotprod | Isa::NeonI8mm | Isa::Amx => {
                 quantize_rows(x, in_dim, depth, padded, &mut self.bytes, &mut self.scale);
             }
         }
