@@ -24,6 +24,7 @@ use crate::time::Clock;
 use crate::timing::Timing;
 use freeze::Keyframes;
 use health::Health;
+pub use rehearsal::full_ticks;
 use std::fmt::Write;
 use stopwatch::{Budget, Stopwatch};
 
