@@ -9,6 +9,7 @@ macro_rules! say {
 }
 
 mod demo;
+mod doctor;
 #[cfg(feature = "zenoh")]
 mod live;
 mod model;
@@ -45,6 +46,8 @@ enum Command {
     Play(live::PlayArguments),
     /// Write the report of an output log: one self-contained HTML page
     Report(ReportArguments),
+    /// Measure what this machine can do and say what holds it back
+    Doctor(doctor::DoctorArguments),
     /// Make and inspect weights
     #[command(subcommand)]
     Model(model::ModelCommand),
@@ -75,6 +78,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         #[cfg(feature = "zenoh")]
         Command::Play(arguments) => live::play(&arguments),
         Command::Report(arguments) => report(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Model(command) => model::run(&command),
     }
 }

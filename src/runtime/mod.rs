@@ -27,6 +27,7 @@ use crate::timing::Timing;
 use due::Due;
 use freeze::Keyframes;
 use health::Health;
+pub use rehearsal::full_ticks;
 use stopwatch::{Budget, Stopwatch};
 
 pub use together::{DueTick, run_together};

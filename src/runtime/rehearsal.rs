@@ -1,11 +1,12 @@
 //! The rehearsal: at start-up the engine computes every plan on blank input, so that the governor knows what they cost. Of
-//! the front ends it rehearses the costly one, the cameras', on a picture of a usual size.
+//! the front ends it rehearses the costly one, the cameras', on a picture of a usual size. [`full_ticks`] lets others know as well.
 
 use super::RunError;
 use super::stopwatch::Stopwatch;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::governor::{Governor, Plan, Rehearsed};
+use crate::model::stage::StageTimes;
 use crate::time::Clock;
 
 /// It ends after this long, or when the window is full.
@@ -56,12 +57,9 @@ pub(super) fn governor(
     let mut tick = 0;
     let mut rehearse = |engine: &mut Engine, plan: Plan| {
         tick += 1;
-        let mut stopwatch = Stopwatch::start(clock, plan, None);
-        engine
-            .rehearse(tick, settings.period_ns, plan, &mut stopwatch)
-            .map_err(|source| RunError::Tick { tick, source })?;
+        let times = rehearse(engine, tick, settings.period_ns, plan, clock)?;
         Ok::<_, RunError>(Rehearsed {
-            times: *stopwatch.times(),
+            times,
             rows: engine.rows(),
             caption_bytes: engine.network().outputs().caption_steps,
         })
@@ -87,6 +85,41 @@ pub(super) fn governor(
     }
     engine.forget();
     Ok(Governor::new(settings, &rehearsed))
+}
+
+/// Computes whole ticks on blank input until `each`, told the tick's number (from 1) and its stages' times, says that it is
+/// enough; no front ends and no publication. The engine must not have begun a run.
+///
+/// # Errors
+/// As [`Engine::rehearse`].
+pub fn full_ticks(
+    config: &Config,
+    engine: &mut Engine,
+    clock: &dyn Clock,
+    each: &mut dyn FnMut(u64, &StageTimes) -> bool,
+) -> Result<(), RunError> {
+    let period_ns = config.governor().period_ns;
+    for tick in 1.. {
+        let times = rehearse(engine, tick, period_ns, Plan::Full, clock)?;
+        if !each(tick, &times) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn rehearse(
+    engine: &mut Engine,
+    tick: u64,
+    period_ns: u64,
+    plan: Plan,
+    clock: &dyn Clock,
+) -> Result<StageTimes, RunError> {
+    let mut stopwatch = Stopwatch::start(clock, plan, None);
+    engine
+        .rehearse(tick, period_ns, plan, &mut stopwatch)
+        .map_err(|source| RunError::Tick { tick, source })?;
+    Ok(*stopwatch.times())
 }
 
 #[cfg(test)]

@@ -164,6 +164,11 @@ impl Cpu {
         }
     }
 
+    /// Name of the kernel that `f32` products run.
+    pub fn f32_kernel(&self) -> &str {
+        self.gemm.kernel_name()
+    }
+
     /// One region to read and one to write.
     fn pair(&mut self, src: Region, dst: Region) -> (&[f32], &mut [f32]) {
         let [src, dst] = self.disjoint([src, dst]);
@@ -182,7 +187,7 @@ impl Cpu {
 impl Backend for Cpu {
     fn name(&self) -> String {
         let precision = self.precision.name();
-        let f32_kernel = self.gemm.kernel_name();
+        let f32_kernel = self.f32_kernel();
         match (self.path, self.precision) {
             (Path::Plain, _) => format!("cpu, {precision}, plain loops"),
             (Path::Fast, Precision::F32) => format!("cpu, f32, {f32_kernel} products"),

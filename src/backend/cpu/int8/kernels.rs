@@ -1,9 +1,9 @@
-//! The loops of 8-bit products, one for each instruction set. With [`super::amx`] all that is `unsafe` in the backend.
+//! The loops of 8-bit products, one for each instruction set. With `amx` and `neon` all that is `unsafe` in the backend.
 //!
 //! A kernel makes the sums of a block of rows and of one or two panels. Panels are the outer loop: a panel's weights come from
 //! memory once and serve all rows from the nearest cache.
 
-use super::{Activations, DEPTH, Finish, GROUP, Isa, PANEL};
+use super::{Activations, Finish, GROUP, Isa, PANEL};
 use crate::backend::cpu::kernel_rows::RowsOut;
 use crate::compute;
 use arrayvec::ArrayVec;
@@ -63,7 +63,26 @@ impl Product<'_> {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Amx => unsafe { self.run_amx(panels) },
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod | Isa::NeonI8mm => self.run_neon(panels),
             _ => self.run_portable(panels),
+        }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn run_neon(&self, panels: Range<usize>) {
+        use super::neon::{panel_by_dotprod, panel_by_i8mm};
+        let (x, rows, depth) = (&self.activations.bytes[..], self.out.rows, self.depth);
+        for panel in panels {
+            let weights = self.finish.linear.panel(panel);
+            let put = |sums: &[i32; PANEL], row| self.put(sums, row, panel);
+            // SAFETY: `product_into` asserts that the processor has it.
+            unsafe {
+                match self.isa {
+                    Isa::NeonI8mm => panel_by_i8mm(x, rows, weights, depth, put),
+                    _ => panel_by_dotprod(x, rows, weights, depth, put),
+                }
+            }
         }
     }
 
@@ -103,6 +122,7 @@ fn dot_portable(x: &[i8], weights: &[i8]) -> [i32; PANEL] {
     sums
 }
 
+#[cfg(target_arch = "x86_64")]
 /// Calls `$kernel::<ROWS>` with the constant that equals `$rows`.
 macro_rules! with_rows {
     ($rows:expr, $($n:literal)*, |$m:ident| $call:expr) => {
@@ -121,7 +141,7 @@ const PREFETCH_BYTES: usize = 4096;
 mod x86 {
     use super::*;
     use crate::backend::cpu::amx::Tiles;
-    use crate::backend::cpu::int8::ROW_STEP;
+    use crate::backend::cpu::int8::{DEPTH, ROW_STEP};
     use std::arch::x86_64::*;
 
     /// Rows of a block: with two vectors of sums each they leave registers for weights and activations.

@@ -10,6 +10,8 @@
 
 mod isa;
 mod kernels;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 pub use isa::{ISA_VARIABLE, Isa};
 
@@ -126,7 +128,7 @@ impl Activations {
                     &mut self.scale,
                 );
             }
-            Isa::Portable | Isa::Amx => {
+            Isa::Portable | Isa::NeonDotprod | Isa::NeonI8mm | Isa::Amx => {
                 quantize_rows(x, in_dim, depth, padded, &mut self.bytes, &mut self.scale);
             }
         }
