@@ -4,6 +4,7 @@
 //! The instructions have no stable intrinsics, hence assembly. The tiles belong to the thread and are configured for the
 //! length of one [`Tiles`]; other libraries that use them must not run on the same thread meanwhile.
 
+use super::ahead::{ASKED_A_STEP, Ahead};
 use super::bf16::Bf16;
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
@@ -76,7 +77,7 @@ pub(super) trait Element: Copy {
     /// Tiles are configured; sizes as in [`Tiles::dot`], in bytes.
     unsafe fn dot_one(x: *const u8, weights: [*const u8; 2], row_bytes: usize, sums: *mut u8);
 
-    /// Sums of thirty-two rows; asks for as much memory as a panel has, from `ahead` bytes behind the first one on.
+    /// Sums of thirty-two rows; asks for [`ASKED_A_STEP`] bytes of memory a step, from `ahead` bytes behind the first panel on.
     ///
     /// # Safety
     /// As [`Element::dot_one`].
@@ -122,7 +123,7 @@ impl Tiles {
     }
 
     /// Sums of one or two tiles of rows (`x`, `[ROW_STEP or 2 ROW_STEP][depth]`) and two panels, `[row tile][panel]`. With two
-    /// tiles a panel's length of memory is asked for, `ahead` bytes behind the first panel.
+    /// tiles memory is asked for as `ahead` says.
     ///
     /// # Panics
     /// When the sizes do not fit.
@@ -132,7 +133,7 @@ impl Tiles {
         weights: [&[E]; 2],
         depth: usize,
         sums: &mut [[TileSums<E::Sum>; 2]; 2],
-        ahead: usize,
+        ahead: Option<&mut Ahead>,
     ) {
         let row_bytes = depth * size_of::<E>();
         assert!(row_bytes.is_multiple_of(LINE) && depth > 0);
@@ -148,6 +149,7 @@ impl Tiles {
             if x.len() == tile {
                 E::dot_one(from, panels, row_bytes, to);
             } else {
+                let ahead = ahead.map_or(0, |ahead| ahead.steps(row_bytes / LINE));
                 E::dot_two(from, panels, row_bytes, to, ahead);
             }
         }
@@ -237,12 +239,13 @@ macro_rules! element {
                         "tileloadd tmm5, [{x1} + {row}*1]",
                         concat!($multiply, " tmm2, tmm5, tmm6"),
                         concat!($multiply, " tmm3, tmm5, tmm7"),
-                        "mov {i:e}, 1024",
-                        "3:",
                         "prefetcht1 [{ahead}]",
-                        "add {ahead}, 64",
-                        "sub {i:e}, 64",
-                        "jnz 3b",
+                        "prefetcht1 [{ahead} + 64]",
+                        "prefetcht1 [{ahead} + 128]",
+                        "prefetcht1 [{ahead} + 192]",
+                        "prefetcht1 [{ahead} + 256]",
+                        "prefetcht1 [{ahead} + 320]",
+                        "add {ahead}, {asked}",
                         "add {x0}, 64",
                         "add {x1}, 64",
                         "add {w0}, 1024",
@@ -259,10 +262,10 @@ macro_rules! element {
                         w1 = inout(reg) weights[1] => _,
                         ahead = inout(reg) weights[0].wrapping_add(ahead) => _,
                         steps = inout(reg) row_bytes / LINE => _,
-                        i = out(reg) _,
                         row = in(reg) row_bytes,
                         line = in(reg) LINE,
                         sums = in(reg) sums,
+                        asked = const ASKED_A_STEP,
                         out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                         out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                         options(nostack),

@@ -4,6 +4,7 @@
 //! turn into vector code. [`Path`] chooses, once, at construction, as [`Precision`] chooses what linear
 //! layers are computed in: [`int8`] holds the products on 8-bit integers.
 
+mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;

@@ -2,6 +2,7 @@
 
 use super::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
 use crate::backend::Epilogue;
+use crate::backend::cpu::ahead::Ahead;
 use crate::backend::cpu::int8::Isa;
 use crate::backend::cpu::kernel_rows::{RowsOut, put};
 use crate::backend::cpu::pages::{Part, Pool};
@@ -130,24 +131,32 @@ impl Call<'_> {
         let depth = self.linear.in_dim.next_multiple_of(STEP);
         let product = Product::new(self.isa);
         let mut sums = [[[[0.0; PANEL]; TILE_ROWS]; 2]; 2];
+        let mut ahead = Ahead::new(2 * PANEL * depth * size_of::<Bf16>(), self.out.rows());
         for pair in pairs {
             let panels = &self.linear.panels[pair * 2 * PANEL * depth..][..2 * PANEL * depth];
             let (first, second) = panels.split_at(PANEL * depth);
             for (block, x) in self.rows.chunks(2 * TILE_ROWS * depth).enumerate() {
                 let row = block * 2 * TILE_ROWS;
                 let rows = (self.out.rows() - row).min(2 * TILE_ROWS);
-                // While the first rows are multiplied the next pair's weights are asked for, a panel a block.
-                let ahead = PANEL * depth * if block < 2 { 2 + block } else { 0 };
-                product.dot(x, rows, [first, second], depth, &mut sums, ahead);
-                finish(self, &sums, row, rows, pair);
+                product.dot(x, rows, [first, second], depth, &mut sums, Some(&mut ahead));
+                finish(self, &sums, row, rows, pair, first, &mut ahead);
             }
+            ahead.next_pair();
         }
     }
 }
 
 /// Writes the sums of up to two tiles of rows and a pair of panels.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq", "x86_64+avx2", "aarch64+neon"))]
-fn finish(call: &Call<'_>, sums: &[[TileSums; 2]; 2], row: usize, rows: usize, pair: usize) {
+fn finish(
+    call: &Call<'_>,
+    sums: &[[TileSums; 2]; 2],
+    row: usize,
+    rows: usize,
+    pair: usize,
+    weights: &[Bf16],
+    ahead: &mut Ahead,
+) {
     let biases = call.linear.bias[pair * 2 * PANEL..][..2 * PANEL].as_chunks::<PANEL>();
     for (half, bias) in biases.0.iter().enumerate() {
         let first = pair * 2 * PANEL + half * PANEL;
@@ -155,6 +164,7 @@ fn finish(call: &Call<'_>, sums: &[[TileSums; 2]; 2], row: usize, rows: usize, p
             return;
         }
         for i in 0..rows {
+            ahead.row(weights);
             let mut y = sums[i / TILE_ROWS][half][i % TILE_ROWS];
             for l in 0..PANEL {
                 y[l] += bias[l];

@@ -1,6 +1,7 @@
 //! A tile's product: up to thirty-two rows and two panels.
 
 use super::{Bf16, PANEL, STEP};
+use crate::backend::cpu::ahead::Ahead;
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::amx::Tiles;
 use crate::backend::cpu::int8::Isa;
@@ -33,8 +34,8 @@ impl Product {
     }
 
     /// Sums over `depth` (a multiple of [`STEP`]) of the first `rows` of one or two whole tiles of rows `x`, `[16 or
-    /// 32][depth]`, and of two panels, `[depth / 2][PANEL][2]`. Other rows' sums hold anything. A panel's length of
-    /// memory may be asked for, `ahead` elements behind the first panel.
+    /// 32][depth]`, and of two panels, `[depth / 2][PANEL][2]`. Other rows' sums hold anything. Memory is asked
+    /// for as `ahead` says.
     pub(in crate::backend::cpu) fn dot(
         &self,
         x: &[Bf16],
@@ -42,11 +43,11 @@ impl Product {
         panels: [&[Bf16]; 2],
         depth: usize,
         sums: &mut [[TileSums; 2]; 2],
-        ahead: usize,
+        ahead: Option<&mut Ahead>,
     ) {
         #[cfg(target_arch = "x86_64")]
         if let Some(tiles) = &self.tiles {
-            tiles.dot(x, panels, depth, sums, ahead * size_of::<Bf16>());
+            tiles.dot(x, panels, depth, sums, ahead);
             return;
         }
         let _ = ahead;

@@ -140,6 +140,7 @@ const PREFETCH_BYTES: usize = 4096;
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::*;
+    use crate::backend::cpu::ahead::Ahead;
     use crate::backend::cpu::amx::Tiles;
     use crate::backend::cpu::int8::{DEPTH, ROW_STEP};
     use std::arch::x86_64::*;
@@ -214,27 +215,24 @@ mod x86 {
         pub(super) unsafe fn run_amx(&self, panels: Range<usize>) {
             let tiles = Tiles::configure();
             let mut sums = [[[[0_i32; PANEL]; ROW_STEP]; 2]; 2];
+            let mut ahead = Ahead::new(2 * PANEL * self.depth, self.out.rows());
             for (pair, used) in pairs(panels) {
                 let weights = pair.map(|p| self.finish.linear.panel(p));
                 // Whole tiles, the last one padded.
                 let blocks = self.activations.bytes.chunks(2 * ROW_STEP * self.depth);
                 for (block, x) in blocks.enumerate() {
                     let first = block * 2 * ROW_STEP;
-                    // While the first rows are multiplied the next pair's weights are asked for.
-                    let ahead = if block == 0 {
-                        2 * PANEL * self.depth
-                    } else {
-                        0
-                    };
-                    tiles.dot(x, weights, self.depth, &mut sums, ahead);
+                    tiles.dot(x, weights, self.depth, &mut sums, Some(&mut ahead));
                     let rows = (self.out.rows() - first).min(2 * ROW_STEP);
                     for row in 0..rows {
                         let sums = &sums[row / ROW_STEP];
                         for (sums, panel) in sums.iter().zip(pair).take(used) {
+                            ahead.row(weights[0]);
                             self.put(&sums[row % ROW_STEP], first + row, panel);
                         }
                     }
                 }
+                ahead.next_pair();
             }
         }
     }

@@ -62,7 +62,7 @@ pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch, out
         let panels = scratch.keys.as_flattened().chunks_exact(KEYS * depth);
         for (keys, scores) in panels.zip(&mut scratch.scores) {
             let (a, b) = keys.split_at(PANEL * depth);
-            product.dot(x, rows, [a, b], depth, scores, 0);
+            product.dot(x, rows, [a, b], depth, scores, None);
         }
         mask(&mut scratch.scores, queries.keys.len());
         let inverse = weigh(vectors, queries, first, rows, scratch);
@@ -74,7 +74,7 @@ pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch, out
             .chunks_exact(2 * PANEL * keys.max(1));
         for (pair, values) in panels.enumerate() {
             let (a, b) = values.split_at(PANEL * keys);
-            product.dot(x, rows, [a, b], keys, &mut sums, 0);
+            product.dot(x, rows, [a, b], keys, &mut sums, None);
             write(queries, first, rows, pair * 2 * PANEL, &sums, &inverse, out);
         }
         if keys == 0 {

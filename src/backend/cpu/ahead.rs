@@ -1,0 +1,73 @@
+//! Weights asked for before their turn, at the pace at which memory brings them.
+
+/// Bytes of a cache line, and of a row of a tile.
+const LINE: usize = 64;
+
+/// Rows, and output channels, of a tile.
+const PANEL: usize = 16;
+
+/// Rows that are multiplied together.
+const TWO_TILES: usize = 2 * PANEL;
+
+/// Bytes asked for in a step of two row tiles: about what memory brings in the time the tiles need for it. Asking for more at
+/// once keeps what is needed now waiting.
+pub(super) const ASKED_A_STEP: usize = 6 * LINE;
+
+/// Asks for a pair of panels ahead of its use, spread over the time the pair before it takes: some of it step by step while
+/// tiles are multiplied, the rest while results are written.
+pub(super) struct Ahead {
+    /// From the first panel in use to what is asked for next.
+    offset: usize,
+    /// Where asking ends.
+    end: usize,
+    /// Bytes with each row of results.
+    with_row: usize,
+}
+
+impl Ahead {
+    /// For pairs of `pair_bytes` that lie one behind the other, multiplied with `rows` rows.
+    pub(super) fn new(pair_bytes: usize, rows: usize) -> Ahead {
+        let blocks = rows / TWO_TILES;
+        let steps = pair_bytes / (2 * LINE * PANEL);
+        let with_steps = blocks * steps * ASKED_A_STEP;
+        let rest = pair_bytes.saturating_sub(with_steps);
+        Ahead {
+            offset: pair_bytes,
+            end: 2 * pair_bytes,
+            with_row: rest.div_ceil(2 * rows.max(1)).next_multiple_of(LINE),
+        }
+    }
+
+    /// With a row of a panel's results; `first` is the first panel in use.
+    #[inline(always)]
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(unused_variables, reason = "nothing is asked for there")
+    )]
+    pub(super) fn row<E>(&mut self, first: &[E]) {
+        let to = (self.offset + self.with_row).min(self.end);
+        while self.offset < to {
+            #[cfg(target_arch = "x86_64")]
+            {
+                use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+                let line = first.as_ptr().cast::<i8>().wrapping_add(self.offset);
+                // SAFETY: prefetching reads nothing.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(line) };
+            }
+            self.offset += LINE;
+        }
+    }
+
+    /// The next pair's turn.
+    pub(super) fn next_pair(&mut self) {
+        self.offset = self.end / 2;
+    }
+
+    /// With so many steps of tiles; where they ask from, see [`ASKED_A_STEP`].
+    pub(super) fn steps(&mut self, steps: usize) -> usize {
+        let from = self.offset;
+        // Beyond the end a few lines of the pair behind are asked for: their turn comes.
+        self.offset = (self.offset + steps * ASKED_A_STEP).min(self.end);
+        from
+    }
+}
