@@ -251,7 +251,7 @@ fn doctor(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_umm"))
         .arg("doctor")
         .args(arguments)
-        .env_remove("UMM_INT8_ISA")
+        .env_remove("UMM_ISA")
         .envs(environment.iter().copied())
         .output()
         .unwrap()
@@ -320,7 +320,7 @@ fn a_configuration_is_measured_and_reported_as_json() {
 
 #[test]
 fn what_limits_the_products_is_said_and_text_has_every_section() {
-    let output = doctor(&[], &[("UMM_INT8_ISA", "portable")]);
+    let output = doctor(&[], &[("UMM_ISA", "portable")]);
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{said}");
     for part in [
@@ -336,8 +336,8 @@ fn what_limits_the_products_is_said_and_text_has_every_section() {
         "shared memory",
         "GPU",
         "What holds it back",
-        "UMM_INT8_ISA=portable limits 8-bit products",
-        "unset UMM_INT8_ISA",
+        "UMM_ISA=portable limits 8-bit products",
+        "unset UMM_ISA",
     ] {
         assert!(said.contains(part), "no {part} in {said}");
     }

@@ -96,10 +96,14 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
 }
 
 #[test]
-fn other_operations_and_small_layers_are_as_in_f32() {
+fn small_layers_are_as_in_f32_and_attention_as_in_bf16() {
     let arena = |path| int8(path, Isa::best(), ARENA_LEN);
-    let differences = check(&mut arena(Path::Plain), &mut arena(Path::Fast), 2e-5);
-    assert!(differences.is_empty(), "{differences:#?}");
+    let differences = |tolerance| check(&mut arena(Path::Plain), &mut arena(Path::Fast), tolerance);
+    let mut but_attention = differences(2e-5);
+    but_attention.retain(|d| !d.case.contains("attention"));
+    assert!(but_attention.is_empty(), "{but_attention:#?}");
+    // Its queries, keys, values and weights are in bf16: eight bits each.
+    assert!(differences(2e-2).is_empty(), "{:#?}", differences(2e-2));
 }
 
 #[test]

@@ -74,14 +74,14 @@ pub struct Compute {
     pub int8: &'static str,
     /// Every instruction set there is a kernel for.
     pub int8_paths: Vec<ComputePath>,
-    /// What `UMM_INT8_ISA` is set to.
+    /// What `UMM_ISA` is set to.
     pub int8_limit: Option<String>,
 }
 
 /// An instruction set with a kernel.
 #[derive(Clone, Debug, Serialize)]
 pub struct ComputePath {
-    /// As in `UMM_INT8_ISA`.
+    /// As in `UMM_ISA`.
     pub name: &'static str,
     /// Whether this processor has it and the system allows it.
     pub available: bool,

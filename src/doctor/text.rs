@@ -64,7 +64,7 @@ fn processor(text: &mut Text, report: &Report) {
     });
     text.line("8-bit products", paths.collect::<Vec<_>>().join(", "));
     if let Some(limit) = &compute.int8_limit {
-        text.line("UMM_INT8_ISA", limit);
+        text.line("UMM_ISA", limit);
     }
     let memory = system.memory_total_bytes.map(mib);
     let available = system.memory_available_bytes.map(mib);

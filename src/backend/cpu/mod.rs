@@ -13,6 +13,7 @@ mod avx512;
 mod bf16;
 mod fast;
 mod int8;
+mod isa;
 mod kernel_rows;
 pub(crate) mod math;
 #[cfg(target_arch = "x86_64")]
@@ -20,7 +21,7 @@ mod packed;
 mod pages;
 mod plain;
 
-pub use int8::{ISA_VARIABLE, Isa};
+pub use isa::{ISA_VARIABLE, Isa};
 
 use super::{Backend, Epilogue, HeadShape, LinearId, NormIds, Region, Segments, TableId};
 use crate::umm::arena::prefault;

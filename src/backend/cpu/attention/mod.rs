@@ -13,7 +13,7 @@ mod narrow;
 #[cfg(target_arch = "x86_64")]
 mod wide;
 
-use super::int8::Isa;
+use super::isa::Isa;
 use super::math;
 use super::plain::{Attention, visible};
 use crate::backend::HeadShape;

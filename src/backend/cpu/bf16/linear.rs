@@ -3,7 +3,7 @@
 use super::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
 use crate::backend::Epilogue;
 use crate::backend::cpu::ahead::Ahead;
-use crate::backend::cpu::int8::Isa;
+use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel_rows::{RowsOut, put};
 use crate::backend::cpu::pages::{Part, Pool};
 use crate::compute;

@@ -4,7 +4,7 @@ use super::{Bf16, PANEL, STEP};
 use crate::backend::cpu::ahead::Ahead;
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::amx::Tiles;
-use crate::backend::cpu::int8::Isa;
+use crate::backend::cpu::isa::Isa;
 use multiversion::multiversion;
 
 /// Rows of a tile.

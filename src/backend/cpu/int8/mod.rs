@@ -8,13 +8,11 @@
 //! Weights lie as the kernels read them: panels of [`PANEL`] output channels, `[in_dim / 4][PANEL][4]`, each step one cache
 //! line. `in_dim` is padded with zeros to [`DEPTH`], `out_dim` to whole panels.
 
-mod isa;
 mod kernels;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 
-pub use isa::{ISA_VARIABLE, Isa};
-
+use super::isa::Isa;
 use super::kernel_rows::put;
 use super::pages::{Part, Pool};
 use crate::backend::Epilogue;

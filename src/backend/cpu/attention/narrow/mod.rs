@@ -8,7 +8,7 @@ mod vectors;
 use super::{Queries, WIDTH};
 use crate::backend::Epilogue;
 use crate::backend::cpu::bf16::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
-use crate::backend::cpu::int8::Isa;
+use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel_rows::put;
 
 /// Query rows worked on together.

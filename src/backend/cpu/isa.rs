@@ -1,4 +1,6 @@
-//! The instruction sets that 8-bit products have kernels for, and which of them this processor has.
+//! The instruction sets that products and attention have kernels for, and which of them this processor has.
+//!
+//! Whatever is chosen, 8 bits and bf16 give the same bits, and so does `f32` on x86-64 with fused multiply-add.
 
 /// An instruction set with a kernel; of one architecture the slowest first. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -11,14 +13,15 @@ pub enum Isa {
     NeonI8mm,
     /// 256-bit vectors of 16-bit products.
     Avx2,
-    /// 512-bit vectors that multiply and sum four 8-bit values a lane.
+    /// 512-bit vectors; in 8 bits they multiply and sum four values a lane.
     Avx512Vnni,
     /// Matrix tiles.
     Amx,
 }
 
-/// Environment variable that names the best instruction set 8-bit products may use: for tests and comparisons.
-pub const ISA_VARIABLE: &str = "UMM_INT8_ISA";
+/// Environment variable that names the best instruction set the kernels may use: for tests and comparisons. The loops in `f32`
+/// that are left to the compiler, and `rten-gemm`, choose for themselves.
+pub const ISA_VARIABLE: &str = "UMM_ISA";
 
 impl Isa {
     /// Of one architecture the slowest first.
@@ -59,11 +62,11 @@ impl Isa {
                     && is_x86_feature_detected!("fma")
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => Isa::Avx512Vnni.available() && crate::backend::cpu::amx::available(),
+            Isa::Amx => Isa::Avx512Vnni.available() && super::amx::available(),
             #[cfg(target_arch = "aarch64")]
-            Isa::NeonDotprod => super::neon::dotprod_available(),
+            Isa::NeonDotprod => super::int8::neon::dotprod_available(),
             #[cfg(target_arch = "aarch64")]
-            Isa::NeonI8mm => super::neon::i8mm_available(),
+            Isa::NeonI8mm => super::int8::neon::i8mm_available(),
             // Of another architecture.
             _ => false,
         }
