@@ -67,6 +67,7 @@ fn network(path: Path, precision: Precision, drive: &Tensors) -> Network {
             modality,
             capacity: 256,
             max_tokens_per_tick: 64,
+            context_capacity: 0,
         })
         .collect();
     let config = NetworkConfig {

@@ -1,8 +1,10 @@
 //! The shared encoder: each topic's new tokens attend to their own chunk and to the topic's window.
 //!
-//! The tokens of all topics of a tick share one matrix product a layer; only attention goes chunk by chunk.
+//! The tokens of all topics of a tick share one matrix product a layer; only attention goes chunk by chunk. With a
+//! [long context](super::long_context) they also attend to a choice of what has left the window.
 
 use super::layers::{AttentionIds, FfnIds, Loader};
+use super::long_context::LongContext;
 use super::spec::ModelSpec;
 use super::weights::WeightsError;
 use crate::backend::{Backend, Epilogue, HeadShape, NormIds, Region, Segments, Visibility};
@@ -74,6 +76,7 @@ pub(super) struct Encoder {
     d: usize,
     ffn_width: usize,
     buffers: LayerBuffers,
+    long: Option<LongContext>,
 }
 
 impl Encoder {
@@ -82,6 +85,7 @@ impl Encoder {
         plan: &mut ArenaPlan,
         spec: &ModelSpec,
         max_rows: usize,
+        topics: &[TopicContext],
     ) -> Result<Encoder, WeightsError> {
         let mut layers = Vec::new();
         for i in 0..spec.encoder_layers {
@@ -92,6 +96,13 @@ impl Encoder {
                 ffn: loader.ffn(&format!("encoder.{i}.ffn"))?,
             });
         }
+        let rings = topics.iter().filter_map(|t| t.compressed.as_ref());
+        let long = match (spec.compression(), rings.map(|ring| ring.blocks()).max()) {
+            (Some(sizes), Some(blocks)) => Some(LongContext::new(
+                loader, plan, spec, sizes, max_rows, blocks,
+            )?),
+            _ => None,
+        };
         Ok(Encoder {
             layers,
             norm: loader.norm("encoder.norm")?,
@@ -99,7 +110,13 @@ impl Encoder {
             d: spec.d,
             ffn_width: spec.ffn,
             buffers: LayerBuffers::reserve(plan, "encoder: activations", max_rows, spec),
+            long,
         })
+    }
+
+    /// The long context, where there is one.
+    pub fn long_context(&self) -> Option<&LongContext> {
+        self.long.as_ref()
     }
 
     /// Runs all layers over `x` (`[rows, d]`, overwritten) and writes the normalised result to `out`.
@@ -108,7 +125,7 @@ impl Encoder {
         &self,
         backend: &mut dyn Backend,
         input: &EncoderInput<'_>,
-        topics: &[TopicContext],
+        topics: &mut [TopicContext],
         x: Region,
         out: Region,
     ) {
@@ -132,7 +149,7 @@ impl Encoder {
         &self,
         backend: &mut dyn Backend,
         input: &EncoderInput<'_>,
-        topics: &[TopicContext],
+        topics: &mut [TopicContext],
         layer: usize,
         ids: &AttentionIds,
         h: Region,
@@ -145,24 +162,35 @@ impl Encoder {
         backend.linear_into(h, rows, ids.q, Epilogue::Store, q);
         backend.linear_into(h, rows, ids.k, Epilogue::Store, k);
         backend.linear_into(h, rows, ids.v, Epilogue::Store, v);
+        if let Some(long) = &self.long {
+            long.pool(backend, layer, topics, input.chunks, k, v);
+        }
         backend.rotary_in_place(q, rows, shape.heads, shape.head_dim, input.rotary);
         backend.rotary_in_place(k, rows, shape.kv_heads, shape.head_dim, input.rotary);
         for chunk in input.chunks {
             append_rows(backend, &topics[chunk.topic], layer, chunk, k, v);
         }
         for chunk in input.chunks {
-            let rings = &topics[chunk.topic].rings;
+            let TopicContext {
+                rings, compressed, ..
+            } = &mut topics[chunk.topic];
+            let q = q.rows(chunk.rows.start, chunk.rows.len(), q_width);
+            let times_ns = &input.times_ns[chunk.rows.clone()];
             let own = chunk.place.positions.clone();
             let before = rings.held().start..own.start;
+            let window_ns = input.window_ns;
             let mut segments = Segments::new();
-            let window = Visibility::Window {
-                window_ns: input.window_ns,
-            };
+            if let (Some(long), Some(ring)) = (&self.long, compressed) {
+                let selection =
+                    long.select(backend, layer, ring, own.start, q, times_ns, window_ns);
+                selection.push_segments(ring, layer, window_ns, &mut segments);
+            }
+            let window = Visibility::Window { window_ns };
             rings.push_segments(layer, before, window, &mut segments);
             rings.push_segments(layer, own, Visibility::All, &mut segments);
             backend.attention_into(
-                q.rows(chunk.rows.start, chunk.rows.len(), q_width),
-                &input.times_ns[chunk.rows.clone()],
+                q,
+                times_ns,
                 shape,
                 &segments,
                 ids.sink,

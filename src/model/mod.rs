@@ -1,7 +1,7 @@
 //! The model: specification and weights, and the network that runs on a [`crate::backend::Backend`].
 //!
-//! In flow order: [`adapter`] turns features into tokens, [`encoder`] relates a topic's tokens to its window,
-//! [`fusion`] gathers all modalities, [`heads`] and [`caption`] read the result. [`network`] owns them and
+//! In flow order: [`adapter`] turns features into tokens, [`encoder`] relates a topic's tokens to its window
+//! (and to what has left it, where there is a long context), [`fusion`] gathers all modalities, [`heads`] and [`caption`] read the result. [`network`] owns them and
 //! advances tick by tick; [`forward`] is the same mathematics over a whole sequence at once, naive, kept as the
 //! reference for `step`.
 
@@ -20,3 +20,4 @@ pub mod stage;
 pub mod weights;
 
 mod layers;
+mod long_context;

@@ -17,6 +17,7 @@ use super::weights::{Weights, WeightsError};
 use crate::archive::{Archive, Archived};
 use crate::backend::{Backend, Region};
 use crate::umm::arena::{ArenaPlan, ArenaTooLarge};
+use crate::umm::compressed::{BadCapacity, CompressedRing};
 use crate::umm::context::{Context, LayeredRing, TopicContext};
 use crate::umm::ring::ChunkTooLong;
 use xxhash_rust::xxh3::Xxh3;
@@ -34,6 +35,8 @@ pub struct Stream {
     pub capacity: usize,
     /// Most tokens it adds in one tick; at most `capacity`.
     pub max_tokens_per_tick: usize,
+    /// Pooled tokens its long context holds, see [`crate::umm::compressed`]; 0 for none.
+    pub context_capacity: usize,
 }
 
 /// Sizes of a network's context.
@@ -71,6 +74,23 @@ pub enum NetworkError {
         topic: String,
         /// Sizes.
         source: ChunkTooLong,
+    },
+    /// A long context without weights for it.
+    #[error(
+        "topic {topic} is to have a long context, but the weights have none (`compress_ratio` in their specification): \
+         set `context_ms = 0`, or take weights that have one (`umm model init --long-context`)"
+    )]
+    NoCompression {
+        /// The topic.
+        topic: String,
+    },
+    /// A long context of an impossible size.
+    #[error("topic {topic}: {source}")]
+    Context {
+        /// The topic.
+        topic: String,
+        /// Sizes.
+        source: BadCapacity,
     },
 }
 
@@ -164,7 +184,7 @@ impl Network {
             backend: backend.as_mut(),
         };
         let adapters = Adapters::new(&mut loader, &mut plan, &spec, max_rows)?;
-        let encoder = Encoder::new(&mut loader, &mut plan, &spec, rows)?;
+        let encoder = Encoder::new(&mut loader, &mut plan, &spec, rows, &context.topics)?;
         let fusion = Fusion::new(&mut loader, &mut plan, &spec, rows)?;
         let heads = Heads::new(&mut loader, &mut plan, &spec)?;
         let caption = CaptionDecoder::new(&mut loader, &mut plan, &spec)?;
@@ -275,6 +295,7 @@ impl Network {
         let rows = batch.rows();
         self.place_chunks(batch)?;
         self.upload_rotary(batch);
+        self.upload_long_context_rotary();
         let x = self.x.rows(0, rows, self.spec.d);
         self.adapters.forward_into(self.backend.as_mut(), batch, x);
         self.store_features(x);
@@ -321,17 +342,24 @@ impl Network {
         } = &mut self.host;
         times_ns.clear();
         chunks.clear();
+        let rings = self.context.topics.iter_mut();
+        for ring in rings.filter_map(|t| t.compressed.as_mut()) {
+            ring.begin_tick();
+        }
         for part in &batch.modalities {
             let first = times_ns.len();
             times_ns.extend(part.positions.iter().map(|p| p.time_ns));
             for chunk in &part.chunks {
                 let rows = first + chunk.rows.start..first + chunk.rows.end;
-                let rings = &mut self.context.topics[chunk.topic].rings;
+                let topic = &mut self.context.topics[chunk.topic];
                 chunks.push(PlacedChunk {
                     topic: chunk.topic,
-                    place: rings.append(&times_ns[rows.clone()])?,
+                    place: topic.rings.append(&times_ns[rows.clone()])?,
                     rows,
                 });
+                if let Some(ring) = &mut topic.compressed {
+                    ring.append(&part.positions[chunk.rows.clone()]);
+                }
             }
         }
         Ok(())
@@ -357,6 +385,20 @@ impl Network {
         }
         let region = self.rotary_table.rows(0, batch.rows(), width);
         self.backend.upload(region, table);
+    }
+
+    fn upload_long_context_rotary(&mut self) {
+        if let Some(long) = self.encoder.long_context() {
+            let backend = self.backend.as_mut();
+            let topics = &mut self.context.topics;
+            long.upload_rotary(
+                backend,
+                &self.rotary,
+                self.origin_ns,
+                topics,
+                &mut self.host.rotary,
+            );
+        }
     }
 
     /// Keeps the adapter outputs in the topics' feature rings.
@@ -387,7 +429,7 @@ impl Network {
         self.encoder.forward_into(
             self.backend.as_mut(),
             &input,
-            &self.context.topics,
+            &mut self.context.topics,
             x,
             encoded,
         );
@@ -556,7 +598,7 @@ fn reserve_context(
                 },
             });
         }
-        topics.push(TopicContext::reserve(
+        let mut topic = TopicContext::reserve(
             plan,
             &stream.name,
             stream.modality.index(),
@@ -565,7 +607,9 @@ fn reserve_context(
             spec.d,
             spec.encoder_layers,
             spec.fusion_layers,
-        ));
+        );
+        topic.compressed = reserve_compressed(plan, spec, stream)?;
+        topics.push(topic);
     }
     // A window of ticks, the present one and one that has just left it.
     let ticks = (config.window_ns / config.period_ns.max(1)) as usize + 2;
@@ -577,6 +621,37 @@ fn reserve_context(
         spec.fusion_layers,
     );
     Ok(Context { topics, fusion })
+}
+
+/// The topic's long context, if it is to have one.
+fn reserve_compressed(
+    plan: &mut ArenaPlan,
+    spec: &ModelSpec,
+    stream: &Stream,
+) -> Result<Option<CompressedRing>, NetworkError> {
+    if stream.context_capacity == 0 {
+        return Ok(None);
+    }
+    let topic = || stream.name.clone();
+    let sizes = spec
+        .compression()
+        .ok_or_else(|| NetworkError::NoCompression { topic: topic() })?;
+    let (capacity, per_tick) = (stream.context_capacity, stream.max_tokens_per_tick);
+    sizes
+        .check(capacity, per_tick)
+        .map_err(|source| NetworkError::Context {
+            topic: topic(),
+            source,
+        })?;
+    Ok(Some(CompressedRing::reserve(
+        plan,
+        &format!("{}: long context", stream.name),
+        sizes,
+        capacity,
+        per_tick,
+        spec.head_shape().kv_width(),
+        spec.encoder_layers,
+    )))
 }
 
 fn update_f32(hasher: &mut Xxh3, values: &[f32]) {
