@@ -16,7 +16,7 @@ use umm::model::spec::{Modality, ModelSpec};
 use umm::model::stage::NoProbe;
 use umm::model::weights::Weights;
 use umm::run::on_tick_thread;
-use umm::umm::compressed::Compression;
+use umm::umm::compression::Compression;
 
 const ORIGIN_NS: i64 = 1_700_000_000_123_456_789;
 const PERIOD_NS: i64 = 100_000_000;

@@ -4,7 +4,7 @@
 //! [long context](super::long_context) they also attend to a choice of what has left the window.
 
 use super::layers::{AttentionIds, FfnIds, Loader};
-use super::long_context::LongContext;
+use super::long_context::{LongContext, Queries};
 use super::spec::ModelSpec;
 use super::weights::WeightsError;
 use crate::backend::{Backend, Epilogue, HeadShape, NormIds, Region, Segments, Visibility};
@@ -181,8 +181,13 @@ impl Encoder {
             let window_ns = input.window_ns;
             let mut segments = Segments::new();
             if let (Some(long), Some(ring)) = (&self.long, compressed) {
-                let selection =
-                    long.select(backend, layer, ring, own.start, q, times_ns, window_ns);
+                let queries = Queries {
+                    q,
+                    times_ns,
+                    start: own.start,
+                    window_ns,
+                };
+                let selection = long.select(backend, layer, ring, &queries);
                 selection.push_segments(ring, layer, window_ns, &mut segments);
             }
             let window = Visibility::Window { window_ns };

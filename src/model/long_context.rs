@@ -11,7 +11,8 @@ use super::spec::ModelSpec;
 use super::weights::WeightsError;
 use crate::backend::{Backend, HeadShape, Region, Segments, TableId};
 use crate::umm::arena::ArenaPlan;
-use crate::umm::compressed::{Chosen, CompressedRing, Compression, Reach};
+use crate::umm::compressed::{Chosen, CompressedRing, Reach};
+use crate::umm::compression::Compression;
 use crate::umm::context::{KvRing, TopicContext};
 use std::ops::Range;
 
@@ -36,6 +37,17 @@ pub(super) struct LongContext {
     rotary: Region,
     /// Of one chunk, a block each.
     scores: Region,
+}
+
+/// A chunk's queries in one layer.
+pub(super) struct Queries<'a> {
+    /// `[rows, q_width]`, rotated.
+    pub q: Region,
+    /// Time of each.
+    pub times_ns: &'a [i64],
+    /// Position of the first in the topic's ring.
+    pub start: u64,
+    pub window_ns: i64,
 }
 
 /// What a chunk attends to beyond its window, in one layer.
@@ -202,19 +214,22 @@ impl LongContext {
         }
     }
 
-    /// What a chunk with queries `q` of these times, at `chunk_start` in its topic's ring, attends to.
+    /// What a chunk attends to.
     pub fn select(
         &self,
         backend: &mut dyn Backend,
         layer: usize,
         ring: &mut CompressedRing,
-        chunk_start: u64,
-        q: Region,
-        times_ns: &[i64],
-        window_ns: i64,
+        queries: &Queries<'_>,
     ) -> Selection {
+        let &Queries {
+            q,
+            times_ns,
+            start,
+            window_ns,
+        } = queries;
         let oldest_ns = times_ns.iter().min().copied().unwrap_or_default();
-        let Reach { blocks, tail } = ring.reach(chunk_start, oldest_ns, window_ns);
+        let Reach { blocks, tail } = ring.reach(start, oldest_ns, window_ns);
         let count = (blocks.end - blocks.start) as usize;
         if count <= ring.sizes().top_k {
             let chosen = blocks.collect();

@@ -1,7 +1,7 @@
 //! What a model is: sizes, names, presets. Travels as JSON in the weights file's metadata.
 
 use crate::backend::HeadShape;
-use crate::umm::compressed::{Compression, MAX_BLOCK, MAX_RATIO, MAX_TOP_K};
+use crate::umm::compression::{Compression, MAX_BLOCK, MAX_RATIO, MAX_TOP_K};
 use serde::{Deserialize, Serialize};
 
 /// Metadata key under which a weights file holds its [`ModelSpec`].

@@ -10,8 +10,8 @@
 //!
 //! Keys are pooled before they are rotated, then rotated with the mean capture time, row and column of their tokens (rounded
 //! to whole nanoseconds, rows and columns). Pooling rotated keys with a weight for each column would make scores depend on
-//! absolute time; so they depend on differences only, as everywhere. Times of one tick are equal or close, so the mean is
-//! where its tokens are.
+//! absolute time; so they depend on differences only, as everywhere. Tokens that follow each other are close in time, so the
+//! mean is where they are.
 //!
 //! # What is attended
 //! `block` pooled tokens are a block; its *summary* is the mean of its keys. Blocks that are wholly out of a chunk's window
@@ -21,10 +21,12 @@
 //! never a copy. A tick costs the scores, one dot product for `ratio * block` tokens of context, and `top_k` blocks.
 //!
 //! The ring's capacity is whole blocks, so that a block never wraps; a block of which a token was evicted is no longer looked
-//! at. A tick's tokens and up to `ratio - 1` before them must fit the arena's work space, not the topic's own ring: pooling
-//! reads a layer's fresh keys and values, and keeps those that wait in rows of its own.
+//! at. Pooling reads a layer's fresh keys and values and keeps those that wait in rows of its own: it does not matter how
+//! many tokens the topic's own ring holds. What that ring evicts while it is within the window is out of sight, as without a
+//! long context, until the window has passed over it.
 
 use super::arena::ArenaPlan;
+use super::compression::{Compression, MAX_RATIO, MAX_TOP_K};
 use super::context::{KvRing, archive_rows};
 use super::ring::{Ring, Spans};
 use crate::archive::{Archive, ArchiveError, Archived};
@@ -32,66 +34,6 @@ use crate::backend::{Backend, Region, Segments, Visibility};
 use crate::model::rotary::Position;
 use arrayvec::ArrayVec;
 use std::ops::Range;
-
-/// Most tokens pooled to one.
-pub const MAX_RATIO: usize = 64;
-
-/// Most pooled tokens in a block.
-pub const MAX_BLOCK: usize = 256;
-
-/// Most blocks attended at once: with the other rings' segments they fit one attention call.
-pub const MAX_TOP_K: usize = 32;
-
-/// Most pooled tokens of a topic.
-pub const MAX_CAPACITY: usize = 1 << 22;
-
-/// Sizes of a model's long context.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Compression {
-    /// Tokens pooled to one.
-    pub ratio: usize,
-    /// Pooled tokens in a block.
-    pub block: usize,
-    /// Blocks attended.
-    pub top_k: usize,
-}
-
-impl Compression {
-    /// Pooled tokens a ring must hold to reach `tokens` back, `per_tick` being the most that one tick adds: whole
-    /// blocks, and one more for the block that is being written over.
-    pub fn capacity(&self, tokens: usize, per_tick: usize) -> usize {
-        let pooled = tokens.max(per_tick).div_ceil(self.ratio) + 1;
-        (pooled.div_ceil(self.block) + 1).saturating_mul(self.block)
-    }
-
-    /// Whether a ring of `capacity` pooled tokens can be run.
-    ///
-    /// # Errors
-    /// [`BadCapacity`].
-    pub fn check(&self, capacity: usize, per_tick: usize) -> Result<(), BadCapacity> {
-        let least = self.capacity(0, per_tick);
-        if capacity.is_multiple_of(self.block) && (least..=MAX_CAPACITY).contains(&capacity) {
-            return Ok(());
-        }
-        Err(BadCapacity {
-            capacity,
-            block: self.block,
-            least,
-        })
-    }
-}
-
-/// A ring of pooled tokens that cannot be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a long context of {capacity} pooled tokens: it must be whole blocks of {block}, at least {least} and at most \
-     {MAX_CAPACITY}; change `context_ms` or the topic's `context_capacity`"
-)]
-pub struct BadCapacity {
-    capacity: usize,
-    block: usize,
-    least: usize,
-}
 
 /// Blocks chosen, oldest first.
 pub type Chosen = ArrayVec<u64, MAX_TOP_K>;

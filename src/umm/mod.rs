@@ -2,9 +2,10 @@
 //!
 //! [`ring`] is the bookkeeping of one ring, [`arena`] lays every buffer of a run out in one block before it
 //! is allocated, [`context`] holds the rings of a run and forgets them at an epoch, [`compressed`] is the ring of what has
-//! left the window.
+//! left the window and [`compression`] has its sizes.
 
 pub mod arena;
 pub mod compressed;
+pub mod compression;
 pub mod context;
 pub mod ring;
