@@ -138,7 +138,7 @@ impl Numbers {
     }
 }
 
-/// A drive cut at random: gaps of up to a second, late chunks, several chunks of a topic in a tick.
+/// A drive cut at random: gaps of up to a second, several chunks of a topic in a tick, some later than the window is long.
 fn drive(seed: u64, ticks: usize) -> Vec<TickOf> {
     let mut numbers = Numbers::new(seed);
     (0..ticks)
@@ -152,7 +152,7 @@ fn drive(seed: u64, ticks: usize) -> Vec<TickOf> {
                 .map(|_| Piece {
                     topic: numbers.below(TOPICS.len()),
                     tokens: 1 + numbers.below(7),
-                    late_ms: numbers.below(4) as i64 * 60,
+                    late_ms: numbers.below(4) as i64 * 140,
                     seed: numbers.below(1 << 20) as u64,
                 })
                 .collect(),
