@@ -27,6 +27,8 @@ const SHAPE: HeadShape = HeadShape {
 const WINDOW: usize = 1024;
 const ROWS: usize = 64;
 
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Bf16, Precision::Int8];
+
 /// Steps of which the median is taken.
 const STEPS: usize = 21;
 
@@ -203,6 +205,7 @@ impl Step {
 fn precision_of(name: &str) -> Precision {
     match name {
         "int8" => Precision::Int8,
+        "bf16" => Precision::Bf16,
         _ => Precision::F32,
     }
 }
@@ -210,14 +213,17 @@ fn precision_of(name: &str) -> Precision {
 /// Answers `PRECISION ROWS` on one pool of threads until standard input ends.
 fn serve(threads: usize) {
     on_tick_thread(threads, || {
-        let mut steps = [Step::new(Precision::F32), Step::new(Precision::Int8)];
-        println!("ready: {}, {}", steps[0].cpu.name(), steps[1].cpu.name());
+        let mut steps = PRECISIONS.map(Step::new);
+        let names: Vec<String> = steps.iter().map(|step| step.cpu.name()).collect();
+        println!("ready: {}", names.join("; "));
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             let Some((precision, rows)) = line.split_once(' ') else {
                 continue;
             };
             let rows = rows.parse().unwrap_or(ROWS).min(ROWS);
-            let step = &mut steps[usize::from(precision_of(precision) == Precision::Int8)];
+            let wanted = precision_of(precision);
+            let index = PRECISIONS.iter().position(|p| *p == wanted);
+            let step = &mut steps[index.unwrap_or(0)];
             step.spent = [0.0; 3];
             step.run(rows);
             let [linear, attention, rest] = step.spent.map(|s| s * 1e6);
@@ -232,7 +238,7 @@ fn table() {
     println!(
         "| step, ms | threads | rows | linear | attention | rest | in all | weights |\n|---|---|---|---|---|---|---|---|"
     );
-    for precision in [Precision::F32, Precision::Int8] {
+    for precision in PRECISIONS {
         for (threads, rows) in [(1, ROWS), (2, ROWS), (1, 4)] {
             on_tick_thread(threads, || {
                 let mut step = Step::new(precision);

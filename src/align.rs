@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use xxhash_rust::xxh3::xxh3_64;
 
+/// Superseded samples a tick keeps by for each topic, the newest of them: one takes the place of a sample that cannot be
+/// decoded.
+pub const SPARE_SAMPLES: usize = 4;
+
 /// What happens to a sample whose tick has closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -114,8 +118,37 @@ pub struct Tick {
     pub skipped: u64,
     /// The first tick of an epoch.
     pub first_of_epoch: bool,
-    /// Samples, by topic, then capture time, then arrival.
+    /// Samples, by topic, then capture time, then arrival. Once the engine has run the tick also those it has fallen back
+    /// on, each behind the others of its topic.
     pub taken: Vec<Taken>,
+    /// Samples the tick passed over for newer ones, in the same order, at most [`SPARE_SAMPLES`] a topic. The ledger has
+    /// them as superseded.
+    pub spare: Vec<Taken>,
+}
+
+impl Tick {
+    /// With room for what the ticks of these topics usually hold.
+    pub fn with_room(config: &AlignConfig) -> Tick {
+        /// A tick that takes more than this of a topic grows its list.
+        const USUAL_PER_TOPIC: usize = 32;
+        let usual = |rule: &TopicRule| rule.per_tick.min(USUAL_PER_TOPIC) + SPARE_SAMPLES;
+        Tick {
+            taken: Vec::with_capacity(config.topics.iter().map(usual).sum()),
+            spare: Vec::with_capacity(config.topics.len() * SPARE_SAMPLES),
+            ..Tick::default()
+        }
+    }
+
+    /// Takes the topic's newest spare sample in behind those that it has taken before place `end`; false when there is none.
+    pub fn fall_back(&mut self, topic: TopicIndex, end: usize) -> bool {
+        let newest = self.spare.iter().rposition(|s| s.sample.topic == topic);
+        let Some(newest) = newest else {
+            return false;
+        };
+        let spare = self.spare.remove(newest);
+        self.taken.insert(end, spare);
+        true
+    }
 }
 
 /// A sample that waited when a keyframe was taken. The keyframe does not hold its bytes; the log does.
@@ -474,6 +507,7 @@ impl Aligner {
     fn take_into(&mut self, tick: u64, reason: CloseReason, out: &mut Tick) {
         let tick_time_ns = self.tick_time_ns(tick);
         out.taken.clear();
+        out.spare.clear();
         let window_ns = self.config.window_ns;
         for ((topic, rule), ledger) in self
             .topics
@@ -492,7 +526,10 @@ impl Aligner {
             let covered = covered - old;
             let excess = covered.saturating_sub(rule.per_tick);
             if rule.keep == Keep::Newest {
-                waiting.drain(..excess);
+                waiting.drain(..excess.saturating_sub(SPARE_SAMPLES));
+                let spare = waiting.drain(..excess.min(SPARE_SAMPLES));
+                out.spare
+                    .extend(spare.map(|Waiting { sample, late }| Taken { sample, late }));
                 ledger.superseded += excess as u64;
             }
             for Waiting { sample, late } in waiting.drain(..covered - excess) {

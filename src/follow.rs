@@ -1,5 +1,10 @@
 //! Repeats a recorded run: the journal says which samples every tick took, the recorded inputs give their bytes, and the
-//! engine must come to the same digests. The first tick and stage that differ are named.
+//! engine must come to the same digests. The first tick and stage that differ are named. Behind a hole in the journal it goes on
+//! from the next keyframe, or from the first tick of an epoch, and says which ticks were not checked.
+
+mod inputs;
+mod journal;
+mod result;
 
 use crate::align::{CloseReason, Taken, Tick};
 use crate::backend::cpu::{Cpu, Path as CpuPath};
@@ -11,103 +16,21 @@ use crate::ledger::Ledger;
 use crate::model::network::DIGEST_STAGES;
 use crate::model::stage::{Stage, StageProbe};
 use crate::model::weights::Weights;
-use crate::proto::{JournalEntry, SampleRef};
-use crate::queue::QueueReceiver;
+use crate::proto::{JournalEntry, Keyframe};
 use crate::run::Error;
 use crate::runtime::RunError;
-use crate::sample::Sample;
-use crate::sink::Channel;
-use crate::source::mcap_log::{LogEnd, LogError, McapLog};
-use crate::source::replay::{Replay, Speed};
-use crate::source::{Inlet, Progress, Source, SourceError};
-use crate::time::LogClock;
-use bytes::Bytes;
-use prost::Message;
-use std::collections::VecDeque;
-use std::fmt;
+use crate::source::SourceError;
+use inputs::Inputs;
+use journal::Journal;
 use std::path::Path;
 
-/// An input this much later than a tick's close cannot be among its samples.
-const MARGIN_NS: u64 = 1_000_000_000;
+pub use result::{Difference, Followed, MAX_DESCRIBED_GAPS, Unchecked, What};
 
-/// Where a repeated run parts from its journal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
-    /// The tick.
-    pub tick: u64,
-    /// Its epoch.
-    pub epoch: u32,
-    /// What is not the same.
-    pub what: What,
-}
+/// The first tick of an epoch: it needs no context from before.
+const FIRST_TICK: u64 = 1;
 
-/// What is not the same.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What {
-    /// A sample the journal names was not recorded.
-    NotRecorded {
-        /// Its topic.
-        topic: String,
-        /// Its sequence.
-        sequence: u64,
-    },
-    /// The tick follows one that is not in the journal.
-    Hole,
-    /// A topic that is not configured.
-    UnknownTopic {
-        /// The topic.
-        topic: String,
-    },
-    /// A stage came to another result.
-    Stage {
-        /// Which: one of [`DIGEST_STAGES`], or `tick` when only the order of samples differs.
-        stage: String,
-        /// Digest in the journal.
-        journal: String,
-        /// Digest now.
-        repeated: String,
-    },
-}
-
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "tick {} of epoch {}: ", self.tick, self.epoch)?;
-        match &self.what {
-            What::NotRecorded { topic, sequence } => write!(
-                f,
-                "the inputs do not hold sample {sequence} of {topic}, which the run used"
-            ),
-            What::Hole => write!(
-                f,
-                "ticks just before it are not in the journal; a run drops outputs when its disk or network is too slow, and says so"
-            ),
-            What::UnknownTopic { topic } => {
-                write!(f, "the run used topic {topic}, which is not configured")
-            }
-            What::Stage {
-                stage,
-                journal,
-                repeated,
-            } => write!(
-                f,
-                "stage {stage} differs: {journal} in the journal, {repeated} now"
-            ),
-        }
-    }
-}
-
-/// What following a journal has come to.
-#[derive(Clone, Debug)]
-pub struct Followed {
-    /// Ticks that came to the same digests.
-    pub ticks: u64,
-    /// Samples they took.
-    pub samples: u64,
-    /// The first that did not; nothing after it was looked at.
-    pub difference: Option<Difference>,
-    /// How the journal ended.
-    pub journal_end: LogEnd,
-}
+/// Of [`DIGEST_STAGES`], those before the heads, which recall moments of earlier epochs as well.
+const STAGES_WITHOUT_MOMENTS: usize = DIGEST_STAGES.len() - 1;
 
 /// Gives the caption as much time as the journal says it had.
 struct Repeat {
@@ -119,109 +42,6 @@ impl StageProbe for Repeat {
 
     fn more_caption(&mut self, written: usize) -> bool {
         written < self.caption_steps
-    }
-}
-
-/// The journal's entries, in order.
-struct Journal {
-    log: McapLog,
-    topic: String,
-    keyframe_topic: String,
-    /// Seen before the first entry: the run began with this context.
-    keyframe: Option<Bytes>,
-    begun: bool,
-}
-
-impl Journal {
-    fn open(path: &Path, prefix: &str) -> Result<Journal, SourceError> {
-        Ok(Journal {
-            log: McapLog::open_as_recorded(path).map_err(journal_error)?,
-            topic: format!("{prefix}/{}", Channel::Journal.name()),
-            keyframe_topic: format!("{prefix}/{}", Channel::Keyframe.name()),
-            keyframe: None,
-            begun: false,
-        })
-    }
-
-    fn next_entry(&mut self) -> Result<Option<JournalEntry>, SourceError> {
-        while let Some(message) = self.log.next_message()? {
-            let Some(channel) = self.log.channel(message.channel_id) else {
-                continue;
-            };
-            if channel.topic == self.keyframe_topic && !self.begun {
-                self.keyframe = Some(message.data);
-            } else if channel.topic == self.topic {
-                self.begun = true;
-                let entry = JournalEntry::decode(&message.data[..]);
-                return entry.map(Some).map_err(|e| {
-                    SourceError::Transport(format!("a journal entry cannot be read: {e}"))
-                });
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// Recorded inputs, and those of them that no tick has taken yet.
-struct Inputs {
-    source: Replay,
-    queues: Vec<QueueReceiver>,
-    waiting: Vec<VecDeque<Sample>>,
-    /// Log time of the message read last.
-    read_to_ns: u64,
-    /// Times the log time went back while reading.
-    jumps_back: u32,
-    ended: bool,
-}
-
-impl Inputs {
-    /// The sample a tick took; none when it was not recorded.
-    fn find(
-        &mut self,
-        topic: usize,
-        wanted: &SampleRef,
-        entry: &JournalEntry,
-    ) -> Result<Option<Sample>, SourceError> {
-        // MCAP counts in 32 bits.
-        let same = |s: &Sample| {
-            s.sequence == wanted.sequence & u64::from(u32::MAX)
-                && s.log_time_ns == wanted.log_time_ns
-        };
-        let mut looked_at = 0;
-        loop {
-            let waiting = &mut self.waiting[topic];
-            if let Some(at) = waiting.range(looked_at..).position(same) {
-                return Ok(waiting.remove(looked_at + at));
-            }
-            looked_at = waiting.len();
-            // Every epoch after the first begins with a clock that went back: before that, times are of the last one.
-            let in_epoch = self.jumps_back + 1 >= entry.epoch;
-            let past = self.read_to_ns > entry.close_time_ns.saturating_add(MARGIN_NS);
-            if self.ended || (in_epoch && past) {
-                return Ok(None);
-            }
-            self.read_more()?;
-        }
-    }
-
-    fn read_more(&mut self) -> Result<(), SourceError> {
-        self.ended = self.source.poll(None)? == Progress::Ended;
-        for (queue, waiting) in self.queues.iter().zip(&mut self.waiting) {
-            while let Some(sample) = queue.pop() {
-                let back_ns = self.read_to_ns.saturating_sub(sample.log_time_ns);
-                self.jumps_back += u32::from(back_ns > MARGIN_NS);
-                self.read_to_ns = sample.log_time_ns;
-                waiting.push_back(sample);
-            }
-        }
-        Ok(())
-    }
-
-    /// Forgets what no later tick can take.
-    fn forget_before(&mut self, time_ns: u64) {
-        for waiting in &mut self.waiting {
-            waiting.retain(|s| s.capture_time_ns >= time_ns);
-        }
     }
 }
 
@@ -246,87 +66,205 @@ fn follow_here(
     config: &Config,
     weights: &Weights,
 ) -> Result<Followed, Error> {
-    let (inlet, queues) = Inlet::new(config);
-    let source = Replay::open(log, inlet, LogClock::default(), Speed::Fastest, None)?;
-    let mut inputs = Inputs {
-        source,
-        waiting: queues.iter().map(|_| VecDeque::new()).collect(),
-        queues,
-        read_to_ns: 0,
-        jumps_back: 0,
-        ended: false,
-    };
     let mut journal = Journal::open(journal, &config.live.prefix)?;
     let backend = Box::new(Cpu::with_precision(CpuPath::Fast, config.engine.precision));
-    let mut engine = Engine::new(config, weights, backend).map_err(RunError::from)?;
-    let mut ledger = Ledger::new(config.topics.len());
-    let mut followed = Followed {
-        ticks: 0,
-        samples: 0,
-        difference: None,
-        journal_end: journal.log.end(),
+    let mut follower = Follower {
+        config,
+        weights,
+        inputs: Inputs::open(log, config)?,
+        engine: Engine::new(config, weights, backend).map_err(RunError::from)?,
+        ledger: Ledger::new(config.topics.len()),
+        tick: Tick::default(),
+        known: Known::All,
+        last: None,
+        hole: None,
+        followed: Followed::default(),
     };
-    let window_ns = config.align().window_ns;
-    let mut tick = Tick::default();
     while let Some(entry) = journal.next_entry()? {
-        if let Some(bytes) = journal.keyframe.take() {
-            // The run did not begin a new epoch with its first tick.
-            tick.epoch = thaw(&bytes, config, weights, &mut engine).map_err(RunError::from)?;
-        }
-        let before = format!("{:016x}", engine.report().digest);
-        // Journals from before there was this field leave it empty.
-        let hole = !entry.previous_digest.is_empty() && entry.previous_digest != before;
-        let in_the_way = match hole {
-            true => Some(What::Hole),
-            false => assemble(&entry, config, &mut inputs, &mut tick)?,
-        };
-        let what = match in_the_way {
-            Some(what) => Some(what),
-            None => {
-                let plan = Plan::named(&entry.plan).unwrap_or_default();
-                let mut probe = Repeat {
-                    caption_steps: entry.caption_steps as usize,
-                };
-                engine
-                    .step(&tick, plan, &mut ledger, &mut probe)
-                    .map_err(|source| RunError::Tick {
-                        tick: tick.tick,
-                        source,
-                    })?;
-                compare(&entry, &engine)
-            }
-        };
-        if let Some(what) = what {
-            followed.difference = Some(Difference {
+        if let Some(what) = follower.entry(&entry, journal.keyframe())? {
+            follower.followed.difference = Some(Difference {
                 tick: entry.tick,
                 epoch: entry.epoch,
                 what,
             });
             break;
         }
-        followed.ticks += 1;
-        followed.samples += tick.taken.len() as u64;
-        inputs.forget_before(entry.tick_time_ns.saturating_sub(2 * window_ns));
     }
-    followed.journal_end = journal.log.end();
+    let mut followed = follower.followed;
+    if let Some(hole) = follower.hole {
+        // Nothing to go on from came.
+        followed.difference = Some(hole.first);
+    }
+    followed.journal_end = journal.end();
     Ok(followed)
 }
 
-/// Takes over the context a run began with; its epoch.
-fn thaw(
-    bytes: &[u8],
-    config: &Config,
-    weights: &Weights,
-    engine: &mut Engine,
-) -> Result<u32, KeyframeError> {
-    let keyframe = crate::keyframe::decode(bytes)?;
-    Identity::new(config, weights).check(&keyframe)?;
-    engine.thaw(&keyframe.engine)?;
-    Ok(keyframe.epoch)
+/// What is known of the state before a tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// All of it.
+    All,
+    /// All but the moments from before a hole, which the heads recall: an epoch's first tick needs nothing else.
+    AllButMoments,
 }
 
-fn journal_error(error: LogError) -> SourceError {
-    SourceError::Transport(format!("the journal: {error}"))
+/// A hole that is being passed over.
+struct Hole {
+    /// The entry behind it.
+    first: Difference,
+    /// Entries passed over since.
+    entries: u64,
+}
+
+/// A run being repeated.
+struct Follower<'a> {
+    config: &'a Config,
+    weights: &'a Weights,
+    inputs: Inputs,
+    engine: Engine,
+    ledger: Ledger,
+    tick: Tick,
+    known: Known,
+    /// Epoch and tick checked last.
+    last: Option<(u32, u64)>,
+    hole: Option<Hole>,
+    followed: Followed,
+}
+
+impl Follower<'_> {
+    /// Checks the next entry, or passes it over; what differs, if anything. `keyframe` was taken just before it.
+    fn entry(
+        &mut self,
+        entry: &JournalEntry,
+        keyframe: Option<&[u8]>,
+    ) -> Result<Option<What>, Error> {
+        if !self.knows_before(entry, keyframe)? {
+            let hole = self.hole.get_or_insert(Hole {
+                first: Difference {
+                    tick: entry.tick,
+                    epoch: entry.epoch,
+                    what: What::Hole,
+                },
+                entries: 0,
+            });
+            hole.entries += 1;
+            return Ok(None);
+        }
+        let window_ns = self.config.align().window_ns;
+        let needed_ns = entry.tick_time_ns.saturating_sub(2 * window_ns);
+        self.inputs.forget_before(needed_ns);
+        let found = assemble(entry, self.config, &mut self.inputs, &mut self.tick)?;
+        let what = match found {
+            Some(what) => Some(what),
+            None => self.step(entry)?,
+        };
+        if what.is_none() {
+            self.passed(entry);
+        }
+        Ok(what)
+    }
+
+    /// Whether the state before this tick is known; takes it over where there is something to take it from.
+    fn knows_before(
+        &mut self,
+        entry: &JournalEntry,
+        keyframe: Option<&[u8]>,
+    ) -> Result<bool, Error> {
+        let begins = self.last.is_none() && self.hole.is_none();
+        if let Some(bytes) = keyframe.filter(|_| begins) {
+            // The run did not begin a new epoch with its first tick.
+            let keyframe = crate::keyframe::decode(bytes).map_err(RunError::from)?;
+            self.thaw(&keyframe).map_err(RunError::from)?;
+        }
+        // Journals from before there was this field leave it empty.
+        let previous = &entry.previous_digest;
+        let here = |engine: &Engine| *previous == hex(engine.report().digest);
+        let follows = previous.is_empty() || (self.hole.is_none() && here(&self.engine));
+        if follows && self.known == Known::All {
+            return Ok(true);
+        }
+        // A keyframe that cannot be read, or of another place, is none.
+        let keyframe = keyframe.and_then(|bytes| crate::keyframe::decode(bytes).ok());
+        let of_here = |k: &Keyframe| {
+            let last = self.last.unwrap_or_default();
+            k.epoch == entry.epoch && k.tick < entry.tick && (follows || (k.epoch, k.tick) >= last)
+        };
+        if let Some(keyframe) = keyframe.filter(of_here) {
+            let thawed = self.thaw(&keyframe).is_ok();
+            self.known = Known::All;
+            return Ok(thawed && here(&self.engine));
+        }
+        if follows {
+            return Ok(true);
+        }
+        // A tick that holds repeats results from before.
+        let computes = Plan::named(&entry.plan).unwrap_or_default().computes();
+        let Ok(digest) = u64::from_str_radix(previous, 16) else {
+            return Ok(false);
+        };
+        if entry.tick != FIRST_TICK || !computes {
+            return Ok(false);
+        }
+        self.engine.forget();
+        self.engine.set_digest(digest);
+        self.tick.epoch = 0;
+        self.known = Known::AllButMoments;
+        Ok(true)
+    }
+
+    /// Takes over the state of a keyframe.
+    fn thaw(&mut self, keyframe: &Keyframe) -> Result<(), KeyframeError> {
+        Identity::new(self.config, self.weights).check(keyframe)?;
+        self.engine.thaw(&keyframe.engine)?;
+        self.tick.epoch = keyframe.epoch;
+        Ok(())
+    }
+
+    /// Computes the tick as it was put together; what differs, if anything.
+    fn step(&mut self, entry: &JournalEntry) -> Result<Option<What>, Error> {
+        let plan = Plan::named(&entry.plan).unwrap_or_default();
+        let mut probe = Repeat {
+            caption_steps: entry.caption_steps as usize,
+        };
+        self.engine
+            .step(&mut self.tick, plan, &mut self.ledger, &mut probe)
+            .map_err(|source| RunError::Tick {
+                tick: self.tick.tick,
+                source,
+            })?;
+        let stages = match self.known {
+            Known::All => DIGEST_STAGES.len(),
+            Known::AllButMoments => STAGES_WITHOUT_MOMENTS,
+        };
+        let what = compare_stages(entry, &self.engine, stages);
+        if self.known == Known::All {
+            return Ok(what.or_else(|| compare_ticks(entry, &self.engine)));
+        }
+        // The heads' digest goes into the tick's: the next one is chained to the run's own.
+        self.engine
+            .set_digest(u64::from_str_radix(&entry.digest, 16).unwrap_or_default());
+        Ok(what)
+    }
+
+    /// Counts a tick that came to the same digests.
+    fn passed(&mut self, entry: &JournalEntry) {
+        let followed = &mut self.followed;
+        followed.ticks += 1;
+        followed.ticks_without_heads += u64::from(self.known == Known::AllButMoments);
+        followed.samples += self.tick.taken.len() as u64;
+        let here = (entry.epoch, entry.tick);
+        if let Some(hole) = self.hole.take() {
+            followed.unchecked_count += 1;
+            if followed.unchecked.len() < MAX_DESCRIBED_GAPS {
+                followed.unchecked.push(Unchecked {
+                    after: self.last.unwrap_or((hole.first.epoch, 0)),
+                    until: here,
+                    entries: hole.entries,
+                });
+            }
+        }
+        self.last = Some(here);
+    }
 }
 
 /// Puts the tick together as the journal has it; what is in the way, if anything.
@@ -365,11 +303,10 @@ fn assemble(
     Ok(None)
 }
 
-/// The first stage whose digest is not the journal's.
-fn compare(entry: &JournalEntry, engine: &Engine) -> Option<What> {
-    let hex = |digest: u64| format!("{digest:016x}");
+/// The first of these stages whose digest is not the journal's.
+fn compare_stages(entry: &JournalEntry, engine: &Engine, stages: usize) -> Option<What> {
     let digests = engine.network().outputs().digests.map(hex);
-    for (i, repeated) in digests.into_iter().enumerate() {
+    for (i, repeated) in digests.into_iter().enumerate().take(stages) {
         let journal = entry.stage_digests.get(i);
         let journal = journal.map_or_else(String::new, |d| d.digest.clone());
         if journal != repeated {
@@ -380,10 +317,19 @@ fn compare(entry: &JournalEntry, engine: &Engine) -> Option<What> {
             });
         }
     }
+    None
+}
+
+/// The digest chained over all ticks, where it is not the journal's.
+fn compare_ticks(entry: &JournalEntry, engine: &Engine) -> Option<What> {
     let repeated = hex(engine.report().digest);
     (entry.digest != repeated).then(|| What::Stage {
         stage: "tick".to_owned(),
         journal: entry.digest.clone(),
         repeated,
     })
+}
+
+fn hex(digest: u64) -> String {
+    format!("{digest:016x}")
 }

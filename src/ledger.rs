@@ -20,7 +20,7 @@ pub struct TopicLedger {
     pub late_dropped: u64,
     /// Lost to a full queue.
     pub overflowed: u64,
-    /// Passed over for a newer one of the same tick.
+    /// Passed over for newer ones of the same tick.
     pub superseded: u64,
     /// Could not be stamped or decoded.
     pub undecodable: u64,

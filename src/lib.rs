@@ -73,6 +73,8 @@ pub mod follow;
 
 pub mod demo;
 
+pub mod doctor;
+
 pub mod report;
 
 #[cfg(feature = "zenoh")]

@@ -3,7 +3,6 @@
 //! The messages are kept and overwritten, and the buffer reused: after the first ticks nothing is allocated.
 
 use crate::align::Tick;
-use crate::archive::{Archive, Archived};
 use crate::config::Config;
 use crate::engine::{Engine, TickReport};
 use crate::frontend::quality::Reason;
@@ -134,7 +133,8 @@ impl Outputs {
             },
             ledger,
             health: proto::Health {
-                reasons: Vec::with_capacity(config.topics.len() + 1),
+                // Of each topic that it is missing and that its context is shortened; and of the run.
+                reasons: Vec::with_capacity(2 * config.topics.len() + 1),
                 ..Default::default()
             },
             buffer: Vec::with_capacity(16 << 10),
@@ -144,7 +144,9 @@ impl Outputs {
             topic_names: config.topics.iter().map(|t| t.name.clone()).collect(),
             spare_refs: Vec::new(),
             // As many as can be needed at once, each with room for a reason.
-            spare_strings: (0..Modality::ALL.len() * Reason::ALL.len() + config.topics.len() + 1)
+            spare_strings: (0..Modality::ALL.len() * Reason::ALL.len()
+                + 2 * config.topics.len()
+                + 1)
                 .map(|_| String::with_capacity(MAX_REASON_BYTES + longest_name))
                 .collect(),
         }
@@ -258,16 +260,17 @@ impl Outputs {
         encode(&self.ledger, &mut self.buffer)
     }
 
-    /// The state of the run, encoded.
+    /// The state of the run after so many ticks, encoded.
     pub fn health<'r>(
         &mut self,
         time_ns: u64,
+        ticks: u64,
         state: proto::health::State,
         reasons: impl Iterator<Item = &'r str>,
     ) -> &[u8] {
         self.health.time_ns = time_ns;
         self.health.state = state.into();
-        self.health.heartbeat += 1;
+        self.health.heartbeat = ticks;
         set_strings(&mut self.health.reasons, &mut self.spare_strings, reasons);
         encode(&self.health, &mut self.buffer)
     }
@@ -275,11 +278,6 @@ impl Outputs {
     /// Encodes a keyframe.
     pub fn keyframe(&mut self, keyframe: &proto::Keyframe) -> &[u8] {
         encode(keyframe, &mut self.buffer)
-    }
-
-    /// Counters, to or from a keyframe.
-    pub fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
-        archive.number("heartbeat", &mut self.health.heartbeat)
     }
 
     /// From now on frames say how old the context is that the run began with; none for one that began without.

@@ -1,21 +1,28 @@
-//! Whole runs: a log replayed into an output log. What the command line and the tests call.
+//! Whole runs: logs replayed into output logs. What the command line and the tests call.
+
+mod lane;
 
 use crate::backend::cpu::{Cpu, Path as CpuPath};
 use crate::compute::ComputePool;
 use crate::config::{Config, RealtimeConfig};
+use crate::engine::Engine;
 use crate::ledger::Ledger;
 use crate::model::init::initial_weights;
+use crate::model::layout::MAX_LANES;
 use crate::model::spec::{DEFAULT_COMPRESSION, ModelSpec, SpecError};
 use crate::model::weights::{Weights, WeightsError};
 use crate::proto::{FusedFrame, Keyframe};
+use crate::queue::QueueReceiver;
 use crate::realtime;
-use crate::runtime::{Mode, RunError, Runtime, run};
-use crate::sink::Sink;
+use crate::runtime::{DueTick, Mode, RunError, Runtime, run_together};
+use crate::sink::{Sink, SinkError};
 use crate::source::mcap_log::{LogEnd, LogSummary};
 use crate::source::replay::{Replay, Speed};
 use crate::source::{Inlet, SourceError};
 use crate::time::{LogClock, WallClock};
 use crate::timing::Timing;
+use arrayvec::ArrayVec;
+use lane::Lane;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,6 +39,15 @@ pub enum Error {
     /// The run.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// Nothing to replay.
+    #[error("no log to replay")]
+    NoLog,
+    /// A keyframe belongs to one log.
+    #[error("{logs} logs cannot begin at one keyframe: replay its log alone")]
+    OneKeyframe {
+        /// Logs to replay.
+        logs: usize,
+    },
     /// Thread pool.
     #[error("cannot start {threads} threads: {reason}")]
     Threads {
@@ -130,7 +146,7 @@ pub struct Replayed {
     pub log: LogSummary,
     /// How it ended.
     pub end: LogEnd,
-    /// Wall time of the replay alone, seconds.
+    /// Wall time of the replay alone, seconds; of logs replayed together, until this one's end.
     pub wall_s: f64,
     /// Log time covered, seconds.
     pub log_s: f64,
@@ -156,65 +172,187 @@ pub fn replay(
     options: &ReplayOptions,
     watch: &mut Watch<'_>,
 ) -> Result<Replayed, Error> {
+    let mut sink = Some(sink);
+    let mut watch = WatchTogether {
+        // One log, one sink.
+        sink: &mut |_| Ok(sink.take()),
+        started: &mut |_, runtime, summary| (watch.started)(runtime, summary),
+        progress: &mut |_, done, all| (watch.progress)(done, all),
+        ended: &mut |_, _| {},
+    };
+    let mut replayed = replay_together(&[log], config, weights, options, &mut watch)?;
+    replayed.pop().ok_or(Error::NoLog)?
+}
+
+/// What to call while several logs are replayed together, the first argument being which of them; every call is on the
+/// tick thread.
+pub struct WatchTogether<'a> {
+    /// Where a log's outputs go; asked once a log, after it has been opened. Without one the log is passed over.
+    pub sink: &'a mut (dyn FnMut(usize) -> Result<Option<Box<dyn Sink>>, SinkError> + Send),
+    /// Sees each assembled run before the first tick of any.
+    pub started: &'a mut (dyn FnMut(usize, &Runtime, &LogSummary) + Send),
+    /// Messages read of a log, messages in all of it.
+    pub progress: &'a mut (dyn FnMut(usize, u64, u64) + Send),
+    /// A log is complete or cannot go on.
+    pub ended: &'a mut (dyn FnMut(usize, &Result<Replayed, Error>) + Send),
+}
+
+/// Replays logs side by side, on a thread of their own: each round takes the next tick of every log that has one, and all of
+/// them share one product a layer. Each log's outputs are the bytes it gives alone. What a log comes to is at its place in
+/// the list; one that fails does not stop the others.
+///
+/// # Errors
+/// [`Error`] for what concerns them all: weights, memory, threads, more than [`MAX_LANES`] logs that can be read, none given.
+pub fn replay_together(
+    logs: &[&Path],
+    config: &Config,
+    weights: &Weights,
+    options: &ReplayOptions,
+    watch: &mut WatchTogether<'_>,
+) -> Result<Vec<Result<Replayed, Error>>, Error> {
+    if logs.is_empty() {
+        return Err(Error::NoLog);
+    }
+    if options.from.is_some() && logs.len() > 1 {
+        return Err(Error::OneKeyframe { logs: logs.len() });
+    }
     on_tick_thread(config.engine.threads, move || {
-        replay_here(log, config, weights, sink, options, watch)
+        replay_here(logs, config, weights, options, watch)
     })?
 }
 
 fn replay_here(
-    log: &Path,
+    logs: &[&Path],
     config: &Config,
     weights: &Weights,
-    sink: Box<dyn Sink>,
     options: &ReplayOptions,
-    watch: &mut Watch<'_>,
-) -> Result<Replayed, Error> {
+    watch: &mut WatchTogether<'_>,
+) -> Result<Vec<Result<Replayed, Error>>, Error> {
+    let mut outcomes: Vec<Result<Replayed, Error>> = Vec::new();
+    let mut opened = Vec::new();
+    for (index, log) in logs.iter().enumerate() {
+        // Stands there until the log has come to something.
+        outcomes.push(Err(Error::NoLog));
+        match open(log, index, config, options) {
+            Ok(open) => opened.push(open),
+            Err(error) => end(index, Err(error), &mut outcomes, watch),
+        }
+    }
+    let mut lanes = Vec::with_capacity(opened.len());
+    for (opened, engine) in with_engines(opened, config, weights, options)? {
+        let index = opened.index;
+        match assemble(opened, engine, config, weights, options, watch) {
+            Ok(lane) => lanes.push(lane),
+            Err(error) => end(index, Err(error), &mut outcomes, watch),
+        }
+    }
+    if let Some(keyframe) = &options.from {
+        lanes
+            .iter_mut()
+            .try_for_each(|lane| lane.resume(keyframe))?;
+    }
+    for lane in &lanes {
+        (watch.started)(lane.index, lane.runtime(), lane.source().summary());
+    }
+    while !lanes.is_empty() {
+        lanes.retain_mut(|lane| {
+            let index = lane.index;
+            let mut progress = |done, all| (watch.progress)(index, done, all);
+            let outcome = match lane.next_tick(&mut progress) {
+                Ok(true) => return true,
+                Ok(false) => Ok(lane.replayed()),
+                Err(error) => Err(error.into()),
+            };
+            end(index, outcome, &mut outcomes, watch);
+            false
+        });
+        let mut due: ArrayVec<DueTick<'_>, MAX_LANES> =
+            lanes.iter_mut().map(Lane::due_tick).collect();
+        run_together(&mut due);
+    }
+    Ok(outcomes)
+}
+
+fn end(
+    index: usize,
+    outcome: Result<Replayed, Error>,
+    outcomes: &mut [Result<Replayed, Error>],
+    watch: &mut WatchTogether<'_>,
+) {
+    (watch.ended)(index, &outcome);
+    outcomes[index] = outcome;
+}
+
+/// A log that can be read.
+struct Opened {
+    index: usize,
+    source: Replay,
+    clock: LogClock,
+    queues: Vec<QueueReceiver>,
+}
+
+fn open(
+    log: &Path,
+    index: usize,
+    config: &Config,
+    options: &ReplayOptions,
+) -> Result<Opened, Error> {
     let (inlet, queues) = Inlet::new(config);
     let clock = LogClock::default();
     let ground_truth = config.output.ground_truth.clone();
-    let mut source = Replay::open(log, inlet, clock.clone(), options.speed, ground_truth)?;
-    let mut runtime = Runtime::new(
+    let source = Replay::open(log, inlet, clock.clone(), options.speed, ground_truth)?;
+    Ok(Opened {
+        index,
+        source,
+        clock,
+        queues,
+    })
+}
+
+/// An engine for each log, all on one network.
+fn with_engines(
+    opened: Vec<Opened>,
+    config: &Config,
+    weights: &Weights,
+    options: &ReplayOptions,
+) -> Result<Vec<(Opened, Engine)>, Error> {
+    if opened.is_empty() {
+        return Ok(Vec::new());
+    }
+    let backend = Box::new(Cpu::with_precision(options.path, config.engine.precision));
+    let engines =
+        Engine::together(config, weights, backend, opened.len()).map_err(RunError::from)?;
+    Ok(opened.into_iter().zip(engines).collect())
+}
+
+/// A log's run. Only now its outputs are begun: nothing else can be in the way.
+fn assemble(
+    opened: Opened,
+    engine: Engine,
+    config: &Config,
+    weights: &Weights,
+    options: &ReplayOptions,
+    watch: &mut WatchTogether<'_>,
+) -> Result<Lane, Error> {
+    let sink = (watch.sink)(opened.index).map_err(RunError::from)?;
+    let mut runtime = Runtime::over(
         config,
         weights,
-        Box::new(Cpu::with_precision(options.path, config.engine.precision)),
-        queues,
-        sink,
+        engine,
+        opened.queues,
+        sink.ok_or(Error::NoLog)?,
         Mode::Replay,
         Box::new(WallClock::new()),
     )?;
     if options.keyframes {
         runtime.take_keyframes(config.keyframe_every_ticks());
     }
-    if let Some(keyframe) = &options.from {
-        let (delivered, clock_ns) = (keyframe.delivered, keyframe.clock_ns);
-        runtime
-            .resume(keyframe, |awaited| {
-                source.resume(delivered, clock_ns, awaited)
-            })
-            .map_err(RunError::from)?;
-    }
-    (watch.started)(&runtime, source.summary());
-    let total = source.summary().messages;
-    let begin = std::time::Instant::now();
-    let mut each = |source: &mut Replay, runtime: &mut Runtime| {
-        (watch.progress)(source.delivered(), total);
-        for message in source.take_passed_through() {
-            runtime.pass_through(message.log_time_ns, message.publish_time_ns, &message.data)?;
-        }
-        Ok(())
-    };
-    run(&mut source, &clock, &mut runtime, &mut each)?;
-    let span = source.summary().span_ns.unwrap_or((0, 0));
-    Ok(Replayed {
-        ticks: runtime.ticks(),
-        ledger: runtime.ledger().clone(),
-        timing: runtime.timing().clone(),
-        last_frame: (runtime.ticks() > 0).then(|| runtime.last_frame().clone()),
-        log: source.summary().clone(),
-        end: source.end(),
-        wall_s: begin.elapsed().as_secs_f64(),
-        log_s: span.1.saturating_sub(span.0) as f64 * 1e-9,
-    })
+    Ok(Lane::new(
+        opened.index,
+        opened.source,
+        opened.clock,
+        runtime,
+    ))
 }
 
 /// Runs `work` on a new thread that is the first of a pool of `threads`, in which its matrix products run.

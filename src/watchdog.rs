@@ -36,6 +36,8 @@ pub struct Silence {
     pub state: State,
     /// For the health message.
     pub reason: String,
+    /// Ticks the loop has done: the heartbeat, which stands still with it.
+    pub ticks: u64,
 }
 
 /// A running watchdog.
@@ -88,6 +90,7 @@ fn watch(beats: &Beats, patience: Duration, report: &mut dyn FnMut(&Silence)) {
             turned = Instant::now();
         }
         let silent = turned.elapsed();
+        let ticks = beats.ticks.load(Ordering::Relaxed);
         let silence = if silent >= patience {
             Silence {
                 state: State::Failed,
@@ -95,11 +98,13 @@ fn watch(beats: &Beats, patience: Duration, report: &mut dyn FnMut(&Silence)) {
                     "the tick loop has stood still for {:.1} s",
                     silent.as_secs_f64()
                 ),
+                ticks,
             }
-        } else if beats.ticks.load(Ordering::Relaxed) == 0 {
+        } else if ticks == 0 {
             Silence {
                 state: State::Starting,
                 reason: "no sample of a configured topic has come yet".to_owned(),
+                ticks,
             }
         } else {
             continue;
@@ -138,12 +143,13 @@ mod tests {
         };
         // A machine that lets this thread sleep too long sees it stand still.
         assert!(waiting.state == State::Starting || waiting.state == State::Failed);
-        pulse.beat(1);
+        pulse.beat(41);
         let silence = std::iter::from_fn(|| reports.recv_timeout(LONG).ok());
         let mut failed = silence.filter(|s| s.state == State::Failed);
         let (first, second) = (failed.next().unwrap(), failed.next().unwrap());
         assert!(first.reason.contains("stood still"), "{first:?}");
         assert_ne!(first, second, "said again, with the time");
+        assert_eq!((first.ticks, second.ticks), (41, 41), "no tick is done");
         drop(watchdog);
         assert!(reports.recv_timeout(LONG).is_err(), "nothing after its end");
     }

@@ -358,3 +358,27 @@ proptest! {
         prop_assert!(frames.len() < 60 + 200 * all.len(), "{} ticks", frames.len());
     }
 }
+
+/// Rings sized for less than what comes: the context does not reach back a window, and health says how far.
+#[test]
+fn a_context_shortened_by_its_rate_is_named() {
+    use support::logs::{drive, folder, outputs, replay_to, shipped};
+    use umm::proto::{Health, health::State};
+    const TICKS_HELD: usize = 8;
+    let dir = folder("fault_shortened");
+    let (log, out) = (dir.join("drive.mcap"), dir.join("out.mcap"));
+    drive(&log, 3.0);
+    let mut config = shipped("demo.toml");
+    let speed = config.topics.iter_mut().find(|t| t.name == SPEED).unwrap();
+    speed.capacity = Some(TICKS_HELD * speed.signals.len());
+    replay_to(&log, &config, &out, umm::source::replay::Speed::Fastest).unwrap();
+    let said: Vec<Health> = outputs(&out, "umm/health");
+    for (i, health) in said.iter().enumerate() {
+        assert_eq!(health.heartbeat, i as u64 + 1, "the ticks done");
+        let shortened = i >= TICKS_HELD;
+        let expected = format!("context of {SPEED} shortened to 0.7 s by its rate");
+        assert_eq!(health.reasons.contains(&expected), shortened, "{health:?}");
+        assert_eq!(health.state() == State::Degraded, shortened, "{health:?}");
+    }
+    assert!(said.len() > 2 * TICKS_HELD);
+}

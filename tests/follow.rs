@@ -2,14 +2,15 @@
 
 mod support;
 
+use prost::Message as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use support::logs::{Message, drive, folder, outputs, replay_to, rewrite, shipped};
 use umm::backend::cpu::{Cpu, Path as CpuPath};
-use umm::follow::{Difference, Followed, What, follow};
-use umm::proto::FusedFrame;
-use umm::run::{facts, on_tick_thread};
+use umm::follow::{Difference, Followed, Unchecked, What, follow};
+use umm::proto::{FusedFrame, JournalEntry};
+use umm::run::{ReplayOptions, Watch, facts, on_tick_thread, replay};
 use umm::runtime::{Mode, Runtime, run};
 use umm::sink::mcap_file::McapFile;
 use umm::source::Inlet;
@@ -131,7 +132,111 @@ fn another_processor_comes_to_the_same_digests() {
     assert!(said.contains("the run is repeated"), "{said}{errors}");
 }
 
-/// A slow sink drops outputs, the journal's among them.
+/// Takes these of the journal's entries out, counted from 1.
+fn without_entries(messages: &mut Vec<Message>, lost: std::ops::Range<u64>) {
+    let mut entries = 0;
+    messages.retain(|m| {
+        let is_entry = m.topic == "umm/journal";
+        entries += u64::from(is_entry);
+        !(is_entry && lost.contains(&entries))
+    });
+}
+
+/// The demo's drive replayed with keyframes each second, its journal holed, and followed.
+fn with_keyframes(name: &str, edit: impl FnOnce(&mut Vec<Message>)) -> (u64, Followed) {
+    let dir = folder(name);
+    let path = |file: &str| dir.join(file);
+    drive(&path("a.mcap"), 5.0);
+    let config = shipped("demo.toml");
+    let weights = umm::run::weights(&config).unwrap();
+    let sink = McapFile::create(&path("out.mcap"), "umm", facts(&config, &weights, "test"));
+    let options = ReplayOptions {
+        keyframes: true,
+        ..ReplayOptions::default()
+    };
+    let mut watch = Watch {
+        started: &mut |_, _| {},
+        progress: &mut |_, _| {},
+    };
+    let sink = Box::new(sink.unwrap());
+    let replayed = replay(
+        &path("a.mcap"),
+        &config,
+        &weights,
+        sink,
+        &options,
+        &mut watch,
+    );
+    rewrite(&path("out.mcap"), &path("holed.mcap"), edit);
+    let followed = follow(&path("a.mcap"), &path("holed.mcap"), &config, &weights).unwrap();
+    (replayed.unwrap().ticks, followed)
+}
+
+#[test]
+fn behind_a_hole_it_goes_on_from_the_next_keyframe() {
+    // Keyframes lie behind ticks 10, 20, 30, ...
+    let (ticks, followed) = with_keyframes("follow_keyframes", |messages| {
+        without_entries(messages, 13..16);
+        // What was entry 34.
+        without_entries(messages, 31..32);
+    });
+    assert_eq!(followed.difference, None);
+    let gap = |after, until, entries| Unchecked {
+        after: (1, after),
+        until: (1, until),
+        entries,
+    };
+    assert_eq!(followed.unchecked, [gap(12, 21, 5), gap(33, 41, 6)]);
+    assert_eq!(followed.ticks, ticks - 8 - 7);
+    assert_eq!(followed.ticks_without_heads, 0);
+    let said = followed.unchecked[0].to_string();
+    assert!(said.contains("ticks 13 to 20 of epoch 1"), "{said}");
+}
+
+#[test]
+fn a_change_behind_a_hole_is_found() {
+    let (_, followed) = with_keyframes("follow_keyframes_changed", |messages| {
+        without_entries(messages, 13..16);
+        let entry = nth(messages, "umm/journal", 25);
+        let mut changed = JournalEntry::decode(&entry.data[..]).unwrap();
+        assert_eq!(changed.tick, 29);
+        changed.stage_digests[1].digest = "0123456789abcdef".to_owned();
+        entry.data = changed.encode_to_vec();
+    });
+    let difference = followed.difference.unwrap();
+    assert_eq!(difference.tick, 29);
+    assert!(difference.to_string().contains("stage encoder differs"));
+    assert_eq!(followed.unchecked.len(), 1);
+}
+
+#[test]
+fn behind_a_hole_it_goes_on_with_the_next_epoch() {
+    let dir = folder("follow_hole_epochs");
+    let path = |file: &str| dir.join(file);
+    drive(&path("a.mcap"), 2.0);
+    rewrite(&path("a.mcap"), &path("b.mcap"), |messages| {
+        messages.extend(messages.clone());
+    });
+    let config = shipped("demo.toml");
+    let replayed = replay_to(&path("b.mcap"), &config, &path("out.mcap"), Speed::Fastest).unwrap();
+    rewrite(&path("out.mcap"), &path("holed.mcap"), |messages| {
+        without_entries(messages, 5..8);
+    });
+    let weights = umm::run::weights(&config).unwrap();
+    let followed = follow(&path("b.mcap"), &path("holed.mcap"), &config, &weights).unwrap();
+    assert_eq!(followed.difference, None);
+    let an_epoch = replayed.ticks / 2;
+    assert_eq!(followed.ticks, 4 + an_epoch);
+    assert_eq!(followed.ticks_without_heads, an_epoch);
+    let gap = Unchecked {
+        after: (1, 4),
+        until: (2, 1),
+        entries: an_epoch - 7,
+    };
+    assert_eq!(followed.unchecked, [gap]);
+}
+
+/// A slow sink drops outputs, the journal's among them; there is no keyframe to go on from.
 #[test]
 fn a_journal_with_a_hole_is_called_one() {
     let dir = folder("follow_hole");
@@ -144,11 +249,7 @@ fn a_journal_with_a_hole_is_called_one() {
     let config = shipped("demo.toml");
     replay_to(&log, &config, &out, Speed::Fastest).unwrap();
     rewrite(&out, &holed, |messages| {
-        let mut ticks = 0;
-        messages.retain(|m| {
-            ticks += u64::from(m.topic == "umm/journal");
-            m.topic != "umm/journal" || !(10..13).contains(&ticks)
-        });
+        without_entries(messages, 10..13);
     });
     let weights = umm::run::weights(&config).unwrap();
     let followed = follow(&log, &holed, &config, &weights).unwrap();

@@ -738,8 +738,11 @@ fn silence_is_reported() {
     report(&Silence {
         state: State::Failed,
         reason: "stands still".to_owned(),
+        ticks: 41,
     });
-    assert_eq!(next(State::Failed).reasons, ["stands still"]);
+    let failed = next(State::Failed);
+    assert_eq!(failed.reasons, ["stands still"]);
+    assert_eq!(failed.heartbeat, 41, "the ticks done");
 }
 
 #[test]

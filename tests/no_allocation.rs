@@ -2,6 +2,7 @@
 
 mod support;
 
+use arrayvec::ArrayVec;
 use bytes::Bytes;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -10,11 +11,12 @@ use support::logs::shipped;
 use umm::backend::cpu::{Cpu, Path};
 use umm::config::{Config, from_text};
 use umm::decode::Schema;
+use umm::engine::Engine;
 use umm::model::init::initial_weights;
 use umm::model::spec::ModelSpec;
 use umm::run::on_tick_thread;
-use umm::runtime::{Mode, Runtime};
-use umm::sample::Sample;
+use umm::runtime::{DueTick, Mode, Runtime, run_together};
+use umm::sample::{Format, Sample};
 use umm::sink::{Output, Sink, SinkError};
 use umm::source::Inlet;
 use umm::time::{Clock, DrivenClock};
@@ -74,6 +76,7 @@ audio = { rate_hz = 44100, channels = 2, format = "s16" }
 name = "/speed"
 kind = "telemetry"
 rate_hz = 50
+capacity = 8 # less than a window: health says so at every tick
 signals.speed_mps = { path = "linear.x", scale = 10 }
 [[topic]]
 name = "/json"
@@ -232,6 +235,85 @@ fn the_tick_path_allocates_nothing() {
             on_tick_thread(1, || allocations_of_steady_ticks(&config, 60, 60, mode)).unwrap();
         assert_eq!(counted, 0, "allocations in 60 ticks, {mode:?}");
     }
+}
+
+/// Two runs on one network, their ticks in one step.
+fn allocations_of_ticks_together(config: &Config, warm_up: u64, ticks: u64) -> u64 {
+    let weights = initial_weights(&ModelSpec::preset("nano", 1).unwrap());
+    let engines = Engine::together(config, &weights, Box::new(Cpu::new(Path::Fast)), 2).unwrap();
+    let clock = DrivenClock::default();
+    let mut inlets = Vec::new();
+    let mut runtimes: Vec<Runtime> = Vec::new();
+    for engine in engines {
+        let (inlet, queues) = Inlet::new(config);
+        inlets.push(inlet);
+        let (sink, stopwatch) = (Box::new(Nowhere), Box::new(clock.clone()));
+        let mode = Mode::Replay;
+        let runtime = Runtime::over(config, &weights, engine, queues, sink, mode, stopwatch);
+        runtimes.push(runtime.unwrap());
+    }
+    let bind = |(topic, (name, encoding)): (usize, &(&str, &str))| {
+        let schema = (!name.is_empty()).then_some(Schema {
+            name,
+            encoding: "",
+            data: &[],
+        });
+        Ok(Arc::new(inlets[0].bind(topic, schema, encoding).unwrap()))
+    };
+    let formats: Vec<Format> = SCHEMAS.iter().enumerate().map(bind).collect();
+    let (mut counted, mut together) = (0, 0);
+    for tick in 0..warm_up + ticks {
+        for (topic, time_ns, payload) in messages(tick, &[(64, 48), (96, 60)]) {
+            for inlet in &inlets {
+                inlet.push(Sample {
+                    topic,
+                    sequence: tick,
+                    capture_time_ns: time_ns,
+                    log_time_ns: time_ns,
+                    payload: Bytes::from(payload.clone()),
+                    format: formats[topic].clone(),
+                });
+            }
+            clock.set_ns(time_ns);
+            let before = ALLOCATIONS.get();
+            runtimes.iter_mut().for_each(|r| r.arrive(time_ns));
+            loop {
+                let mut failed = [None, None];
+                let of_runs = runtimes.iter_mut().zip(&mut failed);
+                let mut due: ArrayVec<DueTick<'_>, 2> = of_runs
+                    .filter_map(|(runtime, failed)| {
+                        runtime.close_next().then_some(DueTick {
+                            runtime,
+                            clock: &clock,
+                            failed,
+                        })
+                    })
+                    .collect();
+                if due.is_empty() {
+                    break;
+                }
+                together += usize::from(due.len() == 2);
+                run_together(&mut due);
+                drop(due);
+                assert!(failed.iter().all(Option::is_none));
+            }
+            if tick >= warm_up {
+                counted += ALLOCATIONS.get() - before;
+            }
+        }
+    }
+    assert!(
+        together as u64 + 2 >= warm_up + ticks,
+        "{together} steps of two"
+    );
+    counted
+}
+
+#[test]
+fn ticks_run_together_allocate_nothing() {
+    let config = from_text(CONFIG, "test").unwrap();
+    let counted = on_tick_thread(1, || allocations_of_ticks_together(&config, 60, 60)).unwrap();
+    assert_eq!(counted, 0, "allocations in 60 steps of two ticks");
 }
 
 #[test]

@@ -74,6 +74,9 @@ pub struct RunArguments {
     /// Keep the context in this file, every `keyframe_every_ms` and at the end; go on from it if it is there
     #[arg(long)]
     state: Option<PathBuf>,
+    /// Write the whole state along into the output log, each second: its journal can then be followed behind a hole
+    #[arg(long, requires = "out")]
+    keyframes: bool,
     /// Weights file instead of the configuration's
     #[arg(long)]
     weights: Option<PathBuf>,
@@ -130,7 +133,10 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
             // What the run begins with is an input of it.
             file.publish(&keyframe_output(keyframe, &keyframe.encode_to_vec()))?;
         }
-        sinks.push(Box::new(WithoutKeyframes(file)));
+        sinks.push(match arguments.keyframes {
+            true => Box::new(file),
+            false => Box::new(WithoutKeyframes(file)),
+        });
     }
     if let Some(state) = &arguments.state {
         sinks.push(Box::new(StateFile::new(state)));
@@ -147,7 +153,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
         faults,
         dropped,
         restored,
-        keyframes: arguments.state.is_some(),
+        keyframes: arguments.keyframes || arguments.state.is_some(),
         limit: arguments.seconds.map(Duration::from_secs_f64),
     };
     let threads = config.engine.threads;

@@ -9,11 +9,13 @@ macro_rules! say {
 }
 
 mod demo;
+mod doctor;
 #[cfg(feature = "zenoh")]
 mod live;
 mod model;
 mod replay;
 mod table;
+mod together;
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -34,7 +36,7 @@ pub struct Arguments {
 enum Command {
     /// Make a drive, replay it through the engine and write a report: needs nothing but this program
     Demo(demo::DemoArguments),
-    /// Replay a recorded log through the engine
+    /// Replay recorded logs through the engine
     Replay(replay::ReplayArguments),
     /// Run live on zenoh until interrupted
     #[cfg(feature = "zenoh")]
@@ -44,6 +46,8 @@ enum Command {
     Play(live::PlayArguments),
     /// Write the report of an output log: one self-contained HTML page
     Report(ReportArguments),
+    /// Measure what this machine can do and say what holds it back
+    Doctor(doctor::DoctorArguments),
     /// Make and inspect weights
     #[command(subcommand)]
     Model(model::ModelCommand),
@@ -74,6 +78,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         #[cfg(feature = "zenoh")]
         Command::Play(arguments) => live::play(&arguments),
         Command::Report(arguments) => report(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Model(command) => model::run(&command),
     }
 }

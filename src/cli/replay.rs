@@ -1,6 +1,6 @@
-//! `umm replay`: a log through the engine, with progress and a summary.
+//! `umm replay`: a log through the engine, with progress and a summary; several logs side by side are in `together`.
 
-use super::{Failure, table};
+use super::{Failure, table, together};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
@@ -16,14 +16,18 @@ use umm::source::replay::Speed;
 
 #[derive(Args)]
 pub struct ReplayArguments {
-    /// MCAP log
-    log: PathBuf,
+    /// MCAP logs; several are replayed side by side and share the matrix products, each to the bytes it gives alone
+    #[arg(required = true, value_name = "LOG")]
+    logs: Vec<PathBuf>,
     /// Configuration
     #[arg(short, long)]
     config: PathBuf,
-    /// Output log
-    #[arg(short, long, default_value = "fused.mcap")]
-    out: PathBuf,
+    /// Output log of one log; default fused.mcap
+    #[arg(short, long)]
+    out: Option<PathBuf>,
+    /// Folder for the output logs, NAME.fused.mcap for each NAME.mcap; default of several logs: the present one
+    #[arg(long, value_name = "FOLDER", conflicts_with = "out")]
+    out_dir: Option<PathBuf>,
     /// Weights file instead of the configuration's
     #[arg(long)]
     weights: Option<PathBuf>,
@@ -46,7 +50,7 @@ pub struct ReplayArguments {
     #[arg(long, value_name = "OUTPUT_LOG", requires = "from")]
     keyframes_of: Option<PathBuf>,
     /// Repeat the run whose output log this is, tick by tick from its journal, and compare; LOG holds its inputs
-    #[arg(long, value_name = "OUTPUT_LOG", conflicts_with_all = ["out", "speed", "report", "from", "keyframes"])]
+    #[arg(long, value_name = "OUTPUT_LOG", conflicts_with_all = ["out", "out_dir", "speed", "report", "from", "keyframes"])]
     follow: Option<PathBuf>,
 }
 
@@ -58,35 +62,72 @@ pub fn run(arguments: &ReplayArguments) -> Result<(), Failure> {
     if let Some(threads) = arguments.threads {
         config.engine.threads = threads.max(1);
     }
+    let [log] = arguments.logs.as_slice() else {
+        return several(arguments, &config);
+    };
     if let Some(journal) = &arguments.follow {
-        return follow(&arguments.log, journal, &config);
+        return follow(log, journal, &config);
     }
-    let speed = match arguments.speed {
-        None => Speed::Fastest,
-        Some(times) if times.is_finite() && times > 0.0 => Speed::Times(times),
-        Some(times) => return Err(format!("--speed {times}: must be above 0").into()),
+    let out = match (&arguments.out, &arguments.out_dir) {
+        (Some(out), _) => out.clone(),
+        (None, Some(dir)) => together::output_in(dir, log)?,
+        (None, None) => PathBuf::from("fused.mcap"),
     };
     let from = match (arguments.from, &arguments.keyframes_of) {
-        (Some(seconds), Some(of)) => Some(keyframe(arguments, &config, seconds, of)?),
+        (Some(seconds), Some(of)) => Some(keyframe(log, &out, &config, seconds, of)?),
         _ => None,
     };
     let options = ReplayOptions {
-        speed,
-        keyframes: arguments.keyframes,
         from,
-        ..ReplayOptions::default()
+        ..options(arguments)?
     };
-    replay(&arguments.log, &config, &arguments.out, &options)?;
+    replay(log, &config, &out, &options)?;
     if let Some(report) = &arguments.report {
-        umm::report::write(&arguments.out, report)?;
+        umm::report::write(&out, report)?;
         say!("wrote {}", report.display());
     }
     Ok(())
 }
 
+/// Speed and keyframes.
+fn options(arguments: &ReplayArguments) -> Result<ReplayOptions, Failure> {
+    let speed = match arguments.speed {
+        None => Speed::Fastest,
+        Some(times) if times.is_finite() && times > 0.0 => Speed::Times(times),
+        Some(times) => return Err(format!("--speed {times}: must be above 0").into()),
+    };
+    Ok(ReplayOptions {
+        speed,
+        keyframes: arguments.keyframes,
+        ..ReplayOptions::default()
+    })
+}
+
+/// Replays several logs side by side; what is about one log is refused.
+fn several(arguments: &ReplayArguments, config: &Config) -> Result<(), Failure> {
+    let of_one_log = [
+        (arguments.out.is_some(), "--out", "use --out-dir FOLDER"),
+        (arguments.follow.is_some(), "--follow", "follow one log"),
+        (arguments.from.is_some(), "--from", "replay that log alone"),
+        (
+            arguments.report.is_some(),
+            "--report",
+            "use `umm report OUTPUT_LOG` afterwards",
+        ),
+    ];
+    if let Some((_, option, instead)) = of_one_log.iter().find(|(given, ..)| *given) {
+        let logs = arguments.logs.len();
+        return Err(format!("{option} is about one log, and {logs} are given: {instead}").into());
+    }
+    let here = PathBuf::from(".");
+    let dir = arguments.out_dir.as_ref().unwrap_or(&here);
+    together::replay(&arguments.logs, config, dir, &options(arguments)?)
+}
+
 /// The keyframe at or before `seconds` into the log.
 fn keyframe(
-    arguments: &ReplayArguments,
+    log: &Path,
+    out: &Path,
     config: &Config,
     seconds: f64,
     of: &Path,
@@ -94,10 +135,10 @@ fn keyframe(
     if !(0.0..=1e9).contains(&seconds) {
         return Err(format!("--from {seconds}: must be 0 or more").into());
     }
-    if same_file(of, &arguments.out) {
+    if same_file(of, out) {
         return Err(format!("--out {} would overwrite the keyframes", of.display()).into());
     }
-    let span = summarize(&arguments.log)?.span_ns;
+    let span = summarize(log)?.span_ns;
     let at_ns = span.map_or(0, |(first_ns, _)| {
         first_ns.saturating_add((seconds * 1e9) as u64)
     });
@@ -118,6 +159,19 @@ fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
     if let Some(fault) = followed.journal_end.describe() {
         say!("warning: the journal is not whole: {fault}");
     }
+    for gap in &followed.unchecked {
+        say!("warning: {gap}");
+    }
+    let more = followed.unchecked_count - followed.unchecked.len() as u64;
+    if more > 0 {
+        say!("warning: {more} more gap(s) of ticks that could not be checked");
+    }
+    if followed.ticks_without_heads > 0 {
+        say!(
+            "warning: of {} ticks behind a hole the heads were not checked, which recall moments of before it",
+            followed.ticks_without_heads
+        );
+    }
     let so_far = format!(
         "{} ticks with {} samples came to the same digests",
         followed.ticks, followed.samples
@@ -125,6 +179,10 @@ fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
     match followed.difference {
         None if followed.ticks == 0 => {
             Err(format!("{} holds no journal", journal.display()).into())
+        }
+        None if followed.unchecked_count > 0 => {
+            say!("{so_far}: what of the run could be checked is repeated");
+            Ok(())
         }
         None => {
             say!("{so_far}: the run is repeated");
@@ -150,10 +208,7 @@ pub fn replay(
         return Err(format!("--out {} is the log itself", out.display()).into());
     }
     let weights = run::weights(config)?;
-    let source = log
-        .file_name()
-        .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    let facts = run::facts(config, &weights, &source);
+    let facts = run::facts(config, &weights, &file_name(log));
     let sink = McapFile::create(out, &config.live.prefix, facts)?;
     let bar = progress_bar();
     let replayed = run::replay(
@@ -164,7 +219,10 @@ pub fn replay(
         options,
         &mut Watch {
             started: &mut |runtime, summary| {
-                bar.suspend(|| print_start(config, &weights, runtime, summary));
+                bar.suspend(|| {
+                    print_engine(&weights, runtime);
+                    print_topics(config, summary, "");
+                });
                 bar.set_length(summary.messages);
             },
             progress: &mut |done, _| bar.set_position(done),
@@ -172,17 +230,35 @@ pub fn replay(
     );
     bar.finish_and_clear();
     let replayed = replayed?;
-    let mut measured = replayed.timing.facts();
-    measured.insert("wall_s".to_owned(), format!("{:.3}", replayed.wall_s));
-    measured.insert("log_s".to_owned(), format!("{:.3}", replayed.log_s));
-    measured.insert("threads".to_owned(), config.engine.threads.to_string());
-    umm::timing::write_sidecar(out, &measured)?;
+    write_timing(config, out, &replayed, 1)?;
     print_summary(config, &weights, &replayed);
     say!("\nwrote {}", out.display());
     Ok(replayed)
 }
 
-fn same_file(a: &Path, b: &Path) -> bool {
+/// Writes the measured times beside an output log; `logs` were replayed together.
+pub fn write_timing(
+    config: &Config,
+    out: &Path,
+    replayed: &Replayed,
+    logs: usize,
+) -> Result<(), Failure> {
+    let mut measured = replayed.timing.facts();
+    measured.insert("wall_s".to_owned(), format!("{:.3}", replayed.wall_s));
+    measured.insert("log_s".to_owned(), format!("{:.3}", replayed.log_s));
+    measured.insert("threads".to_owned(), config.engine.threads.to_string());
+    measured.insert("logs_together".to_owned(), logs.to_string());
+    umm::timing::write_sidecar(out, &measured)?;
+    Ok(())
+}
+
+/// The last part of a path.
+pub fn file_name(path: &Path) -> String {
+    path.file_name()
+        .map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+}
+
+pub fn same_file(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
@@ -194,13 +270,15 @@ fn progress_bar() -> ProgressBar {
     bar
 }
 
-/// What runs, where its memory goes, and what of the log is used.
-pub fn print_start(config: &Config, weights: &Weights, runtime: &Runtime, log: &LogSummary) {
-    print_engine(weights, runtime);
+/// What of the log is used; every line begins with `prefix`.
+pub fn print_topics(config: &Config, log: &LogSummary, prefix: &str) {
     for topic in &config.topics {
         if !log.channels.iter().any(|c| c.topic == topic.name) {
             let required = if topic.required { ", required" } else { "" };
-            say!("warning: topic {}{required} is not in the log", topic.name);
+            say!(
+                "{prefix}warning: topic {}{required} is not in the log",
+                topic.name
+            );
         }
     }
     let known = |name: &str| {
@@ -214,7 +292,10 @@ pub fn print_start(config: &Config, weights: &Weights, runtime: &Runtime, log: &
         .map(|c| format!("{} ({})", c.topic, c.messages))
         .collect();
     if !unknown.is_empty() {
-        say!("not configured, passed over: {}", unknown.join(", "));
+        say!(
+            "{prefix}not configured, passed over: {}",
+            unknown.join(", ")
+        );
     }
 }
 

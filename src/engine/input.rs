@@ -2,7 +2,7 @@
 
 use crate::archive::{Archive, Archived};
 use crate::config::TopicConfig;
-use crate::decode::DecodeError;
+use crate::decode::{DecodeError, ImageView, PixelFormat};
 use crate::frontend::FrontEndError;
 use crate::frontend::audio::AudioFrontEnd;
 use crate::frontend::camera::CameraFrontEnd;
@@ -75,6 +75,8 @@ pub(super) struct TopicInput {
     grid: usize,
     /// For bytes that must be put together or decoded from base64.
     scratch: Vec<u8>,
+    /// A JPEG that rehearsals decode, where this is a camera; empty for none.
+    picture: Vec<u8>,
     now_ns: u64,
 }
 
@@ -95,6 +97,7 @@ impl TopicInput {
             kind,
             grid: spec.grid(),
             scratch: Vec::new(),
+            picture: Vec::new(),
             now_ns: 0,
         })
     }
@@ -139,10 +142,36 @@ impl TopicInput {
         Ok(())
     }
 
-    /// Appends what a tick of `period_ns` usually brings, of blank content: a rehearsal.
-    pub fn rehearse(&mut self, topic: usize, time_ns: i64, period_ns: u64, batch: &mut TokenBatch) {
+    /// From now on rehearsals decode this JPEG, where this is a camera; an empty one ends it.
+    pub fn set_picture(&mut self, jpeg: &[u8]) {
+        self.picture = match self.kind {
+            Kind::Camera(_) => jpeg.to_vec(),
+            _ => Vec::new(),
+        };
+    }
+
+    /// Appends what a tick of `period_ns` usually brings, of blank content or of the picture that was set: a rehearsal.
+    /// Whether a picture was decoded.
+    pub fn rehearse(
+        &mut self,
+        topic: usize,
+        time_ns: i64,
+        period_ns: u64,
+        batch: &mut TokenBatch,
+    ) -> bool {
+        let mut decoded = false;
         match &mut self.kind {
             Kind::Camera(camera) => {
+                if !self.picture.is_empty() {
+                    let view = ImageView {
+                        width: 0,
+                        height: 0,
+                        row_stride: 0,
+                        format: PixelFormat::Jpeg,
+                        data: &self.picture,
+                    };
+                    decoded = camera.process(&view).is_ok();
+                }
                 batch.push_camera(topic, time_ns, self.grid, camera.patches());
             }
             Kind::Audio(audio) => {
@@ -157,6 +186,7 @@ impl TopicInput {
                 }
             }
         }
+        decoded
     }
 
     /// Hands over what was gathered over the tick.

@@ -1,19 +1,21 @@
 //! The engine: one tick's samples in, one tick's results out. A pure function of its state and [`Tick`]; it reads no
 //! clock.
 
+mod context_span;
 mod input;
 
-use crate::align::Tick;
+use crate::align::{Taken, Tick};
 use crate::archive::{Archive, ArchiveError, Archived};
 use crate::config::{Config, TopicConfig};
 use crate::frontend::quality::Reason;
 use crate::governor::Plan;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, TopicLedger};
 use crate::model::adapter::{PoolWork, TokenBatch};
-use crate::model::network::{Network, NetworkConfig, Stream, TickMoment};
+use crate::model::network::{LaneStep, Network, NetworkConfig, Stream, TickMoment};
 use crate::model::spec::{Modality, ModelSpec};
 use crate::model::stage::{Stage, StageProbe};
 use crate::time::NS_PER_MS;
+use context_span::ContextSpan;
 use input::TopicInput;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -32,6 +34,8 @@ pub struct TopicReport {
     pub age_ns: u64,
     /// 0..1.
     pub quality: f32,
+    /// How far back its context reaches, where it has brought more than its ring holds of the window.
+    pub shortened_to_ns: Option<u64>,
 }
 
 /// What a modality contributed to the last tick.
@@ -69,7 +73,10 @@ pub struct Engine {
     network: Network,
     inputs: Vec<TopicInput>,
     modality_of: Vec<Modality>,
+    spans: Vec<ContextSpan>,
     batch: TokenBatch,
+    /// Of the tick that has been prepared.
+    moment: TickMoment,
     pool: PoolWork,
     report: TickReport,
     window_ns: u64,
@@ -102,7 +109,30 @@ impl Engine {
         weights: &crate::model::weights::Weights,
         backend: Box<dyn crate::backend::Backend>,
     ) -> Result<Engine, EngineError> {
-        let spec = &weights.spec;
+        let sizes = network_config(config, &weights.spec);
+        let network = Network::new(weights, sizes, backend)?;
+        Engine::over(config, network)
+    }
+
+    /// Builds `lanes` engines of one configuration that share weights and work space and may step together, see
+    /// [`Engine::lane_step`]. At least one is built.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn together(
+        config: &Config,
+        weights: &crate::model::weights::Weights,
+        backend: Box<dyn crate::backend::Backend>,
+        lanes: usize,
+    ) -> Result<Vec<Engine>, EngineError> {
+        let sizes = network_config(config, &weights.spec);
+        let networks = Network::together(weights, sizes, backend, lanes)?;
+        let engines = networks.into_iter().map(|n| Engine::over(config, n));
+        engines.collect()
+    }
+
+    fn over(config: &Config, network: Network) -> Result<Engine, EngineError> {
+        let spec = network.spec();
         let mut inputs = Vec::with_capacity(config.topics.len());
         for topic in &config.topics {
             let input = TopicInput::new(topic, spec).map_err(|source| EngineError::Input {
@@ -111,7 +141,11 @@ impl Engine {
             })?;
             inputs.push(input);
         }
-        let network = Network::new(weights, network_config(config, spec), backend)?;
+        let window_ns = config.engine.window_ms * NS_PER_MS;
+        let period_ns = config.engine.period_ms * NS_PER_MS;
+        let sizes = network_config(config, spec);
+        let span = |stream: &Stream| ContextSpan::new(stream.capacity, window_ns, period_ns);
+        let spans = sizes.streams.iter().map(span).collect();
         let is_camera = |t: &TopicConfig| t.kind == Modality::Camera;
         // Room for every reason: one may appear for the first time in the middle of a run.
         let modality_report = |_| ModalityReport {
@@ -121,31 +155,52 @@ impl Engine {
         Ok(Engine {
             network,
             inputs,
+            spans,
             modality_of: config.topics.iter().map(|t| t.kind).collect(),
             batch: TokenBatch::default(),
+            moment: TickMoment::default(),
             pool: PoolWork::default(),
             report: TickReport {
                 topics: vec![TopicReport::default(); config.topics.len()],
                 modalities: std::array::from_fn(modality_report),
                 ..TickReport::default()
             },
-            window_ns: config.engine.window_ms * NS_PER_MS,
+            window_ns,
             thumbnail_topic: config.topics.iter().position(is_camera),
         })
     }
 
     /// Runs one tick, or of it what `plan` leaves; returns the plan as the probe has left it. Fates of its samples go to the
-    /// ledger.
+    /// ledger. For a sample that cannot be decoded the next older one of its topic is taken, if the tick has one to spare;
+    /// spare samples are let go of.
     ///
     /// # Errors
     /// [`crate::umm::ring::ChunkTooLong`] never follows from input data: the configuration's limits exclude it.
     pub fn step(
         &mut self,
-        tick: &Tick,
+        tick: &mut Tick,
         plan: Plan,
         ledger: &mut Ledger,
         probe: &mut dyn StageProbe,
     ) -> Result<Plan, crate::umm::ring::ChunkTooLong> {
+        let plan = self.prepare(tick, plan, ledger, probe);
+        if plan.computes() {
+            self.network.step(&self.moment, &self.batch, probe)?;
+        } else {
+            self.network.hold();
+        }
+        self.conclude(tick, plan);
+        Ok(plan)
+    }
+
+    /// The front ends of a tick: what [`Engine::step`] does before the network's step. Returns the plan for the rest.
+    pub fn prepare(
+        &mut self,
+        tick: &mut Tick,
+        plan: Plan,
+        ledger: &mut Ledger,
+        probe: &mut dyn StageProbe,
+    ) -> Plan {
         if tick.first_of_epoch {
             self.begin_epoch(tick.origin_ns);
         }
@@ -154,20 +209,30 @@ impl Engine {
         let plan = probe.after_front_end(plan);
         self.pool_camera(plan);
         self.update_report(tick.tick_time_ns);
-        let quality = std::array::from_fn(|m| self.report.modalities[m].quality);
-        let moment = TickMoment {
+        self.moment = TickMoment {
             tick: tick.tick,
             tick_time_ns: tick.tick_time_ns as i64,
-            quality,
+            quality: std::array::from_fn(|m| self.report.modalities[m].quality),
         };
+        plan
+    }
+
+    /// The network's step of a prepared tick, for [`crate::model::network::step_together`].
+    pub fn lane_step(&mut self) -> LaneStep<'_> {
+        LaneStep {
+            network: &mut self.network,
+            moment: self.moment,
+            batch: &self.batch,
+        }
+    }
+
+    /// What [`Engine::step`] does after the network's step.
+    pub fn conclude(&mut self, tick: &Tick, plan: Plan) {
         if plan.computes() {
-            self.network.step(&moment, &self.batch, probe)?;
             self.mark_missing();
-        } else {
-            self.network.hold();
+            self.measure_context(tick.tick_time_ns);
         }
         self.chain_digest(tick);
-        Ok(plan)
     }
 
     /// Tokens of the last tick.
@@ -210,8 +275,10 @@ impl Engine {
         self.inputs
             .iter_mut()
             .try_for_each(|input| input.archive(archive))?;
-        for topic in &mut self.report.topics {
+        for (topic, span) in self.report.topics.iter_mut().zip(&mut self.spans) {
             archive.option("newest sample", &mut topic.newest_ns)?;
+            archive.option("shortened context", &mut topic.shortened_to_ns)?;
+            span.archive(archive)?;
         }
         archive.number("digest", &mut self.report.digest)
     }
@@ -219,43 +286,61 @@ impl Engine {
     fn begin_epoch(&mut self, origin_ns: u64) {
         self.network.begin_epoch(origin_ns as i64);
         self.inputs.iter_mut().for_each(TopicInput::reset);
+        self.spans.iter_mut().for_each(ContextSpan::reset);
         for topic in &mut self.report.topics {
             *topic = TopicReport::default();
         }
     }
 
-    fn take_samples(&mut self, tick: &Tick, plan: Plan, ledger: &mut Ledger) {
+    fn take_samples(&mut self, tick: &mut Tick, plan: Plan, ledger: &mut Ledger) {
         self.batch.clear();
         self.report.newest_used_ns = None;
         for topic in &mut self.report.topics {
             topic.samples_used = 0;
         }
-        for taken in &tick.taken {
+        let mut next = 0;
+        while let Some(taken) = tick.taken.get(next) {
+            next += 1;
             let index = taken.sample.topic;
             let entry = &mut ledger.topics[index];
             if !takes(plan, self.modality_of[index], tick.tick) {
                 entry.superseded += 1;
-                continue;
-            }
-            match self.inputs[index].take(index, &taken.sample, &mut self.batch) {
-                Ok(()) => {
-                    entry.fused += 1;
-                    entry.late_folded += u64::from(taken.late);
-                    let capture = Some(taken.sample.capture_time_ns);
-                    let report = &mut self.report.topics[index];
-                    report.samples_used += 1;
-                    report.newest_ns = report.newest_ns.max(capture);
-                    self.report.newest_used_ns = self.report.newest_used_ns.max(capture);
-                }
-                Err(error) => {
-                    entry.undecodable += 1;
-                    entry.last_error = format!("sequence {}: {error}", taken.sample.sequence);
+            } else if self.take_sample(taken, entry).is_err() {
+                let others = tick.taken[next..].iter();
+                let others = others.take_while(|t| t.sample.topic == index).count();
+                if tick.fall_back(index, next + others) {
+                    entry.superseded = entry.superseded.saturating_sub(1);
                 }
             }
         }
+        tick.spare.clear();
         for (index, input) in self.inputs.iter_mut().enumerate() {
             input.finish_tick(index, tick.tick_time_ns, &mut self.batch);
         }
+    }
+
+    /// Decodes a sample and appends its tokens; its fate goes to the ledger either way.
+    fn take_sample(&mut self, taken: &Taken, entry: &mut TopicLedger) -> Result<(), ()> {
+        let sample = &taken.sample;
+        let index = sample.topic;
+        if let Err(error) = self.inputs[index].take(index, sample, &mut self.batch) {
+            entry.undecodable += 1;
+            entry.last_error = format!("sequence {}: {error}", sample.sequence);
+            return Err(());
+        }
+        entry.fused += 1;
+        entry.late_folded += u64::from(taken.late);
+        let capture = Some(sample.capture_time_ns);
+        let report = &mut self.report.topics[index];
+        report.samples_used += 1;
+        report.newest_ns = report.newest_ns.max(capture);
+        self.report.newest_used_ns = self.report.newest_used_ns.max(capture);
+        Ok(())
+    }
+
+    /// From now on rehearsals decode this JPEG for every camera topic, and say how long that took.
+    pub fn rehearse_with(&mut self, jpeg: &[u8]) {
+        self.inputs.iter_mut().for_each(|i| i.set_picture(jpeg));
     }
 
     /// Steps on blank input at tick `tick` of a run that has not begun, to learn what a plan costs.
@@ -271,11 +356,15 @@ impl Engine {
     ) -> Result<(), crate::umm::ring::ChunkTooLong> {
         self.batch.clear();
         let time_ns = (tick * period_ns) as i64;
+        let mut decoded = false;
         for (index, input) in self.inputs.iter_mut().enumerate() {
             // A tick in which every plan that sees the camera at all sees it.
             if takes(plan, self.modality_of[index], 0) {
-                input.rehearse(index, time_ns, period_ns, &mut self.batch);
+                decoded |= input.rehearse(index, time_ns, period_ns, &mut self.batch);
             }
+        }
+        if decoded {
+            probe.ended(Stage::FrontEnd);
         }
         self.pool_camera(plan);
         let moment = TickMoment {
@@ -290,6 +379,15 @@ impl Engine {
     pub fn forget(&mut self) {
         self.network.forget();
         self.batch.clear();
+        for input in &mut self.inputs {
+            input.set_picture(&[]);
+            input.reset();
+        }
+    }
+
+    /// Chains the next tick to this digest: that of a tick computed elsewhere.
+    pub fn set_digest(&mut self, digest: u64) {
+        self.report.digest = digest;
     }
 
     fn update_report(&mut self, tick_time_ns: u64) {
@@ -333,6 +431,20 @@ impl Engine {
                 report.quality = 0.0;
                 report.reasons.clear();
             }
+        }
+    }
+
+    fn measure_context(&mut self, tick_time_ns: u64) {
+        let topics = self.spans.iter_mut().zip(&mut self.report.topics);
+        for (index, (span, report)) in topics.enumerate() {
+            let part = &self.batch.modalities[self.modality_of[index].index()];
+            let of_topic = part.chunks.iter().filter(|c| c.topic == index);
+            let rows = of_topic.flat_map(|c| c.rows.clone());
+            let times_ns = rows.map(|row| part.positions[row].time_ns);
+            let (tokens, from_ns) =
+                times_ns.fold((0, i64::MAX), |(n, from), t| (n + 1, from.min(t)));
+            span.append(tick_time_ns, from_ns.max(0) as u64, tokens);
+            report.shortened_to_ns = span.shortened_to_ns(tick_time_ns);
         }
     }
 

@@ -78,7 +78,7 @@ fn by_the_byte(times: &StageTimes, caption_bytes: usize) -> impl Iterator<Item =
 }
 
 impl CostModel {
-    /// From rehearsals; what they leave out, the front ends, is learned with the first tick.
+    /// From rehearsals; what they leave out, the front ends of plans without a camera, is learned with the first tick.
     pub fn new(rehearsed: &[Rehearsed; Plan::ALL.len()]) -> CostModel {
         let mut quiet_ns = [[None; STAGES]; Plan::ALL.len()];
         for (quiet_ns, tick) in quiet_ns.iter_mut().zip(rehearsed) {
@@ -105,6 +105,12 @@ impl CostModel {
     /// Time of a tick on a quiet machine.
     pub fn quiet_ns(&self, plan: Plan) -> u64 {
         self.quiet_ns[plan.index()].iter().flatten().sum::<f64>() as u64
+    }
+
+    /// Time of a stage on a quiet machine; none while unknown.
+    #[cfg(test)]
+    pub fn quiet_stage_ns(&self, plan: Plan, stage: Stage) -> Option<u64> {
+        self.quiet_ns[plan.index()][stage.index()].map(|ns| ns as u64)
     }
 
     /// Learns from a tick.

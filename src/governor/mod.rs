@@ -118,6 +118,11 @@ impl Governor {
         self.cost.high_ns(plan, &Stage::ALL)
     }
 
+    #[cfg(test)]
+    pub(crate) fn rehearsed_ns(&self, plan: Plan, stage: Stage) -> Option<u64> {
+        self.cost.quiet_stage_ns(plan, stage)
+    }
+
     /// The plan for the rest of a tick whose front ends have run under `plan`, `left_ns` before it is to be published.
     pub fn after_front_end(&self, plan: Plan, left_ns: u64) -> Plan {
         let rest = &Stage::ALL[Stage::Adapter.index()..];

@@ -5,6 +5,7 @@
 //! order.
 
 use super::layers::{FfnIds, Loader};
+use super::layout::Layout;
 use super::rotary::Position;
 use super::spec::{Modality, ModelSpec};
 use super::weights::WeightsError;
@@ -72,16 +73,6 @@ impl TokenBatch {
     /// Tokens in all.
     pub fn rows(&self) -> usize {
         self.modalities.iter().map(ModalityBatch::rows).sum()
-    }
-
-    /// Rows of the token matrix that belong to each modality.
-    pub fn row_ranges(&self) -> [Range<usize>; Modality::ALL.len()] {
-        let mut from = 0;
-        std::array::from_fn(|m| {
-            let range = from..from + self.modalities[m].rows();
-            from = range.end;
-            range
-        })
     }
 
     /// A camera frame of `grid * grid` patches `[grid*grid, patch_dim]`, row by row.
@@ -249,39 +240,59 @@ impl Adapters {
         })
     }
 
-    /// Writes the tokens `[batch.rows(), d]` to `x`.
-    pub fn forward_into(&mut self, backend: &mut dyn Backend, batch: &TokenBatch, x: Region) {
-        for (modality, range) in Modality::ALL.into_iter().zip(batch.row_ranges()) {
-            let part = &batch.modalities[modality.index()];
-            let out = x.rows(range.start, range.len(), self.d);
-            self.modality_into(backend, modality, part, out);
+    /// Writes the tokens `[layout.rows(), d]` of every lane to `x`.
+    pub fn forward_into(
+        &mut self,
+        backend: &mut dyn Backend,
+        batches: &[&TokenBatch],
+        layout: &Layout,
+        x: Region,
+    ) {
+        for modality in Modality::ALL {
+            self.modality_into(backend, modality, batches, layout, x);
         }
     }
 
+    /// One modality: features lane by lane, then one product a layer for the rows of all.
     fn modality_into(
         &mut self,
         backend: &mut dyn Backend,
         modality: Modality,
-        part: &ModalityBatch,
-        out: Region,
+        batches: &[&TokenBatch],
+        layout: &Layout,
+        x: Region,
     ) {
-        let rows = part.rows();
+        let m = modality.index();
+        let all = layout.of_modality(m);
+        let rows = all.len();
         if rows == 0 {
             return;
         }
-        let m = modality.index();
-        let staging = self.staging[m].rows(0, rows, self.feature_dim[m]);
-        match modality {
-            Modality::Text => backend.gather_rows_into(&part.index, self.byte, staging),
-            _ => backend.upload(staging, &part.features),
+        let width = self.feature_dim[m];
+        let staging = self.staging[m].rows(0, rows, width);
+        for (lane, batch) in batches.iter().enumerate() {
+            let (part, own) = (&batch.modalities[m], &layout.of_lane(lane)[m]);
+            let features = staging.rows(own.start - all.start, own.len(), width);
+            match modality {
+                Modality::Text => backend.gather_rows_into(&part.index, self.byte, features),
+                _ => backend.upload(features, &part.features),
+            }
         }
         let hidden = self.hidden.rows(0, rows, self.d);
+        let out = x.rows(all.start, rows, self.d);
         backend.linear_into(staging, rows, self.mlp[m].fc1, Epilogue::Gelu, hidden);
         backend.linear_into(hidden, rows, self.mlp[m].fc2, Epilogue::Store, out);
-        match modality {
-            Modality::Camera => backend.add_rows_in_place(out, &part.index, self.position),
-            Modality::Telemetry => backend.add_rows_in_place(out, &part.index, self.signal),
-            Modality::Audio | Modality::Text => {}
+        let table = match modality {
+            Modality::Camera => Some(self.position),
+            Modality::Telemetry => Some(self.signal),
+            Modality::Audio | Modality::Text => None,
+        };
+        for (lane, batch) in batches.iter().enumerate() {
+            let own = &layout.of_lane(lane)[m];
+            if let Some(table) = table {
+                let out = x.rows(own.start, own.len(), self.d);
+                backend.add_rows_in_place(out, &batch.modalities[m].index, table);
+            }
         }
         self.ids.clear();
         self.ids.resize(rows, m as u32);

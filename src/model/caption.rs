@@ -1,8 +1,10 @@
 //! The caption decoder: greedy and anytime. Each tick it writes as many bytes as it is given steps and goes on in
-//! the next; a finished caption is followed by one of the then present tick.
+//! the next; a finished caption is followed by one of the then present tick. Lanes that step together write their bytes in
+//! one product a layer, each at its own place in its own caption.
 
 use super::encoder::LayerBuffers;
 use super::layers::{AttentionIds, FfnIds, Loader};
+use super::layout::Lanes;
 use super::spec::ModelSpec;
 use super::weights::WeightsError;
 use crate::archive::{Archive, ArchiveError, Archived};
@@ -27,79 +29,52 @@ struct Layer {
     cross: AttentionIds,
     norm3: NormIds,
     ffn: FfnIds,
+}
+
+/// Keys and values of one layer and lane.
+#[derive(Clone, Copy, Debug)]
+struct LayerCache {
     /// Of the caption so far, `[caption_max, kv_width]`.
     own: KvRing,
     /// Of the fused tokens the caption describes, `[fusion_tokens, kv_width]`.
     fused: KvRing,
 }
 
-/// Decoder weights and the caption in progress.
+/// One lane's caption in progress.
 #[derive(Debug)]
-pub(super) struct CaptionDecoder {
-    layers: Vec<Layer>,
-    embedding: TableId,
-    position: TableId,
-    norm: NormIds,
-    to_logits: LinearId,
-    shape: HeadShape,
-    ffn_width: usize,
-    max_len: usize,
+pub(super) struct Caption {
+    caches: Vec<LayerCache>,
+    kv_width: usize,
     fused_rows: usize,
-    x: Region,
-    buffers: LayerBuffers,
-    logits: Region,
-    logits_host: Vec<f32>,
-    /// Attention asks for times; a caption has none.
-    no_times: Vec<i64>,
+    max_len: usize,
     tokens: Vec<u32>,
     started_tick: u64,
     complete: bool,
+    logits: Vec<f32>,
 }
 
-impl CaptionDecoder {
-    pub fn new(
-        loader: &mut Loader<'_>,
-        plan: &mut ArenaPlan,
-        spec: &ModelSpec,
-    ) -> Result<CaptionDecoder, WeightsError> {
-        let shape = spec.head_shape();
-        let mut layers = Vec::new();
-        for i in 0..spec.decoder_layers {
-            let mut cache = |rows: usize| KvRing {
-                k: plan.reserve("caption: keys and values", rows * shape.kv_width()),
-                v: plan.reserve("caption: keys and values", rows * shape.kv_width()),
-            };
-            layers.push(Layer {
-                own: cache(spec.caption_max),
-                fused: cache(spec.fusion_tokens),
-                norm1: loader.norm(&format!("decoder.{i}.norm1"))?,
-                self_attention: loader.attention(&format!("decoder.{i}.self"))?,
-                norm2: loader.norm(&format!("decoder.{i}.norm2"))?,
-                cross: loader.attention(&format!("decoder.{i}.cross"))?,
-                norm3: loader.norm(&format!("decoder.{i}.norm3"))?,
-                ffn: loader.ffn(&format!("decoder.{i}.ffn"))?,
-            });
-        }
-        Ok(CaptionDecoder {
-            layers,
-            embedding: loader.table("decoder.embedding")?,
-            position: loader.table("decoder.position")?,
-            norm: loader.norm("decoder.norm")?,
-            to_logits: loader.tied("decoder.embedding", "decoder.bias")?,
-            shape,
-            ffn_width: spec.ffn,
-            max_len: spec.caption_max,
+impl Caption {
+    /// None yet: the first tick begins one.
+    pub fn reserve(plan: &mut ArenaPlan, spec: &ModelSpec) -> Caption {
+        let kv_width = spec.head_shape().kv_width();
+        let mut cache = |rows: usize| KvRing {
+            k: plan.reserve("caption: keys and values", rows * kv_width),
+            v: plan.reserve("caption: keys and values", rows * kv_width),
+        };
+        let layer = |_| LayerCache {
+            own: cache(spec.caption_max),
+            fused: cache(spec.fusion_tokens),
+        };
+        Caption {
+            caches: (0..spec.decoder_layers).map(layer).collect(),
+            kv_width,
             fused_rows: spec.fusion_tokens,
-            x: plan.reserve("caption: activations", spec.d),
-            buffers: LayerBuffers::reserve(plan, "caption: activations", 1, spec),
-            logits: plan.reserve("caption: activations", VOCABULARY),
-            logits_host: vec![0.0; VOCABULARY],
-            no_times: vec![0; spec.caption_max.max(spec.fusion_tokens)],
+            max_len: spec.caption_max,
             tokens: Vec::with_capacity(spec.caption_max),
             started_tick: 0,
-            // Nothing in progress: the first tick starts one.
             complete: true,
-        })
+            logits: vec![0.0; VOCABULARY],
+        }
     }
 
     /// Bytes of the caption so far.
@@ -124,117 +99,18 @@ impl CaptionDecoder {
         self.started_tick
     }
 
+    /// Logits of the last step.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
     /// Forgets the caption in progress.
     pub fn clear(&mut self) {
         self.tokens.clear();
         self.complete = true;
     }
 
-    /// Writes bytes while `more` (of the number written) says so; begins a new caption from `fused` (`[fusion_tokens, d]`)
-    /// when the last one is complete. Returns the number written.
-    pub fn advance(
-        &mut self,
-        backend: &mut dyn Backend,
-        tick: u64,
-        fused: Region,
-        more: &mut dyn FnMut(usize) -> bool,
-    ) -> usize {
-        if !more(0) {
-            return 0;
-        }
-        if self.complete {
-            self.begin(backend, tick, fused);
-        }
-        let mut written = 0;
-        loop {
-            self.step(backend);
-            written += 1;
-            if self.complete || !more(written) {
-                return written;
-            }
-        }
-    }
-
-    fn begin(&mut self, backend: &mut dyn Backend, tick: u64, fused: Region) {
-        self.tokens.clear();
-        self.complete = false;
-        self.started_tick = tick;
-        for layer in &self.layers {
-            let rows = self.fused_rows;
-            backend.linear_into(fused, rows, layer.cross.k, Epilogue::Store, layer.fused.k);
-            backend.linear_into(fused, rows, layer.cross.v, Epilogue::Store, layer.fused.v);
-        }
-    }
-
-    fn step(&mut self, backend: &mut dyn Backend) {
-        let index = self.tokens.len();
-        let token = self.tokens.last().copied().unwrap_or(BEGIN);
-        backend.gather_rows_into(&[token], self.embedding, self.x);
-        backend.add_rows_in_place(self.x, &[index as u32], self.position);
-        for layer in &self.layers {
-            self.layer(backend, layer, index);
-        }
-        backend.layer_norm_into(self.x, 1, self.norm, self.buffers.h);
-        backend.linear_into(
-            self.buffers.h,
-            1,
-            self.to_logits,
-            Epilogue::Store,
-            self.logits,
-        );
-        backend.download(self.logits, &mut self.logits_host);
-        let next = most_likely(&self.logits_host);
-        self.tokens.push(next);
-        self.complete = next == END || self.tokens.len() == self.max_len;
-    }
-
-    fn layer(&self, backend: &mut dyn Backend, layer: &Layer, index: usize) {
-        let LayerBuffers { h, q, attended, .. } = self.buffers;
-        let width = self.shape.kv_width();
-        let ids = &layer.self_attention;
-        backend.layer_norm_into(self.x, 1, layer.norm1, h);
-        backend.linear_into(h, 1, ids.q, Epilogue::Store, q);
-        let own = (
-            layer.own.k.rows(index, 1, width),
-            layer.own.v.rows(index, 1, width),
-        );
-        backend.linear_into(h, 1, ids.k, Epilogue::Store, own.0);
-        backend.linear_into(h, 1, ids.v, Epilogue::Store, own.1);
-        self.attend(backend, layer.own, index + 1, ids.sink);
-        backend.linear_into(attended, 1, ids.o, Epilogue::Add, self.x);
-
-        backend.layer_norm_into(self.x, 1, layer.norm2, h);
-        backend.linear_into(h, 1, layer.cross.q, Epilogue::Store, q);
-        self.attend(backend, layer.fused, self.fused_rows, layer.cross.sink);
-        backend.linear_into(attended, 1, layer.cross.o, Epilogue::Add, self.x);
-
-        let ffn = self.buffers.ffn.rows(0, 1, self.ffn_width);
-        backend.layer_norm_into(self.x, 1, layer.norm3, h);
-        backend.linear_into(h, 1, layer.ffn.fc1, Epilogue::Gelu, ffn);
-        backend.linear_into(ffn, 1, layer.ffn.fc2, Epilogue::Add, self.x);
-    }
-
-    fn attend(&self, backend: &mut dyn Backend, cache: KvRing, rows: usize, sink: TableId) {
-        let width = self.shape.kv_width();
-        let mut segments = Segments::new();
-        segments.push(KvSegment {
-            k: cache.k.rows(0, rows, width),
-            v: cache.v.rows(0, rows, width),
-            time_ns: &self.no_times[..rows],
-            visibility: Visibility::All,
-        });
-        let LayerBuffers { q, attended, .. } = self.buffers;
-        backend.attention_into(
-            q,
-            &self.no_times[..1],
-            self.shape,
-            &segments,
-            sink,
-            attended,
-        );
-    }
-
-    /// The caption in progress, to or from a keyframe.
+    /// To or from a keyframe.
     pub fn archive(&mut self, archive: &mut Archive<'_>, backend: &mut dyn Backend) -> Archived {
         archive.list("caption", &mut self.tokens, self.max_len)?;
         if let Some(&token) = self.tokens.iter().find(|t| **t as usize >= VOCABULARY) {
@@ -248,24 +124,215 @@ impl CaptionDecoder {
         archive.flag("caption's end", &mut self.complete)?;
         // A full caption is complete: the next byte begins another.
         self.complete |= self.tokens.len() == self.max_len;
-        let width = self.shape.kv_width();
         let rows = |n| Spans {
             first: 0..n,
             second: 0..0,
         };
         let (own, fused) = (rows(self.tokens.len()), rows(self.fused_rows));
-        for layer in &self.layers {
-            for (ring, rows) in [(layer.own, &own), (layer.fused, &fused)] {
-                archive_rows(archive, backend, ring.k, rows, width)?;
-                archive_rows(archive, backend, ring.v, rows, width)?;
+        for cache in &self.caches {
+            for (ring, rows) in [(cache.own, &own), (cache.fused, &fused)] {
+                archive_rows(archive, backend, ring.k, rows, self.kv_width)?;
+                archive_rows(archive, backend, ring.v, rows, self.kv_width)?;
             }
         }
         Ok(())
     }
 
-    /// Logits of the last step.
-    pub fn logits(&self) -> &[f32] {
-        &self.logits_host
+    fn push(&mut self, token: u32) {
+        self.tokens.push(token);
+        self.complete = token == END || self.tokens.len() == self.max_len;
+    }
+}
+
+/// One lane's part of a tick's caption steps.
+pub(super) struct CaptionTurn<'a> {
+    pub caption: &'a mut Caption,
+    pub tick: u64,
+    /// The tick's fused tokens, `[fusion_tokens, d]`.
+    pub fused: Region,
+    /// Bytes written in this tick.
+    pub written: usize,
+}
+
+/// Decoder weights and work space.
+#[derive(Debug)]
+pub(super) struct CaptionDecoder {
+    layers: Vec<Layer>,
+    embedding: TableId,
+    position: TableId,
+    norm: NormIds,
+    to_logits: LinearId,
+    shape: HeadShape,
+    d: usize,
+    ffn_width: usize,
+    /// A row a lane, as in all that follows.
+    x: Region,
+    buffers: LayerBuffers,
+    logits: Region,
+    /// Attention asks for times; a caption has none.
+    no_times: Vec<i64>,
+}
+
+impl CaptionDecoder {
+    /// A decoder for at most `lanes` captions at a time.
+    pub fn new(
+        loader: &mut Loader<'_>,
+        plan: &mut ArenaPlan,
+        spec: &ModelSpec,
+        lanes: usize,
+    ) -> Result<CaptionDecoder, WeightsError> {
+        let mut layers = Vec::new();
+        for i in 0..spec.decoder_layers {
+            layers.push(Layer {
+                norm1: loader.norm(&format!("decoder.{i}.norm1"))?,
+                self_attention: loader.attention(&format!("decoder.{i}.self"))?,
+                norm2: loader.norm(&format!("decoder.{i}.norm2"))?,
+                cross: loader.attention(&format!("decoder.{i}.cross"))?,
+                norm3: loader.norm(&format!("decoder.{i}.norm3"))?,
+                ffn: loader.ffn(&format!("decoder.{i}.ffn"))?,
+            });
+        }
+        let name = "caption: activations";
+        Ok(CaptionDecoder {
+            layers,
+            embedding: loader.table("decoder.embedding")?,
+            position: loader.table("decoder.position")?,
+            norm: loader.norm("decoder.norm")?,
+            to_logits: loader.tied("decoder.embedding", "decoder.bias")?,
+            shape: spec.head_shape(),
+            d: spec.d,
+            ffn_width: spec.ffn,
+            x: plan.reserve(name, lanes * spec.d),
+            buffers: LayerBuffers::reserve(plan, name, lanes, spec),
+            logits: plan.reserve(name, lanes * VOCABULARY),
+            no_times: vec![0; spec.caption_max.max(spec.fusion_tokens)],
+        })
+    }
+
+    /// Writes a byte of every caption while `more` (of the number of rounds) says so; begins a new caption where the last
+    /// one is complete, and leaves one that is finished in this tick alone.
+    pub fn advance(
+        &self,
+        backend: &mut dyn Backend,
+        turns: &mut [CaptionTurn<'_>],
+        more: &mut dyn FnMut(usize) -> bool,
+    ) {
+        if !more(0) {
+            return;
+        }
+        for turn in turns.iter_mut().filter(|turn| turn.caption.complete) {
+            self.begin(backend, turn);
+        }
+        let mut rounds = 0;
+        loop {
+            self.step(backend, turns);
+            rounds += 1;
+            if turns.iter().all(|turn| turn.caption.complete) || !more(rounds) {
+                return;
+            }
+        }
+    }
+
+    fn begin(&self, backend: &mut dyn Backend, turn: &mut CaptionTurn<'_>) {
+        let CaptionTurn { caption, fused, .. } = turn;
+        caption.tokens.clear();
+        caption.complete = false;
+        caption.started_tick = turn.tick;
+        let rows = caption.fused_rows;
+        for (layer, cache) in self.layers.iter().zip(&caption.caches) {
+            let (k, v) = (cache.fused.k, cache.fused.v);
+            backend.linear_into(*fused, rows, layer.cross.k, Epilogue::Store, k);
+            backend.linear_into(*fused, rows, layer.cross.v, Epilogue::Store, v);
+        }
+    }
+
+    /// One byte of every caption that is not complete.
+    fn step(&self, backend: &mut dyn Backend, turns: &mut [CaptionTurn<'_>]) {
+        let open = turns.iter_mut().filter(|turn| !turn.caption.complete);
+        let mut open: Lanes<_> = open.collect();
+        let last = |turn: &&mut CaptionTurn<'_>| turn.caption.tokens.last().copied();
+        let tokens: Lanes<u32> = open.iter().map(|t| last(t).unwrap_or(BEGIN)).collect();
+        let places = open.iter().map(|t| t.caption.tokens.len() as u32);
+        let places: Lanes<u32> = places.collect();
+        let rows = open.len();
+        let x = self.x.rows(0, rows, self.d);
+        backend.gather_rows_into(&tokens, self.embedding, x);
+        backend.add_rows_in_place(x, &places, self.position);
+        let captions: Lanes<&Caption> = open.iter().map(|t| &*t.caption).collect();
+        for index in 0..self.layers.len() {
+            self.layer(backend, index, &captions);
+        }
+        drop(captions);
+        let h = self.buffers.h.rows(0, rows, self.d);
+        let logits = self.logits.rows(0, rows, VOCABULARY);
+        backend.layer_norm_into(x, rows, self.norm, h);
+        backend.linear_into(h, rows, self.to_logits, Epilogue::Store, logits);
+        for (row, turn) in open.iter_mut().enumerate() {
+            let caption = &mut *turn.caption;
+            backend.download(logits.rows(row, 1, VOCABULARY), &mut caption.logits);
+            caption.push(most_likely(&caption.logits));
+            turn.written += 1;
+        }
+    }
+
+    fn layer(&self, backend: &mut dyn Backend, index: usize, captions: &[&Caption]) {
+        let (layer, rows) = (&self.layers[index], captions.len());
+        let (q_width, kv_width) = (self.shape.q_width(), self.shape.kv_width());
+        let x = self.x.rows(0, rows, self.d);
+        let h = self.buffers.h.rows(0, rows, self.d);
+        let q = self.buffers.q.rows(0, rows, q_width);
+        let k = self.buffers.k.rows(0, rows, kv_width);
+        let v = self.buffers.v.rows(0, rows, kv_width);
+        let attended = self.buffers.attended.rows(0, rows, q_width);
+        let ids = &layer.self_attention;
+        backend.layer_norm_into(x, rows, layer.norm1, h);
+        backend.linear_into(h, rows, ids.q, Epilogue::Store, q);
+        backend.linear_into(h, rows, ids.k, Epilogue::Store, k);
+        backend.linear_into(h, rows, ids.v, Epilogue::Store, v);
+        for (row, caption) in captions.iter().enumerate() {
+            let (own, place) = (caption.caches[index].own, caption.tokens.len());
+            let row_of = |region: Region| region.rows(row, 1, kv_width);
+            backend.copy_into(row_of(k), own.k.rows(place, 1, kv_width));
+            backend.copy_into(row_of(v), own.v.rows(place, 1, kv_width));
+            self.attend(backend, row, own, place + 1, ids.sink);
+        }
+        backend.linear_into(attended, rows, ids.o, Epilogue::Add, x);
+
+        let ids = &layer.cross;
+        backend.layer_norm_into(x, rows, layer.norm2, h);
+        backend.linear_into(h, rows, ids.q, Epilogue::Store, q);
+        for (row, caption) in captions.iter().enumerate() {
+            let fused = caption.caches[index].fused;
+            self.attend(backend, row, fused, caption.fused_rows, ids.sink);
+        }
+        backend.linear_into(attended, rows, ids.o, Epilogue::Add, x);
+
+        let ffn = self.buffers.ffn.rows(0, rows, self.ffn_width);
+        backend.layer_norm_into(x, rows, layer.norm3, h);
+        backend.linear_into(h, rows, layer.ffn.fc1, Epilogue::Gelu, ffn);
+        backend.linear_into(ffn, rows, layer.ffn.fc2, Epilogue::Add, x);
+    }
+
+    /// Row `row` of the queries over the first `keys` of a cache.
+    fn attend(
+        &self,
+        backend: &mut dyn Backend,
+        row: usize,
+        cache: KvRing,
+        keys: usize,
+        sink: TableId,
+    ) {
+        let (q_width, kv_width) = (self.shape.q_width(), self.shape.kv_width());
+        let mut segments = Segments::new();
+        segments.push(KvSegment {
+            k: cache.k.rows(0, keys, kv_width),
+            v: cache.v.rows(0, keys, kv_width),
+            time_ns: &self.no_times[..keys],
+            visibility: Visibility::All,
+        });
+        let q = self.buffers.q.rows(row, 1, q_width);
+        let out = self.buffers.attended.rows(row, 1, q_width);
+        backend.attention_into(q, &self.no_times[..1], self.shape, &segments, sink, out);
     }
 }
 

@@ -1,20 +1,24 @@
 //! The shared encoder: each topic's new tokens attend to their own chunk and to the topic's window.
 //!
-//! The tokens of all topics of a tick share one matrix product a layer; only attention goes chunk by chunk. With a
-//! [long context](super::long_context) they also attend to a choice of what has left the window.
+//! The tokens of all topics of a tick, and of all lanes that step together, share one matrix product a layer; only attention
+//! goes chunk by chunk. With a [long context](super::long_context) a chunk also attends to a choice of what has left the
+//! window of its topic in its lane.
 
 use super::layers::{AttentionIds, FfnIds, Loader};
+use super::layout::Lanes;
 use super::long_context::{LongContext, Queries};
 use super::spec::ModelSpec;
 use super::weights::WeightsError;
 use crate::backend::{Backend, Epilogue, HeadShape, NormIds, Region, Segments, Visibility};
 use crate::umm::arena::ArenaPlan;
-use crate::umm::context::{Appended, TopicContext};
+use crate::umm::context::{Appended, Context, TopicContext};
 use std::ops::Range;
 
 /// A chunk that has its place in the rings.
 #[derive(Clone, Debug)]
 pub(super) struct PlacedChunk {
+    /// Whose context it belongs to.
+    pub lane: usize,
     /// Index of the topic.
     pub topic: usize,
     /// Rows of the token matrix.
@@ -23,7 +27,7 @@ pub(super) struct PlacedChunk {
     pub place: Appended,
 }
 
-/// One tick's tokens as the encoder sees them.
+/// A step's tokens as the encoder sees them.
 pub(super) struct EncoderInput<'a> {
     pub rows: usize,
     /// Capture time of every row.
@@ -33,6 +37,9 @@ pub(super) struct EncoderInput<'a> {
     pub chunks: &'a [PlacedChunk],
     pub window_ns: i64,
 }
+
+/// Contexts of the lanes of a step. Bookkeeping is written to: which blocks are chosen.
+pub(super) type Contexts<'a> = Lanes<&'a mut Context>;
 
 #[derive(Debug)]
 struct Layer {
@@ -80,12 +87,13 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
+    /// `max_rows`: most tokens of a step; `max_blocks`: most blocks of a topic's long context, 0 where none has one.
     pub fn new(
         loader: &mut Loader<'_>,
         plan: &mut ArenaPlan,
         spec: &ModelSpec,
         max_rows: usize,
-        topics: &[TopicContext],
+        max_blocks: usize,
     ) -> Result<Encoder, WeightsError> {
         let mut layers = Vec::new();
         for i in 0..spec.encoder_layers {
@@ -96,10 +104,9 @@ impl Encoder {
                 ffn: loader.ffn(&format!("encoder.{i}.ffn"))?,
             });
         }
-        let rings = topics.iter().filter_map(|t| t.compressed.as_ref());
-        let long = match (spec.compression(), rings.map(|ring| ring.blocks()).max()) {
-            (Some(sizes), Some(blocks)) => Some(LongContext::new(
-                loader, plan, spec, sizes, max_rows, blocks,
+        let long = match spec.compression() {
+            Some(sizes) if max_blocks > 0 => Some(LongContext::new(
+                loader, plan, spec, sizes, max_rows, max_blocks,
             )?),
             _ => None,
         };
@@ -125,7 +132,7 @@ impl Encoder {
         &self,
         backend: &mut dyn Backend,
         input: &EncoderInput<'_>,
-        topics: &mut [TopicContext],
+        contexts: &mut Contexts<'_>,
         x: Region,
         out: Region,
     ) {
@@ -134,7 +141,7 @@ impl Encoder {
         let ffn = self.buffers.ffn.rows(0, rows, self.ffn_width);
         for (index, layer) in self.layers.iter().enumerate() {
             backend.layer_norm_into(x, rows, layer.norm1, h);
-            self.attend(backend, input, topics, index, &layer.attention, h);
+            self.attend(backend, input, contexts, index, &layer.attention, h);
             let attended = self.buffers.attended.rows(0, rows, self.shape.q_width());
             backend.linear_into(attended, rows, layer.attention.o, Epilogue::Add, x);
             backend.layer_norm_into(x, rows, layer.norm2, h);
@@ -149,7 +156,7 @@ impl Encoder {
         &self,
         backend: &mut dyn Backend,
         input: &EncoderInput<'_>,
-        topics: &mut [TopicContext],
+        contexts: &mut Contexts<'_>,
         layer: usize,
         ids: &AttentionIds,
         h: Region,
@@ -163,47 +170,66 @@ impl Encoder {
         backend.linear_into(h, rows, ids.k, Epilogue::Store, k);
         backend.linear_into(h, rows, ids.v, Epilogue::Store, v);
         if let Some(long) = &self.long {
-            long.pool(backend, layer, topics, input.chunks, k, v);
+            long.pool(backend, layer, contexts, input.chunks, k, v);
         }
         backend.rotary_in_place(q, rows, shape.heads, shape.head_dim, input.rotary);
         backend.rotary_in_place(k, rows, shape.kv_heads, shape.head_dim, input.rotary);
         for chunk in input.chunks {
-            append_rows(backend, &topics[chunk.topic], layer, chunk, k, v);
+            let topic = &contexts[chunk.lane].topics[chunk.topic];
+            append_rows(backend, topic, layer, chunk, k, v);
         }
         for chunk in input.chunks {
-            let TopicContext {
-                rings, compressed, ..
-            } = &mut topics[chunk.topic];
-            let q = q.rows(chunk.rows.start, chunk.rows.len(), q_width);
-            let times_ns = &input.times_ns[chunk.rows.clone()];
-            let own = chunk.place.positions.clone();
-            let before = rings.held().start..own.start;
-            let window_ns = input.window_ns;
-            let mut segments = Segments::new();
-            if let (Some(long), Some(ring)) = (&self.long, compressed) {
-                let queries = Queries {
-                    q,
-                    times_ns,
-                    start: own.start,
-                    window_ns,
-                };
-                let selection = long.select(backend, layer, ring, &queries);
-                selection.push_segments(ring, layer, window_ns, &mut segments);
-            }
-            let window = Visibility::Window { window_ns };
-            rings.push_segments(layer, before, window, &mut segments);
-            rings.push_segments(layer, own, Visibility::All, &mut segments);
-            backend.attention_into(
-                q,
-                times_ns,
-                shape,
-                &segments,
-                ids.sink,
-                self.buffers
-                    .attended
-                    .rows(chunk.rows.start, chunk.rows.len(), q_width),
+            let topic = &mut contexts[chunk.lane].topics[chunk.topic];
+            let attended = self.buffers.attended;
+            let rows = &chunk.rows;
+            self.attend_chunk(
+                backend,
+                topic,
+                &Queries {
+                    q: q.rows(rows.start, rows.len(), q_width),
+                    times_ns: &input.times_ns[rows.clone()],
+                    positions: chunk.place.positions.clone(),
+                    window_ns: input.window_ns,
+                },
+                layer,
+                ids,
+                attended.rows(rows.start, rows.len(), q_width),
             );
         }
+    }
+
+    /// A chunk's attention in one layer: to the best of what has left the window, to the window and to itself.
+    fn attend_chunk(
+        &self,
+        backend: &mut dyn Backend,
+        topic: &mut TopicContext,
+        queries: &Queries<'_>,
+        layer: usize,
+        ids: &AttentionIds,
+        out: Region,
+    ) {
+        let TopicContext {
+            rings, compressed, ..
+        } = topic;
+        let window_ns = queries.window_ns;
+        let own = queries.positions.clone();
+        let before = rings.held().start..own.start;
+        let mut segments = Segments::new();
+        if let (Some(long), Some(ring)) = (&self.long, compressed) {
+            let selection = long.select(backend, layer, ring, queries);
+            selection.push_segments(ring, layer, window_ns, &mut segments);
+        }
+        let window = Visibility::Window { window_ns };
+        rings.push_segments(layer, before, window, &mut segments);
+        rings.push_segments(layer, own, Visibility::All, &mut segments);
+        backend.attention_into(
+            queries.q,
+            queries.times_ns,
+            self.shape,
+            &segments,
+            ids.sink,
+            out,
+        );
     }
 
     /// Runs one chunk in an empty context, leaving every ring alone; for text queries.

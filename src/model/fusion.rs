@@ -6,6 +6,7 @@
 
 use super::encoder::{LayerBuffers, PlacedChunk, append_rows};
 use super::layers::{AttentionIds, FfnIds, Loader};
+use super::layout::Layout;
 use super::rotary::{Position, Rotary};
 use super::spec::{Modality, ModelSpec};
 use super::weights::WeightsError;
@@ -13,9 +14,7 @@ use crate::backend::{
     Backend, Epilogue, HeadShape, LinearId, NormIds, Region, Segments, TableId, Visibility,
 };
 use crate::umm::arena::ArenaPlan;
-use crate::umm::context::{Context, LayeredRing, TopicContext};
-use crate::umm::ring::ChunkTooLong;
-use std::ops::Range;
+use crate::umm::context::{Appended, Context, TopicContext};
 
 const MODALITIES: usize = Modality::ALL.len();
 
@@ -42,16 +41,24 @@ struct Layer {
     ffn: FfnIds,
 }
 
-/// What the fusion must know of a tick beside the encoder's output.
-pub(super) struct FusionInput<'a> {
+/// One lane's tick as the fusion sees it.
+pub(super) struct FusionLane<'a> {
     pub tick_time_ns: i64,
     pub origin_ns: i64,
-    pub window_ns: i64,
     /// 0..1, in the order of [`Modality::ALL`].
     pub quality: [f32; MODALITIES],
-    /// Encoder output `[rows, d]`, rows grouped by modality.
+    pub context: &'a Context,
+    /// The tick's fusion tokens in the context's own ring.
+    pub own: Appended,
+}
+
+/// What the fusion must know of a step beside the encoder's output.
+pub(super) struct FusionInput<'a> {
+    pub lanes: &'a [FusionLane<'a>],
+    pub window_ns: i64,
+    /// Encoder output `[rows, d]`.
     pub encoded: Region,
-    pub modality_rows: [Range<usize>; MODALITIES],
+    pub layout: &'a Layout,
     /// `[rows, head_dim]`.
     pub rotary: Region,
     pub chunks: &'a [PlacedChunk],
@@ -66,14 +73,16 @@ pub(super) struct Fusion {
     shape: HeadShape,
     d: usize,
     ffn_width: usize,
+    /// Fusion tokens of a lane; what follows has room for those of every lane.
     n: usize,
     x: Region,
     buffers: LayerBuffers,
     /// `h Wq` before a modality's temperature and the bias.
     projected: Region,
     sum: Region,
+    /// `[lanes, d]`
     mean: Region,
-    /// `[layers, modalities]`
+    /// `[lanes, layers, modalities]`
     gates: Region,
     rotary_cross: Region,
     rotary_self: Region,
@@ -84,24 +93,26 @@ pub(super) struct Fusion {
     rotary_host: Vec<f32>,
     token_index: Vec<u32>,
     times_ns: Vec<i64>,
-    gates_host: Vec<f32>,
 }
 
 impl Fusion {
+    /// Room for `lanes` lanes of `max_rows` tokens together.
     pub fn new(
         loader: &mut Loader<'_>,
         plan: &mut ArenaPlan,
         spec: &ModelSpec,
         max_rows: usize,
+        lanes: usize,
     ) -> Result<Fusion, WeightsError> {
         let mut layers = Vec::new();
         for i in 0..spec.fusion_layers {
             layers.push(load_layer(loader, i)?);
         }
         let (n, d, shape) = (spec.fusion_tokens, spec.d, spec.head_shape());
+        let rows = lanes * n;
         let name = "fusion: activations";
-        let gates = spec.fusion_layers * MODALITIES;
         Ok(Fusion {
+            gates: plan.reserve(name, lanes * spec.fusion_layers * MODALITIES),
             layers,
             tokens: loader.table("fusion.tokens")?,
             norm: loader.norm("fusion.norm")?,
@@ -109,101 +120,96 @@ impl Fusion {
             d,
             ffn_width: spec.ffn,
             n,
-            x: plan.reserve(name, n * d),
-            buffers: LayerBuffers::reserve(plan, name, n, spec),
-            projected: plan.reserve(name, n * shape.q_width()),
-            sum: plan.reserve(name, n * shape.q_width()),
-            mean: plan.reserve(name, d),
-            gates: plan.reserve(name, gates),
-            rotary_cross: plan.reserve(name, n * shape.head_dim),
-            rotary_self: plan.reserve(name, n * shape.head_dim),
+            x: plan.reserve(name, rows * d),
+            buffers: LayerBuffers::reserve(plan, name, rows, spec),
+            projected: plan.reserve(name, rows * shape.q_width()),
+            sum: plan.reserve(name, rows * shape.q_width()),
+            mean: plan.reserve(name, lanes * d),
+            rotary_cross: plan.reserve(name, rows * shape.head_dim),
+            rotary_self: plan.reserve(name, rows * shape.head_dim),
             k: plan.reserve(name, max_rows * shape.kv_width()),
             v: plan.reserve(name, max_rows * shape.kv_width()),
             rotary: Rotary::new(shape.head_dim),
-            rotary_host: vec![0.0; n * shape.head_dim],
-            token_index: (0..n as u32).collect(),
-            times_ns: vec![0; n],
-            gates_host: vec![0.0; gates],
+            rotary_host: vec![0.0; rows * shape.head_dim],
+            token_index: (0..rows).map(|row| (row % n) as u32).collect(),
+            times_ns: vec![0; rows],
         })
     }
 
-    /// Runs the tick; writes the fused tokens `[n, d]` to `out`.
-    ///
-    /// # Errors
-    /// [`ChunkTooLong`] when the fusion ring is shorter than one tick's tokens.
+    /// Runs the tick of every lane; writes the fused tokens `[lanes * n, d]` to `out`.
     pub fn forward_into(
         &mut self,
         backend: &mut dyn Backend,
         input: &FusionInput<'_>,
-        context: &mut Context,
         out: Region,
-    ) -> Result<(), ChunkTooLong> {
-        let (n, d) = (self.n, self.d);
+    ) {
+        let rows = input.lanes.len() * self.n;
         self.upload_rotary(backend, input);
-        self.times_ns.fill(input.tick_time_ns);
-        let own = context.fusion.append(&self.times_ns)?;
-        backend.gather_rows_into(&self.token_index, self.tokens, self.x);
-        for index in 0..self.layers.len() {
-            self.append_tokens(backend, input, &context.topics, index);
-            backend.layer_norm_into(self.x, n, self.layers[index].norm1, self.buffers.h);
-            self.cross_attend(backend, input, &context.topics, index);
-            let layer = &self.layers[index];
-            backend.linear_into(self.sum, n, layer.o, Epilogue::Add, self.x);
-
-            backend.layer_norm_into(self.x, n, layer.norm2, self.buffers.h);
-            self.self_attend(backend, input, &context.fusion, &own, index);
-            let layer = &self.layers[index];
-            let attended = self.buffers.attended;
-            backend.linear_into(attended, n, layer.self_attention.o, Epilogue::Add, self.x);
-
-            backend.layer_norm_into(self.x, n, layer.norm3, self.buffers.h);
-            let ffn = self.buffers.ffn.rows(0, n, self.ffn_width);
-            backend.linear_into(self.buffers.h, n, layer.ffn.fc1, Epilogue::Gelu, ffn);
-            backend.linear_into(ffn, n, layer.ffn.fc2, Epilogue::Add, self.x);
+        for (lane, times_ns) in input
+            .lanes
+            .iter()
+            .zip(self.times_ns.chunks_exact_mut(self.n))
+        {
+            times_ns.fill(lane.tick_time_ns);
         }
-        backend.layer_norm_into(self.x, n, self.norm, out.rows(0, n, d));
-        backend.download(self.gates, &mut self.gates_host);
-        Ok(())
+        let x = self.x.rows(0, rows, self.d);
+        let LayerBuffers {
+            h, attended, ffn, ..
+        } = self.buffers;
+        let h = h.rows(0, rows, self.d);
+        let attended = attended.rows(0, rows, self.shape.q_width());
+        let ffn = ffn.rows(0, rows, self.ffn_width);
+        let sum = self.sum.rows(0, rows, self.shape.q_width());
+        backend.gather_rows_into(&self.token_index[..rows], self.tokens, x);
+        for (index, layer) in self.layers.iter().enumerate() {
+            self.append_tokens(backend, input, index);
+            backend.layer_norm_into(x, rows, layer.norm1, h);
+            self.cross_attend(backend, input, index);
+            backend.linear_into(sum, rows, layer.o, Epilogue::Add, x);
+
+            backend.layer_norm_into(x, rows, layer.norm2, h);
+            self.self_attend(backend, input, index);
+            let ids = &layer.self_attention;
+            backend.linear_into(attended, rows, ids.o, Epilogue::Add, x);
+
+            backend.layer_norm_into(x, rows, layer.norm3, h);
+            backend.linear_into(h, rows, layer.ffn.fc1, Epilogue::Gelu, ffn);
+            backend.linear_into(ffn, rows, layer.ffn.fc2, Epilogue::Add, x);
+        }
+        backend.layer_norm_into(x, rows, self.norm, out.rows(0, rows, self.d));
     }
 
-    /// Mean over the layers of a modality's gate in the last tick; exactly 0 when it had nothing valid.
-    pub fn gate(&self, modality: Modality) -> f32 {
-        let of_layers = self.gates_host.iter().skip(modality.index());
-        let sum: f32 = of_layers.step_by(MODALITIES).sum();
-        sum / self.layers.len() as f32
-    }
-
-    /// Gates of the last tick, `[layers, modalities]`.
-    pub fn gates(&self) -> &[f32] {
-        &self.gates_host
+    /// One lane's gates of the last step, `[layers, modalities]`.
+    pub fn gates_into(&self, backend: &dyn Backend, lane: usize, out: &mut [f32]) {
+        backend.download(self.gates.rows(lane, 1, out.len()), out);
     }
 
     fn upload_rotary(&mut self, backend: &mut dyn Backend, input: &FusionInput<'_>) {
         let width = self.shape.head_dim;
+        let rows = input.lanes.len() * self.n;
         for (region, column) in [(self.rotary_cross, false), (self.rotary_self, true)] {
-            for (i, row) in self.rotary_host.chunks_exact_mut(width).enumerate() {
-                let position = Position {
-                    time_ns: input.tick_time_ns,
-                    row: 0,
-                    col: if column { i as u16 } else { 0 },
-                };
-                self.rotary.table_into(position, input.origin_ns, row);
+            let of_lanes = self.rotary_host.chunks_exact_mut(self.n * width);
+            for (lane, table) in input.lanes.iter().zip(of_lanes) {
+                for (i, row) in table.chunks_exact_mut(width).enumerate() {
+                    let position = Position {
+                        time_ns: lane.tick_time_ns,
+                        row: 0,
+                        col: if column { i as u16 } else { 0 },
+                    };
+                    self.rotary.table_into(position, lane.origin_ns, row);
+                }
             }
-            backend.upload(region, &self.rotary_host);
+            let host = &self.rotary_host[..rows * width];
+            backend.upload(region.rows(0, rows, width), host);
         }
     }
 
-    /// Projects the tick's encoder outputs to one layer's keys and values and appends them to the topics' rings.
-    fn append_tokens(
-        &self,
-        backend: &mut dyn Backend,
-        input: &FusionInput<'_>,
-        topics: &[TopicContext],
-        layer: usize,
-    ) {
+    /// Projects the step's encoder outputs to one layer's keys and values and appends them to the topics' rings.
+    fn append_tokens(&self, backend: &mut dyn Backend, input: &FusionInput<'_>, layer: usize) {
         let width = self.shape.kv_width();
         let (heads, head_dim) = (self.shape.kv_heads, self.shape.head_dim);
-        for (cross, rows) in self.layers[layer].cross.iter().zip(&input.modality_rows) {
+        for (m, cross) in self.layers[layer].cross.iter().enumerate() {
+            let rows = input.layout.of_modality(m);
             let (first, n) = (rows.start, rows.len());
             let encoded = input.encoded.rows(first, n, self.d);
             let k = self.k.rows(first, n, width);
@@ -214,7 +220,7 @@ impl Fusion {
             backend.rotary_in_place(k, n, heads, head_dim, rotary);
         }
         for chunk in input.chunks {
-            let topic = &topics[chunk.topic];
+            let topic = &input.lanes[chunk.lane].context.topics[chunk.topic];
             append_rows(
                 backend,
                 topic,
@@ -227,66 +233,104 @@ impl Fusion {
     }
 
     /// `self.sum = sum_m g_m Attn_m`, from `buffers.h`.
-    fn cross_attend(
-        &self,
-        backend: &mut dyn Backend,
-        input: &FusionInput<'_>,
-        topics: &[TopicContext],
-        index: usize,
-    ) {
-        let (n, shape, layer) = (self.n, self.shape, &self.layers[index]);
-        backend.mean_rows_into(self.buffers.h, n, self.mean);
-        backend.linear_into(self.buffers.h, n, layer.q, Epilogue::Store, self.projected);
-        backend.zero(self.sum);
-        for (m, cross) in layer.cross.iter().enumerate() {
-            let gate = self.gates.part(index * MODALITIES + m, 1);
-            let newest = newest_valid(topics, m, input.tick_time_ns, input.window_ns);
-            let Some(newest) = newest else {
-                backend.zero(gate);
-                continue;
-            };
-            let age_s = (input.tick_time_ns - newest) as f64 * 1e-9;
-            let extra = [age_s as f32, input.quality[m]];
-            backend.gate_into(self.mean, &extra, cross.gate_weight, cross.gate_bias, gate);
-            let q = self.buffers.q;
-            backend.scale_shift_into(self.projected, n, cross.temperature, layer.q_bias, q);
-            backend.rotary_in_place(q, n, shape.heads, shape.head_dim, self.rotary_cross);
-            let mut segments = Segments::new();
-            let window = Visibility::Window {
-                window_ns: input.window_ns,
-            };
-            for topic in topics.iter().filter(|topic| topic.modality == m) {
-                let layer = topic.fusion_layer(index);
-                let held = topic.rings.held();
-                topic
-                    .rings
-                    .push_segments(layer, held, window, &mut segments);
+    fn cross_attend(&self, backend: &mut dyn Backend, input: &FusionInput<'_>, index: usize) {
+        let rows = input.lanes.len() * self.n;
+        let q_width = self.shape.q_width();
+        let h = self.buffers.h.rows(0, rows, self.d);
+        let projected = self.projected.rows(0, rows, q_width);
+        let q = self.layers[index].q;
+        backend.linear_into(h, rows, q, Epilogue::Store, projected);
+        backend.zero(self.sum.rows(0, rows, q_width));
+        for lane in 0..input.lanes.len() {
+            let h = self.buffers.h.rows(lane * self.n, self.n, self.d);
+            backend.mean_rows_into(h, self.n, self.mean.rows(lane, 1, self.d));
+            for modality in 0..MODALITIES {
+                self.cross_attend_one(backend, input, index, lane, modality);
             }
-            let attended = self.buffers.attended;
-            backend.attention_into(q, &self.times_ns, shape, &segments, cross.sink, attended);
-            backend.scaled_add_in_place(self.sum, gate, attended);
         }
     }
 
-    /// `buffers.attended` from `buffers.h`, over this and earlier ticks' fusion tokens.
-    fn self_attend(
+    /// Adds what one modality gives one lane.
+    fn cross_attend_one(
         &self,
         backend: &mut dyn Backend,
         input: &FusionInput<'_>,
-        rings: &LayeredRing,
-        own: &crate::umm::context::Appended,
         index: usize,
+        lane: usize,
+        m: usize,
+    ) {
+        let (n, shape, layer) = (self.n, self.shape, &self.layers[index]);
+        let (cross, tick) = (&layer.cross[m], &input.lanes[lane]);
+        let topics = &tick.context.topics;
+        let gates = self.layers.len() * MODALITIES;
+        let gate = (self.gates.rows(lane, 1, gates)).part(index * MODALITIES + m, 1);
+        let newest = newest_valid(topics, m, tick.tick_time_ns, input.window_ns);
+        let Some(newest) = newest else {
+            return backend.zero(gate);
+        };
+        let of_lane = |region: Region, width: usize| region.rows(lane * n, n, width);
+        let age_s = (tick.tick_time_ns - newest) as f64 * 1e-9;
+        let extra = [age_s as f32, tick.quality[m]];
+        let mean = self.mean.rows(lane, 1, self.d);
+        backend.gate_into(mean, &extra, cross.gate_weight, cross.gate_bias, gate);
+        let q = of_lane(self.buffers.q, shape.q_width());
+        let projected = of_lane(self.projected, shape.q_width());
+        backend.scale_shift_into(projected, n, cross.temperature, layer.q_bias, q);
+        let rotary = of_lane(self.rotary_cross, shape.head_dim);
+        backend.rotary_in_place(q, n, shape.heads, shape.head_dim, rotary);
+        let mut segments = Segments::new();
+        let window = Visibility::Window {
+            window_ns: input.window_ns,
+        };
+        for topic in topics.iter().filter(|topic| topic.modality == m) {
+            let layer = topic.fusion_layer(index);
+            let held = topic.rings.held();
+            topic
+                .rings
+                .push_segments(layer, held, window, &mut segments);
+        }
+        let attended = of_lane(self.buffers.attended, shape.q_width());
+        let times_ns = &self.times_ns[lane * n..(lane + 1) * n];
+        backend.attention_into(q, times_ns, shape, &segments, cross.sink, attended);
+        let sum = of_lane(self.sum, shape.q_width());
+        backend.scaled_add_in_place(sum, gate, attended);
+    }
+
+    /// `buffers.attended` from `buffers.h`, over this and earlier ticks' fusion tokens.
+    fn self_attend(&self, backend: &mut dyn Backend, input: &FusionInput<'_>, index: usize) {
+        let (shape, rows) = (self.shape, input.lanes.len() * self.n);
+        let ids = &self.layers[index].self_attention;
+        let h = self.buffers.h.rows(0, rows, self.d);
+        let q = self.buffers.q.rows(0, rows, shape.q_width());
+        let k = self.buffers.k.rows(0, rows, shape.kv_width());
+        let v = self.buffers.v.rows(0, rows, shape.kv_width());
+        let rotary = self.rotary_self.rows(0, rows, shape.head_dim);
+        backend.linear_into(h, rows, ids.q, Epilogue::Store, q);
+        backend.linear_into(h, rows, ids.k, Epilogue::Store, k);
+        backend.linear_into(h, rows, ids.v, Epilogue::Store, v);
+        backend.rotary_in_place(q, rows, shape.heads, shape.head_dim, rotary);
+        backend.rotary_in_place(k, rows, shape.kv_heads, shape.head_dim, rotary);
+        for lane in 0..input.lanes.len() {
+            self.self_attend_one(backend, input, index, lane);
+        }
+    }
+
+    /// One lane's part of it: keys and values to its ring, then attention.
+    fn self_attend_one(
+        &self,
+        backend: &mut dyn Backend,
+        input: &FusionInput<'_>,
+        index: usize,
+        lane: usize,
     ) {
         let (n, shape) = (self.n, self.shape);
-        let ids = &self.layers[index].self_attention;
-        let LayerBuffers { h, q, k, v, .. } = self.buffers;
-        backend.linear_into(h, n, ids.q, Epilogue::Store, q);
-        backend.linear_into(h, n, ids.k, Epilogue::Store, k);
-        backend.linear_into(h, n, ids.v, Epilogue::Store, v);
-        backend.rotary_in_place(q, n, shape.heads, shape.head_dim, self.rotary_self);
-        backend.rotary_in_place(k, n, shape.kv_heads, shape.head_dim, self.rotary_self);
-        let (ring, width) = (rings.layer(index), shape.kv_width());
-        let mut row = 0;
+        let FusionLane { context, own, .. } = &input.lanes[lane];
+        let LayerBuffers {
+            q, k, v, attended, ..
+        } = self.buffers;
+        let (rings, width) = (&context.fusion, shape.kv_width());
+        let ring = rings.layer(index);
+        let mut row = lane * n;
         for slots in own.slots.iter() {
             let len = slots.len();
             backend.copy_into(
@@ -306,9 +350,19 @@ impl Fusion {
         let before = rings.held().start..own.positions.start;
         rings.push_segments(index, before, window, &mut segments);
         rings.push_segments(index, own.positions.clone(), Visibility::All, &mut segments);
-        let attended = self.buffers.attended;
-        backend.attention_into(q, &self.times_ns, shape, &segments, ids.sink, attended);
+        let sink = self.layers[index].self_attention.sink;
+        let times_ns = &self.times_ns[lane * n..(lane + 1) * n];
+        let of_lane = |region: Region| region.rows(lane * n, n, shape.q_width());
+        let (q, attended) = (of_lane(q), of_lane(attended));
+        backend.attention_into(q, times_ns, shape, &segments, sink, attended);
     }
+}
+
+/// Mean over the layers of a modality's gate, from `[layers, modalities]`; exactly 0 when it had nothing valid.
+pub(super) fn mean_gate(gates: &[f32], modality: Modality) -> f32 {
+    let of_layers = gates.iter().skip(modality.index());
+    let sum: f32 = of_layers.step_by(MODALITIES).sum();
+    sum / (gates.len() / MODALITIES) as f32
 }
 
 /// Newest capture time of a modality that the tick may use.

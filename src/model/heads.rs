@@ -27,15 +27,26 @@ pub struct HeadOutputs {
 pub(super) struct Heads {
     layers: [LinearId; 4],
     embed_text: LinearId,
+    d: usize,
+    /// `[lanes, d]`
     pooled: Region,
-    outputs: [Region; 4],
+    outputs: [Output; 4],
+}
+
+/// What one head writes: `[lanes, width]`.
+#[derive(Clone, Copy, Debug)]
+struct Output {
+    values: Region,
+    width: usize,
 }
 
 impl Heads {
+    /// Heads for at most `lanes` lanes at a time.
     pub fn new(
         loader: &mut Loader<'_>,
         plan: &mut ArenaPlan,
         spec: &ModelSpec,
+        lanes: usize,
     ) -> Result<Heads, WeightsError> {
         let sizes = [
             spec.events.len(),
@@ -51,30 +62,39 @@ impl Heads {
                 loader.linear("head.embed")?,
             ],
             embed_text: loader.linear("head.embed_text")?,
-            pooled: plan.reserve("heads", spec.d),
-            outputs: sizes.map(|size| plan.reserve("heads", size)),
+            d: spec.d,
+            pooled: plan.reserve("heads", lanes * spec.d),
+            outputs: sizes.map(|width| Output {
+                values: plan.reserve("heads", lanes * width),
+                width,
+            }),
         })
     }
 
-    /// Runs all heads over `fused` (`[rows, d]`); `out`'s vectors are sized on first use.
-    pub fn forward_into(
-        &self,
-        backend: &mut dyn Backend,
-        fused: Region,
-        rows: usize,
-        out: &mut HeadOutputs,
-    ) {
-        backend.mean_rows_into(fused, rows, self.pooled);
+    /// Runs all heads over the fused tokens of every lane, `[lanes * tokens, d]`; see [`Heads::read_into`].
+    pub fn forward(&self, backend: &mut dyn Backend, fused: Region, lanes: usize, tokens: usize) {
+        for lane in 0..lanes {
+            let fused = fused.rows(lane * tokens, tokens, self.d);
+            backend.mean_rows_into(fused, tokens, self.pooled.rows(lane, 1, self.d));
+        }
+        let pooled = self.pooled.rows(0, lanes, self.d);
+        for (layer, output) in self.layers.iter().zip(&self.outputs) {
+            let out = output.values.rows(0, lanes, output.width);
+            backend.linear_into(pooled, lanes, *layer, Epilogue::Store, out);
+        }
+    }
+
+    /// One lane's results; `out`'s vectors are sized on first use.
+    pub fn read_into(&self, backend: &dyn Backend, lane: usize, out: &mut HeadOutputs) {
         let host = [
             &mut out.events,
             &mut out.scene,
             &mut out.motion,
             &mut out.embedding,
         ];
-        for ((layer, region), host) in self.layers.iter().zip(self.outputs).zip(host) {
-            backend.linear_into(self.pooled, 1, *layer, Epilogue::Store, region);
-            host.resize(region.len, 0.0);
-            backend.download(region, host);
+        for (output, host) in self.outputs.iter().zip(host) {
+            host.resize(output.width, 0.0);
+            backend.download(output.values.rows(lane, 1, output.width), host);
         }
         out.events.iter_mut().for_each(|x| *x = sigmoid(*x));
         softmax_in_place(&mut out.scene);
@@ -89,10 +109,12 @@ impl Heads {
         rows: usize,
         out: &mut Vec<f32>,
     ) {
-        let [.., region] = self.outputs;
-        backend.mean_rows_into(encoded, rows, self.pooled);
-        backend.linear_into(self.pooled, 1, self.embed_text, Epilogue::Store, region);
-        out.resize(region.len, 0.0);
+        let [.., output] = self.outputs;
+        let pooled = self.pooled.rows(0, 1, self.d);
+        let region = output.values.rows(0, 1, output.width);
+        backend.mean_rows_into(encoded, rows, pooled);
+        backend.linear_into(pooled, 1, self.embed_text, Epilogue::Store, region);
+        out.resize(output.width, 0.0);
         backend.download(region, out);
         normalise_in_place(out);
     }

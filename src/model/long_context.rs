@@ -4,16 +4,16 @@
 //! The choice is made on the host, from scores a backend computes: which blocks are attended decides the segments of an
 //! attention call, and those are named by the host. It reads a number a block, for each chunk and layer.
 
-use super::encoder::PlacedChunk;
+use super::encoder::{Contexts, PlacedChunk};
 use super::layers::Loader;
 use super::rotary::Rotary;
 use super::spec::ModelSpec;
 use super::weights::WeightsError;
 use crate::backend::{Backend, HeadShape, Region, Segments, TableId};
 use crate::umm::arena::ArenaPlan;
-use crate::umm::compressed::{Chosen, CompressedRing, Reach};
+use crate::umm::compressed::{Chosen, CompressedLayer, CompressedRing, Reach};
 use crate::umm::compression::Compression;
-use crate::umm::context::{KvRing, TopicContext};
+use crate::umm::context::TopicContext;
 use std::ops::Range;
 
 /// A layer's kernels, `[ratio, kv_width]` each.
@@ -33,7 +33,7 @@ pub(super) struct LongContext {
     gathered: Region,
     /// What they are pooled to, `[rows, kv_width]`.
     pooled: Region,
-    /// Of every topic's new pooled tokens, `[rows, head_dim]`.
+    /// Of the new pooled tokens of every topic of every lane, `[rows, head_dim]`.
     rotary: Region,
     /// Of one chunk, a block each.
     scores: Region,
@@ -45,8 +45,8 @@ pub(super) struct Queries<'a> {
     pub q: Region,
     /// Time of each.
     pub times_ns: &'a [i64],
-    /// Position of the first in the topic's ring.
-    pub start: u64,
+    /// Positions of their tokens in the topic's ring.
+    pub positions: Range<u64>,
     pub window_ns: i64,
 }
 
@@ -57,7 +57,7 @@ pub(super) struct Selection {
 }
 
 impl LongContext {
-    /// `max_rows`: most tokens of a tick; `max_blocks`: most blocks of a topic.
+    /// `max_rows`: most tokens of a step; `max_blocks`: most blocks of a topic.
     pub fn new(
         loader: &mut Loader<'_>,
         plan: &mut ArenaPlan,
@@ -88,62 +88,75 @@ impl LongContext {
         })
     }
 
-    /// Uploads the rotary table of the tick's new pooled tokens; `host` is work space.
-    pub fn upload_rotary(
+    /// Appends the rows of one lane's new pooled tokens to the step's rotary table.
+    pub fn append_rotary(
         &self,
-        backend: &mut dyn Backend,
         rotary: &Rotary,
         origin_ns: i64,
         topics: &mut [TopicContext],
-        host: &mut Vec<f32>,
+        table: &mut Vec<f32>,
     ) {
         let width = self.shape.head_dim;
-        host.clear();
         for ring in topics.iter_mut().filter_map(|t| t.compressed.as_mut()) {
-            ring.set_rotary_row(host.len() / width);
+            ring.set_rotary_row(table.len() / width);
             for &position in ring.fresh() {
-                let at = host.len();
-                host.resize(at + width, 0.0);
-                rotary.table_into(position, origin_ns, &mut host[at..]);
+                let at = table.len();
+                table.resize(at + width, 0.0);
+                rotary.table_into(position, origin_ns, &mut table[at..]);
             }
         }
-        backend.upload(self.rotary.part(0, host.len()), host);
     }
 
-    /// Pools one layer's new keys and values, `k` not yet rotated, into the topics' rings.
+    /// Hands the step's rotary table to the backend.
+    pub fn upload_rotary(&self, backend: &mut dyn Backend, table: &[f32]) {
+        backend.upload(self.rotary.part(0, table.len()), table);
+    }
+
+    /// Pools one layer's new keys and values, `k` not yet rotated, into the rings of every lane's topics.
     pub fn pool(
         &self,
         backend: &mut dyn Backend,
         layer: usize,
-        topics: &[TopicContext],
+        contexts: &Contexts<'_>,
         chunks: &[PlacedChunk],
         k: Region,
         v: Region,
     ) {
-        for (index, topic) in topics.iter().enumerate() {
-            let Some(ring) = &topic.compressed else {
-                continue;
-            };
-            let own = || chunks.iter().filter(|c| c.topic == index);
-            let KvRing {
-                k: waiting_k,
-                v: waiting_v,
-            } = ring.layer(layer).waiting;
-            let Kernels {
-                k: kernel_k,
-                v: kernel_v,
-            } = self.kernels[layer];
-            let rows = || own().map(|c| c.rows.clone());
-            if rows().next().is_none() {
-                continue;
+        for (lane, context) in contexts.iter().enumerate() {
+            for (index, topic) in context.topics.iter().enumerate() {
+                let own = chunks.iter().filter(|c| (c.lane, c.topic) == (lane, index));
+                let rows = own.map(|c| c.rows.clone());
+                if let Some(ring) = &topic.compressed {
+                    self.pool_topic(backend, layer, ring, rows, k, v);
+                }
             }
-            self.pool_rows(backend, ring, rows(), k, waiting_k, kernel_k);
-            self.store_keys(backend, ring, layer);
-            self.pool_rows(backend, ring, rows(), v, waiting_v, kernel_v);
-            self.store(backend, ring, ring.layer(layer).pooled.v);
-            for slot in ring.whole_blocks() {
-                ring.summarise(backend, layer, slot);
-            }
+        }
+    }
+
+    /// Pools the rows of one topic in one layer.
+    fn pool_topic(
+        &self,
+        backend: &mut dyn Backend,
+        layer: usize,
+        ring: &CompressedRing,
+        rows: impl Iterator<Item = Range<usize>> + Clone,
+        k: Region,
+        v: Region,
+    ) {
+        if rows.clone().next().is_none() {
+            return;
+        }
+        let CompressedLayer {
+            pooled, waiting, ..
+        } = ring.layer(layer);
+        let kernels = self.kernels[layer];
+        self.pool_rows(backend, ring, rows.clone(), k, waiting.k, kernels.k);
+        self.rotate_keys(backend, ring);
+        self.store(backend, ring, pooled.k);
+        self.pool_rows(backend, ring, rows, v, waiting.v, kernels.v);
+        self.store(backend, ring, pooled.v);
+        for slot in ring.whole_blocks() {
+            ring.summarise(backend, layer, slot);
         }
     }
 
@@ -184,8 +197,8 @@ impl LongContext {
         );
     }
 
-    /// Rotates the keys in `self.pooled` and stores them.
-    fn store_keys(&self, backend: &mut dyn Backend, ring: &CompressedRing, layer: usize) {
+    /// Rotates the keys in `self.pooled`.
+    fn rotate_keys(&self, backend: &mut dyn Backend, ring: &CompressedRing) {
         let HeadShape {
             kv_heads, head_dim, ..
         } = self.shape;
@@ -197,7 +210,6 @@ impl LongContext {
             head_dim,
             self.rotary.rows(ring.rotary_row(), fresh, head_dim),
         );
-        self.store(backend, ring, ring.layer(layer).pooled.k);
     }
 
     /// Copies `self.pooled` to the slots of the tick's new pooled tokens.
@@ -225,11 +237,11 @@ impl LongContext {
         let &Queries {
             q,
             times_ns,
-            start,
+            ref positions,
             window_ns,
         } = queries;
         let oldest_ns = times_ns.iter().min().copied().unwrap_or_default();
-        let Reach { blocks, tail } = ring.reach(start, oldest_ns, window_ns);
+        let Reach { blocks, tail } = ring.reach(positions.start, oldest_ns, window_ns);
         let count = (blocks.end - blocks.start) as usize;
         if count <= ring.sizes().top_k {
             let chosen = blocks.collect();

@@ -10,13 +10,14 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 
 use foxglove::messages::CompressedImage;
-use mcap::records::Record;
+use mcap::records::{Record, op};
 use mcap::sans_io::{LinearReadEvent, LinearReader, LinearReaderOptions};
 
 use super::ReportError;
 use super::data::RunData;
 use super::names::clip;
 use super::stages::{Timing, finite};
+use crate::source::mcap_log::ChunkReader;
 
 /// A larger record is damage: allocating what a corrupt length asks for would bring the process down.
 const MAX_RECORD_BYTES: usize = 256 * 1024 * 1024;
@@ -117,11 +118,12 @@ impl Walk {
     /// Goes through all records; returns the damage that ended it early, or an error of the file system.
     fn through(&mut self, mut log: impl Read) -> std::io::Result<Option<String>> {
         let options = LinearReaderOptions::default()
-            .with_validate_chunk_crcs(true)
-            .with_prevalidate_chunk_crcs(true)
+            // Unpacked by a reader that checks lengths: this one's arithmetic overflows on a broken chunk.
+            .with_emit_chunks(true)
             .with_validate_data_section_crc(true)
             .with_record_length_limit(MAX_RECORD_BYTES);
         let mut reader = LinearReader::new_with_options(options);
+        let mut chunks = ChunkReader::new();
         while let Some(event) = reader.next_event() {
             match event {
                 Ok(LinearReadEvent::ReadRequest(bytes)) => {
@@ -130,9 +132,12 @@ impl Walk {
                 }
                 Ok(LinearReadEvent::Record { data, opcode }) => {
                     self.magic_seen = true;
-                    match mcap::parse_record(opcode, data) {
-                        Ok(record) => self.record(record),
-                        Err(error) => return Ok(Some(clip(&error.to_string()))),
+                    let taken = match opcode {
+                        op::CHUNK => self.chunk(&mut chunks, data),
+                        _ => self.record(opcode, data),
+                    };
+                    if let Err(damage) = taken {
+                        return Ok(Some(damage));
                     }
                 }
                 Err(mcap::McapError::UnexpectedEof) => {
@@ -144,7 +149,20 @@ impl Walk {
         Ok(None)
     }
 
-    fn record(&mut self, record: Record<'_>) {
+    /// Takes the records of a chunk; the error is what is wrong with it.
+    fn chunk(&mut self, chunks: &mut ChunkReader, body: &[u8]) -> Result<(), String> {
+        let mut broken = None;
+        let read = chunks.records(body, &mut |opcode, data| {
+            if broken.is_none() {
+                broken = self.record(opcode, data).err();
+            }
+        });
+        broken.map_or(read, Err).map_err(|damage| clip(&damage))
+    }
+
+    /// Takes a record; the error is what is wrong with it.
+    fn record(&mut self, opcode: u8, data: &[u8]) -> Result<(), String> {
+        let record = mcap::parse_record(opcode, data).map_err(|error| clip(&error.to_string()))?;
         match record {
             Record::Channel(channel) => {
                 let content = Content::of(&channel.topic);
@@ -164,6 +182,7 @@ impl Walk {
             }
             _ => {}
         }
+        Ok(())
     }
 
     fn metadata(&mut self, metadata: mcap::records::Metadata) {

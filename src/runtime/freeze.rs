@@ -89,7 +89,6 @@ impl Runtime {
         archive.number("misses", &mut self.misses)?;
         archive.text("epoch", &mut self.epoch_reason, MAX_REASON_BYTES)?;
         self.health.archive(archive)?;
-        self.outputs.archive(archive)?;
         self.aligner.archive(archive, awaited)
     }
 

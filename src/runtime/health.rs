@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::proto::health::State;
 use crate::sink::Fault;
+use std::fmt::Write;
 
 /// Deadlines missed in a row after which a run is degraded.
 const MISSES_TO_DEGRADE: u32 = 3;
@@ -13,6 +14,7 @@ const MISSES_TO_DEGRADE: u32 = 3;
 pub(super) struct Health {
     state: State,
     required: Vec<Required>,
+    shortened: Vec<Shortened>,
     misses_in_a_row: u32,
     /// Of sinks and recordings.
     faults: Vec<Fault>,
@@ -24,6 +26,32 @@ struct Required {
     missing: bool,
     /// What is said while it is missing.
     reason: String,
+}
+
+/// A topic whose context may be shortened by its own rate.
+struct Shortened {
+    topic: String,
+    now: bool,
+    /// What is said while it is; its memory is there from the start.
+    reason: String,
+}
+
+/// Room for [`Shortened::reason`], the topic's name left out.
+const SHORTENED_BYTES: usize = 64;
+
+impl Shortened {
+    fn update(&mut self, to_ns: Option<u64>) {
+        self.now = to_ns.is_some();
+        if let Some(to_ns) = to_ns {
+            self.reason.clear();
+            let (topic, to_s) = (&self.topic, to_ns as f64 * 1e-9);
+            // Writing to a String cannot fail.
+            let _ = write!(
+                self.reason,
+                "context of {topic} shortened to {to_s:.1} s by its rate"
+            );
+        }
+    }
 }
 
 impl Health {
@@ -39,6 +67,15 @@ impl Health {
         Health {
             state: State::Starting,
             required: required.collect(),
+            shortened: config
+                .topics
+                .iter()
+                .map(|t| Shortened {
+                    topic: t.name.clone(),
+                    now: false,
+                    reason: String::with_capacity(SHORTENED_BYTES + t.name.len()),
+                })
+                .collect(),
             misses_in_a_row: 0,
             faults: Vec::new(),
         }
@@ -70,6 +107,9 @@ impl Health {
         for required in &mut self.required {
             required.missing = topics[required.topic].missing;
         }
+        for (shortened, topic) in self.shortened.iter_mut().zip(topics) {
+            shortened.update(topic.shortened_to_ns);
+        }
         self.state = if topics.iter().all(|t| t.newest_ns.is_none()) {
             State::Starting
         } else if topics.iter().all(|t| t.missing) {
@@ -84,10 +124,12 @@ impl Health {
     /// Why the state is not nominal, as far as it has a reason of its own.
     pub fn reasons(&self) -> impl Iterator<Item = &str> {
         let missing = self.required.iter().filter(|r| r.missing);
+        let shortened = self.shortened.iter().filter(|s| s.now);
         let late = self.misses_in_a_row >= MISSES_TO_DEGRADE;
         let faults = self.faults.iter().filter_map(|f| f.get());
         missing
             .map(|r| r.reason.as_str())
+            .chain(shortened.map(|s| s.reason.as_str()))
             .chain(late.then_some("deadlines missed in a row"))
             .chain(faults.map(String::as_str))
     }

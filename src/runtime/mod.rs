@@ -3,10 +3,12 @@
 //! [`Runtime::advance`] does what is due at an instant; [`run`] drives it from a [`Source`] and a [`Clock`]. Live runs and
 //! replays differ only in these two.
 
+mod due;
 mod freeze;
 mod health;
 mod rehearsal;
 mod stopwatch;
+mod together;
 
 use crate::align::{AlignConfig, Aligner, Refused, Tick};
 use crate::config::Config;
@@ -22,10 +24,13 @@ use crate::sink::{Channel, Fault, Output, Sink, SinkError};
 use crate::source::{Progress, Source, SourceError};
 use crate::time::Clock;
 use crate::timing::Timing;
+use due::Due;
 use freeze::Keyframes;
 use health::Health;
-use std::fmt::Write;
+pub use rehearsal::full_ticks;
 use stopwatch::{Budget, Stopwatch};
+
+pub use together::{DueTick, run_together};
 
 /// What a replay computes.
 const WHOLE: Planned = Planned {
@@ -80,6 +85,7 @@ pub struct Runtime {
     /// Measures stages; in a replay another clock than the run's.
     stopwatch: Box<dyn Clock>,
     timing: Timing,
+    due: Due,
     tick: Tick,
     epoch_reason: String,
     health: Health,
@@ -106,7 +112,23 @@ impl Runtime {
         mode: Mode,
         stopwatch: Box<dyn Clock>,
     ) -> Result<Runtime, RunError> {
-        let mut engine = Engine::new(config, weights, backend)?;
+        let engine = Engine::new(config, weights, backend)?;
+        Runtime::over(config, weights, engine, queues, sink, mode, stopwatch)
+    }
+
+    /// Puts a run together over an engine, which may be one of several that share a network.
+    ///
+    /// # Errors
+    /// [`RunError`] from the rehearsal of a live run.
+    pub fn over(
+        config: &Config,
+        weights: &Weights,
+        mut engine: Engine,
+        queues: Vec<QueueReceiver>,
+        sink: Box<dyn Sink>,
+        mode: Mode,
+        stopwatch: Box<dyn Clock>,
+    ) -> Result<Runtime, RunError> {
         let governor = match mode {
             Mode::Live => Some(rehearsal::governor(
                 config,
@@ -117,12 +139,14 @@ impl Runtime {
         };
         let ticks_a_second = 1e3 / config.engine.period_ms as f64;
         let thumbnails_hz = config.output.thumbnails_hz;
+        let align = AlignConfig {
+            live: mode == Mode::Live,
+            ..config.align()
+        };
         Ok(Runtime {
             queues,
-            aligner: Aligner::new(AlignConfig {
-                live: mode == Mode::Live,
-                ..config.align()
-            }),
+            tick: Tick::with_room(&align),
+            aligner: Aligner::new(align),
             outputs: Outputs::new(config, &weights.spec),
             engine,
             sink,
@@ -130,7 +154,7 @@ impl Runtime {
             governor,
             stopwatch,
             timing: Timing::new(),
-            tick: Tick::default(),
+            due: Due::default(),
             epoch_reason: String::new(),
             health: Health::new(config),
             thumbnail_every: if thumbnails_hz > 0.0 {
@@ -161,17 +185,12 @@ impl Runtime {
     /// # Errors
     /// [`RunError`] from the sink.
     pub fn advance(&mut self, now_ns: u64, clock: &dyn Clock) -> Result<(), RunError> {
-        if let Some(back_ns) = self.aligner.jumps_back(now_ns) {
-            self.flush(clock)?;
-            self.aligner.begin_epoch(now_ns);
-            self.outputs.set_restored(None);
-            self.epoch_reason.clear();
-            let back_s = back_ns as f64 * 1e-9;
-            // Writing to a String cannot fail.
-            let _ = write!(self.epoch_reason, "clock jumped back by {back_s:.3} s");
-        }
-        self.take_samples(now_ns);
-        while self.aligner.close_into(now_ns, &mut self.tick) {
+        self.arrive(now_ns);
+        self.run_due(clock)
+    }
+
+    fn run_due(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
+        while self.close_next() {
             self.run_tick(clock)?;
         }
         Ok(())
@@ -182,10 +201,8 @@ impl Runtime {
     /// # Errors
     /// [`RunError`] from the sink.
     pub fn flush(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
-        while self.aligner.flush_into(&mut self.tick) {
-            self.run_tick(clock)?;
-        }
-        Ok(())
+        self.due = Due::Rest;
+        self.run_due(clock)
     }
 
     /// Completes the outputs.
@@ -193,8 +210,8 @@ impl Runtime {
     /// # Errors
     /// [`RunError::Sink`].
     pub fn finish(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
-        self.take_samples(clock.now_ns());
-        self.flush(clock)?;
+        self.arrive_at_end(clock.now_ns());
+        self.run_due(clock)?;
         if self.mode == Mode::Live {
             // What a restarted run goes on from. A replay's are on schedule only.
             self.publish_keyframe(0, clock)?;
@@ -250,7 +267,7 @@ impl Runtime {
         let mut stopwatch = Stopwatch::start(self.stopwatch.as_ref(), planned.plan, budget);
         let ledger = self.aligner.ledger_mut();
         self.engine
-            .step(&self.tick, planned.plan, ledger, &mut stopwatch)
+            .step(&mut self.tick, planned.plan, ledger, &mut stopwatch)
             .map_err(|source| RunError::Tick {
                 tick: self.tick.tick,
                 source,
@@ -338,9 +355,11 @@ impl Runtime {
             .is_none_or(|b| b.deadline_met || !b.measured);
         self.misses += u64::from(!met);
         self.health.update(&self.engine, met);
+        let (state, reasons) = (self.health.state(), self.health.reasons());
+        // This tick is done with its health message, the last thing it must say.
         let health = self
             .outputs
-            .health(publish_ns, self.health.state(), self.health.reasons());
+            .health(publish_ns, self.ticks + 1, state, reasons);
         sink.publish(&output(Channel::Health, publish_ns, about_ns, health))?;
         let due = self.thumbnail_every > 0 && self.ticks.is_multiple_of(self.thumbnail_every);
         if let Some((rgb, capture_ns)) = self.engine.thumbnail().filter(|_| due) {

@@ -1,14 +1,49 @@
-//! The rehearsal: at start-up the engine computes every plan on blank input, so that the governor knows what they cost.
+//! The rehearsal: at start-up the engine computes every plan on blank input, so that the governor knows what they cost. Of
+//! the front ends it rehearses the costly one, the cameras', on a picture of a usual size. [`full_ticks`] lets others know as well.
 
 use super::RunError;
 use super::stopwatch::Stopwatch;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::governor::{Governor, Plan, Rehearsed};
+use crate::model::stage::StageTimes;
 use crate::time::Clock;
 
 /// It ends after this long, or when the window is full.
 const LONGEST_NS: u64 = 3_000_000_000;
+
+/// The picture's size, pixels: a camera of 720 lines. What another camera costs is known after two ticks.
+const PICTURE: (u16, u16) = (1280, 720);
+
+/// Its JPEG quality, a camera driver's usual one.
+const PICTURE_QUALITY: u8 = 80;
+
+/// A picture as a camera would send it: surfaces, edges and noise, the same every time; nothing where it cannot be encoded.
+fn picture() -> Vec<u8> {
+    let (width, height) = (usize::from(PICTURE.0), usize::from(PICTURE.1));
+    let mut noise = 0x9e37_79b9_u32;
+    let mut pixels = Vec::with_capacity(width * height * 3);
+    for y in 0..height {
+        for x in 0..width {
+            noise ^= noise << 13;
+            noise ^= noise >> 17;
+            noise ^= noise << 5;
+            let tile = ((x / 40 + y / 30) % 7) as u32 * 20;
+            let shade = (y * 60 / height) as u32 + tile + noise % 16;
+            pixels.extend([shade as u8, (shade + 20) as u8, (shade + noise % 5) as u8]);
+        }
+    }
+    let mut jpeg = Vec::new();
+    let encoder = jpeg_encoder::Encoder::new(&mut jpeg, PICTURE_QUALITY);
+    let color = jpeg_encoder::ColorType::Rgb;
+    if encoder
+        .encode(&pixels, PICTURE.0, PICTURE.1, color)
+        .is_err()
+    {
+        jpeg.clear();
+    }
+    jpeg
+}
 
 /// A governor with start values, measured with a context as full as it gets. The engine has forgotten it afterwards.
 pub(super) fn governor(
@@ -22,12 +57,9 @@ pub(super) fn governor(
     let mut tick = 0;
     let mut rehearse = |engine: &mut Engine, plan: Plan| {
         tick += 1;
-        let mut stopwatch = Stopwatch::start(clock, plan, None);
-        engine
-            .rehearse(tick, settings.period_ns, plan, &mut stopwatch)
-            .map_err(|source| RunError::Tick { tick, source })?;
+        let times = rehearse(engine, tick, settings.period_ns, plan, clock)?;
         Ok::<_, RunError>(Rehearsed {
-            times: *stopwatch.times(),
+            times,
             rows: engine.rows(),
             caption_bytes: engine.network().outputs().caption_steps,
         })
@@ -38,6 +70,7 @@ pub(super) fn governor(
             break;
         }
     }
+    engine.rehearse_with(&picture());
     let mut rehearsed = [Rehearsed::default(); Plan::ALL.len()];
     for (plan, rehearsed) in Plan::ALL.into_iter().zip(&mut rehearsed) {
         if plan.computes() {
@@ -52,4 +85,69 @@ pub(super) fn governor(
     }
     engine.forget();
     Ok(Governor::new(settings, &rehearsed))
+}
+
+/// Computes whole ticks on blank input until `each`, told the tick's number (from 1) and its stages' times, says that it is
+/// enough; no front ends and no publication. The engine must not have begun a run.
+///
+/// # Errors
+/// As [`Engine::rehearse`].
+pub fn full_ticks(
+    config: &Config,
+    engine: &mut Engine,
+    clock: &dyn Clock,
+    each: &mut dyn FnMut(u64, &StageTimes) -> bool,
+) -> Result<(), RunError> {
+    let period_ns = config.governor().period_ns;
+    for tick in 1.. {
+        let times = rehearse(engine, tick, period_ns, Plan::Full, clock)?;
+        if !each(tick, &times) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn rehearse(
+    engine: &mut Engine,
+    tick: u64,
+    period_ns: u64,
+    plan: Plan,
+    clock: &dyn Clock,
+) -> Result<StageTimes, RunError> {
+    let mut stopwatch = Stopwatch::start(clock, plan, None);
+    engine
+        .rehearse(tick, period_ns, plan, &mut stopwatch)
+        .map_err(|source| RunError::Tick { tick, source })?;
+    Ok(*stopwatch.times())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::{Cpu, Path};
+    use crate::config::from_text;
+    use crate::model::stage::Stage;
+    use crate::time::WallClock;
+
+    /// A camera's plans have a front end to begin with, the others none that is wrong; nothing of it stays.
+    #[test]
+    fn the_front_end_has_a_start_value() {
+        let config = from_text(include_str!("../../config/demo.toml"), "demo.toml").unwrap();
+        let weights = crate::run::weights(&config).unwrap();
+        let backend = Box::new(Cpu::new(Path::Fast));
+        let mut engine = Engine::new(&config, &weights, backend).unwrap();
+        let governor = governor(&config, &mut engine, &WallClock::new()).unwrap();
+        let front_end_ns = |plan| governor.rehearsed_ns(plan, Stage::FrontEnd);
+        for plan in [Plan::Full, Plan::PooledCamera, Plan::EverySecondFrame] {
+            let ns = front_end_ns(plan);
+            // Nearly a million pixels are not decoded in less than a millisecond, nor in a second.
+            assert!(
+                ns.is_some_and(|ns| (1_000_000..1_000_000_000).contains(&ns)),
+                "{ns:?}"
+            );
+        }
+        assert_eq!(front_end_ns(Plan::AudioTelemetry), None);
+        assert!(engine.thumbnail().is_none());
+    }
 }

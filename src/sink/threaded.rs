@@ -1,27 +1,37 @@
 //! A sink on a thread of its own. Buffers circulate between the two sides; when none is free the output is dropped and
-//! counted, the tick loop never waits.
+//! counted, the tick loop never waits. Nor does it wake the thread, but after a pause: the thread looks for outputs by itself.
 
 use super::{Channel, Fault, Output, Sink, SinkError};
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Outputs that may wait for the sink: several seconds of ticks.
 const BUFFERS: usize = 256;
 
-/// Room every buffer has from the start; larger outputs grow it once.
+/// Room every buffer has from the start, its pages in memory; larger outputs grow it once.
 const BUFFER_BYTES: usize = 16 << 10;
 
 /// Thumbnails that may wait. They are larger than all else but keyframes: with buffers of their own, which grow once, the
 /// others stay small.
 const THUMBNAIL_BUFFERS: usize = 4;
 
+/// Room a thumbnail's buffer has from the start: an image of 224 pixels a side.
+const THUMBNAIL_BYTES: usize = 224 * 224 * 3;
+
 /// Keyframes that may wait: they are very large, and a later one is as good.
 const KEYFRAME_BUFFERS: usize = 2;
 
-/// How often an idle sink thread looks at its stop flag.
+/// How often the sink's thread looks for outputs while they come. Waking it would cost the tick loop a system call a tick;
+/// looking costs an output half of this, and the machine some microseconds each time.
+const LOOK: Duration = Duration::from_micros(500);
+
+/// After this long without an output the thread sleeps, and the next frame wakes it.
+const SLEEPS_AFTER: Duration = Duration::from_secs(1);
+
+/// How often a sleeping sink thread looks at its stop flag.
 const IDLE: Duration = Duration::from_millis(20);
 
 struct Parcel {
@@ -38,13 +48,18 @@ struct Shared {
     free_keyframes: ArrayQueue<Vec<u8>>,
     dropped: Arc<AtomicU64>,
     fault: Fault,
+    /// The thread must be woken.
+    sleeps: AtomicBool,
     stop: AtomicBool,
 }
 
 fn buffers(n: usize, bytes: usize) -> ArrayQueue<Vec<u8>> {
     let queue = ArrayQueue::new(n);
     for _ in 0..n {
-        let _ = queue.push(Vec::with_capacity(bytes));
+        // Written to, so that the first output finds its pages in memory.
+        let mut buffer = vec![u8::MAX; bytes];
+        buffer.clear();
+        let _ = queue.push(buffer);
     }
     queue
 }
@@ -72,10 +87,11 @@ impl ThreadedSink {
         let shared = Arc::new(Shared {
             full: ArrayQueue::new(BUFFERS + THUMBNAIL_BUFFERS + KEYFRAME_BUFFERS),
             free: buffers(BUFFERS, BUFFER_BYTES),
-            free_thumbnails: buffers(THUMBNAIL_BUFFERS, 0),
+            free_thumbnails: buffers(THUMBNAIL_BUFFERS, THUMBNAIL_BYTES),
             free_keyframes: buffers(KEYFRAME_BUFFERS, 0),
             dropped: Arc::default(),
             fault: Fault::default(),
+            sleeps: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
         let theirs = Arc::clone(&shared);
@@ -99,10 +115,13 @@ impl ThreadedSink {
 
 fn drain(shared: &Shared, sink: &mut dyn Sink) -> Result<(), SinkError> {
     let mut failed = Ok(());
+    let mut last_output = Instant::now();
     loop {
         // Read before the queue: a stop that is seen means that everything before it is in the queue.
         let stopping = shared.stop.load(Ordering::Acquire);
+        let mut any = false;
         while let Some(mut parcel) = shared.full.pop() {
+            any = true;
             let published = sink.publish(&Output {
                 channel: parcel.channel,
                 publish_time_ns: parcel.publish_time_ns,
@@ -120,7 +139,19 @@ fn drain(shared: &Shared, sink: &mut dyn Sink) -> Result<(), SinkError> {
             let finished = sink.finish();
             return failed.and(finished);
         }
-        std::thread::park_timeout(IDLE);
+        if any {
+            last_output = Instant::now();
+            shared.sleeps.store(false, Ordering::SeqCst);
+        }
+        if last_output.elapsed() < SLEEPS_AFTER {
+            std::thread::sleep(LOOK);
+            continue;
+        }
+        shared.sleeps.store(true, Ordering::SeqCst);
+        // What came before that was seen is found here; what comes after wakes.
+        if shared.full.is_empty() {
+            std::thread::park_timeout(IDLE);
+        }
     }
 }
 
@@ -139,12 +170,10 @@ impl Sink for ThreadedSink {
         };
         // As many places as buffers: there is always one for a buffer that was free.
         let _ = self.shared.full.push(parcel);
-        // Waking costs a system call. The frame goes out at once; what follows it is seen then, or an idle look later.
-        if let Some(thread) = self
-            .thread
-            .as_ref()
-            .filter(|_| output.channel == Channel::Fused)
+        if self.shared.sleeps.load(Ordering::SeqCst)
+            && let Some(thread) = &self.thread
         {
+            self.shared.sleeps.store(false, Ordering::SeqCst);
             thread.thread().unpark();
         }
         Ok(())
@@ -219,6 +248,25 @@ mod tests {
         let got = got.lock().unwrap();
         assert_eq!(got.len() + lost, BUFFERS / 2);
         assert!(got.is_sorted_by_key(|b| usize::from_le_bytes(b[..].try_into().unwrap())));
+    }
+
+    #[test]
+    fn an_output_after_a_long_pause_goes_out_at_once() {
+        let inner = Inner::default();
+        let got = Arc::clone(&inner.got);
+        let mut sink = ThreadedSink::new(Box::new(inner));
+        publish(&mut sink, Channel::Fused, 0);
+        let until = Instant::now() + 20 * SLEEPS_AFTER;
+        while !sink.shared.sleeps.load(Ordering::SeqCst) {
+            assert!(Instant::now() < until, "it never sleeps");
+            std::thread::sleep(LOOK);
+        }
+        publish(&mut sink, Channel::Fused, 1);
+        while got.lock().unwrap().len() < 2 {
+            assert!(Instant::now() < until, "it does not go out");
+            std::thread::sleep(LOOK);
+        }
+        sink.finish().unwrap();
     }
 
     #[test]

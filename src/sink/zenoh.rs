@@ -88,7 +88,7 @@ pub fn health_reporter(
         health.time_ns = clock.now_ns();
         health.state = silence.state.into();
         health.reasons = vec![silence.reason.clone()];
-        health.heartbeat += 1;
+        health.heartbeat = silence.ticks;
         // Nobody listens, or the session is gone: there is no other way to say it.
         let _ = publisher.put(health.encode_to_vec()).wait();
     })

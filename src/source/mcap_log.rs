@@ -15,12 +15,14 @@
 //! outside chunks have no CRC of their own, and in a log without a chunk index a damaged opcode or length between chunks
 //! can hide a chunk unseen. No length is trusted before it is checked against the file and a limit.
 
+mod chunk;
 mod parse;
 mod scan;
 mod section;
 mod summary;
 mod unpack;
 
+pub(crate) use chunk::ChunkReader;
 pub use summary::{ChannelSummary, LogSummary, summarize};
 
 use bytes::Bytes;

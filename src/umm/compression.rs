@@ -1,5 +1,7 @@
 //! Sizes of a [long context](super::compressed), and their limits.
 
+use crate::backend::MAX_SEGMENTS;
+
 /// Most tokens pooled to one.
 pub const MAX_RATIO: usize = 64;
 
@@ -8,6 +10,9 @@ pub const MAX_BLOCK: usize = 256;
 
 /// Most blocks attended at once: with the other rings' segments they fit one attention call.
 pub const MAX_TOP_K: usize = 32;
+
+// A block never wraps; the tail, the window and the own chunk may, and are two segments each then.
+const _: () = assert!(MAX_TOP_K + 3 * 2 <= MAX_SEGMENTS);
 
 /// Most pooled tokens of a topic.
 pub const MAX_CAPACITY: usize = 1 << 22;

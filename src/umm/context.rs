@@ -256,6 +256,12 @@ pub struct Context {
 }
 
 impl Context {
+    /// Before a tick's tokens.
+    pub fn begin_tick(&mut self) {
+        let compressed = self.topics.iter_mut().map(|t| &mut t.compressed);
+        compressed.flatten().for_each(CompressedRing::begin_tick);
+    }
+
     /// Forgets everything: a new epoch.
     pub fn clear(&mut self) {
         for topic in &mut self.topics {

@@ -28,7 +28,7 @@ pub const TARGETS: [Target; 8] = [
     ("keyframe", keyframe),
 ];
 
-/// A log: summarised, then read to its end, by file and by time.
+/// A log: summarised, read to its end, by file and by time, and reported on.
 pub fn log_reader(data: &[u8]) {
     thread_local! {
         static FILE: PathBuf = std::env::temp_dir().join(format!(
@@ -47,6 +47,9 @@ pub fn log_reader(data: &[u8]) {
             }
             let _ = log.end().describe();
         }
+        let page = path.with_extension("html");
+        let _ = umm::report::write(path, &page);
+        let _ = std::fs::remove_file(page);
         let _ = std::fs::remove_file(path);
     });
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod course;
+mod crafted;
 mod messages;
 mod picture;
 mod sample;

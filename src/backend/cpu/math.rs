@@ -25,17 +25,61 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// `sum of f(x[i])`, in [`LANES`] partial sums folded pairwise.
-#[inline]
+#[inline(always)]
 pub(super) fn sum_map(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0_f32; LANES];
-    let blocks = x.chunks_exact(LANES);
-    let tail: f32 = blocks.remainder().iter().map(|&v| f(v)).sum();
-    for block in blocks {
-        for i in 0..LANES {
-            lanes[i] += f(block[i]);
+    let mut sum = Sum::default();
+    sum.add(x, f);
+    sum.total()
+}
+
+/// A sum taken in pieces, in [`LANES`] partial sums; only the last piece may end within a block of as many.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Sum {
+    pub(super) lanes: [f32; LANES],
+    pub(super) tail: f32,
+}
+
+impl Sum {
+    /// Adds `f(x[i])`.
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "written as `dot` is")]
+    pub(super) fn add(&mut self, x: &[f32], f: impl Fn(f32) -> f32) {
+        let blocks = x.chunks_exact(LANES);
+        self.tail += blocks.remainder().iter().map(|&v| f(v)).sum::<f32>();
+        for block in blocks {
+            for i in 0..LANES {
+                self.lanes[i] += f(block[i]);
+            }
         }
     }
-    fold(lanes) + tail
+
+    /// All that was added.
+    #[inline(always)]
+    pub(super) fn total(&self) -> f32 {
+        fold(self.lanes) + self.tail
+    }
+}
+
+/// The larger; the first where the second is not a number.
+#[inline(always)]
+pub(super) fn max(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+/// The largest element; minus infinity of none. What is not a number is passed over.
+#[inline(always)]
+pub(super) fn largest(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let blocks = x.chunks_exact(LANES);
+    for (lane, v) in lanes.iter_mut().zip(blocks.remainder()) {
+        *lane = max(*lane, *v);
+    }
+    for block in blocks {
+        for i in 0..LANES {
+            lanes[i] = max(lanes[i], block[i]);
+        }
+    }
+    lanes.iter().fold(f32::NEG_INFINITY, |m, &v| max(m, v))
 }
 
 #[inline]
@@ -57,32 +101,47 @@ pub(super) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// ln 2 in two parts, the first exact in few bits, so that the reduction of [`exp`] loses nothing.
+pub(super) const LN2_HIGH: f32 = 0.693_359_4;
+/// See [`LN2_HIGH`].
+pub(super) const LN2_LOW: f32 = -2.121_944_4e-4;
+
+/// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
+pub(super) const ROUND: f32 = 12_582_912.0;
+
+/// Coefficients of [`exp`], highest first.
+pub(super) const EXP_POLYNOMIAL: [f32; 6] = [
+    1.987_569_1e-4,
+    1.398_2e-3,
+    8.333_452e-3,
+    4.166_579_6e-2,
+    0.166_666_66,
+    0.5,
+];
+
 /// `e^x` for `x <= 88`; relative error below 2e-7, 0 below -87.
 ///
 /// Range reduction by powers of two and a polynomial of degree 6 on `[-ln2/2, ln2/2]` (Cephes `expf`).
 #[inline(always)]
 pub(super) fn exp<const FUSED: bool>(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    // ln 2 in two parts, the first exact in few bits, so that the reduction loses nothing.
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
-    const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.0, 88.0);
-    let n = multiply_add::<FUSED>(clamped, LOG2_E, ROUND) - ROUND;
+    let rounded = multiply_add::<FUSED>(clamped, LOG2_E, ROUND);
+    let n = rounded - ROUND;
     let r = multiply_add::<FUSED>(n, -LN2_HIGH, clamped);
     let r = multiply_add::<FUSED>(n, -LN2_LOW, r);
-    let mut p = 1.987_569_1e-4;
-    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
-        p = multiply_add::<FUSED>(p, r, coefficient);
+    let mut p = EXP_POLYNOMIAL[0];
+    for coefficient in &EXP_POLYNOMIAL[1..] {
+        p = multiply_add::<FUSED>(p, r, *coefficient);
     }
     let y = multiply_add::<FUSED>(p * r, r, r) + 1.0;
-    let power = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    // The integer lies in the rounded value's lowest bits.
+    let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
     if x < -87.0 { 0.0 } else { y * power }
 }
 
 /// GELU, tanh approximation, in the form `x * sigmoid(2 u)`.
-#[inline]
+#[inline(always)]
 pub(super) fn gelu(x: f32) -> f32 {
     const TWO_SQRT_2_OVER_PI: f32 = 1.595_769;
     let u = TWO_SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x);

@@ -4,11 +4,19 @@
 //! turn into vector code. [`Path`] chooses, once, at construction, as [`Precision`] chooses what linear
 //! layers are computed in: [`int8`] holds the products on 8-bit integers.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod bf16;
 mod block_scores;
 mod fast;
 mod int8;
+mod kernel_rows;
 pub(crate) mod math;
+#[cfg(target_arch = "x86_64")]
+mod packed;
 mod plain;
 
 pub use int8::{ISA_VARIABLE, Isa};
@@ -35,6 +43,9 @@ pub enum Precision {
     /// Weights as they are in the file.
     #[default]
     F32,
+    /// Weights, activations, keys and values rounded to bf16, sums in `f32`: half the memory, the same bits on every
+    /// processor. Small layers stay `f32`, as with 8 bits.
+    Bf16,
     /// 8-bit weights and activations: a quarter of the memory, the same bits on every processor. Layers of fewer than
     /// [`MIN_INT8_WEIGHTS`] weights stay `f32`.
     Int8,
@@ -45,6 +56,7 @@ impl Precision {
     pub fn name(self) -> &'static str {
         match self {
             Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
             Precision::Int8 => "int8",
         }
     }
@@ -58,6 +70,9 @@ enum LinearWeights {
     /// `[out_dim, in_dim]`.
     Plain(Vec<f32>),
     Packed(PackedBMatrix<f32>),
+    #[cfg(target_arch = "x86_64")]
+    Wide(packed::PackedLinear),
+    Bf16(bf16::Bf16Linear),
     Int8(Int8Linear),
 }
 
@@ -87,6 +102,9 @@ pub struct Cpu {
     path: Path,
     precision: Precision,
     isa: Isa,
+    /// Whether `f32` is computed on 512-bit vectors.
+    #[cfg(target_arch = "x86_64")]
+    wide: bool,
     arena: Vec<f32>,
     linears: Vec<Linear>,
     tables: Vec<Table>,
@@ -95,6 +113,11 @@ pub struct Cpu {
     attention_out: Vec<f32>,
     /// Buffers of the attention kernels, for each thread.
     attention_scratch: Vec<attention::AttentionScratch>,
+    /// Rows of a product, set apart; grow to the largest call.
+    #[cfg(target_arch = "x86_64")]
+    copied_rows: Vec<f32>,
+    /// Rows in bf16; grow to the largest call.
+    rounded: bf16::Activations,
     /// Rows in 8 bits; grow to the largest call.
     activations: int8::Activations,
     /// The mean query of a chunk, `[kv_width]`.
@@ -118,15 +141,36 @@ impl Cpu {
             path,
             precision,
             isa,
+            #[cfg(target_arch = "x86_64")]
+            wide: isa >= Isa::Avx512Vnni && avx512::available(),
             arena: Vec::new(),
             linears: Vec::new(),
             tables: Vec::new(),
             gemm: GemmExecutor::new(),
             attention_out: Vec::new(),
             attention_scratch: Vec::new(),
+            #[cfg(target_arch = "x86_64")]
+            copied_rows: Vec::new(),
+            rounded: bf16::Activations::default(),
             activations: int8::Activations::default(),
             mean_query: Vec::new(),
         }
+    }
+
+    fn attention_method(&self, head_dim: usize) -> attention::Method {
+        match self.precision {
+            Precision::Bf16 | Precision::Int8 => attention::Method::Narrow(self.isa),
+            #[cfg(target_arch = "x86_64")]
+            Precision::F32 if self.wide && head_dim <= avx512::DEPTH_BLOCK => {
+                attention::Method::Wide
+            }
+            Precision::F32 => attention::Method::Loops,
+        }
+    }
+
+    /// Name of the kernel that `f32` products run.
+    pub fn f32_kernel(&self) -> &str {
+        self.gemm.kernel_name()
     }
 
     /// One region to read and one to write.
@@ -146,15 +190,14 @@ impl Cpu {
 
 impl Backend for Cpu {
     fn name(&self) -> String {
-        let kernel = self.gemm.kernel_name();
+        let precision = self.precision.name();
+        let f32_kernel = self.f32_kernel();
         match (self.path, self.precision) {
-            (Path::Plain, precision) => format!("cpu, {}, plain loops", precision.name()),
-            (Path::Fast, Precision::F32) => format!("cpu, f32, {kernel} products"),
-            (Path::Fast, Precision::Int8) => {
-                format!(
-                    "cpu, int8, {} products, else f32, {kernel}",
-                    self.isa.name()
-                )
+            (Path::Plain, _) => format!("cpu, {precision}, plain loops"),
+            (Path::Fast, Precision::F32) => format!("cpu, f32, {f32_kernel} products"),
+            (Path::Fast, _) => {
+                let isa = self.isa.name();
+                format!("cpu, {precision}, {isa} products, else f32, {f32_kernel}")
             }
         }
     }
@@ -179,7 +222,14 @@ impl Backend for Cpu {
             (Precision::Int8, _) if !small => {
                 LinearWeights::Int8(Int8Linear::pack(weight, &bias, in_dim, out_dim))
             }
+            (Precision::Bf16, _) if !small => {
+                LinearWeights::Bf16(bf16::Bf16Linear::pack(weight, &bias, in_dim, out_dim))
+            }
             (_, Path::Plain) => LinearWeights::Plain(weight.to_vec()),
+            #[cfg(target_arch = "x86_64")]
+            (_, Path::Fast) if self.wide && in_dim >= avx512::LANES => {
+                LinearWeights::Wide(packed::PackedLinear::pack(weight, &bias, in_dim, out_dim))
+            }
             (_, Path::Fast) => {
                 LinearWeights::Packed(fast::pack(&self.gemm, weight, in_dim, out_dim))
             }
@@ -208,6 +258,9 @@ impl Backend for Cpu {
     fn weight_bytes(&self) -> usize {
         let linear = |l: &Linear| match &l.weights {
             LinearWeights::Int8(weights) => weights.bytes(),
+            LinearWeights::Bf16(weights) => weights.bytes(),
+            #[cfg(target_arch = "x86_64")]
+            LinearWeights::Wide(weights) => weights.bytes(),
             _ => l.in_dim * l.out_dim * size_of::<f32>(),
         };
         let linears: usize = self
@@ -255,12 +308,22 @@ impl Backend for Cpu {
             unreachable!("linear input and output overlap");
         };
         match &linear.weights {
+            LinearWeights::Bf16(weights) if self.path == Path::Fast => {
+                bf16::linear_into(self.isa, weights, &mut self.rounded, x, epilogue, out);
+            }
+            LinearWeights::Bf16(weights) => bf16::plain_linear_into(weights, x, |r, n, y| {
+                plain::put(&mut out[r * linear.out_dim + n], y, epilogue);
+            }),
             LinearWeights::Int8(weights) if self.path == Path::Fast => {
                 int8::linear_into(self.isa, weights, &mut self.activations, x, epilogue, out);
             }
             LinearWeights::Int8(weights) => int8::plain_linear_into(weights, x, |r, n, y| {
                 plain::put(&mut out[r * linear.out_dim + n], y, epilogue);
             }),
+            #[cfg(target_arch = "x86_64")]
+            LinearWeights::Wide(packed) => {
+                packed::linear_into(packed, x, &mut self.copied_rows, epilogue, out);
+            }
             LinearWeights::Packed(packed) => {
                 fast::linear_into(&self.gemm, packed, &linear.bias, x, rows, epilogue, out);
             }
@@ -332,6 +395,7 @@ impl Backend for Cpu {
     ) {
         assert_eq!(q.len, q_time_ns.len() * shape.q_width(), "query size");
         assert_eq!(q.len, out.len, "attention output size");
+        let method = self.attention_method(shape.head_dim);
         let call = plain::Attention {
             arena: &self.arena,
             q: &self.arena[q.range()],
@@ -348,9 +412,14 @@ impl Backend for Cpu {
                 plain::attention_into(&call, result);
             }
             Path::Fast => {
-                attention::attention_into(&call, &mut self.attention_scratch, |at, piece| {
-                    result[at..at + piece.len()].copy_from_slice(piece);
-                });
+                attention::attention_into(
+                    method,
+                    &call,
+                    &mut self.attention_scratch,
+                    |at, piece| {
+                        result[at..at + piece.len()].copy_from_slice(piece);
+                    },
+                );
             }
         }
         self.arena[out.range()].copy_from_slice(&self.attention_out);

@@ -1,11 +1,12 @@
 //! One segment of a log in memory: its messages in log-time order, their bytes shared without further copies.
 
+use super::LogMessage;
+use super::chunk::{chunk_reader, records_of};
 use super::parse::{ChunkHead, FRAME_BYTES, MessageHead, Tables, split_record};
 use super::scan::{Segment, Stretch};
-use super::{LogMessage, MAX_RECORD_BYTES};
 use bytes::Bytes;
 use mcap::records::op;
-use mcap::sans_io::linear_reader::{LinearReadEvent, LinearReader, LinearReaderOptions};
+use mcap::sans_io::linear_reader::LinearReader;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
@@ -73,17 +74,6 @@ pub(super) struct Unpacker {
     by_time: bool,
 }
 
-/// Reads chunk records alone: the file's magic is checked elsewhere.
-fn chunk_reader(checked: bool) -> LinearReader {
-    LinearReader::new_with_options(
-        LinearReaderOptions::default()
-            .with_skip_start_magic(true)
-            .with_skip_end_magic(true)
-            .with_prevalidate_chunk_crcs(checked)
-            .with_record_length_limit(MAX_RECORD_BYTES as usize),
-    )
-}
-
 impl Unpacker {
     pub fn new(file: File, by_time: bool) -> Unpacker {
         Unpacker {
@@ -109,7 +99,8 @@ impl Unpacker {
             }
             Stretch::Chunk(head) => {
                 collected.data.reserve_exact(head.unpacked_bytes as usize);
-                let result = records_of(&mut self.checked, &mut self.raw, &head, &mut collected);
+                let mut take = |opcode, body: &[u8]| collected.take(opcode, body);
+                let result = records_of(&mut self.checked, &mut self.raw, &head, &mut take);
                 if let Err(reason) = result.and_then(|()| collected.is_whole(&head)) {
                     self.checked = chunk_reader(true);
                     return Err(Failure::Damaged(reason));
@@ -118,61 +109,14 @@ impl Unpacker {
             Stretch::CutChunk(head) => {
                 // What fails here fails because of the cut.
                 let mut unchecked = chunk_reader(false);
-                let _ = records_of(&mut unchecked, &mut self.raw, &head, &mut collected);
+                let mut take = |opcode, body: &[u8]| collected.take(opcode, body);
+                let _ = records_of(&mut unchecked, &mut self.raw, &head, &mut take);
             }
         }
         collected
             .finish(tables, self.by_time)
             .map_err(Failure::Damaged)
     }
-}
-
-/// Runs a chunk's records through `collected`.
-fn records_of(
-    reader: &mut LinearReader,
-    raw: &mut [u8],
-    head: &ChunkHead,
-    collected: &mut Collected,
-) -> Result<(), String> {
-    let records_at = FRAME_BYTES + head.head_bytes as usize;
-    let records = raw.get(records_at..).unwrap_or(&[]);
-    if head.plain && !fits(records, head.packed_bytes) {
-        return Err("a record runs over the end of its chunk".to_owned());
-    }
-    // The record's length as its own fields have it: without padding, and right where the file's is damaged.
-    let length = head.head_bytes + head.packed_bytes;
-    if let Some(field) = raw.get_mut(1..FRAME_BYTES) {
-        field.copy_from_slice(&length.to_le_bytes());
-    }
-    let mut input = &*raw;
-    while let Some(event) = reader.next_event() {
-        match event.map_err(|error| error.to_string())? {
-            LinearReadEvent::ReadRequest(_) if input.is_empty() => break,
-            LinearReadEvent::ReadRequest(_) => {
-                reader.insert(input.len()).copy_from_slice(input);
-                reader.notify_read(input.len());
-                input = &[];
-            }
-            LinearReadEvent::Record { opcode, data } => collected.take(opcode, data),
-        }
-    }
-    Ok(())
-}
-
-/// Whether the records that begin in `records` stay within the `declared` bytes of their chunk; the reader, which takes
-/// records out of an uncompressed chunk one by one, relies on it.
-fn fits(mut records: &[u8], declared: u64) -> bool {
-    let mut left = declared;
-    while let Some((&[_, length @ ..], _)) = records.split_first_chunk::<FRAME_BYTES>() {
-        let record = u64::from_le_bytes(length).checked_add(FRAME_BYTES as u64);
-        let Some(rest) = record.and_then(|bytes| left.checked_sub(bytes)) else {
-            return false;
-        };
-        let record = usize::try_from(left - rest).unwrap_or(usize::MAX);
-        records = records.get(record..).unwrap_or(&[]);
-        left = rest;
-    }
-    true
 }
 
 /// The records of a segment as they come.

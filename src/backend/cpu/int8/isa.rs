@@ -1,10 +1,14 @@
 //! The instruction sets that 8-bit products have kernels for, and which of them this processor has.
 
-/// An instruction set with a kernel, the slowest first. All give the same bits.
+/// An instruction set with a kernel; of one architecture the slowest first. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// What the compiler makes of loops.
     Portable,
+    /// 64-bit Arm: vectors that multiply and sum four 8-bit values a lane.
+    NeonDotprod,
+    /// 64-bit Arm: products of two rows with two columns.
+    NeonI8mm,
     /// 256-bit vectors of 16-bit products.
     Avx2,
     /// 512-bit vectors that multiply and sum four 8-bit values a lane.
@@ -17,13 +21,22 @@ pub enum Isa {
 pub const ISA_VARIABLE: &str = "UMM_INT8_ISA";
 
 impl Isa {
-    /// Slowest first.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512Vnni, Isa::Amx];
+    /// Of one architecture the slowest first.
+    pub const ALL: [Isa; 6] = [
+        Isa::Portable,
+        Isa::NeonDotprod,
+        Isa::NeonI8mm,
+        Isa::Avx2,
+        Isa::Avx512Vnni,
+        Isa::Amx,
+    ];
 
     /// As in [`ISA_VARIABLE`] and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
+            Isa::NeonDotprod => "neon-dotprod",
+            Isa::NeonI8mm => "neon-i8mm",
             Isa::Avx2 => "avx2",
             Isa::Avx512Vnni => "avx512-vnni",
             Isa::Amx => "amx",
@@ -41,11 +54,17 @@ impl Isa {
                 is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("fma")
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => super::amx::available(),
-            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Amx => Isa::Avx512Vnni.available() && crate::backend::cpu::amx::available(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => super::neon::dotprod_available(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => super::neon::i8mm_available(),
+            // Of another architecture.
             _ => false,
         }
     }

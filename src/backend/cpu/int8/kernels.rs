@@ -1,9 +1,10 @@
-//! The loops of 8-bit products, one for each instruction set. With [`super::amx`] all that is `unsafe` in the backend.
+//! The loops of 8-bit products, one for each instruction set. With `amx` and `neon` all that is `unsafe` in the backend.
 //!
 //! A kernel makes the sums of a block of rows and of one or two panels. Panels are the outer loop: a panel's weights come from
 //! memory once and serve all rows from the nearest cache.
 
-use super::{Activations, DEPTH, Finish, GROUP, Isa, PANEL};
+use super::{Activations, Finish, GROUP, Isa, PANEL};
+use crate::backend::cpu::kernel_rows::RowsOut;
 use crate::compute;
 use arrayvec::ArrayVec;
 use std::ops::Range;
@@ -20,13 +21,8 @@ pub(super) fn product_into(
 ) {
     let linear = finish.linear;
     let rows = finish.row_scale.len();
-    assert_eq!(out.len(), rows * linear.out_dim, "linear output size");
     assert!(isa.available(), "no {} here", isa.name());
-    let out = Columns {
-        start: out.as_mut_ptr(),
-        rows,
-        width: linear.out_dim,
-    };
+    let out = RowsOut::new(out, rows, linear.out_dim);
     let product = Product {
         isa,
         activations,
@@ -46,41 +42,13 @@ pub(super) fn product_into(
     compute::for_each_part(&mut ranges, |range| product.run(range.clone()));
 }
 
-/// A row-major matrix whose columns several threads write, each its own.
-struct Columns {
-    start: *mut f32,
-    rows: usize,
-    width: usize,
-}
-
-// SAFETY: `part` is the only access; its callers hold disjoint columns.
-unsafe impl Sync for Columns {}
-
-impl Columns {
-    /// The part of a row that belongs to a panel; shorter in the last one.
-    ///
-    /// # Safety
-    /// No one else may use this part meanwhile.
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "disjoint parts, by the caller's promise"
-    )]
-    unsafe fn part(&self, row: usize, panel: usize) -> &mut [f32] {
-        let first = panel * PANEL;
-        assert!(row < self.rows && first < self.width, "outside the output");
-        let len = PANEL.min(self.width - first);
-        // SAFETY: inside the matrix by the assertion; not shared by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.width + first), len) }
-    }
-}
-
 /// One linear layer's call.
 struct Product<'a> {
     isa: Isa,
     activations: &'a Activations,
     finish: &'a Finish<'a>,
     depth: usize,
-    out: Columns,
+    out: RowsOut,
 }
 
 impl Product<'_> {
@@ -93,15 +61,35 @@ impl Product<'_> {
             // SAFETY: as above.
             Isa::Avx512Vnni => unsafe { self.run_vnni(panels) },
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => self.run_amx(panels),
+            // SAFETY: as above.
+            Isa::Amx => unsafe { self.run_amx(panels) },
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod | Isa::NeonI8mm => self.run_neon(panels),
             _ => self.run_portable(panels),
+        }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn run_neon(&self, panels: Range<usize>) {
+        use super::neon::{panel_by_dotprod, panel_by_i8mm};
+        let (x, rows, depth) = (&self.activations.bytes[..], self.out.rows, self.depth);
+        for panel in panels {
+            let weights = self.finish.linear.panel(panel);
+            let put = |sums: &[i32; PANEL], row| self.put(sums, row, panel);
+            // SAFETY: `product_into` asserts that the processor has it.
+            unsafe {
+                match self.isa {
+                    Isa::NeonI8mm => panel_by_i8mm(x, rows, weights, depth, put),
+                    _ => panel_by_dotprod(x, rows, weights, depth, put),
+                }
+            }
         }
     }
 
     #[inline(always)]
     fn put(&self, sums: &[i32; PANEL], row: usize, panel: usize) {
         // SAFETY: threads hold disjoint panels, and a thread writes one part at a time.
-        let out = unsafe { self.out.part(row, panel) };
+        let out = unsafe { self.out.part(row, panel * PANEL, PANEL) };
         self.finish.write(sums, row, panel, out);
     }
 
@@ -109,7 +97,7 @@ impl Product<'_> {
         for panel in panels {
             let weights = self.finish.linear.panel(panel);
             let rows = self.activations.bytes.chunks_exact(self.depth);
-            for (row, x) in rows.take(self.out.rows).enumerate() {
+            for (row, x) in rows.take(self.out.rows()).enumerate() {
                 self.put(&dot_portable(x, weights), row, panel);
             }
         }
@@ -134,6 +122,7 @@ fn dot_portable(x: &[i8], weights: &[i8]) -> [i32; PANEL] {
     sums
 }
 
+#[cfg(target_arch = "x86_64")]
 /// Calls `$kernel::<ROWS>` with the constant that equals `$rows`.
 macro_rules! with_rows {
     ($rows:expr, $($n:literal)*, |$m:ident| $call:expr) => {
@@ -151,8 +140,8 @@ const PREFETCH_BYTES: usize = 4096;
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::*;
-    use crate::backend::cpu::int8::ROW_STEP;
-    use crate::backend::cpu::int8::amx::Tiles;
+    use crate::backend::cpu::amx::Tiles;
+    use crate::backend::cpu::int8::{DEPTH, ROW_STEP};
     use std::arch::x86_64::*;
 
     /// Rows of a block: with two vectors of sums each they leave registers for weights and activations.
@@ -173,8 +162,8 @@ mod x86 {
             for panel in panels {
                 let weights = self.finish.linear.panel(panel);
                 let mut row = 0;
-                while row < self.out.rows {
-                    let n = block(self.out.rows - row, AVX2_ROWS);
+                while row < self.out.rows() {
+                    let n = block(self.out.rows() - row, AVX2_ROWS);
                     let x = &x[row * self.depth..(row + n) * self.depth];
                     let mut sums = [[0_i32; PANEL]; AVX2_ROWS];
                     with_rows!(n, 1 2 3 4 5 6, |M| {
@@ -199,8 +188,8 @@ mod x86 {
                 let weights = pair.map(|p| linear.panel(p));
                 let offsets = pair.map(|p| &linear.offset[p * PANEL..][..PANEL]);
                 let mut row = 0;
-                while row < self.out.rows {
-                    let n = block(self.out.rows - row, VNNI_ROWS);
+                while row < self.out.rows() {
+                    let n = block(self.out.rows() - row, VNNI_ROWS);
                     let x = &x[row * self.depth..(row + n) * self.depth];
                     let mut sums = [[[0_i32; PANEL]; 2]; VNNI_ROWS];
                     with_rows!(n, 1 2 3 4 5 6 7 8 9 10 11 12, |M| {
@@ -219,17 +208,26 @@ mod x86 {
     }
 
     impl Product<'_> {
-        pub(super) fn run_amx(&self, panels: Range<usize>) {
+        /// # Safety
+        /// AVX-512 F, BW, VL and VNNI must be available, for what follows the tiles.
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+        pub(super) unsafe fn run_amx(&self, panels: Range<usize>) {
             let tiles = Tiles::configure();
-            let mut sums = [[[[0; PANEL]; ROW_STEP]; 2]; 2];
+            let mut sums = [[[[0_i32; PANEL]; ROW_STEP]; 2]; 2];
             for (pair, used) in pairs(panels) {
                 let weights = pair.map(|p| self.finish.linear.panel(p));
                 // Whole tiles, the last one padded.
                 let blocks = self.activations.bytes.chunks(2 * ROW_STEP * self.depth);
                 for (block, x) in blocks.enumerate() {
                     let first = block * 2 * ROW_STEP;
-                    tiles.dot(x, weights, self.depth, &mut sums);
-                    let rows = (self.out.rows - first).min(2 * ROW_STEP);
+                    // While the first rows are multiplied the next pair's weights are asked for.
+                    let ahead = if block == 0 {
+                        2 * PANEL * self.depth
+                    } else {
+                        0
+                    };
+                    tiles.dot(x, weights, self.depth, &mut sums, ahead);
+                    let rows = (self.out.rows() - first).min(2 * ROW_STEP);
                     for row in 0..rows {
                         let sums = &sums[row / ROW_STEP];
                         for (sums, panel) in sums.iter().zip(pair).take(used) {

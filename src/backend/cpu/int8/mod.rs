@@ -8,14 +8,14 @@
 //! Weights lie as the kernels read them: panels of [`PANEL`] output channels, `[in_dim / 4][PANEL][4]`, each step one cache
 //! line. `in_dim` is padded with zeros to [`DEPTH`], `out_dim` to whole panels.
 
-#[cfg(target_arch = "x86_64")]
-mod amx;
 mod isa;
 mod kernels;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 pub use isa::{ISA_VARIABLE, Isa};
 
-use super::math;
+use super::kernel_rows::put;
 use crate::backend::Epilogue;
 use multiversion::multiversion;
 
@@ -128,7 +128,7 @@ impl Activations {
                     &mut self.scale,
                 );
             }
-            Isa::Portable | Isa::Amx => {
+            Isa::Portable | Isa::NeonDotprod | Isa::NeonI8mm | Isa::Amx => {
                 quantize_rows(x, in_dim, depth, padded, &mut self.bytes, &mut self.scale);
             }
         }
@@ -223,16 +223,7 @@ impl Finish<'_> {
         for i in 0..PANEL {
             y[i] = sums[i] as f32 * (row_scale * scale[i]) + bias[i];
         }
-        if self.epilogue == Epilogue::Gelu {
-            for y in &mut y {
-                *y = math::gelu(*y);
-            }
-        }
-        if self.epilogue == Epilogue::Add {
-            out.iter_mut().zip(&y).for_each(|(o, y)| *o += y);
-        } else {
-            out.copy_from_slice(&y[..out.len()]);
-        }
+        put(y, self.epilogue, out);
     }
 }
 

@@ -1,0 +1,277 @@
+//! Matrix tiles (Intel AMX): sixteen rows of 64 bytes of input channels times as many of sixteen output channels at once: 64
+//! channels of 8 bits, 32 in bf16.
+//!
+//! The instructions have no stable intrinsics, hence assembly. The tiles belong to the thread and are configured for the
+//! length of one [`Tiles`]; other libraries that use them must not run on the same thread meanwhile.
+
+use super::bf16::Bf16;
+use std::arch::asm;
+use std::arch::x86_64::__cpuid_count;
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+/// Output channels of a tile.
+const PANEL: usize = 16;
+
+/// Rows of a tile.
+pub(super) const ROW_STEP: usize = 16;
+
+/// Bytes of a tile's row.
+const LINE: usize = 64;
+
+/// Whether the processor has tiles of 8-bit values and bf16, and the system lets this process use them.
+pub(super) fn available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        const AMX_TILE: u32 = 1 << 24;
+        const AMX_INT8: u32 = 1 << 25;
+        const AMX_BF16: u32 = 1 << 22;
+        let all = AMX_TILE | AMX_INT8 | AMX_BF16;
+        __cpuid_count(0, 0).eax >= 7 && __cpuid_count(7, 0).edx & all == all && permitted()
+    })
+}
+
+/// Asks Linux for the tiles' registers, which it hands out per process and on request only (Documentation/arch/x86/xstate.rst).
+#[cfg(target_os = "linux")]
+fn permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+    const XFEATURE_XTILEDATA: i64 = 18;
+    // SAFETY: the call takes two numbers and touches no memory of ours.
+    let refused = unsafe {
+        nix::libc::syscall(
+            nix::libc::SYS_arch_prctl,
+            ARCH_REQ_XCOMP_PERM,
+            XFEATURE_XTILEDATA,
+        )
+    };
+    refused == 0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn permitted() -> bool {
+    false
+}
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// How far ahead of their use weights are asked for when few rows make memory the limit.
+const PREFETCH_BYTES: usize = 4096;
+
+/// What tiles can be multiplied of.
+pub(super) trait Element: Copy {
+    /// Of their products.
+    type Sum: Copy;
+
+    /// Sums of sixteen rows and two panels.
+    ///
+    /// # Safety
+    /// Tiles are configured; sizes as in [`Tiles::dot`], in bytes.
+    unsafe fn dot_one(x: *const u8, weights: [*const u8; 2], row_bytes: usize, sums: *mut u8);
+
+    /// Sums of thirty-two rows; asks for as much memory as a panel has, from `ahead` bytes behind the first one on.
+    ///
+    /// # Safety
+    /// As [`Element::dot_one`].
+    unsafe fn dot_two(
+        x: *const u8,
+        weights: [*const u8; 2],
+        row_bytes: usize,
+        sums: *mut u8,
+        ahead: usize,
+    );
+}
+
+/// Sums of one row tile and one panel.
+pub(super) type TileSums<T> = [[T; PANEL]; ROW_STEP];
+
+/// This thread's tiles, all sixteen rows of 64 bytes; released when dropped.
+pub(super) struct Tiles {
+    /// They are the thread's: the value must stay on it.
+    not_send: PhantomData<*const ()>,
+}
+
+impl Tiles {
+    /// # Panics
+    /// Where tiles are not available.
+    pub(super) fn configure() -> Tiles {
+        assert!(available(), "no matrix tiles here");
+        let mut config = TileConfig {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: [0; 16],
+            rows: [0; 16],
+        };
+        config.row_bytes[..8].fill(64);
+        config.rows[..8].fill(ROW_STEP as u8);
+        // SAFETY: available; the 64 bytes are of the documented form.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, preserves_flags));
+        }
+        Tiles {
+            not_send: PhantomData,
+        }
+    }
+
+    /// Sums of one or two tiles of rows (`x`, `[ROW_STEP or 2 ROW_STEP][depth]`) and two panels, `[row tile][panel]`. With two
+    /// tiles a panel's length of memory is asked for, `ahead` bytes behind the first panel.
+    ///
+    /// # Panics
+    /// When the sizes do not fit.
+    pub(super) fn dot<E: Element>(
+        &self,
+        x: &[E],
+        weights: [&[E]; 2],
+        depth: usize,
+        sums: &mut [[TileSums<E::Sum>; 2]; 2],
+        ahead: usize,
+    ) {
+        let row_bytes = depth * size_of::<E>();
+        assert!(row_bytes.is_multiple_of(LINE) && depth > 0);
+        assert!(size_of::<E::Sum>() == 4 && weights.iter().all(|w| w.len() == PANEL * depth));
+        let tile = ROW_STEP * depth;
+        assert!(x.len() == tile || x.len() == 2 * tile);
+        let panels = weights.map(|w| w.as_ptr().cast::<u8>());
+        let (from, to) = (x.as_ptr().cast::<u8>(), sums.as_mut_ptr().cast::<u8>());
+        // SAFETY: `self` says the tiles are configured. A step reads 64 bytes of sixteen rows, and 64 of sixteen output
+        // channels (1024 bytes), of which there are `row_bytes / 64`: all inside the slices by the assertions. The four
+        // sums are 1024 bytes each, one after the other.
+        unsafe {
+            if x.len() == tile {
+                E::dot_one(from, panels, row_bytes, to);
+            } else {
+                E::dot_two(from, panels, row_bytes, to, ahead);
+            }
+        }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: configured by `configure` on this thread.
+        unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) }
+    }
+}
+
+/// The two loops for an element, whose tiles `$multiply` multiplies.
+macro_rules! element {
+    ($element:ty, $sum:ty, $multiply:literal) => {
+        impl Element for $element {
+            type Sum = $sum;
+
+            /// Memory is the limit, so weights are asked for ahead of their use.
+            unsafe fn dot_one(
+                x: *const u8,
+                weights: [*const u8; 2],
+                row_bytes: usize,
+                sums: *mut u8,
+            ) {
+                // SAFETY: by the caller; prefetching reads nothing.
+                unsafe {
+                    asm!(
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "2:",
+                        "tileloadd tmm4, [{x} + {row}*1]",
+                        "tileloadd tmm6, [{w0} + {line}*1]",
+                        "tileloadd tmm7, [{w1} + {line}*1]",
+                        "mov {i:e}, 1024",
+                        "3:",
+                        "sub {i:e}, 64",
+                        "prefetcht0 [{w0} + {i} + {ahead}]",
+                        "prefetcht0 [{w1} + {i} + {ahead}]",
+                        "jnz 3b",
+                        concat!($multiply, " tmm0, tmm4, tmm6"),
+                        concat!($multiply, " tmm1, tmm4, tmm7"),
+                        "add {x}, 64",
+                        "add {w0}, 1024",
+                        "add {w1}, 1024",
+                        "dec {steps}",
+                        "jnz 2b",
+                        "tilestored [{sums} + {line}*1], tmm0",
+                        "tilestored [{sums} + {line}*1 + 1024], tmm1",
+                        x = inout(reg) x => _,
+                        w0 = inout(reg) weights[0] => _,
+                        w1 = inout(reg) weights[1] => _,
+                        steps = inout(reg) row_bytes / LINE => _,
+                        i = out(reg) _,
+                        row = in(reg) row_bytes,
+                        line = in(reg) LINE,
+                        sums = in(reg) sums,
+                        ahead = const PREFETCH_BYTES,
+                        out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack),
+                    );
+                }
+            }
+
+            /// What is loaded is used twice.
+            unsafe fn dot_two(
+                x: *const u8,
+                weights: [*const u8; 2],
+                row_bytes: usize,
+                sums: *mut u8,
+                ahead: usize,
+            ) {
+                // SAFETY: by the caller; prefetching reads nothing.
+                unsafe {
+                    asm!(
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "tilezero tmm2",
+                        "tilezero tmm3",
+                        "2:",
+                        "tileloadd tmm4, [{x0} + {row}*1]",
+                        "tileloadd tmm6, [{w0} + {line}*1]",
+                        concat!($multiply, " tmm0, tmm4, tmm6"),
+                        "tileloadd tmm7, [{w1} + {line}*1]",
+                        concat!($multiply, " tmm1, tmm4, tmm7"),
+                        "tileloadd tmm5, [{x1} + {row}*1]",
+                        concat!($multiply, " tmm2, tmm5, tmm6"),
+                        concat!($multiply, " tmm3, tmm5, tmm7"),
+                        "mov {i:e}, 1024",
+                        "3:",
+                        "prefetcht1 [{ahead}]",
+                        "add {ahead}, 64",
+                        "sub {i:e}, 64",
+                        "jnz 3b",
+                        "add {x0}, 64",
+                        "add {x1}, 64",
+                        "add {w0}, 1024",
+                        "add {w1}, 1024",
+                        "dec {steps}",
+                        "jnz 2b",
+                        "tilestored [{sums} + {line}*1], tmm0",
+                        "tilestored [{sums} + {line}*1 + 1024], tmm1",
+                        "tilestored [{sums} + {line}*1 + 2048], tmm2",
+                        "tilestored [{sums} + {line}*1 + 3072], tmm3",
+                        x0 = inout(reg) x => _,
+                        x1 = inout(reg) x.add(ROW_STEP * row_bytes) => _,
+                        w0 = inout(reg) weights[0] => _,
+                        w1 = inout(reg) weights[1] => _,
+                        ahead = inout(reg) weights[0].wrapping_add(ahead) => _,
+                        steps = inout(reg) row_bytes / LINE => _,
+                        i = out(reg) _,
+                        row = in(reg) row_bytes,
+                        line = in(reg) LINE,
+                        sums = in(reg) sums,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack),
+                    );
+                }
+            }
+        }
+    };
+}
+
+element!(i8, i32, "tdpbssd");
+element!(Bf16, f32, "tdpbf16ps");

@@ -1,0 +1,119 @@
+//! `f32` in loops that the compiler turns into vectors, for every processor.
+
+use super::{Packed, Queries, SCORE_BLOCK, WIDTH, softmax_weights};
+use crate::backend::cpu::math;
+use multiversion::multiversion;
+use multiversion::target::target_cfg_f;
+
+/// Query rows worked on together. With more of them the compiler no longer keeps the sums in vectors: ten times slower.
+const QUERIES: usize = 4;
+
+/// Buffers of one thread; grow to the largest window and stay.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// Scores, then weights, `[QUERIES][blocks * WIDTH]`.
+    scores: Vec<f32>,
+}
+
+/// All queries.
+#[multiversion(targets("x86_64+avx512f+avx2+fma", "x86_64+avx2+fma", "aarch64+neon"))]
+pub(super) fn attend(
+    queries: &Queries<'_>,
+    packed: &Packed,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    if target_cfg_f!(any(target_feature = "fma", target_feature = "neon")) {
+        attend_rows::<QUERIES, true>(queries, packed, scratch, out);
+    } else {
+        attend_rows::<QUERIES, false>(queries, packed, scratch, out);
+    }
+}
+
+/// `N` rows of (token, head) at a time; `FUSED` where the processor has fused multiply-add.
+#[inline(always)]
+fn attend_rows<const N: usize, const FUSED: bool>(
+    queries: &Queries<'_>,
+    packed: &Packed,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    let (hd, keys) = (queries.head_dim(), queries.keys.len());
+    let (scale, count) = (queries.scale(), queries.count());
+    let row = keys.next_multiple_of(WIDTH);
+    scratch.scores.resize(N * row, 0.0);
+    for first in (0..count).step_by(N) {
+        // Without enough rows the last one is computed again: its results are the same.
+        let index: [usize; N] = std::array::from_fn(|i| (first + i).min(count - 1));
+        let q = index.map(|i| queries.query(i));
+        for (block, keys) in packed.keys.chunks_exact(WIDTH * hd).enumerate() {
+            let sums = scores_of_block::<N, FUSED>(q, keys);
+            for (i, sums) in sums.iter().enumerate() {
+                let scores = &mut scratch.scores[i * row + block * WIDTH..][..WIDTH];
+                scores
+                    .iter_mut()
+                    .zip(sums)
+                    .for_each(|(s, sum)| *s = sum * scale);
+            }
+        }
+        let mut inverse = [0.0; N];
+        for (i, inverse) in inverse.iter_mut().enumerate() {
+            let scores = &mut scratch.scores[i * row..(i + 1) * row];
+            *inverse = softmax_weights::<FUSED>(scores, SCORE_BLOCK, keys, queries.sink(index[i]));
+        }
+        let weights: [&[f32]; N] = std::array::from_fn(|i| &scratch.scores[i * row..][..keys]);
+        let value_width = hd.next_multiple_of(WIDTH);
+        for column in (0..hd).step_by(WIDTH) {
+            let values = &packed.values[column.min(packed.values.len())..];
+            let sums = weighted_values::<N, FUSED>(weights, values, value_width);
+            for (i, sums) in sums.iter().enumerate() {
+                let out = &mut out[queries.place(index[i]) + column..][..WIDTH.min(hd - column)];
+                out.iter_mut()
+                    .zip(sums)
+                    .for_each(|(o, s)| *o = s * inverse[i]);
+            }
+        }
+    }
+}
+
+/// Dot products of each query with the keys of a block, `packed` `[head_dim][WIDTH]`.
+#[inline(always)]
+fn scores_of_block<const N: usize, const FUSED: bool>(
+    queries: [&[f32]; N],
+    packed: &[f32],
+) -> [[f32; WIDTH]; N] {
+    let mut sums = [[0.0_f32; WIDTH]; N];
+    // One length for all, so that the loop checks none.
+    let queries = queries.map(|q| &q[..packed.len() / WIDTH]);
+    for (d, column) in packed.chunks_exact(WIDTH).enumerate() {
+        for (sums, query) in sums.iter_mut().zip(queries) {
+            let element = query[d];
+            for l in 0..WIDTH {
+                sums[l] = math::multiply_add::<FUSED>(element, column[l], sums[l]);
+            }
+        }
+    }
+    sums
+}
+
+/// Sums of a block of the values' elements, weighted for each query; rows lie `stride` apart in `values`.
+#[inline(always)]
+fn weighted_values<const N: usize, const FUSED: bool>(
+    weights: [&[f32]; N],
+    values: &[f32],
+    stride: usize,
+) -> [[f32; WIDTH]; N] {
+    let mut sums = [[0.0_f32; WIDTH]; N];
+    for (j, value) in values.chunks(stride).enumerate() {
+        let Some(value) = value.first_chunk::<WIDTH>() else {
+            break;
+        };
+        for (sums, weights) in sums.iter_mut().zip(weights) {
+            let weight = weights[j];
+            for l in 0..WIDTH {
+                sums[l] = math::multiply_add::<FUSED>(weight, value[l], sums[l]);
+            }
+        }
+    }
+    sums
+}

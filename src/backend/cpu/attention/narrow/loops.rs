@@ -1,0 +1,137 @@
+//! Packing and softmax in loops that the compiler turns into vectors, for every processor: the definition for
+//! [`super::vectors`].
+
+use super::{KEYS, PANEL, Pair, ROWS, Scratch, TILE_ROWS, TileSums};
+use crate::backend::cpu::attention::{Queries, transpose_into};
+use crate::backend::cpu::bf16::{Bf16, round_into};
+use crate::backend::cpu::math;
+use multiversion::multiversion;
+use multiversion::target::target_cfg_f;
+
+/// Keys and values to panels.
+pub(super) fn pack(scratch: &mut Scratch, queries: &Queries<'_>, depth: usize, keys: usize) {
+    let count = queries.keys.len();
+    for (panel, columns) in scratch.keys.chunks_exact_mut(PANEL * depth / 2).enumerate() {
+        let rows = scratch.rows.as_flattened_mut().chunks_exact_mut(depth);
+        for (i, row) in rows.enumerate() {
+            // Behind the last key anything finite will do: it gets no weight.
+            let key = queries.key((panel * PANEL + i).min(count - 1));
+            round_into(key, row);
+        }
+        let rows = std::array::from_fn(|i| &scratch.rows[i * depth / 2..][..depth / 2]);
+        transpose_into(&rows, columns);
+    }
+    for pair in 0..keys / 2 {
+        let value = |j: usize| (j < count).then(|| queries.value(j));
+        let pairs = [value(2 * pair), value(2 * pair + 1)];
+        pack_values(
+            pairs,
+            queries.head_dim(),
+            pair,
+            keys / 2,
+            &mut scratch.values,
+        );
+    }
+}
+
+/// The elements of two keys' values, or zeros, to their places in the panels of values.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
+fn pack_values(
+    values: [Option<&[f32]>; 2],
+    head_dim: usize,
+    pair: usize,
+    pairs: usize,
+    to: &mut [Pair],
+) {
+    for (panel, first) in (0..head_dim).step_by(PANEL).enumerate() {
+        let used = PANEL.min(head_dim - first);
+        let to = &mut to[(panel * pairs + pair) * PANEL..][..PANEL];
+        let element = |value: Option<&[f32]>| {
+            let mut part = [0.0; PANEL];
+            if let Some(value) = value {
+                match value[first..].first_chunk() {
+                    Some(whole) => part = *whole,
+                    None => part[..used].copy_from_slice(&value[first..first + used]),
+                }
+            }
+            part
+        };
+        let (even, odd) = (element(values[0]), element(values[1]));
+        for l in 0..PANEL {
+            to[l] = [Bf16::from_f32(even[l]), Bf16::from_f32(odd[l])];
+        }
+    }
+}
+
+/// Scores to weights of the softmax, unnormalised; returns one over each row's sum.
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512vl+avx2+fma",
+    "x86_64+avx2+fma",
+    "aarch64+neon"
+))]
+pub(super) fn weigh(
+    queries: &Queries<'_>,
+    first: usize,
+    rows: usize,
+    scores: &mut [[[TileSums; 2]; 2]],
+    weights: &mut [Bf16],
+) -> [f32; ROWS] {
+    if target_cfg_f!(any(target_feature = "fma", target_feature = "neon")) {
+        weigh_rows::<true>(queries, first, rows, scores, weights)
+    } else {
+        weigh_rows::<false>(queries, first, rows, scores, weights)
+    }
+}
+
+#[inline(always)]
+fn weigh_rows<const FUSED: bool>(
+    queries: &Queries<'_>,
+    first: usize,
+    rows: usize,
+    scores: &mut [[[TileSums; 2]; 2]],
+    weights: &mut [Bf16],
+) -> [f32; ROWS] {
+    let mut inverse = [0.0; ROWS];
+    let padded = scores.len() * KEYS;
+    let scale = queries.scale();
+    for (tile, first_row) in (0..rows).step_by(TILE_ROWS).enumerate() {
+        let used = (rows - first_row).min(TILE_ROWS);
+        let mut largest = [[f32::NEG_INFINITY; PANEL]; TILE_ROWS];
+        for scores in scores.iter() {
+            for scores in &scores[tile] {
+                for (largest, scores) in largest.iter_mut().zip(scores) {
+                    for l in 0..PANEL {
+                        largest[l] = math::max(largest[l], scores[l]);
+                    }
+                }
+            }
+        }
+        for row in 0..used {
+            let sink = queries.sink(first + first_row + row);
+            let max = math::max(sink, math::largest(&largest[row]) * scale);
+            let weights = &mut weights[(first_row + row) * padded..][..padded];
+            // All keys and the sink at minus infinity: nothing to attend to.
+            if max == f32::NEG_INFINITY {
+                weights.fill(Bf16::default());
+                continue;
+            }
+            let mut sum = math::Sum::default();
+            for (scores, weights) in scores.iter().zip(weights.chunks_exact_mut(KEYS)) {
+                let halves = weights.chunks_exact_mut(PANEL);
+                for (scores, weights) in scores[tile].iter().zip(halves) {
+                    let mut w = scores[row];
+                    for w in &mut w {
+                        *w = math::exp::<FUSED>(math::multiply_add::<FUSED>(*w, scale, -max));
+                    }
+                    sum.add(&w, |w| w);
+                    for l in 0..PANEL {
+                        weights[l] = Bf16::from_f32(w[l]);
+                    }
+                }
+            }
+            let sink = math::exp::<FUSED>(sink - max);
+            inverse[first_row + row] = 1.0 / (sum.total() + sink);
+        }
+    }
+    inverse
+}

@@ -1,0 +1,167 @@
+//! bf16: queries, keys, values and softmax weights rounded, sums in `f32`; the order of every sum is the one of
+//! [`crate::backend::cpu::bf16`], so all processors with fused multiply-add come to the same bits.
+
+mod loops;
+#[cfg(target_arch = "x86_64")]
+mod vectors;
+
+use super::{Queries, WIDTH};
+use crate::backend::Epilogue;
+use crate::backend::cpu::bf16::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
+use crate::backend::cpu::int8::Isa;
+use crate::backend::cpu::kernel_rows::put;
+
+/// Query rows worked on together.
+const ROWS: usize = 2 * TILE_ROWS;
+
+/// Keys whose scores come from one product: two panels.
+const KEYS: usize = 2 * PANEL;
+
+const _: () = assert!(PANEL == WIDTH && KEYS == STEP);
+
+/// A pair of values: what one place of a panel holds.
+type Pair = [Bf16; 2];
+
+/// Buffers of one thread; grow to the largest window and stay.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// `[ROWS][depth]`.
+    queries: Vec<Bf16>,
+    /// Keys in rows, `[PANEL][depth / 2]`, on their way to a panel.
+    rows: Vec<Pair>,
+    /// `[key panels][depth / 2][PANEL]`, whole pairs of panels.
+    keys: Vec<Pair>,
+    /// `[value panels][keys / 2][PANEL]`, whole pairs of panels.
+    values: Vec<Pair>,
+    /// Of [`KEYS`] keys each.
+    scores: Vec<[[TileSums; 2]; 2]>,
+    /// `[ROWS][padded keys]`.
+    weights: Vec<Bf16>,
+}
+
+/// All queries.
+pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch, out: &mut [f32]) {
+    let depth = queries.head_dim().next_multiple_of(STEP);
+    let keys = queries.keys.len().next_multiple_of(KEYS);
+    scratch.resize(depth, keys);
+    #[cfg(target_arch = "x86_64")]
+    let vectors = isa >= Isa::Avx512Vnni && vectors::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    let vectors = false;
+    pack(vectors, queries, depth, keys, scratch);
+    let product = Product::new(isa);
+    for first in (0..queries.count()).step_by(ROWS) {
+        let rows = (queries.count() - first).min(ROWS);
+        let tiles = rows.next_multiple_of(TILE_ROWS);
+        for (row, to) in scratch.queries.chunks_exact_mut(depth).enumerate() {
+            if row < rows {
+                round_into(queries.query(first + row), to);
+            }
+        }
+        let x = &scratch.queries[..tiles * depth];
+        let panels = scratch.keys.as_flattened().chunks_exact(KEYS * depth);
+        for (keys, scores) in panels.zip(&mut scratch.scores) {
+            let (a, b) = keys.split_at(PANEL * depth);
+            product.dot(x, rows, [a, b], depth, scores, 0);
+        }
+        mask(&mut scratch.scores, queries.keys.len());
+        let inverse = weigh(vectors, queries, first, rows, scratch);
+        let x = &scratch.weights[..tiles * keys];
+        let mut sums = [[[[0.0; PANEL]; TILE_ROWS]; 2]; 2];
+        let panels = scratch
+            .values
+            .as_flattened()
+            .chunks_exact(2 * PANEL * keys.max(1));
+        for (pair, values) in panels.enumerate() {
+            let (a, b) = values.split_at(PANEL * keys);
+            product.dot(x, rows, [a, b], keys, &mut sums, 0);
+            write(queries, first, rows, pair * 2 * PANEL, &sums, &inverse, out);
+        }
+        if keys == 0 {
+            (0..rows).for_each(|row| {
+                let at = queries.place(first + row);
+                out[at..at + queries.head_dim()].fill(0.0);
+            });
+        }
+    }
+}
+
+impl Scratch {
+    fn resize(&mut self, depth: usize, keys: usize) {
+        let zero = Bf16::default();
+        self.queries.clear();
+        self.queries.resize(ROWS * depth, zero);
+        self.rows.clear();
+        self.rows.resize(PANEL * depth / 2, [zero; 2]);
+        self.keys.resize(keys * depth / 2, [zero; 2]);
+        self.values.resize(depth * keys / 2, [zero; 2]);
+        self.scores
+            .resize(keys / KEYS, [[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
+        self.weights.resize(ROWS * keys, zero);
+    }
+}
+
+/// Keys and values to panels.
+fn pack(vectors: bool, queries: &Queries<'_>, depth: usize, keys: usize, scratch: &mut Scratch) {
+    #[cfg(target_arch = "x86_64")]
+    if vectors {
+        return vectors::pack(scratch, queries, depth, keys);
+    }
+    let _ = vectors;
+    loops::pack(scratch, queries, depth, keys);
+}
+
+/// Scores to weights of the softmax, unnormalised; returns one over each row's sum.
+fn weigh(
+    vectors: bool,
+    queries: &Queries<'_>,
+    first: usize,
+    rows: usize,
+    scratch: &mut Scratch,
+) -> [f32; ROWS] {
+    let (scores, weights) = (&mut scratch.scores[..], &mut scratch.weights[..]);
+    #[cfg(target_arch = "x86_64")]
+    if vectors {
+        return vectors::weigh(queries, first, rows, scores, weights);
+    }
+    let _ = vectors;
+    loops::weigh(queries, first, rows, scores, weights)
+}
+
+/// Scores behind the last key to minus infinity.
+fn mask(scores: &mut [[[TileSums; 2]; 2]], keys: usize) {
+    let first = keys % KEYS;
+    let Some(last) = scores.last_mut().filter(|_| first > 0) else {
+        return;
+    };
+    for tile in last {
+        for (half, panel) in tile.iter_mut().enumerate() {
+            let from = first.saturating_sub(half * PANEL).min(PANEL);
+            panel
+                .iter_mut()
+                .for_each(|row| row[from..].fill(f32::NEG_INFINITY));
+        }
+    }
+}
+
+/// Weighted sums of a pair of panels of values, from element `column` on, to the output.
+fn write(
+    queries: &Queries<'_>,
+    first: usize,
+    rows: usize,
+    column: usize,
+    sums: &[[TileSums; 2]; 2],
+    inverse: &[f32; ROWS],
+    out: &mut [f32],
+) {
+    let hd = queries.head_dim();
+    for row in 0..rows {
+        let at = queries.place(first + row);
+        let out = &mut out[at..at + hd];
+        let halves = &sums[row / TILE_ROWS];
+        for (out, half) in out[column..].chunks_mut(PANEL).zip(halves) {
+            let sums = half[row % TILE_ROWS].map(|sum| sum * inverse[row]);
+            put(sums, Epilogue::Store, out);
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Linear layers in bf16: weights rounded once, activations as they come.
+
+use super::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
+use crate::backend::Epilogue;
+use crate::backend::cpu::int8::Isa;
+use crate::backend::cpu::kernel_rows::{RowsOut, put};
+use crate::compute;
+use arrayvec::ArrayVec;
+use multiversion::multiversion;
+use std::ops::Range;
+
+/// Multiplications below which another thread costs more than it saves.
+const MIN_WORK_PER_THREAD: usize = 1 << 18;
+
+/// A layer's weights.
+pub(in crate::backend::cpu) struct Bf16Linear {
+    in_dim: usize,
+    out_dim: usize,
+    /// `[panels][depth / 2][PANEL][2]`.
+    panels: Vec<Bf16>,
+    bias: Vec<f32>,
+}
+
+impl Bf16Linear {
+    /// Rounds weights `[out_dim, in_dim]`.
+    pub(in crate::backend::cpu) fn pack(
+        weight: &[f32],
+        bias: &[f32],
+        in_dim: usize,
+        out_dim: usize,
+    ) -> Bf16Linear {
+        let depth = in_dim.next_multiple_of(STEP);
+        // Whole pairs of panels: they are multiplied two at a time.
+        let channels = out_dim.next_multiple_of(2 * PANEL);
+        let mut panels = vec![Bf16::default(); channels * depth];
+        for (n, weight) in weight.chunks_exact(in_dim).enumerate() {
+            let panel = &mut panels[n / PANEL * PANEL * depth..][..PANEL * depth];
+            for (k, w) in weight.iter().enumerate() {
+                panel[k / 2 * 2 * PANEL + n % PANEL * 2 + k % 2] = Bf16::from_f32(*w);
+            }
+        }
+        let mut bias = bias.to_vec();
+        bias.resize(channels, 0.0);
+        Bf16Linear {
+            in_dim,
+            out_dim,
+            panels,
+            bias,
+        }
+    }
+
+    /// Bytes held, the bias aside.
+    pub(in crate::backend::cpu) fn bytes(&self) -> usize {
+        size_of_val(&self.panels[..])
+    }
+
+    /// Weight of an input and an output channel, as it is multiplied.
+    fn weight(&self, n: usize, k: usize) -> f32 {
+        let depth = self.in_dim.next_multiple_of(STEP);
+        let at = n / PANEL * PANEL * depth + k / 2 * 2 * PANEL + n % PANEL * 2 + k % 2;
+        f32::from_bits(u32::from(self.panels[at].0) << 16)
+    }
+}
+
+/// Rows in bf16; grow to the largest call and stay.
+#[derive(Default)]
+pub(in crate::backend::cpu) struct Activations {
+    rows: Vec<Bf16>,
+}
+
+impl Activations {
+    fn round(&mut self, x: &[f32], in_dim: usize) {
+        let depth = in_dim.next_multiple_of(STEP);
+        let rows = (x.len() / in_dim).next_multiple_of(TILE_ROWS);
+        // Rows beyond the last are read by whole tiles; what they give is not used.
+        self.rows.resize(rows * depth, Bf16::default());
+        for (x, row) in x
+            .chunks_exact(in_dim)
+            .zip(self.rows.chunks_exact_mut(depth))
+        {
+            let (row, padding) = row.split_at_mut(in_dim);
+            round_into(x, row);
+            padding.fill(Bf16::default());
+        }
+    }
+}
+
+/// `out (=, += or = gelu) x W^T + b`, its panels shared among the threads of the current pool.
+pub(in crate::backend::cpu) fn linear_into(
+    isa: Isa,
+    linear: &Bf16Linear,
+    activations: &mut Activations,
+    x: &[f32],
+    epilogue: Epilogue,
+    out: &mut [f32],
+) {
+    activations.round(x, linear.in_dim);
+    let rows = x.len() / linear.in_dim;
+    let call = Call {
+        isa,
+        linear,
+        rows: &activations.rows,
+        epilogue,
+        out: RowsOut::new(out, rows, linear.out_dim),
+    };
+    let pairs = linear.bias.len() / (2 * PANEL);
+    let work = rows * linear.in_dim * linear.out_dim;
+    let parts = compute::threads()
+        .min(work / MIN_WORK_PER_THREAD)
+        .clamp(1, pairs.max(1));
+    let cut = |part: usize| pairs * part / parts;
+    let mut ranges: ArrayVec<Range<usize>, { compute::MAX_THREADS }> =
+        (0..parts).map(|part| cut(part)..cut(part + 1)).collect();
+    compute::for_each_part(&mut ranges, |range| call.run(range.clone()));
+}
+
+struct Call<'a> {
+    isa: Isa,
+    linear: &'a Bf16Linear,
+    rows: &'a [Bf16],
+    epilogue: Epilogue,
+    out: RowsOut,
+}
+
+impl Call<'_> {
+    fn run(&self, pairs: Range<usize>) {
+        let depth = self.linear.in_dim.next_multiple_of(STEP);
+        let product = Product::new(self.isa);
+        let mut sums = [[[[0.0; PANEL]; TILE_ROWS]; 2]; 2];
+        for pair in pairs {
+            let panels = &self.linear.panels[pair * 2 * PANEL * depth..][..2 * PANEL * depth];
+            let (first, second) = panels.split_at(PANEL * depth);
+            for (block, x) in self.rows.chunks(2 * TILE_ROWS * depth).enumerate() {
+                let row = block * 2 * TILE_ROWS;
+                let rows = (self.out.rows() - row).min(2 * TILE_ROWS);
+                // While the first rows are multiplied the next pair's weights are asked for, a panel a block.
+                let ahead = PANEL * depth * if block < 2 { 2 + block } else { 0 };
+                product.dot(x, rows, [first, second], depth, &mut sums, ahead);
+                finish(self, &sums, row, rows, pair);
+            }
+        }
+    }
+}
+
+/// Writes the sums of up to two tiles of rows and a pair of panels.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq", "x86_64+avx2", "aarch64+neon"))]
+fn finish(call: &Call<'_>, sums: &[[TileSums; 2]; 2], row: usize, rows: usize, pair: usize) {
+    let biases = call.linear.bias[pair * 2 * PANEL..][..2 * PANEL].as_chunks::<PANEL>();
+    for (half, bias) in biases.0.iter().enumerate() {
+        let first = pair * 2 * PANEL + half * PANEL;
+        if first >= call.linear.out_dim {
+            return;
+        }
+        for i in 0..rows {
+            let mut y = sums[i / TILE_ROWS][half][i % TILE_ROWS];
+            for l in 0..PANEL {
+                y[l] += bias[l];
+            }
+            // SAFETY: threads hold disjoint pairs of panels, and a thread writes one part at a time.
+            let out = unsafe { call.out.part(row + i, first, PANEL) };
+            put(y, call.epilogue, out);
+        }
+    }
+}
+
+/// The definition, for [`Path::Plain`](super::super::Path): the same rounding, sums in loops to be read.
+pub(in crate::backend::cpu) fn plain_linear_into(
+    linear: &Bf16Linear,
+    x: &[f32],
+    mut put: impl FnMut(usize, usize, f32),
+) {
+    let round = |v: f32| f32::from_bits(u32::from(Bf16::from_f32(v).0) << 16);
+    for (r, x) in x.chunks_exact(linear.in_dim).enumerate() {
+        for n in 0..linear.out_dim {
+            let mut sum = 0.0;
+            for (step, x) in x.chunks(STEP).enumerate() {
+                let half = |parity: usize| {
+                    let channels = (parity..x.len()).step_by(2);
+                    channels.fold(0.0, |sum: f32, i| {
+                        sum + round(x[i]) * linear.weight(n, step * STEP + i)
+                    })
+                };
+                sum += half(0) + half(1);
+            }
+            put(r, n, sum + linear.bias[n]);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Products of values in bf16, summed in `f32`: the same bits on every processor.
+//!
+//! bf16 is the upper half of an `f32`: eight bits of precision, the whole range. The product of two is exact in `f32`, so
+//! only the order of the sums matters, and it is the one of Intel's matrix tiles (TDPBF16PS): within a step of [`STEP`]
+//! channels the even ones are summed in turn, the odd ones too, then both together are added to what was there. Values
+//! smaller than 2^-55 become zero when they are rounded: no product or sum is then so small that one processor would
+//! keep what another flushes to zero.
+//!
+//! [`linear`] holds a layer's weights in this form; [`attention`](super::attention) keeps keys, values and weights in it
+//! where a backend's precision allows.
+
+mod linear;
+mod product;
+
+pub(super) use linear::{Activations, Bf16Linear, linear_into, plain_linear_into};
+pub(super) use product::{Product, TILE_ROWS, TileSums};
+
+use multiversion::multiversion;
+
+/// A value in bf16: the upper half of an `f32`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub(super) struct Bf16(pub u16);
+
+/// Channels of one step; `depth` is a multiple of it.
+pub(super) const STEP: usize = 32;
+
+/// Output channels that lie together.
+pub(super) const PANEL: usize = 16;
+
+/// 2^-55: smaller values are rounded to zero.
+pub(super) const SMALLEST: f32 = f32::from_bits((127 - 55) << 23);
+
+impl Bf16 {
+    /// Rounded to the nearest, ties to even; smaller than 2^-55 is zero; what is not a number stays so.
+    #[inline(always)]
+    pub(super) fn from_f32(value: f32) -> Bf16 {
+        const INFINITY: u32 = 0x7f80_0000;
+        const QUIET: u32 = 0x0040_0000;
+        let bits = value.to_bits();
+        let magnitude = bits & 0x7fff_ffff;
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+        let rounded = if magnitude > INFINITY {
+            bits | QUIET
+        } else {
+            rounded
+        };
+        let rounded = if magnitude < SMALLEST.to_bits() {
+            0
+        } else {
+            rounded
+        };
+        Bf16((rounded >> 16) as u16)
+    }
+
+    /// Exact.
+    #[inline(always)]
+    #[cfg(test)]
+    pub(super) fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+}
+
+/// Each value to bf16.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
+pub(super) fn round_into(values: &[f32], out: &mut [Bf16]) {
+    for (o, v) in out.iter_mut().zip(values) {
+        *o = Bf16::from_f32(*v);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_to_the_nearest_and_ties_to_even() {
+        for (value, expected) in [
+            (1.0, 1.0),
+            (1.0 + 1.0 / 256.0, 1.0),
+            (1.0 + 3.0 / 256.0, 1.0 + 1.0 / 64.0),
+            (1.0 + 1.01 / 256.0, 1.0 + 1.0 / 128.0),
+            (-2.5, -2.5),
+            (1e-30, 0.0),
+            (f32::INFINITY, f32::INFINITY),
+            (f32::MAX, f32::INFINITY),
+        ] {
+            assert_eq!(Bf16::from_f32(value).to_f32(), expected, "{value}");
+        }
+        assert!(Bf16::from_f32(f32::NAN).to_f32().is_nan());
+        // Not a number by its lowest bits alone.
+        assert!(
+            Bf16::from_f32(f32::from_bits(0x7f80_0001))
+                .to_f32()
+                .is_nan()
+        );
+    }
+
+    #[test]
+    fn error_is_at_most_half_a_unit() {
+        for i in 0..100_000 {
+            let value = (i as f32 * 0.37).sin() * 3.0_f32.powi(i % 21 - 10);
+            let error = (Bf16::from_f32(value).to_f32() - value).abs();
+            assert!(error <= value.abs() / 256.0, "{value}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! A tile's product: up to thirty-two rows and two panels.
+
+use super::{Bf16, PANEL, STEP};
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::amx::Tiles;
+use crate::backend::cpu::int8::Isa;
+use multiversion::multiversion;
+
+/// Rows of a tile.
+pub(in crate::backend::cpu) const TILE_ROWS: usize = 16;
+
+/// Rows worked on together by the loops: with two sums each for sixteen channels they fill the registers.
+const LOOP_ROWS: usize = 4;
+
+/// Sums of one row tile and one panel.
+pub(in crate::backend::cpu) type TileSums = [[f32; PANEL]; TILE_ROWS];
+
+/// What multiplies, for one thread.
+pub(in crate::backend::cpu) struct Product {
+    #[cfg(target_arch = "x86_64")]
+    tiles: Option<Tiles>,
+}
+
+impl Product {
+    /// The best way that `isa` allows. It belongs to the thread.
+    pub(in crate::backend::cpu) fn new(isa: Isa) -> Product {
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = isa;
+        Product {
+            #[cfg(target_arch = "x86_64")]
+            tiles: (isa >= Isa::Amx).then(Tiles::configure),
+        }
+    }
+
+    /// Sums over `depth` (a multiple of [`STEP`]) of the first `rows` of one or two whole tiles of rows `x`, `[16 or
+    /// 32][depth]`, and of two panels, `[depth / 2][PANEL][2]`. Other rows' sums hold anything. A panel's length of
+    /// memory may be asked for, `ahead` elements behind the first panel.
+    pub(in crate::backend::cpu) fn dot(
+        &self,
+        x: &[Bf16],
+        rows: usize,
+        panels: [&[Bf16]; 2],
+        depth: usize,
+        sums: &mut [[TileSums; 2]; 2],
+        ahead: usize,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(tiles) = &self.tiles {
+            tiles.dot(x, panels, depth, sums, ahead * size_of::<Bf16>());
+            return;
+        }
+        let _ = ahead;
+        assert!(depth.is_multiple_of(STEP) && rows * depth <= x.len());
+        for first in (0..rows).step_by(LOOP_ROWS) {
+            let n = LOOP_ROWS.min(rows - first);
+            // Without enough rows the last one is computed again.
+            let x = std::array::from_fn(|i| &x[(first + i.min(n - 1)) * depth..][..depth]);
+            for (p, panel) in panels.iter().enumerate() {
+                let of_rows = dot_rows(x, panel);
+                for (i, of_row) in of_rows.iter().take(n).enumerate() {
+                    let row = first + i;
+                    sums[row / TILE_ROWS][p][row % TILE_ROWS] = *of_row;
+                }
+            }
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx2+fma", "x86_64+avx2+fma", "aarch64+neon"))]
+fn dot_rows(x: [&[Bf16]; LOOP_ROWS], panel: &[Bf16]) -> [[f32; PANEL]; LOOP_ROWS] {
+    let mut sums = [[0.0_f32; PANEL]; LOOP_ROWS];
+    for (step, weights) in panel.chunks_exact(STEP * PANEL).enumerate() {
+        let x = x.map(|x| &x[step * STEP..][..STEP]);
+        let mut halves = [[[0.0_f32; PANEL]; LOOP_ROWS]; 2];
+        for (pair, weights) in weights.as_chunks::<{ 2 * PANEL }>().0.iter().enumerate() {
+            for (parity, halves) in halves.iter_mut().enumerate() {
+                let mut w = [0.0; PANEL];
+                for l in 0..PANEL {
+                    w[l] = f32::from_bits(u32::from(weights[2 * l + parity].0) << 16);
+                }
+                for (sums, x) in halves.iter_mut().zip(x) {
+                    let x = f32::from_bits(u32::from(x[2 * pair + parity].0) << 16);
+                    for l in 0..PANEL {
+                        // The product is exact: fusing would change nothing.
+                        sums[l] += x * w[l];
+                    }
+                }
+            }
+        }
+        let [even, odd] = &halves;
+        for (sums, (even, odd)) in sums.iter_mut().zip(even.iter().zip(odd)) {
+            for l in 0..PANEL {
+                sums[l] += even[l] + odd[l];
+            }
+        }
+    }
+    sums
+}

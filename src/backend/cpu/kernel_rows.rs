@@ -1,0 +1,68 @@
+//! The output of a product: a row-major matrix whose columns several threads write, each its own, and what is done with
+//! results on their way there.
+
+use super::math;
+use crate::backend::Epilogue;
+
+/// See the module.
+pub(super) struct RowsOut {
+    start: *mut f32,
+    rows: usize,
+    width: usize,
+}
+
+// SAFETY: `part` is the only access; its callers hold disjoint columns.
+unsafe impl Sync for RowsOut {}
+
+impl RowsOut {
+    /// Lends `out`, `[rows, width]`, for as long as the value is used.
+    ///
+    /// # Panics
+    /// When the sizes do not fit.
+    pub(super) fn new(out: &mut [f32], rows: usize, width: usize) -> RowsOut {
+        assert_eq!(out.len(), rows * width, "output size");
+        RowsOut {
+            start: out.as_mut_ptr(),
+            rows,
+            width,
+        }
+    }
+
+    /// Rows in all.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Up to `len` elements of a row from column `first` on; fewer at its end.
+    ///
+    /// # Safety
+    /// No one else may use this part meanwhile, and what [`RowsOut::new`] was given is still lent.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "disjoint parts, by the caller's promise"
+    )]
+    #[inline(always)]
+    pub(super) unsafe fn part(&self, row: usize, first: usize, len: usize) -> &mut [f32] {
+        assert!(row < self.rows && first < self.width, "outside the output");
+        let len = len.min(self.width - first);
+        // SAFETY: inside the matrix by the assertion; not shared by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.width + first), len) }
+    }
+}
+
+/// Writes a panel's results for a row; `out` is as much of the panel as there is.
+#[inline(always)]
+pub(super) fn put<const N: usize>(mut y: [f32; N], epilogue: Epilogue, out: &mut [f32]) {
+    if epilogue == Epilogue::Gelu {
+        for y in &mut y {
+            *y = math::gelu(*y);
+        }
+    }
+    match out.as_mut_array::<N>() {
+        // Whole vectors, but for the last panel.
+        Some(out) if epilogue == Epilogue::Add => (0..N).for_each(|i| out[i] += y[i]),
+        Some(out) => *out = y,
+        None if epilogue == Epilogue::Add => out.iter_mut().zip(&y).for_each(|(o, y)| *o += y),
+        None => out.copy_from_slice(&y[..out.len()]),
+    }
+}

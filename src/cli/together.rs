@@ -1,0 +1,188 @@
+//! `umm replay` of several logs: side by side, with one line of progress each and one table at the end.
+
+use super::replay::{file_name, print_engine, print_topics, same_file, write_timing};
+use super::{Failure, table};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use umm::config::Config;
+use umm::model::layout::MAX_LANES;
+use umm::model::weights::Weights;
+use umm::run::{self, Error, ReplayOptions, Replayed, WatchTogether};
+use umm::sink::mcap_file::McapFile;
+use umm::sink::{Sink, SinkError};
+
+/// Where a log's outputs go in a folder, which is made.
+pub fn output_in(dir: &Path, log: &Path) -> Result<PathBuf, Failure> {
+    std::fs::create_dir_all(dir).map_err(|e| format!("--out-dir {}: {e}", dir.display()))?;
+    let stem = log
+        .file_stem()
+        .ok_or_else(|| format!("{} names no log", log.display()))?;
+    let mut name = stem.to_os_string();
+    name.push(".fused.mcap");
+    Ok(dir.join(name))
+}
+
+/// One output log a log; refused where two would be one file, or one of them a log that is read.
+fn outputs_in(dir: &Path, logs: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let mut outs = Vec::with_capacity(logs.len());
+    let mut taken: HashMap<PathBuf, &Path> = HashMap::new();
+    for log in logs {
+        let out = output_in(dir, log)?;
+        if let Some(other) = taken.insert(out.clone(), log) {
+            return Err(format!(
+                "{} and {} would both be written to {}: rename one, or replay them one after the other",
+                other.display(),
+                log.display(),
+                out.display()
+            )
+            .into());
+        }
+        if let Some(read) = logs.iter().find(|read| same_file(read, &out)) {
+            return Err(format!(
+                "the outputs of {} would overwrite {}: give another --out-dir",
+                log.display(),
+                read.display()
+            )
+            .into());
+        }
+        outs.push(out);
+    }
+    Ok(outs)
+}
+
+/// Replays the logs together into `dir`. A log that fails is named at the end; the others are complete.
+pub fn replay(
+    logs: &[PathBuf],
+    config: &Config,
+    dir: &Path,
+    options: &ReplayOptions,
+) -> Result<(), Failure> {
+    if logs.len() > MAX_LANES {
+        let n = logs.len();
+        return Err(format!("{n} logs: at most {MAX_LANES} are replayed together").into());
+    }
+    let outs = outputs_in(dir, logs)?;
+    let weights = run::weights(config)?;
+    let outcomes = replay_all(logs, &outs, config, &weights, options)?;
+    for (out, outcome) in outs.iter().zip(&outcomes) {
+        if let Ok(replayed) = outcome {
+            write_timing(config, out, replayed, logs.len())?;
+        }
+    }
+    print_outcomes(logs, config, &outcomes);
+    for (out, _) in outs.iter().zip(&outcomes).filter(|(_, o)| o.is_ok()) {
+        say!("wrote {}", out.display());
+    }
+    let failed: Vec<String> = logs
+        .iter()
+        .zip(&outcomes)
+        .filter_map(|(log, o)| Some(format!("\n  {}: {}", log.display(), o.as_ref().err()?)))
+        .collect();
+    match failed.len() {
+        0 => Ok(()),
+        n => Err(format!("{n} of {} logs failed:{}", logs.len(), failed.concat()).into()),
+    }
+}
+
+fn replay_all(
+    logs: &[PathBuf],
+    outs: &[PathBuf],
+    config: &Config,
+    weights: &Weights,
+    options: &ReplayOptions,
+) -> Result<Vec<Result<Replayed, Error>>, Failure> {
+    let names: Vec<String> = logs.iter().map(|log| file_name(log)).collect();
+    let progress = MultiProgress::new();
+    let bars: Vec<ProgressBar> = names
+        .iter()
+        .map(|name| progress.add(progress_bar(name)))
+        .collect();
+    let mut first = true;
+    let paths: Vec<&Path> = logs.iter().map(PathBuf::as_path).collect();
+    let outcomes = run::replay_together(
+        &paths,
+        config,
+        weights,
+        options,
+        &mut WatchTogether {
+            sink: &mut |i| -> Result<Option<Box<dyn Sink>>, SinkError> {
+                let facts = run::facts(config, weights, &names[i]);
+                let sink = McapFile::create(&outs[i], &config.live.prefix, facts)?;
+                Ok(Some(Box::new(sink)))
+            },
+            started: &mut |i, runtime, summary| {
+                progress.suspend(|| {
+                    if std::mem::take(&mut first) {
+                        print_engine(weights, runtime);
+                        say!("         with a context and moments for each log");
+                    }
+                    print_topics(config, summary, &format!("{}: ", names[i]));
+                });
+                bars[i].set_length(summary.messages);
+            },
+            progress: &mut |i, done, _| bars[i].set_position(done),
+            ended: &mut |i, outcome| {
+                bars[i].finish_and_clear();
+                if let Err(error) = outcome {
+                    progress.suspend(|| say!("{}: failed: {error}", names[i]));
+                }
+            },
+        },
+    );
+    bars.iter().for_each(ProgressBar::finish_and_clear);
+    Ok(outcomes?)
+}
+
+fn progress_bar(name: &str) -> ProgressBar {
+    let template = "{prefix:24!} {bar:40} {percent:>3}%  {pos}/{len} messages  {elapsed}";
+    let style = ProgressStyle::with_template(template);
+    let bar = ProgressBar::new(0).with_prefix(name.to_owned());
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+/// How long each log took and all together, and what is wrong with any.
+fn print_outcomes(logs: &[PathBuf], config: &Config, outcomes: &[Result<Replayed, Error>]) {
+    let line = |name: String, ticks: u64, log_s: f64, wall_s: f64| {
+        vec![
+            name,
+            ticks.to_string(),
+            format!("{log_s:.1}"),
+            format!("{wall_s:.2}"),
+            format!("{:.1}", log_s / wall_s.max(1e-9)),
+        ]
+    };
+    let (mut rows, mut warnings) = (Vec::new(), Vec::new());
+    let (mut ticks, mut log_s, mut wall_s) = (0, 0.0, 0.0_f64);
+    for (log, outcome) in logs.iter().zip(outcomes) {
+        let name = file_name(log);
+        let Ok(r) = outcome else {
+            let dash = || "-".to_owned();
+            rows.push(vec![name, dash(), dash(), dash(), "failed".to_owned()]);
+            continue;
+        };
+        rows.push(line(name.clone(), r.ticks, r.log_s, r.wall_s));
+        ticks += r.ticks;
+        log_s += r.log_s;
+        wall_s = wall_s.max(r.wall_s);
+        if let Some(fault) = r.end.describe() {
+            warnings.push(format!("{name}: the log is not whole: {fault}"));
+        }
+        if !r.ledger.closes() {
+            warnings.push(format!("{name}: the ledger does not close"));
+        }
+        if r.ticks == 0 {
+            warnings.push(format!("{name}: no usable sample of the configured topics"));
+        }
+    }
+    rows.push(line("in all".to_owned(), ticks, log_s, wall_s));
+    say!(
+        "\n{} logs together, {} thread(s)",
+        logs.len(),
+        config.engine.threads
+    );
+    table::print(&["log", "ticks", "log s", "s", "times real time"], &rows);
+    warnings.iter().for_each(|w| say!("warning: {w}"));
+    say!("");
+}

@@ -1,0 +1,82 @@
+//! Reading memory: what a tick of few tokens is limited by, as it reads all weights once.
+
+use crate::compute::for_each_part;
+use crate::run::{Error, on_tick_thread};
+use serde::Serialize;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// Bytes read in a pass, where there is memory for it: more than most caches hold.
+const BUFFER_BYTES: usize = 256 << 20;
+
+/// Bytes read in a pass at least.
+const LEAST_BUFFER_BYTES: usize = 16 << 20;
+
+/// Passes at least.
+const PASSES: usize = 3;
+
+/// After so long no further pass begins.
+const LONGEST: Duration = Duration::from_millis(400);
+
+/// Numbers summed side by side.
+const LANES: usize = 16;
+
+/// The quickest of some passes over a buffer, GB/s (10^9 bytes).
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Bandwidth {
+    /// Length of the buffer. Less than the caches hold tells about the caches.
+    pub buffer_bytes: usize,
+    /// One core.
+    pub one_core_gbps: f64,
+    /// [`Bandwidth::threads`] cores, each a part.
+    pub all_cores_gbps: f64,
+    /// Cores this process may use.
+    pub threads: usize,
+}
+
+/// Measures one core and `threads` of them, in a quarter of the available memory at most.
+pub(super) fn measure(threads: usize, available_bytes: Option<u64>) -> Result<Bandwidth, Error> {
+    let quarter = available_bytes.map_or(BUFFER_BYTES, |bytes| bytes as usize / 4);
+    let buffer_bytes = BUFFER_BYTES.min(quarter).max(LEAST_BUFFER_BYTES);
+    // Not zeros: the system keeps untouched pages of those in one place.
+    let buffer = vec![1_u64; buffer_bytes / size_of::<u64>()];
+    let one_core_gbps = on_tick_thread(1, || gbps(&buffer, 1))?;
+    let all_cores_gbps = match threads {
+        1 => one_core_gbps,
+        _ => on_tick_thread(threads, || gbps(&buffer, threads))?,
+    };
+    Ok(Bandwidth {
+        buffer_bytes,
+        one_core_gbps,
+        all_cores_gbps,
+        threads,
+    })
+}
+
+fn gbps(buffer: &[u64], threads: usize) -> f64 {
+    let mut parts: Vec<&[u64]> = buffer.chunks(buffer.len().div_ceil(threads)).collect();
+    let begin = Instant::now();
+    let mut quickest = Duration::MAX;
+    for pass in 0.. {
+        if pass >= PASSES && begin.elapsed() > LONGEST {
+            break;
+        }
+        let start = Instant::now();
+        for_each_part(&mut parts, |part| {
+            black_box(sum(part));
+        });
+        quickest = quickest.min(start.elapsed());
+    }
+    size_of_val(buffer) as f64 / quickest.as_nanos().max(1) as f64
+}
+
+#[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]
+fn sum(numbers: &[u64]) -> u64 {
+    let mut sums = [0_u64; LANES];
+    for lanes in numbers.as_chunks::<LANES>().0 {
+        for (sum, number) in sums.iter_mut().zip(lanes) {
+            *sum = sum.wrapping_add(*number);
+        }
+    }
+    sums.iter().fold(0, |a, b| a.wrapping_add(*b))
+}

@@ -1,0 +1,169 @@
+//! Linear layers through the backend: the feed-forward layer of each preset, for few and for many rows, in both precisions,
+//! on one thread and on two.
+
+use crate::backend::cpu::{Cpu, Path, Precision};
+use crate::backend::parity::noise;
+use crate::backend::{Backend, Epilogue, LinearId, Region};
+use crate::model::spec::ModelSpec;
+use crate::run::{Error, on_tick_thread};
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// Models whose layers are measured.
+const PRESETS: [&str; 2] = ["nano", "base"];
+
+/// Rows: few tokens, where weights are the cost, and a camera's frame, where products are.
+const ROWS: [usize; 2] = [4, 64];
+
+/// Layers that take turns, so that weights come from where a model's come from.
+const LAYERS: usize = 4;
+
+/// Calls at least.
+const CALLS: usize = 8;
+
+/// Calls at most.
+const MOST_CALLS: usize = 2000;
+
+/// After so long no further call begins.
+const LONGEST: Duration = Duration::from_millis(80);
+
+/// One linear layer's median speed.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProductSpeed {
+    /// Preset whose feed-forward layer it is.
+    pub preset: &'static str,
+    /// Input channels.
+    pub in_dim: usize,
+    /// Output channels.
+    pub out_dim: usize,
+    /// Rows.
+    pub rows: usize,
+    /// `f32` or `int8`.
+    pub precision: &'static str,
+    /// Threads.
+    pub threads: usize,
+    /// Of a call, quantisation of rows included.
+    pub call_us: f64,
+    /// 10^9 multiplications and additions a second.
+    pub gops: f64,
+}
+
+/// How much quicker two threads are than one.
+#[derive(Clone, Debug, Serialize)]
+pub struct SpeedUp {
+    /// As in [`ProductSpeed`].
+    pub preset: &'static str,
+    /// As in [`ProductSpeed`].
+    pub rows: usize,
+    /// As in [`ProductSpeed`].
+    pub precision: &'static str,
+    /// Time of one thread by time of two.
+    pub times: f64,
+}
+
+/// Measures every combination with one thread to `threads`.
+pub(super) fn measure(threads: usize) -> Result<Vec<ProductSpeed>, Error> {
+    let mut speeds = Vec::new();
+    for preset in PRESETS {
+        let spec = ModelSpec::preset(preset, 0)?;
+        for precision in [Precision::F32, Precision::Int8] {
+            for threads in 1..=threads {
+                let calls_us = on_tick_thread(threads, || {
+                    let mut layers = Layers::new(&spec, precision);
+                    ROWS.map(|rows| (rows, layers.median_us(rows)))
+                })?;
+                speeds.extend(calls_us.map(|(rows, call_us)| {
+                    let operations = 2 * rows * spec.d * spec.ffn;
+                    ProductSpeed {
+                        preset,
+                        in_dim: spec.d,
+                        out_dim: spec.ffn,
+                        rows,
+                        precision: precision.name(),
+                        threads,
+                        call_us,
+                        gops: operations as f64 * 1e-3 / call_us,
+                    }
+                }));
+            }
+        }
+    }
+    Ok(speeds)
+}
+
+/// Two threads beside one, for every layer that was measured with both.
+pub(super) fn speed_up(speeds: &[ProductSpeed]) -> Vec<SpeedUp> {
+    let one = speeds.iter().filter(|s| s.threads == 1);
+    let of = |one: &ProductSpeed| {
+        let two = speeds.iter().find(|s| {
+            let same = (s.preset, s.rows, s.precision) == (one.preset, one.rows, one.precision);
+            s.threads == 2 && same
+        })?;
+        Some(SpeedUp {
+            preset: one.preset,
+            rows: one.rows,
+            precision: one.precision,
+            times: one.call_us / two.call_us,
+        })
+    };
+    one.filter_map(of).collect()
+}
+
+/// Some layers of one size, with room for the most rows.
+struct Layers {
+    cpu: Cpu,
+    ids: Vec<LinearId>,
+    in_dim: usize,
+    out_dim: usize,
+    x: Region,
+    out: Region,
+}
+
+impl Layers {
+    fn new(spec: &ModelSpec, precision: Precision) -> Layers {
+        let (in_dim, out_dim) = (spec.d, spec.ffn);
+        let most = ROWS.into_iter().max().unwrap_or(1);
+        let x = Region {
+            start: 0,
+            len: most * in_dim,
+        };
+        let out = Region {
+            start: x.len,
+            len: most * out_dim,
+        };
+        let mut cpu = Cpu::with_precision(Path::Fast, precision);
+        cpu.allocate(x.len + out.len);
+        let weight = noise(1, in_dim * out_dim);
+        let add = |_| cpu.add_linear(&weight, None, in_dim, out_dim);
+        let ids = (0..LAYERS).map(add).collect();
+        cpu.upload(x, &noise(2, x.len));
+        Layers {
+            cpu,
+            ids,
+            in_dim,
+            out_dim,
+            x,
+            out,
+        }
+    }
+
+    /// Median microseconds of a call.
+    fn median_us(&mut self, rows: usize) -> f64 {
+        let x = self.x.rows(0, rows, self.in_dim);
+        let out = self.out.rows(0, rows, self.out_dim);
+        let mut call = |index: usize| {
+            let id = self.ids[index % LAYERS];
+            self.cpu.linear_into(x, rows, id, Epilogue::Store, out);
+        };
+        (0..LAYERS).for_each(&mut call);
+        let begin = Instant::now();
+        let mut times = Vec::with_capacity(MOST_CALLS);
+        while times.len() < CALLS || (times.len() < MOST_CALLS && begin.elapsed() < LONGEST) {
+            let start = Instant::now();
+            call(times.len());
+            times.push(start.elapsed());
+        }
+        times.sort_unstable();
+        (times[times.len() / 2].as_nanos().max(1)) as f64 * 1e-3
+    }
+}

@@ -1,0 +1,191 @@
+//! What a tick of a configuration costs: whole ticks on blank input, with a context as full as it gets.
+
+use super::Subject;
+use crate::backend::cpu::{Cpu, Path};
+use crate::engine::Engine;
+use crate::model::stage::StageTimes;
+use crate::run::{Error, on_tick_thread};
+use crate::runtime::{RunError, full_ticks};
+use crate::time::{Clock, NS_PER_MS, WallClock};
+use crate::timing::Timing;
+use serde::Serialize;
+
+/// Ticks that are measured at most.
+const MOST_TICKS: u64 = 200;
+
+/// Ticks that are measured at least, however long they take.
+const LEAST_TICKS: u64 = 5;
+
+/// After so long no further tick is measured.
+const LONGEST_NS: u64 = 3000 * NS_PER_MS;
+
+/// After so long the window need not be full.
+const LONGEST_WARM_UP_NS: u64 = 3000 * NS_PER_MS;
+
+/// What a tick costs. Without front ends (decoding, images, sound), which depend on the messages, and without publication.
+#[derive(Clone, Debug, Serialize)]
+pub struct TickCost {
+    /// Name of the model.
+    pub model: String,
+    /// Whether its weights are trained.
+    pub trained: bool,
+    /// What computes it.
+    pub backend: String,
+    /// Threads.
+    pub threads: usize,
+    /// New tokens of a tick.
+    pub rows: usize,
+    /// Ticks that were measured.
+    pub ticks: u64,
+    /// Whether the context was as full as it gets.
+    pub window_full: bool,
+    /// Stages, in order.
+    pub stages: Vec<StageCost>,
+    /// All stages together.
+    pub whole: StageCost,
+    /// Between ticks.
+    pub period_ms: f64,
+    /// Newest sample used to publication.
+    pub deadline_ms: f64,
+    /// What the deadline leaves of it where required topics are waited for as long as allowed.
+    pub left_ms: f64,
+    /// Period by median.
+    pub times_real_time: f64,
+    /// Whether the deadline is kept.
+    pub verdict: DeadlineVerdict,
+    /// Of weights.
+    pub weights_bytes: usize,
+    /// Of activations and context.
+    pub arena_bytes: usize,
+    /// Of moments for retrieval.
+    pub moments_bytes: usize,
+}
+
+/// Times of a stage, microseconds.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageCost {
+    /// Name.
+    pub name: &'static str,
+    /// Median.
+    pub p50_us: f64,
+    /// Largest.
+    pub max_us: f64,
+}
+
+/// Whether whole ticks keep the deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeadlineVerdict {
+    /// All that were measured.
+    Fits,
+    /// All, unless topics are waited for.
+    FitsWithoutWaiting,
+    /// Half of them.
+    FitsAtTheMedian,
+    /// Fewer.
+    TooSlow,
+}
+
+impl DeadlineVerdict {
+    fn of(p50_us: f64, max_us: f64, deadline_ms: f64, left_ms: f64) -> DeadlineVerdict {
+        if max_us <= left_ms * 1e3 {
+            DeadlineVerdict::Fits
+        } else if max_us <= deadline_ms * 1e3 {
+            DeadlineVerdict::FitsWithoutWaiting
+        } else if p50_us <= deadline_ms * 1e3 {
+            DeadlineVerdict::FitsAtTheMedian
+        } else {
+            DeadlineVerdict::TooSlow
+        }
+    }
+}
+
+/// Runs ticks, at ordinary priority on any core: a measurement must not stand in others' way.
+pub(super) fn measure(subject: Subject<'_>) -> Result<TickCost, Error> {
+    let threads = subject.config.engine.threads;
+    on_tick_thread(threads, || measure_here(subject))?.map_err(Error::Run)
+}
+
+fn measure_here(Subject { config, weights }: Subject<'_>) -> Result<TickCost, RunError> {
+    let backend = Cpu::with_precision(Path::Fast, config.engine.precision);
+    let mut engine = Engine::new(config, weights, Box::new(backend))?;
+    let clock = WallClock::new();
+    let window = config.engine.window_ms.div_ceil(config.engine.period_ms);
+    let (mut timing, mut window_full) = (Timing::new(), false);
+    let (begin_ns, mut warm_ns) = (clock.now_ns(), None);
+    full_ticks(config, &mut engine, &clock, &mut |tick, times| {
+        let now_ns = clock.now_ns();
+        let Some(warm_ns) = warm_ns else {
+            window_full = tick >= window;
+            let enough = window_full || now_ns - begin_ns > LONGEST_WARM_UP_NS;
+            warm_ns = enough.then_some(now_ns);
+            return true;
+        };
+        timing.record(times, StageTimes::sum_ns(times), None);
+        let ticks = timing.total().count;
+        ticks < LEAST_TICKS || (ticks < MOST_TICKS && now_ns - warm_ns < LONGEST_NS)
+    })?;
+    Ok(cost(config, weights, &engine, &timing, window_full))
+}
+
+fn cost(
+    config: &crate::config::Config,
+    weights: &crate::model::weights::Weights,
+    engine: &Engine,
+    timing: &Timing,
+    window_full: bool,
+) -> TickCost {
+    let total = timing.total();
+    let whole = StageCost {
+        name: "whole tick",
+        p50_us: total.p50_us,
+        max_us: total.max_us,
+    };
+    let stages = timing.stages().filter(|(_, q)| q.count > 0);
+    let network = engine.network();
+    let (weights_bytes, moments_bytes) = network.other_bytes();
+    let ms = |ns: u64| ns as f64 / NS_PER_MS as f64;
+    let align = config.align();
+    let (period_ms, deadline_ms) = (ms(align.period_ns), ms(config.deadline_ns()));
+    let left_ms = ms(config.deadline_ns().saturating_sub(align.max_wait_ns));
+    TickCost {
+        model: weights.spec.name.clone(),
+        trained: weights.spec.trained,
+        backend: network.backend_name(),
+        threads: config.engine.threads,
+        rows: engine.rows(),
+        ticks: total.count,
+        window_full,
+        stages: stages
+            .map(|(name, q)| StageCost {
+                name,
+                p50_us: q.p50_us,
+                max_us: q.max_us,
+            })
+            .collect(),
+        period_ms,
+        deadline_ms,
+        left_ms,
+        times_real_time: period_ms * 1e3 / whole.p50_us.max(1e-3),
+        verdict: DeadlineVerdict::of(whole.p50_us, whole.max_us, deadline_ms, left_ms),
+        whole,
+        weights_bytes,
+        arena_bytes: network.memory().bytes(),
+        moments_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_weighs_the_slowest_tick_against_what_is_left() {
+        let of =
+            |p50_ms: f64, max_ms: f64| DeadlineVerdict::of(p50_ms * 1e3, max_ms * 1e3, 100.0, 30.0);
+        assert_eq!(of(10.0, 30.0), DeadlineVerdict::Fits);
+        assert_eq!(of(10.0, 31.0), DeadlineVerdict::FitsWithoutWaiting);
+        assert_eq!(of(10.0, 101.0), DeadlineVerdict::FitsAtTheMedian);
+        assert_eq!(of(101.0, 102.0), DeadlineVerdict::TooSlow);
+    }
+}

@@ -1,0 +1,131 @@
+//! What following a journal comes to, and how it is said.
+
+use crate::source::mcap_log::LogEnd;
+use std::fmt;
+
+/// Where a repeated run parts from its journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The tick.
+    pub tick: u64,
+    /// Its epoch.
+    pub epoch: u32,
+    /// What is not the same.
+    pub what: What,
+}
+
+/// What is not the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// A sample the journal names was not recorded.
+    NotRecorded {
+        /// Its topic.
+        topic: String,
+        /// Its sequence.
+        sequence: u64,
+    },
+    /// The tick follows one that is not in the journal.
+    Hole,
+    /// A topic that is not configured.
+    UnknownTopic {
+        /// The topic.
+        topic: String,
+    },
+    /// A stage came to another result.
+    Stage {
+        /// Which: one of [`crate::model::network::DIGEST_STAGES`], or `tick` when only the order of samples differs.
+        stage: String,
+        /// Digest in the journal.
+        journal: String,
+        /// Digest now.
+        repeated: String,
+    },
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tick {} of epoch {}: ", self.tick, self.epoch)?;
+        match &self.what {
+            What::NotRecorded { topic, sequence } => write!(
+                f,
+                "the inputs do not hold sample {sequence} of {topic}, which the run used"
+            ),
+            What::Hole => write!(
+                f,
+                "ticks just before it are not in the journal; a run drops outputs when its disk or network is too slow, and says so"
+            ),
+            What::UnknownTopic { topic } => {
+                write!(f, "the run used topic {topic}, which is not configured")
+            }
+            What::Stage {
+                stage,
+                journal,
+                repeated,
+            } => write!(
+                f,
+                "stage {stage} differs: {journal} in the journal, {repeated} now"
+            ),
+        }
+    }
+}
+
+/// Ticks between two others that could not be checked: the journal has no entries of theirs, or none of what came before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unchecked {
+    /// Epoch and tick checked last before.
+    pub after: (u32, u64),
+    /// Epoch and tick checked next.
+    pub until: (u32, u64),
+    /// Entries of the journal in between, passed over because the context was not known.
+    pub entries: u64,
+}
+
+impl fmt::Display for Unchecked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ((epoch, tick), (next_epoch, next_tick)) = (self.after, self.until);
+        if epoch == next_epoch {
+            write!(
+                f,
+                "ticks {} to {} of epoch {epoch}",
+                tick + 1,
+                next_tick.saturating_sub(1)
+            )?;
+        } else {
+            write!(
+                f,
+                "the ticks after tick {tick} of epoch {epoch}, before tick {next_tick} of epoch {next_epoch},"
+            )?;
+        }
+        write!(f, " could not be checked: the journal has a hole there")?;
+        if self.entries > 0 {
+            write!(
+                f,
+                ", and behind it {} tick(s) without the context to begin with",
+                self.entries
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Gaps that are described; further ones are only counted.
+pub const MAX_DESCRIBED_GAPS: usize = 16;
+
+/// What following a journal has come to.
+#[derive(Clone, Debug, Default)]
+pub struct Followed {
+    /// Ticks that came to the same digests.
+    pub ticks: u64,
+    /// Of these, ticks whose heads were left out: what they recall of before a hole is not known.
+    pub ticks_without_heads: u64,
+    /// Samples they took.
+    pub samples: u64,
+    /// Gaps that were passed over, the first [`MAX_DESCRIBED_GAPS`].
+    pub unchecked: Vec<Unchecked>,
+    /// Gaps that were passed over, all.
+    pub unchecked_count: u64,
+    /// The first that did not; nothing after it was looked at. A hole with nothing behind it to go on from is one.
+    pub difference: Option<Difference>,
+    /// How the journal ended.
+    pub journal_end: LogEnd,
+}

@@ -1,0 +1,61 @@
+//! Digests of what enters and leaves a tick's stages.
+
+use super::adapter::TokenBatch;
+use super::heads::HeadOutputs;
+use super::network::{StepOutputs, TickMoment};
+use xxhash_rust::xxh3::Xxh3;
+
+/// Adds values, little-endian.
+pub(super) fn update_f32(hasher: &mut Xxh3, values: &[f32]) {
+    // In blocks: the hasher is fastest on long inputs, the host buffer stays on the stack.
+    const BLOCK: usize = 64;
+    for block in values.chunks(BLOCK) {
+        let mut bytes = [0; BLOCK * 4];
+        for (bytes, value) in bytes.chunks_exact_mut(4).zip(block) {
+            bytes.copy_from_slice(&value.to_le_bytes());
+        }
+        hasher.update(&bytes[..block.len() * 4]);
+    }
+}
+
+/// Of what enters a tick.
+pub(super) fn digest_batch(moment: &TickMoment, batch: &TokenBatch) -> u64 {
+    let mut hasher = Xxh3::new();
+    hasher.update(&moment.tick.to_le_bytes());
+    hasher.update(&moment.tick_time_ns.to_le_bytes());
+    update_f32(&mut hasher, &moment.quality);
+    for part in &batch.modalities {
+        update_f32(&mut hasher, &part.features);
+        for (index, position) in part.index.iter().zip(&part.positions) {
+            hasher.update(&index.to_le_bytes());
+            hasher.update(&position.time_ns.to_le_bytes());
+        }
+        for chunk in &part.chunks {
+            hasher.update(&(chunk.topic as u64).to_le_bytes());
+            hasher.update(&(chunk.rows.end as u64).to_le_bytes());
+        }
+    }
+    hasher.digest()
+}
+
+/// Of what leaves it.
+pub(super) fn digest_heads(outputs: &StepOutputs, caption: &[u32]) -> u64 {
+    let mut hasher = Xxh3::new();
+    let HeadOutputs {
+        events,
+        scene,
+        motion,
+        embedding,
+    } = &outputs.heads;
+    for values in [events, scene, motion, embedding] {
+        update_f32(&mut hasher, values);
+    }
+    update_f32(&mut hasher, &outputs.gates);
+    for nearest in &outputs.nearest {
+        hasher.update(&nearest.tick.to_le_bytes());
+    }
+    for token in caption {
+        hasher.update(&token.to_le_bytes());
+    }
+    hasher.digest()
+}

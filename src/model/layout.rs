@@ -1,0 +1,58 @@
+//! Where the tokens of a step lie in the token matrix: by modality, within a modality by lane.
+//!
+//! A *lane* is one of the runs that step together, each with a context of its own. Rows of one modality are neighbours
+//! whatever their lane, so that every linear layer is one product for all of them.
+
+use super::adapter::TokenBatch;
+use super::spec::Modality;
+use arrayvec::ArrayVec;
+use std::ops::Range;
+
+/// Most runs that may share a network's products.
+pub const MAX_LANES: usize = 16;
+
+const MODALITIES: usize = Modality::ALL.len();
+
+/// Rows of one lane, a range a modality.
+pub(super) type LaneRows = [Range<usize>; MODALITIES];
+
+/// One thing for each lane of a step, on the stack.
+pub(super) type Lanes<T> = ArrayVec<T, MAX_LANES>;
+
+/// Rows of every lane.
+#[derive(Debug)]
+pub(super) struct Layout(Lanes<LaneRows>);
+
+impl Layout {
+    /// Lays out the batches of at most [`MAX_LANES`] lanes.
+    pub fn of(batches: &[&TokenBatch]) -> Layout {
+        let none = |_| std::array::from_fn(|_| 0..0);
+        let mut lanes: Lanes<LaneRows> = batches.iter().map(none).collect();
+        let mut from = 0;
+        for m in 0..MODALITIES {
+            for (rows, batch) in lanes.iter_mut().zip(batches) {
+                rows[m] = from..from + batch.modalities[m].rows();
+                from = rows[m].end;
+            }
+        }
+        Layout(lanes)
+    }
+
+    /// Rows in all.
+    pub fn rows(&self) -> usize {
+        self.0.last().map_or(0, |rows| rows[MODALITIES - 1].end)
+    }
+
+    /// Rows of one modality, every lane's.
+    pub fn of_modality(&self, modality: usize) -> Range<usize> {
+        match (self.0.first(), self.0.last()) {
+            (Some(first), Some(last)) => first[modality].start..last[modality].end,
+            _ => 0..0,
+        }
+    }
+
+    /// Rows of one lane.
+    pub fn of_lane(&self, lane: usize) -> &LaneRows {
+        &self.0[lane]
+    }
+}

@@ -1,0 +1,188 @@
+//! Sizes of a network's context: what is configured, what is reserved of the arena, and what does not fit.
+
+use super::layout::MAX_LANES;
+use super::spec::{Modality, ModelSpec};
+use super::weights::WeightsError;
+use crate::frontend::text::MAX_TEXT_TOKENS;
+use crate::umm::arena::{ArenaPlan, ArenaTooLarge};
+use crate::umm::compressed::CompressedRing;
+use crate::umm::compression::BadCapacity;
+use crate::umm::context::{Context, LayeredRing, TopicContext};
+use crate::umm::ring::ChunkTooLong;
+
+/// A topic as the network sees it.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    /// Topic name, for the memory listing.
+    pub name: String,
+    /// Kind of input.
+    pub modality: Modality,
+    /// Tokens its rings hold.
+    pub capacity: usize,
+    /// Most tokens it adds in one tick; at most `capacity`.
+    pub max_tokens_per_tick: usize,
+    /// Pooled tokens its long context holds, see [`crate::umm::compressed`]; 0 for none.
+    pub context_capacity: usize,
+}
+
+/// Sizes of a network's context.
+#[derive(Clone, Debug)]
+pub struct NetworkConfig {
+    /// Topics, in the configuration's order.
+    pub streams: Vec<Stream>,
+    /// Longest time distance attended to.
+    pub window_ns: i64,
+    /// Time between ticks: with the window it gives the fusion ring's size.
+    pub period_ns: i64,
+    /// Caption bytes a tick.
+    pub caption_steps: usize,
+    /// Moments kept for retrieval.
+    pub moments: usize,
+    /// Ticks that must lie between a moment and one it is compared with.
+    pub recall_gap_ticks: u64,
+    /// Limit of the arena.
+    pub memory_limit_mib: usize,
+}
+
+/// A network that cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The weights do not fit their specification.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The context does not fit the limit.
+    #[error(transparent)]
+    Memory(ArenaTooLarge),
+    /// The contexts of several runs together do not fit it.
+    #[error("{lanes} contexts together: {source}; or run fewer together")]
+    MemoryTogether {
+        /// How many.
+        lanes: usize,
+        /// Sizes.
+        source: ArenaTooLarge,
+    },
+    /// More runs together than there may be.
+    #[error("{lanes} runs cannot share one network: at most {MAX_LANES} may")]
+    TooManyLanes {
+        /// How many.
+        lanes: usize,
+    },
+    /// A topic's ring is shorter than one tick's tokens.
+    #[error("topic {topic}: {source}")]
+    Capacity {
+        /// The topic.
+        topic: String,
+        /// Sizes.
+        source: ChunkTooLong,
+    },
+    /// A long context without weights for it.
+    #[error(
+        "topic {topic} is to have a long context, but the weights have none (`compress_ratio` in their specification): \
+         set `context_ms = 0`, or take weights that have one (`umm model init --long-context`)"
+    )]
+    NoCompression {
+        /// The topic.
+        topic: String,
+    },
+    /// A long context of an impossible size.
+    #[error("topic {topic}: {source}")]
+    Context {
+        /// The topic.
+        topic: String,
+        /// Sizes.
+        source: BadCapacity,
+    },
+}
+
+/// Reserves one lane's rings.
+pub(super) fn reserve_context(
+    plan: &mut ArenaPlan,
+    spec: &ModelSpec,
+    config: &NetworkConfig,
+) -> Result<Context, NetworkError> {
+    let kv_width = spec.head_shape().kv_width();
+    let mut topics = Vec::with_capacity(config.streams.len());
+    for stream in &config.streams {
+        if stream.max_tokens_per_tick > stream.capacity {
+            return Err(NetworkError::Capacity {
+                topic: stream.name.clone(),
+                source: ChunkTooLong {
+                    tokens: stream.max_tokens_per_tick,
+                    capacity: stream.capacity,
+                },
+            });
+        }
+        let mut topic = TopicContext::reserve(
+            plan,
+            &stream.name,
+            stream.modality.index(),
+            stream.capacity,
+            kv_width,
+            spec.d,
+            spec.encoder_layers,
+            spec.fusion_layers,
+        );
+        topic.compressed = reserve_compressed(plan, spec, stream)?;
+        topics.push(topic);
+    }
+    // A window of ticks, the present one and one that has just left it.
+    let ticks = (config.window_ns / config.period_ns.max(1)) as usize + 2;
+    let fusion = LayeredRing::reserve(
+        plan,
+        "fusion: keys and values",
+        ticks * spec.fusion_tokens,
+        kv_width,
+        spec.fusion_layers,
+    );
+    Ok(Context { topics, fusion })
+}
+
+/// The topic's long context, if it is to have one.
+fn reserve_compressed(
+    plan: &mut ArenaPlan,
+    spec: &ModelSpec,
+    stream: &Stream,
+) -> Result<Option<CompressedRing>, NetworkError> {
+    if stream.context_capacity == 0 {
+        return Ok(None);
+    }
+    let topic = || stream.name.clone();
+    let sizes = spec
+        .compression()
+        .ok_or_else(|| NetworkError::NoCompression { topic: topic() })?;
+    let (capacity, per_tick) = (stream.context_capacity, stream.max_tokens_per_tick);
+    sizes
+        .check(capacity, per_tick)
+        .map_err(|source| NetworkError::Context {
+            topic: topic(),
+            source,
+        })?;
+    Ok(Some(CompressedRing::reserve(
+        plan,
+        &format!("{}: long context", stream.name),
+        sizes,
+        capacity,
+        per_tick,
+        spec.head_shape().kv_width(),
+        spec.encoder_layers,
+    )))
+}
+
+/// Most blocks of a topic's long context; 0 where none has one.
+pub(super) fn max_blocks(spec: &ModelSpec, config: &NetworkConfig) -> usize {
+    let longest = config.streams.iter().map(|s| s.context_capacity).max();
+    let sizes = spec.compression();
+    sizes.map_or(0, |sizes| longest.unwrap_or_default() / sizes.block)
+}
+
+/// Most tokens of each modality that one lane adds in a tick.
+pub(super) fn max_rows(config: &NetworkConfig) -> [usize; Modality::ALL.len()] {
+    let mut max_rows = [0; Modality::ALL.len()];
+    for stream in &config.streams {
+        max_rows[stream.modality.index()] += stream.max_tokens_per_tick;
+    }
+    // A text query runs alone through the text adapter: at least one message must fit.
+    let text = &mut max_rows[Modality::Text.index()];
+    *text = (*text).max(MAX_TEXT_TOKENS);
+    max_rows
+}

@@ -1,0 +1,86 @@
+//! Ticks of several replays run together: front ends one after the other, then one step of the network for all, then each
+//! run's outputs. Every run comes to the bytes it would have come to alone.
+
+use super::stopwatch::Stopwatch;
+use super::{RunError, Runtime, WHOLE};
+use crate::governor::Plan;
+use crate::model::layout::MAX_LANES;
+use crate::model::network::{LaneStep, step_together};
+use crate::model::stage::{Stage, StageTimes};
+use crate::time::Clock;
+use arrayvec::ArrayVec;
+
+/// A tick that has been closed, see [`Runtime::close_next`], and what running it has come to.
+pub struct DueTick<'a> {
+    /// Its run, of [`super::Mode::Replay`].
+    pub runtime: &'a mut Runtime,
+    /// Its run's clock.
+    pub clock: &'a dyn Clock,
+    /// What went wrong; the run cannot go on then.
+    pub failed: &'a mut Option<RunError>,
+}
+
+/// Runs the ticks of at most [`MAX_LANES`] replays whose engines were built together.
+pub fn run_together(ticks: &mut [DueTick<'_>]) {
+    let mut front_ends: ArrayVec<StageTimes, MAX_LANES> = ArrayVec::new();
+    for due in ticks.iter_mut() {
+        front_ends.push(due.runtime.prepare());
+    }
+    let stepped = step(ticks);
+    for (due, mut times) in ticks.iter_mut().zip(front_ends) {
+        let concluded = match &stepped {
+            Ok(shared) => {
+                for (stage, ns) in shared.iter() {
+                    times.set(stage, ns);
+                }
+                due.runtime.conclude(due.clock, times)
+            }
+            Err(source) => Err(RunError::Tick {
+                tick: due.runtime.tick.tick,
+                source: source.clone(),
+            }),
+        };
+        *due.failed = concluded.err();
+    }
+}
+
+/// The network's step; its times are those of all ticks together, which is how long each has waited.
+fn step(ticks: &mut [DueTick<'_>]) -> Result<StageTimes, crate::umm::ring::ChunkTooLong> {
+    let mut steps: ArrayVec<LaneStep<'_>, MAX_LANES> = ArrayVec::new();
+    let mut clock: Option<&dyn Clock> = None;
+    for due in ticks {
+        let Runtime {
+            engine, stopwatch, ..
+        } = &mut *due.runtime;
+        steps.push(engine.lane_step());
+        clock = clock.or(Some(&**stopwatch));
+    }
+    let Some(clock) = clock else {
+        return Ok(StageTimes::default());
+    };
+    let mut stopwatch = Stopwatch::start(clock, Plan::Full, None);
+    step_together(&mut steps, &mut stopwatch)?;
+    Ok(*stopwatch.times())
+}
+
+impl Runtime {
+    /// The closed tick's front ends.
+    fn prepare(&mut self) -> StageTimes {
+        let mut stopwatch = Stopwatch::start(self.stopwatch.as_ref(), WHOLE.plan, None);
+        let ledger = self.aligner.ledger_mut();
+        self.engine
+            .prepare(&mut self.tick, WHOLE.plan, ledger, &mut stopwatch);
+        *stopwatch.times()
+    }
+
+    /// The closed tick's outputs, its step being done.
+    fn conclude(&mut self, clock: &dyn Clock, mut times: StageTimes) -> Result<(), RunError> {
+        let start_ns = self.stopwatch.now_ns();
+        self.engine.conclude(&self.tick, WHOLE.plan);
+        let published_ns = self.publish(clock, WHOLE, &times)?;
+        let publish_ns = self.stopwatch.now_ns().saturating_sub(start_ns);
+        times.set(Stage::Publish, publish_ns);
+        self.note(WHOLE.plan, &times, times.sum_ns(), published_ns);
+        Ok(())
+    }
+}

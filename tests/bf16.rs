@@ -1,0 +1,292 @@
+//! Linear layers and attention in bf16: the same bits on every instruction set this processor has, for any number of rows
+//! and threads; close to exact arithmetic within the bound that rounding gives.
+
+use proptest::prelude::*;
+use umm::backend::cpu::{Cpu, Isa, MIN_INT8_WEIGHTS, Path, Precision};
+use umm::backend::parity::noise;
+use umm::backend::{Backend, Epilogue, HeadShape, KvSegment, Region, Segments, Visibility};
+use umm::run::on_tick_thread;
+
+/// `(in_dim, out_dim)` at and around the kernels' steps.
+const SIZES: [(usize, usize); 10] = [
+    (1, 4096),
+    (5, 1000),
+    (31, 133),
+    (32, 128),
+    (33, 127),
+    (64, 64),
+    (65, 65),
+    (128, 33),
+    (768, 17),
+    (4096, 1),
+];
+
+/// Numbers of rows at and around the kernels' blocks.
+const ROWS: [usize; 11] = [1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33];
+
+fn available() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| {
+        if !isa.available() {
+            println!("no {} here: its kernel is not tested", isa.name());
+        }
+        isa.available()
+    })
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// A layer's result for `x` on what was noise.
+fn linear(
+    path: Path,
+    isa: Isa,
+    (in_dim, out_dim): (usize, usize),
+    x: &[f32],
+    epilogue: Epilogue,
+) -> Vec<f32> {
+    assert!(in_dim * out_dim >= MIN_INT8_WEIGHTS, "would stay f32");
+    let rows = x.len() / in_dim;
+    let mut cpu = Cpu::with_isa(path, Precision::Bf16, isa);
+    cpu.allocate(rows * (in_dim + out_dim));
+    let (weight, bias) = (noise(1, in_dim * out_dim), noise(2, out_dim));
+    let layer = cpu.add_linear(&weight, Some(&bias), in_dim, out_dim);
+    let from = Region {
+        start: 0,
+        len: x.len(),
+    };
+    let to = Region {
+        start: x.len(),
+        len: rows * out_dim,
+    };
+    cpu.upload(from, x);
+    let mut out = noise(4, to.len);
+    cpu.upload(to, &out);
+    cpu.linear_into(from, rows, layer, epilogue, to);
+    cpu.download(to, &mut out);
+    out
+}
+
+#[test]
+fn every_instruction_set_gives_the_bits_of_the_definition() {
+    for size in SIZES {
+        for rows in ROWS {
+            for epilogue in [Epilogue::Store, Epilogue::Add] {
+                let x = noise(3, rows * size.0);
+                let expected = linear(Path::Plain, Isa::Portable, size, &x, epilogue);
+                for isa in available() {
+                    let actual = linear(Path::Fast, isa, size, &x, epilogue);
+                    assert_eq!(
+                        bits(&expected),
+                        bits(&actual),
+                        "{} {rows} x {size:?} {epilogue:?}",
+                        isa.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn values_too_small_for_some_processors_are_zero_on_all() {
+    let size = (64, 64);
+    let x: Vec<f32> = noise(3, 8 * 64)
+        .iter()
+        .enumerate()
+        .map(|(i, v)| v * 2.0_f32.powi(-(i as i32 % 140)))
+        .collect();
+    let expected = linear(Path::Plain, Isa::Portable, size, &x, Epilogue::Store);
+    for isa in available() {
+        let actual = linear(Path::Fast, isa, size, &x, Epilogue::Store);
+        assert_eq!(bits(&expected), bits(&actual), "{}", isa.name());
+    }
+}
+
+#[test]
+fn a_row_that_is_not_finite_leaves_the_others() {
+    let size = (64, 64);
+    for isa in available() {
+        let mut x = noise(3, 4 * 64);
+        let clean = linear(Path::Fast, isa, size, &x, Epilogue::Store);
+        x[64 + 5] = f32::NAN;
+        x[2 * 64 + 5] = f32::INFINITY;
+        let out = linear(Path::Fast, isa, size, &x, Epilogue::Store);
+        assert!(out[64..128].iter().all(|y| y.is_nan()), "{}", isa.name());
+        assert!(
+            out[128..192].iter().all(|y| !y.is_finite()),
+            "{}",
+            isa.name()
+        );
+        for row in [0, 3] {
+            assert_eq!(
+                bits(&out[row * 64..][..64]),
+                bits(&clean[row * 64..][..64]),
+                "{}",
+                isa.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn threads_change_nothing() {
+    let (rows, size) = (37, (512, 1000));
+    let x = noise(3, rows * size.0);
+    let run = |threads| {
+        on_tick_thread(threads, || {
+            linear(Path::Fast, Isa::best(), size, &x, Epilogue::Gelu)
+        })
+        .expect("threads")
+    };
+    let one = run(1);
+    for threads in [2, 3, 7] {
+        assert_eq!(bits(&one), bits(&run(threads)), "{threads} threads");
+    }
+}
+
+const SHAPE: HeadShape = HeadShape {
+    heads: 6,
+    kv_heads: 2,
+    head_dim: 64,
+};
+const WINDOW_NS: i64 = 1000;
+
+/// Attention of `rows` queries over `keys` keys in two segments, with times such that each query sees others.
+fn attention(path: Path, isa: Isa, shape: HeadShape, rows: usize, keys: usize) -> Vec<f32> {
+    let mut cpu = Cpu::with_isa(path, Precision::Bf16, isa);
+    let (q_len, kv_len) = (rows * shape.q_width(), keys * shape.kv_width());
+    cpu.allocate(2 * q_len + 2 * kv_len);
+    let sink = cpu.add_table(&noise(8, shape.heads), shape.heads);
+    let region = |start, len| Region { start, len };
+    let (q, out) = (region(0, q_len), region(q_len, q_len));
+    let (k, v) = (
+        region(2 * q_len, kv_len),
+        region(2 * q_len + kv_len, kv_len),
+    );
+    for (part, seed) in [(q, 5), (k, 6), (v, 7)] {
+        let values: Vec<f32> = noise(seed, part.len).iter().map(|x| 2.0 * x).collect();
+        cpu.upload(part, &values);
+    }
+    let key_times: Vec<i64> = (0..keys as i64)
+        .map(|j| j * 1500 / keys.max(1) as i64)
+        .collect();
+    // Queries that share a time, and one that sees nothing but its own chunk.
+    let query_times: Vec<i64> = (0..rows as i64).map(|r| 900 + r / 7 * 150).collect();
+    let cut = keys * 2 / 3;
+    let kv = shape.kv_width();
+    let segment = |from: usize, to: usize| KvSegment {
+        k: k.rows(from, to - from, kv),
+        v: v.rows(from, to - from, kv),
+        time_ns: &key_times[from..to],
+        visibility: Visibility::Window {
+            window_ns: WINDOW_NS,
+        },
+    };
+    let mut segments = Segments::new();
+    for (from, to) in [(0, cut), (cut, keys)] {
+        if from < to {
+            segments.push(segment(from, to));
+        }
+    }
+    cpu.attention_into(q, &query_times, shape, &segments, sink, out);
+    let mut result = vec![0.0; q_len];
+    cpu.download(out, &mut result);
+    result
+}
+
+#[test]
+fn attention_is_close_to_the_definition_and_the_same_on_every_instruction_set() {
+    let narrow = HeadShape {
+        heads: 4,
+        kv_heads: 4,
+        head_dim: 32,
+    };
+    let odd = HeadShape {
+        heads: 3,
+        kv_heads: 1,
+        head_dim: 24,
+    };
+    for shape in [SHAPE, narrow, odd] {
+        for (rows, keys) in [
+            (1, 0),
+            (1, 1),
+            (3, 15),
+            (5, 16),
+            (6, 17),
+            (11, 31),
+            (11, 32),
+            (12, 33),
+            (64, 200),
+        ] {
+            let defined = attention(Path::Plain, Isa::Portable, shape, rows, keys);
+            let portable = attention(Path::Fast, Isa::Portable, shape, rows, keys);
+            for (d, p) in defined.iter().zip(&portable) {
+                assert!(
+                    (d - p).abs() < 0.02,
+                    "{shape:?} {rows} x {keys}: {p} against {d}"
+                );
+            }
+            for isa in available().filter(|isa| *isa != Isa::Portable) {
+                let actual = attention(Path::Fast, isa, shape, rows, keys);
+                assert_eq!(
+                    bits(&portable),
+                    bits(&actual),
+                    "{} {shape:?} {rows} x {keys}",
+                    isa.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_rows_do_not_depend_on_each_other_or_on_threads() {
+    let all = attention(Path::Fast, Isa::best(), SHAPE, 40, 150);
+    // The first rows are the same whatever follows them.
+    let few = attention(Path::Fast, Isa::best(), SHAPE, 9, 150);
+    assert_eq!(bits(&few), bits(&all[..few.len()]));
+    for threads in [1, 2, 5] {
+        let again = on_tick_thread(threads, || {
+            attention(Path::Fast, Isa::best(), SHAPE, 40, 150)
+        });
+        assert_eq!(
+            bits(&all),
+            bits(&again.expect("threads")),
+            "{threads} threads"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// A factor is rounded to eight bits, a sum is one of `f32`.
+    #[test]
+    fn error_is_within_what_rounding_gives(
+        rows in 1_usize..9, in_dim in 64_usize..300, out_dim in 64_usize..90, seed in 0_u64..1000
+    ) {
+        let x = noise(seed + 10, rows * in_dim);
+        let out = linear(Path::Fast, Isa::best(), (in_dim, out_dim), &x, Epilogue::Store);
+        let (weight, bias) = (noise(1, in_dim * out_dim), noise(2, out_dim));
+        for (x, out) in x.chunks(in_dim).zip(out.chunks(out_dim)) {
+            for ((w, b), y) in weight.chunks(in_dim).zip(&bias).zip(out) {
+                let products = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                let exact: f64 = products.clone().sum::<f64>() + f64::from(*b);
+                let bound: f64 = products.map(f64::abs).sum::<f64>() * (2.0 / 256.0 + 1e-4) + 1e-6;
+                prop_assert!((f64::from(*y) - exact).abs() <= bound, "{} against {}", y, exact);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_independent(rows in 1_usize..40, in_dim in 64_usize..200, out_dim in 64_usize..100) {
+        let x = noise(3, rows * in_dim);
+        let size = (in_dim, out_dim);
+        let together = linear(Path::Fast, Isa::best(), size, &x, Epilogue::Gelu);
+        for (x, together) in x.chunks(in_dim).zip(together.chunks(out_dim)) {
+            let alone = linear(Path::Fast, Isa::best(), size, x, Epilogue::Gelu);
+            prop_assert_eq!(together, &alone[..]);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! `f32` on 512-bit vectors: the bits of the path that every processor with fused multiply-add has, so that a journal
+//! written on one is repeated on the other.
+
+use umm::backend::cpu::{Cpu, Isa, Path, Precision};
+use umm::backend::parity::noise;
+use umm::backend::{Backend, Epilogue, HeadShape, KvSegment, Region, Segments, Visibility};
+use umm::run::on_tick_thread;
+
+/// Both paths; none, with a line, where the processor has no 512-bit vectors.
+fn paths() -> Option<[Isa; 2]> {
+    if Isa::Avx512Vnni.available() {
+        return Some([Isa::Avx2, Isa::Avx512Vnni]);
+    }
+    println!("skipped: no 512-bit vectors here");
+    None
+}
+
+fn linear(isa: Isa, threads: usize, size: (usize, usize, usize), epilogue: Epilogue) -> Vec<u32> {
+    let (rows, in_dim, out_dim) = size;
+    on_tick_thread(threads, || {
+        let mut cpu = Cpu::with_isa(Path::Fast, Precision::F32, isa);
+        cpu.allocate(rows * (in_dim + out_dim));
+        let (weight, bias) = (noise(1, in_dim * out_dim), noise(2, out_dim));
+        let layer = cpu.add_linear(&weight, Some(&bias), in_dim, out_dim);
+        let x = Region {
+            start: 0,
+            len: rows * in_dim,
+        };
+        let out = Region {
+            start: x.len,
+            len: rows * out_dim,
+        };
+        cpu.upload(x, &noise(3, x.len));
+        cpu.upload(out, &noise(4, out.len));
+        cpu.linear_into(x, rows, layer, epilogue, out);
+        let mut result = vec![0.0; out.len];
+        cpu.download(out, &mut result);
+        result.into_iter().map(f32::to_bits).collect()
+    })
+    .expect("threads")
+}
+
+#[test]
+fn linear_layers_have_the_same_bits() {
+    let Some([narrow, wide]) = paths() else {
+        return;
+    };
+    for epilogue in [Epilogue::Store, Epilogue::Gelu, Epilogue::Add] {
+        for rows in [1, 2, 4, 5, 13, 14, 15, 28, 29, 64, 100] {
+            for (in_dim, out_dim) in [(16, 1), (31, 33), (256, 32), (257, 48), (768, 100)] {
+                let size = (rows, in_dim, out_dim);
+                let expected = linear(narrow, 1, size, epilogue);
+                for threads in [1, 3] {
+                    let got = linear(wide, threads, size, epilogue);
+                    assert!(
+                        got == expected,
+                        "{size:?}, {epilogue:?}, {threads} threads: other bits than rten-gemm's"
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn attention(isa: Isa, shape: HeadShape, rows: usize, keys: usize) -> Vec<u32> {
+    let mut cpu = Cpu::with_isa(Path::Fast, Precision::F32, isa);
+    let (q_len, kv_len) = (rows * shape.q_width(), keys * shape.kv_width());
+    cpu.allocate(2 * q_len + 2 * kv_len);
+    let sink = cpu.add_table(&noise(8, shape.heads), shape.heads);
+    let region = |start, len| Region { start, len };
+    let (q, out) = (region(0, q_len), region(q_len, q_len));
+    let (k, v) = (
+        region(2 * q_len, kv_len),
+        region(2 * q_len + kv_len, kv_len),
+    );
+    for (part, seed) in [(q, 5), (k, 6), (v, 7)] {
+        let values: Vec<f32> = noise(seed, part.len).iter().map(|x| 2.0 * x).collect();
+        cpu.upload(part, &values);
+    }
+    let time_ns: Vec<i64> = (0..keys as i64).collect();
+    // Pairs of queries, each pair seeing other keys.
+    let query_times: Vec<i64> = (0..rows as i64).map(|r| keys as i64 / 2 + r / 2).collect();
+    let mut segments = Segments::new();
+    segments.push(KvSegment {
+        k,
+        v,
+        time_ns: &time_ns,
+        visibility: Visibility::Window {
+            window_ns: keys as i64 * 3 / 4,
+        },
+    });
+    cpu.attention_into(q, &query_times, shape, &segments, sink, out);
+    let mut result = vec![0.0; q_len];
+    cpu.download(out, &mut result);
+    result.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn attention_has_the_same_bits() {
+    let Some([narrow, wide]) = paths() else {
+        return;
+    };
+    let shapes = [(12, 4, 64), (4, 4, 32), (3, 1, 8), (6, 2, 40), (2, 1, 128)];
+    for (heads, kv_heads, head_dim) in shapes {
+        let shape = HeadShape {
+            heads,
+            kv_heads,
+            head_dim,
+        };
+        for (rows, keys) in [
+            (1, 1),
+            (2, 15),
+            (3, 16),
+            (9, 17),
+            (30, 33),
+            (20, 300),
+            (64, 700),
+        ] {
+            assert!(
+                attention(narrow, shape, rows, keys) == attention(wide, shape, rows, keys),
+                "{shape:?}, {rows} rows, {keys} keys: other bits than the loops'"
+            );
+        }
+    }
+}
