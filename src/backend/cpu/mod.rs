@@ -17,6 +17,7 @@ mod kernel_rows;
 pub(crate) mod math;
 #[cfg(target_arch = "x86_64")]
 mod packed;
+mod pages;
 mod plain;
 
 pub use int8::{ISA_VARIABLE, Isa};
@@ -24,6 +25,7 @@ pub use int8::{ISA_VARIABLE, Isa};
 use super::{Backend, Epilogue, HeadShape, LinearId, NormIds, Region, Segments, TableId};
 use crate::umm::arena::prefault;
 use int8::Int8Linear;
+use pages::{Pages, Pool};
 use rten_gemm::{GemmExecutor, PackedBMatrix};
 use serde::Deserialize;
 
@@ -105,7 +107,9 @@ pub struct Cpu {
     /// Whether `f32` is computed on 512-bit vectors.
     #[cfg(target_arch = "x86_64")]
     wide: bool,
-    arena: Vec<f32>,
+    arena: Pages<f32>,
+    /// Where layers' weights lie.
+    pool: Pool,
     linears: Vec<Linear>,
     tables: Vec<Table>,
     gemm: GemmExecutor,
@@ -143,7 +147,8 @@ impl Cpu {
             isa,
             #[cfg(target_arch = "x86_64")]
             wide: isa >= Isa::Avx512Vnni && avx512::available(),
-            arena: Vec::new(),
+            arena: Pages::zeroed(0),
+            pool: Pool::default(),
             linears: Vec::new(),
             tables: Vec::new(),
             gemm: GemmExecutor::new(),
@@ -203,7 +208,7 @@ impl Backend for Cpu {
     }
 
     fn allocate(&mut self, arena_len: usize) {
-        self.arena = vec![0.0; arena_len];
+        self.arena = Pages::zeroed(arena_len);
         prefault(&mut self.arena);
     }
 
@@ -219,17 +224,25 @@ impl Backend for Cpu {
         assert_eq!(bias.len(), out_dim, "linear bias size");
         let small = weight.len() < MIN_INT8_WEIGHTS || in_dim > int8::MAX_IN_DIM;
         let weights = match (self.precision, self.path) {
-            (Precision::Int8, _) if !small => {
-                LinearWeights::Int8(Int8Linear::pack(weight, &bias, in_dim, out_dim))
-            }
-            (Precision::Bf16, _) if !small => {
-                LinearWeights::Bf16(bf16::Bf16Linear::pack(weight, &bias, in_dim, out_dim))
-            }
+            (Precision::Int8, _) if !small => LinearWeights::Int8(Int8Linear::pack(
+                &mut self.pool,
+                weight,
+                &bias,
+                in_dim,
+                out_dim,
+            )),
+            (Precision::Bf16, _) if !small => LinearWeights::Bf16(bf16::Bf16Linear::pack(
+                &mut self.pool,
+                weight,
+                &bias,
+                in_dim,
+                out_dim,
+            )),
             (_, Path::Plain) => LinearWeights::Plain(weight.to_vec()),
             #[cfg(target_arch = "x86_64")]
-            (_, Path::Fast) if self.wide && in_dim >= avx512::LANES => {
-                LinearWeights::Wide(packed::PackedLinear::pack(weight, &bias, in_dim, out_dim))
-            }
+            (_, Path::Fast) if self.wide && in_dim >= avx512::LANES => LinearWeights::Wide(
+                packed::PackedLinear::pack(&mut self.pool, weight, &bias, in_dim, out_dim),
+            ),
             (_, Path::Fast) => {
                 LinearWeights::Packed(fast::pack(&self.gemm, weight, in_dim, out_dim))
             }

@@ -6,6 +6,7 @@
 use super::avx512::{self, Ahead, DEPTH_BLOCK, LANES, ROW_STRIDE, ROWS_OF_TWO, with_tile_rows};
 use super::kernel_rows::RowsOut;
 use super::math;
+use super::pages::{Part, Pool};
 use crate::backend::Epilogue;
 use crate::compute;
 use arrayvec::ArrayVec;
@@ -22,21 +23,28 @@ const MIN_WORK_PER_THREAD: usize = 1 << 17;
 pub(super) struct PackedLinear {
     in_dim: usize,
     out_dim: usize,
-    panels: Vec<f32>,
+    panels: Part<f32>,
     bias: Vec<f32>,
 }
 
 impl PackedLinear {
     /// Packs weights `[out_dim, in_dim]`.
-    pub(super) fn pack(weight: &[f32], bias: &[f32], in_dim: usize, out_dim: usize) -> Self {
+    pub(super) fn pack(
+        pool: &mut Pool,
+        weight: &[f32],
+        bias: &[f32],
+        in_dim: usize,
+        out_dim: usize,
+    ) -> Self {
         let channels = out_dim.next_multiple_of(PANEL);
-        let mut panels = vec![0.0; channels * in_dim];
-        for (n, weight) in weight.chunks_exact(in_dim).enumerate() {
-            let panel = &mut panels[n / PANEL * PANEL * in_dim..][..PANEL * in_dim];
-            for (step, w) in panel.chunks_exact_mut(PANEL).zip(weight) {
-                step[n % PANEL] = *w;
+        let panels = pool.part(channels * in_dim, |panels| {
+            for (n, weight) in weight.chunks_exact(in_dim).enumerate() {
+                let panel = &mut panels[n / PANEL * PANEL * in_dim..][..PANEL * in_dim];
+                for (step, w) in panel.chunks_exact_mut(PANEL).zip(weight) {
+                    step[n % PANEL] = *w;
+                }
             }
-        }
+        });
         let mut bias = bias.to_vec();
         bias.resize(channels, 0.0);
         PackedLinear {

@@ -4,6 +4,7 @@ use super::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
 use crate::backend::Epilogue;
 use crate::backend::cpu::int8::Isa;
 use crate::backend::cpu::kernel_rows::{RowsOut, put};
+use crate::backend::cpu::pages::{Part, Pool};
 use crate::compute;
 use arrayvec::ArrayVec;
 use multiversion::multiversion;
@@ -17,13 +18,14 @@ pub(in crate::backend::cpu) struct Bf16Linear {
     in_dim: usize,
     out_dim: usize,
     /// `[panels][depth / 2][PANEL][2]`.
-    panels: Vec<Bf16>,
+    panels: Part<Bf16>,
     bias: Vec<f32>,
 }
 
 impl Bf16Linear {
     /// Rounds weights `[out_dim, in_dim]`.
     pub(in crate::backend::cpu) fn pack(
+        pool: &mut Pool,
         weight: &[f32],
         bias: &[f32],
         in_dim: usize,
@@ -32,13 +34,14 @@ impl Bf16Linear {
         let depth = in_dim.next_multiple_of(STEP);
         // Whole pairs of panels: they are multiplied two at a time.
         let channels = out_dim.next_multiple_of(2 * PANEL);
-        let mut panels = vec![Bf16::default(); channels * depth];
-        for (n, weight) in weight.chunks_exact(in_dim).enumerate() {
-            let panel = &mut panels[n / PANEL * PANEL * depth..][..PANEL * depth];
-            for (k, w) in weight.iter().enumerate() {
-                panel[k / 2 * 2 * PANEL + n % PANEL * 2 + k % 2] = Bf16::from_f32(*w);
+        let panels = pool.part(channels * depth, |panels| {
+            for (n, weight) in weight.chunks_exact(in_dim).enumerate() {
+                let panel = &mut panels[n / PANEL * PANEL * depth..][..PANEL * depth];
+                for (k, w) in weight.iter().enumerate() {
+                    panel[k / 2 * 2 * PANEL + n % PANEL * 2 + k % 2] = Bf16::from_f32(*w);
+                }
             }
-        }
+        });
         let mut bias = bias.to_vec();
         bias.resize(channels, 0.0);
         Bf16Linear {

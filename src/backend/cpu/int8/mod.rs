@@ -16,6 +16,7 @@ mod neon;
 pub use isa::{ISA_VARIABLE, Isa};
 
 use super::kernel_rows::put;
+use super::pages::{Part, Pool};
 use crate::backend::Epilogue;
 use multiversion::multiversion;
 
@@ -40,7 +41,7 @@ pub(super) struct Int8Linear {
     pub(super) in_dim: usize,
     pub(super) out_dim: usize,
     /// `[panels][in_dim / 4][PANEL][4]`.
-    panels: Vec<i8>,
+    panels: Part<i8>,
     /// What one quantum of a channel is worth, `[panels * PANEL]`.
     scale: Vec<f32>,
     bias: Vec<f32>,
@@ -50,32 +51,41 @@ pub(super) struct Int8Linear {
 
 impl Int8Linear {
     /// Quantises weights `[out_dim, in_dim]`. A channel whose weights are not all finite gives NaN.
-    pub(super) fn pack(weight: &[f32], bias: &[f32], in_dim: usize, out_dim: usize) -> Int8Linear {
+    pub(super) fn pack(
+        pool: &mut Pool,
+        weight: &[f32],
+        bias: &[f32],
+        in_dim: usize,
+        out_dim: usize,
+    ) -> Int8Linear {
         assert!(in_dim <= MAX_IN_DIM, "a sum over {in_dim} may overflow");
         let depth = in_dim.next_multiple_of(DEPTH);
         let channels = out_dim.next_multiple_of(PANEL);
-        let mut packed = Int8Linear {
+        let (mut scale, mut offset) = (vec![0.0; channels], vec![0; channels]);
+        let mut row = vec![0_i8; depth];
+        let panels = pool.part(channels * depth, |panels| {
+            for (n, weight) in weight.chunks_exact(in_dim).enumerate() {
+                scale[n] = quantize_row(weight, &mut row);
+                offset[n] = 128 * row.iter().map(|&q| i32::from(q)).sum::<i32>();
+                let panel = &mut panels[n / PANEL * PANEL * depth..][..PANEL * depth];
+                for (step, group) in panel
+                    .chunks_exact_mut(PANEL * GROUP)
+                    .zip(row.chunks_exact(GROUP))
+                {
+                    step[n % PANEL * GROUP..][..GROUP].copy_from_slice(group);
+                }
+            }
+        });
+        let mut bias = bias.to_vec();
+        bias.resize(channels, 0.0);
+        Int8Linear {
             in_dim,
             out_dim,
-            panels: vec![0; channels * depth],
-            scale: vec![0.0; channels],
-            bias: bias.to_vec(),
-            offset: vec![0; channels],
-        };
-        packed.bias.resize(channels, 0.0);
-        let mut row = vec![0_i8; depth];
-        for (n, weight) in weight.chunks_exact(in_dim).enumerate() {
-            packed.scale[n] = quantize_row(weight, &mut row);
-            packed.offset[n] = 128 * row.iter().map(|&q| i32::from(q)).sum::<i32>();
-            let panel = &mut packed.panels[n / PANEL * PANEL * depth..][..PANEL * depth];
-            for (step, group) in panel
-                .chunks_exact_mut(PANEL * GROUP)
-                .zip(row.chunks_exact(GROUP))
-            {
-                step[n % PANEL * GROUP..][..GROUP].copy_from_slice(group);
-            }
+            panels,
+            scale,
+            bias,
+            offset,
         }
-        packed
     }
 
     fn depth(&self) -> usize {

@@ -1,0 +1,209 @@
+//! Memory in pages of 2 MiB where the system gives them: a step reads every weight once, and with pages of 4 KiB looking up
+//! where each lies takes up to as long as the reading (`benches/README.md`).
+//!
+//! [`Pages`] owns memory of its own, the arena; [`Pool`] hands out parts of larger blocks, the layers' weights, so that small
+//! layers share a page.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Size of a large page, and alignment of everything here.
+const LARGE_PAGE: usize = 2 << 20;
+
+/// Weights are packed into blocks of this size, or of a layer's where that is larger.
+const POOL_BLOCK: usize = 16 << 20;
+
+/// Alignment of a part: a cache line, also two of them where the processor fetches pairs.
+const PART_ALIGN: usize = 128;
+
+/// Numbers.
+///
+/// # Safety
+/// All bits zero is a value, and it is aligned within [`PART_ALIGN`].
+pub(super) unsafe trait Plain: Copy + Send + Sync + 'static {}
+// SAFETY: a number.
+unsafe impl Plain for f32 {}
+// SAFETY: a number.
+unsafe impl Plain for i8 {}
+// SAFETY: two bytes of a number.
+unsafe impl Plain for super::bf16::Bf16 {}
+
+/// Zeroed bytes, freed when dropped.
+struct Block {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: it owns its memory; access goes through the references of `Pages` and `Part`.
+unsafe impl Send for Block {}
+// SAFETY: as above; shared parts are only read.
+unsafe impl Sync for Block {}
+
+impl Block {
+    fn new(bytes: usize) -> Block {
+        let layout = Layout::from_size_align(bytes.max(1), LARGE_PAGE);
+        let Ok(layout) = layout else {
+            // As the standard collections do for sizes beyond the address space.
+            handle_alloc_error(Layout::new::<u8>());
+        };
+        // SAFETY: the size is not zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        let Some(start) = NonNull::new(start) else {
+            handle_alloc_error(layout);
+        };
+        let block = Block { start, layout };
+        block.advise();
+        block
+    }
+
+    /// Asks for large pages; where that is refused small ones do.
+    fn advise(&self) {
+        #[cfg(target_os = "linux")]
+        if self.layout.size() >= LARGE_PAGE {
+            use nix::sys::mman::{MmapAdvise, madvise};
+            // SAFETY: the range is this block's; the advice changes nothing of what it holds.
+            let _ = unsafe {
+                madvise(
+                    self.start.cast(),
+                    self.layout.size(),
+                    MmapAdvise::MADV_HUGEPAGE,
+                )
+            };
+        }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: from `alloc_zeroed` with this layout.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+    }
+}
+
+/// A slice that owns its memory.
+pub(super) struct Pages<T> {
+    block: Block,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Plain> Pages<T> {
+    /// `len` zeros.
+    pub(super) fn zeroed(len: usize) -> Pages<T> {
+        Pages {
+            block: Block::new(len * size_of::<T>()),
+            len,
+            element: PhantomData,
+        }
+    }
+}
+
+impl<T: Plain> Deref for Pages<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: the block holds `len` elements, aligned, and zeros are valid ones.
+        unsafe { std::slice::from_raw_parts(self.block.start.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Plain> DerefMut for Pages<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.block.start.as_ptr().cast(), self.len) }
+    }
+}
+
+/// Hands out parts of blocks.
+#[derive(Default)]
+pub(super) struct Pool {
+    block: Option<Arc<Block>>,
+    /// Bytes of the block that are given away.
+    used: usize,
+}
+
+impl Pool {
+    /// `len` elements, zeros until `fill` has written them.
+    pub(super) fn part<T: Plain>(&mut self, len: usize, fill: impl FnOnce(&mut [T])) -> Part<T> {
+        let bytes = len * size_of::<T>();
+        let fits = |block: &&Arc<Block>| self.used + bytes <= block.layout.size();
+        let block = match self.block.as_ref().filter(fits) {
+            Some(block) => Arc::clone(block),
+            None => {
+                self.used = 0;
+                let block = Arc::new(Block::new(bytes.max(POOL_BLOCK)));
+                self.block = Some(Arc::clone(&block));
+                block
+            }
+        };
+        // SAFETY: inside the block, as was seen above.
+        let start = unsafe { block.start.add(self.used) }.cast::<T>();
+        self.used = (self.used + bytes).next_multiple_of(PART_ALIGN);
+        // SAFETY: `len` elements of the block, aligned, zeros; given to no one before, and to no one else until `fill` returns.
+        fill(unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), len) });
+        Part {
+            _block: block,
+            start,
+            len,
+        }
+    }
+}
+
+/// A part of a block; read only.
+pub(super) struct Part<T> {
+    /// Keeps the memory.
+    _block: Arc<Block>,
+    start: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: it gives shared access to plain numbers only.
+unsafe impl<T: Plain> Send for Part<T> {}
+// SAFETY: as above.
+unsafe impl<T: Plain> Sync for Part<T> {}
+
+impl<T: Plain> Deref for Part<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `len` elements of a block that is kept, written by no one any more.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_apart_and_stay_when_the_pool_is_gone() {
+        let mut pool = Pool::default();
+        let sizes = [1, 127, 128, 129, 4096, POOL_BLOCK - 4096, POOL_BLOCK + 1, 5];
+        let sizes = if cfg!(miri) { &sizes[..5] } else { &sizes[..] };
+        let parts: Vec<Part<i8>> = sizes
+            .iter()
+            .enumerate()
+            .map(|(i, len)| pool.part(*len, |part| part.fill(i as i8 + 1)))
+            .collect();
+        drop(pool);
+        for (i, (part, len)) in parts.iter().zip(sizes).enumerate() {
+            assert_eq!(part.len(), *len);
+            assert!(part.iter().all(|v| *v == i as i8 + 1), "part {i}");
+            assert_eq!(part.as_ptr() as usize % PART_ALIGN, 0);
+        }
+    }
+
+    #[test]
+    fn pages_are_zeros_and_aligned() {
+        for len in [0, 1, 1000, 600_000] {
+            let mut pages = Pages::<f32>::zeroed(if cfg!(miri) { len.min(1000) } else { len });
+            assert!(pages.iter().all(|v| *v == 0.0));
+            pages.fill(1.5);
+            assert!(pages.iter().all(|v| *v == 1.5));
+            assert_eq!(pages.as_ptr() as usize % LARGE_PAGE, 0);
+        }
+    }
+}
