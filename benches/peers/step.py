@@ -184,24 +184,29 @@ def contestants(bench, folder):
         table[f"PyTorch {name}, window recomputed"] = timed(torch_step(dtype, WINDOW))
     one, two = Ours(bench, 1), Ours(bench, 2)
     print(f"ours: {one.name}")
-    for precision in ("f32", "int8"):
+    for precision in ("f32", "bf16", "int8"):
         for rows in (ROWS, 4):
             ours = lambda p=precision, r=rows: sum(one.step(p, r))
             table[f"umm {precision}, {rows} rows"] = ours
         table[f"umm {precision}, {ROWS} rows, 2 threads"] = lambda p=precision: sum(two.step(p, ROWS))
-    table["umm attention, a layer"] = lambda: one.step("int8", ROWS)[1] / LAYERS
+    for precision in ("f32", "bf16"):
+        attention = lambda p=precision: one.step(p, ROWS)[1] / LAYERS
+        table[f"umm attention {precision}, a layer"] = attention
     return table
 
 
 RATIOS = [
-    (f"umm int8, {ROWS} rows", [f"ONNX Runtime int8, {ROWS} rows", f"PyTorch bf16, {ROWS} rows"], "1/3 of the better"),
+    (f"umm int8, {ROWS} rows", [f"ONNX Runtime int8, {ROWS} rows", f"PyTorch bf16, {ROWS} rows", f"PyTorch bf16 compiled, {ROWS} rows"], "1/3 of the better"),
+    (f"umm bf16, {ROWS} rows", [f"PyTorch bf16, {ROWS} rows", f"PyTorch bf16 compiled, {ROWS} rows"], "1/2 of the better"),
     (f"umm f32, {ROWS} rows", [f"ONNX Runtime f32, {ROWS} rows"], "0.9"),
-    ("umm attention, a layer", ["PyTorch SDPA f32, a layer"], "0.7"),
-    ("umm attention, a layer", ["PyTorch SDPA bf16, a layer"], "0.7"),
+    ("umm attention f32, a layer", ["PyTorch SDPA f32, a layer"], "0.7"),
+    ("umm attention bf16, a layer", ["PyTorch SDPA bf16, a layer"], "0.7"),
     (f"umm int8, {ROWS} rows", ["PyTorch f32, window recomputed", "PyTorch bf16, window recomputed"], "1/25 of the better"),
     (f"umm int8, {ROWS} rows, 2 threads", [f"umm int8, {ROWS} rows"], "1/1.7"),
+    (f"umm bf16, {ROWS} rows, 2 threads", [f"umm bf16, {ROWS} rows"], "1/1.7"),
     (f"umm f32, {ROWS} rows, 2 threads", [f"umm f32, {ROWS} rows"], "1/1.7"),
     ("umm int8, 4 rows", ["ONNX Runtime int8, 4 rows", "PyTorch bf16, 4 rows"], ""),
+    ("umm bf16, 4 rows", ["PyTorch bf16, 4 rows", "PyTorch bf16 compiled, 4 rows"], ""),
 ]
 
 

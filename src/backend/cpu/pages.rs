@@ -4,7 +4,6 @@
 //! [`Pages`] owns memory of its own, the arena; [`Pool`] hands out parts of larger blocks, the layers' weights, so that small
 //! layers share a page.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -31,10 +30,11 @@ unsafe impl Plain for i8 {}
 // SAFETY: two bytes of a number.
 unsafe impl Plain for super::bf16::Bf16 {}
 
-/// Zeroed bytes, freed when dropped.
+/// Zeroed bytes from a multiple of [`LARGE_PAGE`] on, given back when dropped.
 struct Block {
     start: NonNull<u8>,
-    layout: Layout,
+    bytes: usize,
+    memory: memory::Memory,
 }
 
 // SAFETY: it owns its memory; access goes through the references of `Pages` and `Part`.
@@ -44,42 +44,102 @@ unsafe impl Sync for Block {}
 
 impl Block {
     fn new(bytes: usize) -> Block {
-        let layout = Layout::from_size_align(bytes.max(1), LARGE_PAGE);
-        let Ok(layout) = layout else {
-            // As the standard collections do for sizes beyond the address space.
-            handle_alloc_error(Layout::new::<u8>());
-        };
-        // SAFETY: the size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else {
-            handle_alloc_error(layout);
-        };
-        let block = Block { start, layout };
-        block.advise();
-        block
-    }
-
-    /// Asks for large pages; where that is refused small ones do.
-    fn advise(&self) {
-        #[cfg(target_os = "linux")]
-        if self.layout.size() >= LARGE_PAGE {
-            use nix::sys::mman::{MmapAdvise, madvise};
-            // SAFETY: the range is this block's; the advice changes nothing of what it holds.
-            let _ = unsafe {
-                madvise(
-                    self.start.cast(),
-                    self.layout.size(),
-                    MmapAdvise::MADV_HUGEPAGE,
-                )
-            };
+        let bytes = bytes.max(1);
+        let memory = memory::Memory::zeroed(bytes);
+        Block {
+            start: memory.aligned(),
+            bytes,
+            memory,
         }
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: from `alloc_zeroed` with this layout.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        self.memory.give_back();
+    }
+}
+
+/// From the system itself: the allocator would write its zeros, and with them small pages, before large ones are asked for.
+#[cfg(target_os = "linux")]
+mod memory {
+    use super::LARGE_PAGE;
+    use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
+    use std::alloc::{Layout, handle_alloc_error};
+    use std::num::NonZeroUsize;
+    use std::ptr::NonNull;
+
+    pub(super) struct Memory {
+        start: NonNull<core::ffi::c_void>,
+        bytes: usize,
+    }
+
+    impl Memory {
+        pub(super) fn zeroed(bytes: usize) -> Memory {
+            // Room to begin on a large page; what is not touched takes no memory.
+            let bytes = bytes.saturating_add(LARGE_PAGE);
+            let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+            let mapped = NonZeroUsize::new(bytes).and_then(|bytes| {
+                // SAFETY: a new mapping, which no one else knows of.
+                unsafe { mmap_anonymous(None, bytes, protection, MapFlags::MAP_PRIVATE) }.ok()
+            });
+            let Some(start) = mapped else {
+                let layout = Layout::from_size_align(bytes, LARGE_PAGE);
+                handle_alloc_error(layout.unwrap_or(Layout::new::<u8>()));
+            };
+            if bytes >= 2 * LARGE_PAGE {
+                // Where it is refused small pages do.
+                // SAFETY: the range is this mapping; the advice changes nothing of what it holds.
+                let _ = unsafe { madvise(start, bytes, MmapAdvise::MADV_HUGEPAGE) };
+            }
+            Memory { start, bytes }
+        }
+
+        pub(super) fn aligned(&self) -> NonNull<u8> {
+            let start = self.start.cast::<u8>();
+            let ahead = start.as_ptr().align_offset(LARGE_PAGE);
+            // SAFETY: less than a large page, by which the mapping is longer than what is used.
+            unsafe { start.add(ahead) }
+        }
+
+        pub(super) fn give_back(&mut self) {
+            // SAFETY: mapped by `zeroed`; its owner is being dropped.
+            let _ = unsafe { munmap(self.start, self.bytes) };
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod memory {
+    use super::LARGE_PAGE;
+    use std::ptr::NonNull;
+
+    pub(super) struct Memory {
+        start: NonNull<u8>,
+        layout: Layout,
+    }
+
+    impl Memory {
+        pub(super) fn zeroed(bytes: usize) -> Memory {
+            let Ok(layout) = Layout::from_size_align(bytes, LARGE_PAGE) else {
+                handle_alloc_error(Layout::new::<u8>());
+            };
+            // SAFETY: the size is not zero.
+            let start = unsafe { alloc_zeroed(layout) };
+            let Some(start) = NonNull::new(start) else {
+                handle_alloc_error(layout);
+            };
+            Memory { start, layout }
+        }
+
+        pub(super) fn aligned(&self) -> NonNull<u8> {
+            self.start
+        }
+
+        pub(super) fn give_back(&mut self) {
+            // SAFETY: from `alloc_zeroed` with this layout.
+            unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        }
     }
 }
 
@@ -129,7 +189,7 @@ impl Pool {
     /// `len` elements, zeros until `fill` has written them.
     pub(super) fn part<T: Plain>(&mut self, len: usize, fill: impl FnOnce(&mut [T])) -> Part<T> {
         let bytes = len * size_of::<T>();
-        let fits = |block: &&Arc<Block>| self.used + bytes <= block.layout.size();
+        let fits = |block: &&Arc<Block>| self.used + bytes <= block.bytes;
         let block = match self.block.as_ref().filter(fits) {
             Some(block) => Arc::clone(block),
             None => {
