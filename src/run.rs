@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::ledger::Ledger;
 use crate::model::init::initial_weights;
 use crate::model::layout::MAX_LANES;
-use crate::model::spec::{ModelSpec, SpecError};
+use crate::model::spec::{DEFAULT_COMPRESSION, ModelSpec, SpecError};
 use crate::model::weights::{Weights, WeightsError};
 use crate::proto::{FusedFrame, Keyframe};
 use crate::queue::QueueReceiver;
@@ -72,10 +72,14 @@ pub fn weights(config: &Config) -> Result<Weights, Error> {
     let engine = &config.engine;
     match &engine.weights {
         Some(path) => Ok(Weights::load(path)?),
-        None => Ok(initial_weights(&ModelSpec::preset(
-            &engine.preset,
-            engine.seed,
-        )?)),
+        None => {
+            let spec = ModelSpec::preset(&engine.preset, engine.seed)?;
+            Ok(initial_weights(&if config.asks_for_long_context() {
+                spec.with_compression(DEFAULT_COMPRESSION)
+            } else {
+                spec
+            }))
+        }
     }
 }
 

@@ -79,10 +79,15 @@ fn same_bytes(alone: &Path, together: &Path, what: &str) {
 }
 
 fn each_log_gives_its_own_bytes(name: &str, precision: Precision) {
-    let dir = folder(name);
-    let logs = logs(&dir);
     let mut config = shipped("demo.toml");
     config.engine.precision = precision;
+    each_log_gives_its_own_bytes_with(name, config);
+}
+
+fn each_log_gives_its_own_bytes_with(name: &str, mut config: Config) {
+    let dir = folder(name);
+    let logs = logs(&dir);
+    let precision = config.engine.precision;
     let mut ticks = Vec::new();
     for (i, log) in logs.iter().enumerate() {
         let alone = dir.join(format!("alone_{i}.mcap"));
@@ -114,6 +119,45 @@ fn each_log_gives_its_own_bytes_in_f32() {
 #[test]
 fn each_log_gives_its_own_bytes_in_int8() {
     each_log_gives_its_own_bytes("batched_int8", Precision::Int8);
+}
+
+/// A window so short that a drive leaves behind it more blocks than one call attends.
+fn long_context(precision: Precision) -> Config {
+    let mut config = shipped("demo.toml");
+    config.engine.precision = precision;
+    config.engine.window_ms = 300;
+    config.engine.context_ms = 60_000;
+    config
+}
+
+#[test]
+fn each_log_gives_its_own_bytes_with_a_long_context() {
+    each_log_gives_its_own_bytes_with("batched_long", long_context(Precision::F32));
+    each_log_gives_its_own_bytes_with("batched_long_int8", long_context(Precision::Int8));
+}
+
+/// What makes the test above one of the long context: what lies behind the window is looked at.
+#[test]
+fn a_long_context_changes_what_is_said() {
+    let dir = folder("batched_long_seen");
+    let log = dir.join("drive.mcap");
+    drive(&log, 2.5);
+    let embeddings = |config: &Config, name: &str| -> Vec<Vec<f32>> {
+        let out = dir.join(name);
+        replay_to(&log, config, &out, Speed::Fastest).unwrap();
+        let frames: Vec<FusedFrame> = outputs(&out, "umm/fused");
+        frames.into_iter().map(|f| f.embedding).collect()
+    };
+    let with = long_context(Precision::F32);
+    let mut without = with.clone();
+    without.engine.context_ms = 0;
+    let (with, without) = (
+        embeddings(&with, "with.mcap"),
+        embeddings(&without, "without.mcap"),
+    );
+    assert_eq!(with.len(), without.len());
+    assert_eq!(with[..3], without[..3], "nothing has left the window yet");
+    assert_ne!(with.last(), without.last());
 }
 
 /// Keyframes of a log replayed among others are those it writes alone.

@@ -97,6 +97,18 @@ fn a_replay_from_a_keyframe_is_the_rest_of_the_whole() {
     });
 }
 
+/// A window of half a second leaves most of the drive to a long context.
+#[test]
+fn a_long_context_is_kept() {
+    let mut config = shipped("demo.toml");
+    config.engine.keyframe_every_ms = 900;
+    config.engine.window_ms = 500;
+    config.engine.context_ms = 3000;
+    every_rest_is_the_same("keyframes_long_context", &config, |made, log| {
+        std::fs::copy(made, log).unwrap();
+    });
+}
+
 /// An odd audio rate goes through the resampler, whose state is the library's own; late and looping samples, gaps.
 #[test]
 fn state_of_every_kind_is_kept() {

@@ -3,13 +3,14 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use support::{Tensors, assert_close, fixture};
 use umm::backend::cpu::{Cpu, Path, Precision};
 use umm::model::adapter::TokenBatch;
 use umm::model::network::{Network, NetworkConfig, Stream, TickMoment};
 use umm::model::spec::{Modality, ModelSpec};
 use umm::model::stage::NoProbe;
-use umm::model::weights::Weights;
+use umm::model::weights::{Tensor, Weights};
 
 const TOLERANCE: f32 = 1e-4;
 
@@ -44,7 +45,13 @@ fn push_chunk(drive: &Tensors, c: usize, spec: &ModelSpec, batch: &mut TokenBatc
     }
 }
 
-fn network(path: Path, precision: Precision, drive: &Tensors) -> Network {
+fn network(
+    weights: &Weights,
+    context_capacity: usize,
+    path: Path,
+    precision: Precision,
+    drive: &Tensors,
+) -> Network {
     let topics = [
         Modality::Camera,
         Modality::Audio,
@@ -66,7 +73,8 @@ fn network(path: Path, precision: Precision, drive: &Tensors) -> Network {
             name: format!("topic {i}"),
             modality,
             capacity: 256,
-            max_tokens_per_tick: 64,
+            max_tokens_per_tick: 12,
+            context_capacity,
         })
         .collect();
     let config = NetworkConfig {
@@ -79,11 +87,49 @@ fn network(path: Path, precision: Precision, drive: &Tensors) -> Network {
         memory_limit_mib: 64,
     };
     Network::new(
-        &weights(),
+        weights,
         config,
         Box::new(Cpu::with_precision(path, precision)),
     )
     .unwrap()
+}
+
+/// Chunks of a tick, and what the network is given.
+fn tick_inputs(
+    drive: &Tensors,
+    tick: usize,
+    spec: &ModelSpec,
+) -> (Vec<usize>, TickMoment, TokenBatch) {
+    let chunks: usize = drive.metadata("chunks").parse().unwrap();
+    let of_tick: Vec<usize> = (0..chunks)
+        .filter(|c| drive.i64(&format!("chunk.{c}.tick"))[0] as usize == tick)
+        .collect();
+    let mut batch = TokenBatch::default();
+    for &c in &of_tick {
+        push_chunk(drive, c, spec, &mut batch);
+    }
+    let quality = drive.f32(&format!("tick.{tick}.quality"));
+    let moment = TickMoment {
+        tick: tick as u64,
+        tick_time_ns: drive.i64(&format!("tick.{tick}.time_ns"))[0],
+        quality: quality.try_into().unwrap(),
+    };
+    (of_tick, moment, batch)
+}
+
+/// Where each chunk's rows of width `d` lie: grouped by modality, chunks of one in processing order.
+fn chunk_rows(drive: &Tensors, of_tick: &[usize], d: usize) -> Vec<(usize, Range<usize>)> {
+    let mut chunks = of_tick.to_vec();
+    chunks.sort_by_key(|c| drive.i64(&format!("chunk.{c}.modality"))[0]);
+    let mut at = 0;
+    chunks
+        .into_iter()
+        .map(|c| {
+            let start = at;
+            at += drive.i64(&format!("chunk.{c}.time_ns")).len() * d;
+            (c, start..at)
+        })
+        .collect()
 }
 
 /// Takes `(part, tick, actual, expected)`.
@@ -92,41 +138,17 @@ type Compare<'a> = &'a mut dyn FnMut(&'static str, usize, &[f32], &[f32]);
 /// Runs the drive and hands over every stage of every tick beside PyTorch's.
 fn run(path: Path, precision: Precision, compare: Compare<'_>) {
     let drive = Tensors::read("model/tiny_drive.safetensors");
-    let mut network = network(path, precision, &drive);
+    let mut network = network(&weights(), 0, path, precision, &drive);
     let spec = network.spec().clone();
     let ticks: usize = drive.metadata("ticks").parse().unwrap();
-    let chunks: usize = drive.metadata("chunks").parse().unwrap();
     network.begin_epoch(drive.metadata("origin_ns").parse().unwrap());
     for tick in 0..ticks {
-        let of_tick: Vec<usize> = (0..chunks)
-            .filter(|c| drive.i64(&format!("chunk.{c}.tick"))[0] as usize == tick)
-            .collect();
-        let mut batch = TokenBatch::default();
-        for &c in &of_tick {
-            push_chunk(&drive, c, &spec, &mut batch);
-        }
-        let moment = TickMoment {
-            tick: tick as u64,
-            tick_time_ns: drive.i64(&format!("tick.{tick}.time_ns"))[0],
-            quality: drive
-                .f32(&format!("tick.{tick}.quality"))
-                .try_into()
-                .unwrap(),
-        };
+        let (of_tick, moment, batch) = tick_inputs(&drive, tick, &spec);
         network.step(&moment, &batch, &mut NoProbe).unwrap();
         let inner = network.inspect(batch.rows());
-        // Rows of the token matrix are grouped by modality, chunks of one in processing order.
-        let mut row = 0;
-        for modality in 0..Modality::ALL.len() {
-            for &c in &of_tick {
-                if drive.i64(&format!("chunk.{c}.modality"))[0] as usize != modality {
-                    continue;
-                }
-                let expected = drive.f32(&format!("out.chunk.{c}.encoder"));
-                let actual = &inner.encoded[row..row + expected.len()];
-                compare("encoder", tick, actual, &expected);
-                row += expected.len();
-            }
+        for (c, rows) in chunk_rows(&drive, &of_tick, spec.d) {
+            let expected = drive.f32(&format!("out.chunk.{c}.encoder"));
+            compare("encoder", tick, &inner.encoded[rows], &expected);
         }
         let out = |part: &str| drive.f32(&format!("out.tick.{tick}.{part}"));
         let outputs = network.outputs();
@@ -191,6 +213,42 @@ fn plain_path_agrees_with_pytorch() {
 #[test]
 fn fast_path_agrees_with_pytorch() {
     check(Path::Fast);
+}
+
+/// The same weights and drive with a long context: kernels, sizes and results are PyTorch's.
+#[test]
+fn long_context_agrees_with_pytorch() {
+    let long = Tensors::read("model/long_drive.safetensors");
+    let drive = Tensors::read("model/tiny_drive.safetensors");
+    let mut weights = weights();
+    weights.spec = serde_json::from_str(&long.metadata("umm.spec")).unwrap();
+    for layer in 0..weights.spec.encoder_layers {
+        for name in ["k", "v"].map(|part| format!("encoder.{layer}.compress.{part}")) {
+            let (shape, values) = (long.shape(&name), long.f32(&name));
+            weights.tensors.insert(name, Tensor { shape, values });
+        }
+    }
+    let spec = weights.spec.clone();
+    let context = long.metadata("context_capacity").parse().unwrap();
+    for path in [Path::Plain, Path::Fast] {
+        let mut network = network(&weights, context, path, Precision::F32, &drive);
+        network.begin_epoch(drive.metadata("origin_ns").parse().unwrap());
+        let mut differs = false;
+        for tick in 0..drive.metadata("ticks").parse().unwrap() {
+            let (of_tick, moment, batch) = tick_inputs(&drive, tick, &spec);
+            network.step(&moment, &batch, &mut NoProbe).unwrap();
+            let inner = network.inspect(batch.rows());
+            for (c, rows) in chunk_rows(&drive, &of_tick, spec.d) {
+                let name = format!("out.chunk.{c}.encoder");
+                let expected = long.f32(&name);
+                assert_close(&name, &inner.encoded[rows], &expected, TOLERANCE);
+                differs |= expected != drive.f32(&name);
+            }
+            let name = format!("out.tick.{tick}.fusion");
+            assert_close(&name, &inner.fused, &long.f32(&name), TOLERANCE);
+        }
+        assert!(differs, "the long context changed nothing");
+    }
 }
 
 /// Largest error of 8-bit layers, as a part of what PyTorch gives in `f32`, root mean square over the drive. The fixture's

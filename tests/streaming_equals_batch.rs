@@ -129,6 +129,7 @@ fn compare(ticks: &[Vec<Piece>], capacity: usize, path: Path) -> Result<(), Test
                 modality,
                 capacity,
                 max_tokens_per_tick: capacity,
+                context_capacity: 0,
             })
             .collect(),
         window_ns: WINDOW_NS,
@@ -145,6 +146,7 @@ fn compare(ticks: &[Vec<Piece>], capacity: usize, path: Path) -> Result<(), Test
         window_ns: WINDOW_NS,
         origin_ns: ORIGIN_NS,
         capacity: vec![capacity; TOPICS.len()],
+        context_capacity: vec![0; TOPICS.len()],
         caption_steps: 3,
     };
     let mut steps = Vec::new();

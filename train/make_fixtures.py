@@ -7,6 +7,7 @@ inputs and rounded to f32 once, at the end. The file layouts are described in tr
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import struct
@@ -61,6 +62,10 @@ TINY = ModelSpec(
     trained=False,
     seed=7,
 )
+
+# The tiny model with a long context: the window has left the drive's first chunks behind by its end.
+LONG = dataclasses.replace(TINY, compress_ratio=2, compress_block=1, compress_top_k=1)
+LONG_CAPACITY = 8
 
 # Added to decoder.bias, so that one caption ends with EOS, another runs to caption_max, and BOS,
 # which must never be chosen, sometimes has the greatest logit.
@@ -277,6 +282,31 @@ def drive_fixture(model: Umm) -> tuple[Arrays, dict[str, str]]:
     return arrays, {key: json.dumps(value, separators=(",", ":")) for key, value in metadata.items()}
 
 
+def long_model(model: Umm) -> Umm:
+    """The same weights with a long context of random kernels."""
+    long = Umm(LONG)
+    state = dict(model.state_dict())
+    rng = np.random.default_rng([LONG.seed, 5])
+    for name, kernel in sorted(long.state_dict().items()):
+        if ".compress." in name:
+            state[name] = torch.from_numpy((0.5 + 0.5 * rng.standard_normal(kernel.shape)).astype(np.float32))
+    long.load_state_dict(state)
+    return long.eval()
+
+
+def long_fixture(model: Umm) -> tuple[Arrays, dict[str, str]]:
+    """long_drive.safetensors: kernels, and what the scenario's encoder and fusion give with them."""
+    drive = to_drive(*drive_inputs())
+    drive.context_capacity = LONG_CAPACITY
+    with torch.no_grad():
+        out = model.double()(drive)
+    arrays = {name: stored(t) for name, t in model.state_dict().items() if ".compress." in name}
+    arrays |= {k: v for k, v in chunk_outputs(drive, out, len(SCENARIO)).items() if k.endswith("encoder")}
+    arrays |= {f"out.tick.{k}.fusion": stored(out.fused[0, k]) for k in range(TICKS)}
+    metadata = {METADATA_KEY: LONG.to_json(), "context_capacity": str(LONG_CAPACITY)}
+    return arrays, metadata
+
+
 def chunk_outputs(drive: Drive, out: DriveOutput, chunks: int) -> Arrays:
     arrays = {}
     for c in range(chunks):
@@ -422,6 +452,8 @@ def main() -> None:
     torch.set_num_threads(1)
 
     model = tiny_model()
+    arrays, metadata = long_fixture(long_model(model))
+    write(out / "model" / "long_drive.safetensors", arrays, metadata)
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     write(out / "model" / "tiny.safetensors", weights, {METADATA_KEY: TINY.to_json()})
     arrays, metadata = drive_fixture(model.double())

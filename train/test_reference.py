@@ -251,9 +251,10 @@ def test_log_mel_equals_a_plain_fourier_transform():
 
 @pytest.mark.skipif(not COMMITTED.exists(), reason="no fixtures beside this checkout")
 def test_committed_fixtures_are_what_this_code_makes():
-    model = load(COMMITTED / "model" / "tiny.safetensors").double()
+    model = load(COMMITTED / "model" / "tiny.safetensors")
     made = {
-        "model/tiny_drive": fixtures.drive_fixture(model)[0],
+        "model/long_drive": fixtures.long_fixture(fixtures.long_model(model))[0],
+        "model/tiny_drive": fixtures.drive_fixture(model.double())[0],
         "log_mel": fixtures.log_mel_fixture(),
         "attention": fixtures.attention_fixture(),
         "rotary": fixtures.rotary_fixture(),
@@ -263,6 +264,19 @@ def test_committed_fixtures_are_what_this_code_makes():
         assert committed.keys() == arrays.keys()
         for key, array in arrays.items():
             np.testing.assert_allclose(committed[key], array, rtol=0, atol=1e-6, err_msg=f"{name} {key}")
+
+
+@torch.no_grad()
+def test_a_long_context_streams_and_is_nothing_where_it_is_empty(model: Umm, drive: Drive):
+    long = fixtures.long_model(fixtures.tiny_model()).double()
+    context = dataclasses.replace(drive, context_capacity=fixtures.LONG_CAPACITY)
+    whole, off = long(context), long(drive)
+    for name in whole.encoder:
+        close(off.encoder[name], model(drive).encoder[name])
+    assert not torch.equal(whole.fused, off.fused)
+    for tick in range(1, fixtures.TICKS):
+        part = long(until(context, tick))
+        close(part.fused[0, tick], whole.fused[0, tick])
 
 
 def test_single_precision_stays_close(model: Umm, drive: Drive):

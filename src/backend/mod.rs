@@ -117,6 +117,11 @@ pub enum Visibility {
         /// Longest time distance that is still seen.
         window_ns: i64,
     },
+    /// Those that have left the window: `t_query - t_key > window_ns`.
+    Older {
+        /// The window they have left.
+        window_ns: i64,
+    },
 }
 
 /// A contiguous run of keys and values, with the time of each.
@@ -222,6 +227,23 @@ pub trait Backend {
 
     /// `out[0] = sigmoid(weight . [x; extra] + bias[0])`, `weight` of length `x.len + extra.len()`.
     fn gate_into(&mut self, x: Region, extra: &[f32], weight: TableId, bias: TableId, out: Region);
+
+    /// Pools rows by a strided convolution of each column, as many rows to one as `kernel` has:
+    /// `out[g][c] = sum over i of kernel[i][c] * x[g * taps + i][c]`. `kernel`: `[taps, width]`. `x`: `[n * taps, width]`.
+    /// `out`: `[n, width]`.
+    fn compress_into(&mut self, x: Region, kernel: TableId, out: Region);
+
+    /// How much a chunk of queries has to do with each summary key: `out[b] = m . summaries[b]`, where `m` is for each
+    /// key/value head the mean of `q` over rows and the group's heads. `q`: `[rows, q_width]`, rotated, `rows` at least 1.
+    /// `summaries`: `[n, kv_width]`. `out`: `[n]`. A score's bits do not depend on `n`.
+    fn block_scores_into(
+        &mut self,
+        q: Region,
+        rows: usize,
+        shape: HeadShape,
+        summaries: Region,
+        out: Region,
+    );
 
     /// `out[r] = x[r] / temperature[0] + bias`.
     fn scale_shift_into(

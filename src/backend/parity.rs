@@ -59,7 +59,7 @@ pub fn check(
 
 type Case = fn(&mut dyn Backend, usize, usize) -> Vec<f32>;
 
-const CASES: [(&str, Case); 10] = [
+const CASES: [(&str, Case); 13] = [
     ("linear_into store", |b, rows, w| {
         linear(b, rows, w, Epilogue::Store)
     }),
@@ -80,6 +80,11 @@ const CASES: [(&str, Case); 10] = [
     ("attention_into nothing visible", |b, rows, w| {
         attention(b, rows, w, Visibility::Window { window_ns: -1 })
     }),
+    ("attention_into older", |b, rows, w| {
+        attention(b, rows, w, Visibility::Older { window_ns: 5 })
+    }),
+    ("compress_into", compress),
+    ("block_scores_into", block_scores),
     ("add_rows and gather_rows", rows_of_table),
     ("mean, gate, scale_shift, scaled_add", gating),
 ];
@@ -180,6 +185,38 @@ fn attention(b: &mut dyn Backend, rows: usize, width: usize, visibility: Visibil
     let out = layout.take(q.len);
     b.attention_into(q, &q_time_ns, shape, &segments, sink, out);
     read(b, out)
+}
+
+fn compress(b: &mut dyn Backend, rows: usize, width: usize) -> Vec<f32> {
+    let mut all = Vec::new();
+    for taps in [1, 3, 4] {
+        let kernel = b.add_table(&noise(1, taps * width), width);
+        let mut layout = Layout(0);
+        let x = layout.filled(b, 2, rows * taps * width);
+        let out = layout.filled(b, 3, rows * width);
+        b.compress_into(x, kernel, out);
+        all.extend(read(b, out));
+    }
+    all
+}
+
+fn block_scores(b: &mut dyn Backend, rows: usize, width: usize) -> Vec<f32> {
+    let shape = HeadShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: width,
+    };
+    let mut all = Vec::new();
+    for blocks in [0, 1, 5] {
+        let mut layout = Layout(0);
+        let rows = rows.max(1);
+        let q = layout.filled(b, 1, rows * shape.q_width());
+        let summaries = layout.filled(b, 2, blocks * shape.kv_width());
+        let out = layout.filled(b, 3, blocks);
+        b.block_scores_into(q, rows, shape, summaries, out);
+        all.extend(read(b, out));
+    }
+    all
 }
 
 fn rows_of_table(b: &mut dyn Backend, rows: usize, width: usize) -> Vec<f32> {

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use umm::model::init::initial_weights;
-use umm::model::spec::ModelSpec;
+use umm::model::spec::{DEFAULT_COMPRESSION, ModelSpec};
 use umm::model::weights::Weights;
 
 #[derive(Subcommand)]
@@ -24,6 +24,9 @@ pub struct InitArguments {
     /// Seed of the weights
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// With what pools tokens that leave the window (`context_ms`)
+    #[arg(long)]
+    long_context: bool,
     /// File to write; default PRESET.safetensors
     #[arg(short, long)]
     output: Option<PathBuf>,
@@ -46,7 +49,10 @@ pub fn run(command: &ModelCommand) -> Result<(), Failure> {
 }
 
 fn init(arguments: &InitArguments) -> Result<(), Failure> {
-    let spec = ModelSpec::preset(&arguments.preset, arguments.seed)?;
+    let mut spec = ModelSpec::preset(&arguments.preset, arguments.seed)?;
+    if arguments.long_context {
+        spec = spec.with_compression(DEFAULT_COMPRESSION);
+    }
     let default = || PathBuf::from(format!("{}.safetensors", spec.name));
     let path = arguments.output.clone().unwrap_or_else(default);
     let weights = initial_weights(&spec);
@@ -91,6 +97,14 @@ fn show(arguments: &ShowArguments) -> Result<(), Failure> {
         spec.decoder_layers,
         spec.embedding_dim
     );
+    if let Some(sizes) = spec.compression() {
+        say!(
+            "  long context: {} tokens pooled to one, blocks of {}, the best {} attended",
+            sizes.ratio,
+            sizes.block,
+            sizes.top_k
+        );
+    }
     say!("  events: {}", spec.events.join(", "));
     say!("  scenes: {}", spec.scenes.join(", "));
     say!("  motion: {}", spec.motion.join(", "));

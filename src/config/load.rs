@@ -143,6 +143,7 @@ fn check(config: &Config) -> Result<(), Fault> {
     for (key, value) in [
         ("period_ms", engine.period_ms),
         ("window_ms", engine.window_ms),
+        ("context_ms", engine.context_ms),
         ("max_wait_ms", engine.max_wait_ms),
         ("epoch_jump_ms", engine.epoch_jump_ms),
         ("max_future_ms", engine.max_future_ms),
@@ -161,6 +162,15 @@ fn check(config: &Config) -> Result<(), Fault> {
             format!(
                 "window_ms = {} is shorter than period_ms = {}: no tick would see the one before",
                 engine.window_ms, engine.period_ms
+            ),
+        ));
+    }
+    if engine.context_ms > 0 && engine.context_ms <= engine.window_ms {
+        return Err(fault(
+            "context_ms",
+            format!(
+                "context_ms = {} does not reach behind window_ms = {}: make it longer, or 0 for no long context",
+                engine.context_ms, engine.window_ms
             ),
         ));
     }

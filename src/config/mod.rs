@@ -55,8 +55,10 @@ pub struct EngineConfig {
     pub period_ms: u64,
     /// Longest wait for required topics after a tick's time.
     pub max_wait_ms: u64,
-    /// Longest time distance attended to.
+    /// Longest time distance attended to exactly.
     pub window_ms: u64,
+    /// How far back the long context reaches, pooled; 0 for none.
+    pub context_ms: u64,
     /// Newest sample used to publication; default one period.
     pub deadline_ms: Option<u64>,
     /// How long after its tick an output may be used; default two periods.
@@ -94,6 +96,7 @@ impl Default for EngineConfig {
             period_ms: 100,
             max_wait_ms: 50,
             window_ms: 2000,
+            context_ms: 0,
             deadline_ms: None,
             valid_for_ms: None,
             plans: Plan::ALL.to_vec(),
@@ -206,6 +209,8 @@ pub struct TopicConfig {
     pub per_tick: Option<usize>,
     /// Tokens its rings hold; default from rate and window.
     pub capacity: Option<usize>,
+    /// Tokens its long context reaches back, 0 for none; default from rate and `context_ms`.
+    pub context_capacity: Option<usize>,
     /// Zenoh key expression; default the name without its leading slash.
     pub key: Option<String>,
     /// Schema name where the transport does not say.
@@ -308,13 +313,25 @@ impl TopicConfig {
     pub fn capacity(&self, engine: &EngineConfig, tokens_per_sample: usize) -> usize {
         let per_tick = self.max_tokens_per_tick(tokens_per_sample);
         self.capacity.unwrap_or_else(|| {
-            let window_s = engine.window_ms as f64 / 1e3;
-            let taken_hz = self
-                .rate_hz
-                .min(self.per_tick() as f64 * 1e3 / engine.period_ms as f64);
-            let tokens = taken_hz * window_s * tokens_per_sample as f64 * CAPACITY_HEADROOM;
-            tokens.ceil() as usize + per_tick
+            let tokens = self.tokens_in(engine.window_ms, engine, tokens_per_sample);
+            (tokens * CAPACITY_HEADROOM).ceil() as usize + per_tick
         })
+    }
+
+    /// Tokens the long context reaches back: what comes in `context_ms` at the nominal rate; 0 for no long context.
+    pub fn context_tokens(&self, engine: &EngineConfig, tokens_per_sample: usize) -> usize {
+        self.context_capacity.unwrap_or_else(|| {
+            let tokens = self.tokens_in(engine.context_ms, engine, tokens_per_sample);
+            tokens.ceil() as usize
+        })
+    }
+
+    /// Tokens taken in a time at the nominal rate.
+    fn tokens_in(&self, time_ms: u64, engine: &EngineConfig, tokens_per_sample: usize) -> f64 {
+        let taken_hz = self
+            .rate_hz
+            .min(self.per_tick() as f64 * 1e3 / engine.period_ms as f64);
+        taken_hz * (time_ms as f64 / 1e3) * tokens_per_sample as f64
     }
 }
 
@@ -343,6 +360,16 @@ impl Config {
                 })
                 .collect(),
         }
+    }
+
+    /// Whether any topic is to have a long context.
+    pub fn asks_for_long_context(&self) -> bool {
+        let asks = |t: &TopicConfig| {
+            t.context_capacity
+                .map_or(self.engine.context_ms, |c| c as u64)
+                > 0
+        };
+        self.topics.iter().any(asks)
     }
 
     /// Newest sample used to publication.

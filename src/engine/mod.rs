@@ -516,6 +516,7 @@ fn network_config(config: &Config, spec: &ModelSpec) -> NetworkConfig {
                 modality: topic.kind,
                 capacity: topic.capacity(engine, tokens).max(max_tokens_per_tick),
                 max_tokens_per_tick,
+                context_capacity: context_capacity(config, topic, spec, max_tokens_per_tick),
             }
         })
         .collect();
@@ -528,4 +529,20 @@ fn network_config(config: &Config, spec: &ModelSpec) -> NetworkConfig {
         recall_gap_ticks: (engine.recall_gap_ms / engine.period_ms).max(1),
         memory_limit_mib: engine.memory_limit_mib,
     }
+}
+
+/// Pooled tokens of a topic's long context; 0 for none. Weights without one are refused later, by the network.
+fn context_capacity(
+    config: &Config,
+    topic: &TopicConfig,
+    spec: &ModelSpec,
+    max_tokens_per_tick: usize,
+) -> usize {
+    let tokens_per_sample = input::tokens_per_sample(topic, spec);
+    let tokens = topic.context_tokens(&config.engine, tokens_per_sample);
+    if tokens == 0 {
+        return 0;
+    }
+    let sizes = spec.compression();
+    sizes.map_or(tokens, |s| s.capacity(tokens, max_tokens_per_tick))
 }

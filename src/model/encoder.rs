@@ -1,9 +1,12 @@
 //! The shared encoder: each topic's new tokens attend to their own chunk and to the topic's window.
 //!
 //! The tokens of all topics of a tick, and of all lanes that step together, share one matrix product a layer; only attention
-//! goes chunk by chunk.
+//! goes chunk by chunk. With a [long context](super::long_context) a chunk also attends to a choice of what has left the
+//! window of its topic in its lane.
 
 use super::layers::{AttentionIds, FfnIds, Loader};
+use super::layout::Lanes;
+use super::long_context::{LongContext, Queries};
 use super::spec::ModelSpec;
 use super::weights::WeightsError;
 use crate::backend::{Backend, Epilogue, HeadShape, NormIds, Region, Segments, Visibility};
@@ -32,17 +35,11 @@ pub(super) struct EncoderInput<'a> {
     /// `[rows, head_dim]`, see [`super::rotary`].
     pub rotary: Region,
     pub chunks: &'a [PlacedChunk],
-    /// One a lane.
-    pub contexts: &'a [&'a Context],
     pub window_ns: i64,
 }
 
-impl<'a> EncoderInput<'a> {
-    /// The topic a chunk belongs to.
-    fn topic(&self, chunk: &PlacedChunk) -> &'a TopicContext {
-        &self.contexts[chunk.lane].topics[chunk.topic]
-    }
-}
+/// Contexts of the lanes of a step. Bookkeeping is written to: which blocks are chosen.
+pub(super) type Contexts<'a> = Lanes<&'a mut Context>;
 
 #[derive(Debug)]
 struct Layer {
@@ -86,14 +83,17 @@ pub(super) struct Encoder {
     d: usize,
     ffn_width: usize,
     buffers: LayerBuffers,
+    long: Option<LongContext>,
 }
 
 impl Encoder {
+    /// `max_rows`: most tokens of a step; `max_blocks`: most blocks of a topic's long context, 0 where none has one.
     pub fn new(
         loader: &mut Loader<'_>,
         plan: &mut ArenaPlan,
         spec: &ModelSpec,
         max_rows: usize,
+        max_blocks: usize,
     ) -> Result<Encoder, WeightsError> {
         let mut layers = Vec::new();
         for i in 0..spec.encoder_layers {
@@ -104,6 +104,12 @@ impl Encoder {
                 ffn: loader.ffn(&format!("encoder.{i}.ffn"))?,
             });
         }
+        let long = match spec.compression() {
+            Some(sizes) if max_blocks > 0 => Some(LongContext::new(
+                loader, plan, spec, sizes, max_rows, max_blocks,
+            )?),
+            _ => None,
+        };
         Ok(Encoder {
             layers,
             norm: loader.norm("encoder.norm")?,
@@ -111,7 +117,13 @@ impl Encoder {
             d: spec.d,
             ffn_width: spec.ffn,
             buffers: LayerBuffers::reserve(plan, "encoder: activations", max_rows, spec),
+            long,
         })
+    }
+
+    /// The long context, where there is one.
+    pub fn long_context(&self) -> Option<&LongContext> {
+        self.long.as_ref()
     }
 
     /// Runs all layers over `x` (`[rows, d]`, overwritten) and writes the normalised result to `out`.
@@ -120,6 +132,7 @@ impl Encoder {
         &self,
         backend: &mut dyn Backend,
         input: &EncoderInput<'_>,
+        contexts: &mut Contexts<'_>,
         x: Region,
         out: Region,
     ) {
@@ -128,7 +141,7 @@ impl Encoder {
         let ffn = self.buffers.ffn.rows(0, rows, self.ffn_width);
         for (index, layer) in self.layers.iter().enumerate() {
             backend.layer_norm_into(x, rows, layer.norm1, h);
-            self.attend(backend, input, index, &layer.attention, h);
+            self.attend(backend, input, contexts, index, &layer.attention, h);
             let attended = self.buffers.attended.rows(0, rows, self.shape.q_width());
             backend.linear_into(attended, rows, layer.attention.o, Epilogue::Add, x);
             backend.layer_norm_into(x, rows, layer.norm2, h);
@@ -143,6 +156,7 @@ impl Encoder {
         &self,
         backend: &mut dyn Backend,
         input: &EncoderInput<'_>,
+        contexts: &mut Contexts<'_>,
         layer: usize,
         ids: &AttentionIds,
         h: Region,
@@ -155,32 +169,67 @@ impl Encoder {
         backend.linear_into(h, rows, ids.q, Epilogue::Store, q);
         backend.linear_into(h, rows, ids.k, Epilogue::Store, k);
         backend.linear_into(h, rows, ids.v, Epilogue::Store, v);
+        if let Some(long) = &self.long {
+            long.pool(backend, layer, contexts, input.chunks, k, v);
+        }
         backend.rotary_in_place(q, rows, shape.heads, shape.head_dim, input.rotary);
         backend.rotary_in_place(k, rows, shape.kv_heads, shape.head_dim, input.rotary);
         for chunk in input.chunks {
-            append_rows(backend, input.topic(chunk), layer, chunk, k, v);
+            let topic = &contexts[chunk.lane].topics[chunk.topic];
+            append_rows(backend, topic, layer, chunk, k, v);
         }
         for chunk in input.chunks {
-            let rings = &input.topic(chunk).rings;
-            let own = chunk.place.positions.clone();
-            let before = rings.held().start..own.start;
-            let mut segments = Segments::new();
-            let window = Visibility::Window {
-                window_ns: input.window_ns,
-            };
-            rings.push_segments(layer, before, window, &mut segments);
-            rings.push_segments(layer, own, Visibility::All, &mut segments);
-            backend.attention_into(
-                q.rows(chunk.rows.start, chunk.rows.len(), q_width),
-                &input.times_ns[chunk.rows.clone()],
-                shape,
-                &segments,
-                ids.sink,
-                self.buffers
-                    .attended
-                    .rows(chunk.rows.start, chunk.rows.len(), q_width),
+            let topic = &mut contexts[chunk.lane].topics[chunk.topic];
+            let attended = self.buffers.attended;
+            let rows = &chunk.rows;
+            self.attend_chunk(
+                backend,
+                topic,
+                &Queries {
+                    q: q.rows(rows.start, rows.len(), q_width),
+                    times_ns: &input.times_ns[rows.clone()],
+                    positions: chunk.place.positions.clone(),
+                    window_ns: input.window_ns,
+                },
+                layer,
+                ids,
+                attended.rows(rows.start, rows.len(), q_width),
             );
         }
+    }
+
+    /// A chunk's attention in one layer: to the best of what has left the window, to the window and to itself.
+    fn attend_chunk(
+        &self,
+        backend: &mut dyn Backend,
+        topic: &mut TopicContext,
+        queries: &Queries<'_>,
+        layer: usize,
+        ids: &AttentionIds,
+        out: Region,
+    ) {
+        let TopicContext {
+            rings, compressed, ..
+        } = topic;
+        let window_ns = queries.window_ns;
+        let own = queries.positions.clone();
+        let before = rings.held().start..own.start;
+        let mut segments = Segments::new();
+        if let (Some(long), Some(ring)) = (&self.long, compressed) {
+            let selection = long.select(backend, layer, ring, queries);
+            selection.push_segments(ring, layer, window_ns, &mut segments);
+        }
+        let window = Visibility::Window { window_ns };
+        rings.push_segments(layer, before, window, &mut segments);
+        rings.push_segments(layer, own, Visibility::All, &mut segments);
+        backend.attention_into(
+            queries.q,
+            queries.times_ns,
+            self.shape,
+            &segments,
+            ids.sink,
+            out,
+        );
     }
 
     /// Runs one chunk in an empty context, leaving every ring alone; for text queries.

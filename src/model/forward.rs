@@ -3,6 +3,8 @@
 //! Written from the definitions with nothing shared with [`super::network`] but the weights' names; far too slow
 //! to run on a vehicle. [`super::network::Network::step`] must agree with it for any split into chunks and ticks.
 
+mod compressed;
+
 use super::adapter::TokenBatch;
 use super::network::TickMoment;
 use super::rotary::Position;
@@ -21,6 +23,8 @@ pub struct Sequence {
     pub origin_ns: i64,
     /// Tokens each topic's ring holds: older ones are out of sight at the end of a tick.
     pub capacity: Vec<usize>,
+    /// Pooled tokens each topic's long context holds; 0 for none.
+    pub context_capacity: Vec<usize>,
     /// Caption steps a tick.
     pub caption_steps: usize,
 }
@@ -204,8 +208,11 @@ impl Reference<'_> {
         for layer in 0..self.spec.encoder_layers {
             let name = format!("encoder.{layer}");
             let h = self.norm(&format!("{name}.norm1"), &x);
-            let attended =
-                self.self_attention(&format!("{name}.attn"), &h, Some(&positions), &mask);
+            let attended = if self.spec.compression().is_some() {
+                self.long_attention(&name, &h, tokens, &mask)
+            } else {
+                self.self_attention(&format!("{name}.attn"), &h, Some(&positions), &mask)
+            };
             add_rows(&mut x, &attended);
             let h = self.norm(&format!("{name}.norm2"), &x);
             add_rows(&mut x, &self.mlp(&format!("{name}.ffn"), &h));

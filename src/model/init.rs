@@ -26,6 +26,10 @@ pub fn shapes(spec: &ModelSpec) -> BTreeMap<String, Vec<usize>> {
         shapes.attention(&format!("{name}.attn"), d, q, kv, spec.heads);
         shapes.norm(&format!("{name}.norm2"), d);
         shapes.ffn(&format!("{name}.ffn"), d, spec.ffn);
+        if let Some(sizes) = spec.compression() {
+            shapes.tensor(&format!("{name}.compress.k"), &[sizes.ratio, kv]);
+            shapes.tensor(&format!("{name}.compress.v"), &[sizes.ratio, kv]);
+        }
     }
     shapes.norm("encoder.norm", d);
     shapes.tensor("fusion.tokens", &[spec.fusion_tokens, d]);
@@ -104,7 +108,7 @@ impl Shapes {
 }
 
 /// Initial weights: uniform with variance `1/fan_in` for matrices and `0.02^2` for embeddings, ones for norms and
-/// temperatures, zeros for biases and sinks. The same seed gives the same weights everywhere: only exact
+/// temperatures, zeros for biases and sinks, the mean for what pools the long context. The same seed gives the same weights everywhere: only exact
 /// arithmetic is used.
 pub fn initial_weights(spec: &ModelSpec) -> Weights {
     let mut tensors = BTreeMap::new();
@@ -150,6 +154,10 @@ fn initial_spread(name: &str, shape: &[usize]) -> Spread {
     }
     if name.ends_with("bias") || name.ends_with("sink") {
         return Spread::Constant(0.0);
+    }
+    if name.contains(".compress.") {
+        // The plain mean of the tokens pooled.
+        return Spread::Constant(1.0 / shape[0] as f32);
     }
     let fan_in = shape.last().copied().unwrap_or(1);
     uniform(1.0 / fan_in as f32)

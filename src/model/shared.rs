@@ -7,20 +7,21 @@
 use super::adapter::{Adapters, TokenBatch};
 use super::caption::{CaptionDecoder, CaptionTurn};
 use super::digest::{digest_batch, digest_heads, update_f32};
-use super::encoder::{Encoder, EncoderInput, PlacedChunk};
+use super::encoder::{Contexts, Encoder, EncoderInput, PlacedChunk};
 use super::fusion::{Fusion, FusionInput, FusionLane};
 use super::heads::Heads;
 use super::layers::Loader;
 use super::layout::{Lanes, Layout};
 use super::network::{LaneStep, NetworkConfig};
 use super::rotary::{Position, Rotary};
+use super::sizes::{max_blocks, max_rows};
 use super::spec::{Modality, ModelSpec};
 use super::stage::{Stage, StageProbe};
 use super::weights::{Weights, WeightsError};
 use crate::backend::{Backend, Region};
-use crate::frontend::text::{self, MAX_TEXT_TOKENS};
+use crate::frontend::text;
 use crate::umm::arena::ArenaPlan;
-use crate::umm::context::{Appended, Context};
+use crate::umm::context::Appended;
 use crate::umm::ring::ChunkTooLong;
 use std::ops::Range;
 use xxhash_rust::xxh3::Xxh3;
@@ -79,7 +80,7 @@ impl Shared {
         let name = "tokens";
         Ok(Shared {
             adapters: Adapters::new(&mut loader, plan, spec, max_rows)?,
-            encoder: Encoder::new(&mut loader, plan, spec, rows)?,
+            encoder: Encoder::new(&mut loader, plan, spec, rows, max_blocks(spec, config))?,
             fusion: Fusion::new(&mut loader, plan, spec, rows, lanes)?,
             heads: Heads::new(&mut loader, plan, spec, lanes)?,
             caption: CaptionDecoder::new(&mut loader, plan, spec, lanes)?,
@@ -139,6 +140,7 @@ impl Shared {
         let layout = Layout::of(&batches);
         let own = self.place(steps, &layout)?;
         self.upload_rotary(steps, &layout);
+        self.upload_long_context_rotary(steps);
         let rows = layout.rows();
         let x = self.x.rows(0, rows, self.d);
         let backend = self.backend.as_mut();
@@ -178,6 +180,9 @@ impl Shared {
         let host = &mut self.host;
         host.times_ns.clear();
         host.chunks.clear();
+        for step in steps.iter_mut() {
+            step.network.context.begin_tick();
+        }
         for m in 0..Modality::ALL.len() {
             for (lane, step) in steps.iter_mut().enumerate() {
                 let part = &step.batch.modalities[m];
@@ -186,13 +191,16 @@ impl Shared {
                 host.times_ns.extend(times_ns);
                 for chunk in &part.chunks {
                     let rows = first + chunk.rows.start..first + chunk.rows.end;
-                    let rings = &mut step.network.context.topics[chunk.topic].rings;
+                    let topic = &mut step.network.context.topics[chunk.topic];
                     host.chunks.push(PlacedChunk {
                         lane,
                         topic: chunk.topic,
-                        place: rings.append(&host.times_ns[rows.clone()])?,
+                        place: topic.rings.append(&host.times_ns[rows.clone()])?,
                         rows,
                     });
+                    if let Some(ring) = &mut topic.compressed {
+                        ring.append(&part.positions[chunk.rows.clone()]);
+                    }
                 }
             }
         }
@@ -217,6 +225,21 @@ impl Shared {
         let rows = layout.rows();
         let region = self.rotary_table.rows(0, rows, self.head_dim);
         self.backend.upload(region, &self.host.rotary);
+    }
+
+    /// Of what the tokens are pooled to, where there is a long context.
+    fn upload_long_context_rotary(&mut self, steps: &mut [LaneStep<'_>]) {
+        let Some(long) = self.encoder.long_context() else {
+            return;
+        };
+        let table = &mut self.host.rotary;
+        table.clear();
+        for step in steps {
+            let network = &mut *step.network;
+            let topics = &mut network.context.topics;
+            long.append_rotary(&self.rotary, network.origin_ns, topics, table);
+        }
+        long.upload_rotary(self.backend.as_mut(), table);
     }
 
     /// Rows of the rotary table from `first` on.
@@ -252,19 +275,20 @@ impl Shared {
         }
     }
 
-    fn encode(&mut self, steps: &[LaneStep<'_>], rows: usize, x: Region) {
-        let contexts: Lanes<&Context> = steps.iter().map(|s| &s.network.context).collect();
+    fn encode(&mut self, steps: &mut [LaneStep<'_>], rows: usize, x: Region) {
+        let networks = steps.iter_mut().map(|s| &mut *s.network);
+        let mut contexts: Contexts<'_> = networks.map(|n| &mut n.context).collect();
         let input = EncoderInput {
             rows,
             times_ns: &self.host.times_ns,
             rotary: self.rotary_table.rows(0, rows, self.head_dim),
             chunks: &self.host.chunks,
-            contexts: &contexts,
             window_ns: self.window_ns,
         };
         let encoded = self.encoded.rows(0, rows, self.d);
+        let backend = self.backend.as_mut();
         self.encoder
-            .forward_into(self.backend.as_mut(), &input, x, encoded);
+            .forward_into(backend, &input, &mut contexts, x, encoded);
     }
 
     fn fuse(&mut self, steps: &mut [LaneStep<'_>], layout: &Layout, own: Lanes<Appended>) {
@@ -382,16 +406,4 @@ impl HostBuffers {
             digest: Vec::with_capacity(rows.max(spec.fusion_tokens) * spec.d),
         }
     }
-}
-
-/// Most tokens of each modality that one lane adds in a tick.
-fn max_rows(config: &NetworkConfig) -> [usize; Modality::ALL.len()] {
-    let mut max_rows = [0; Modality::ALL.len()];
-    for stream in &config.streams {
-        max_rows[stream.modality.index()] += stream.max_tokens_per_tick;
-    }
-    // A text query runs alone through the text adapter: at least one message must fit.
-    let text = &mut max_rows[Modality::Text.index()];
-    *text = (*text).max(MAX_TEXT_TOKENS);
-    max_rows
 }

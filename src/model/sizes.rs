@@ -3,7 +3,10 @@
 use super::layout::MAX_LANES;
 use super::spec::{Modality, ModelSpec};
 use super::weights::WeightsError;
+use crate::frontend::text::MAX_TEXT_TOKENS;
 use crate::umm::arena::{ArenaPlan, ArenaTooLarge};
+use crate::umm::compressed::CompressedRing;
+use crate::umm::compression::BadCapacity;
 use crate::umm::context::{Context, LayeredRing, TopicContext};
 use crate::umm::ring::ChunkTooLong;
 
@@ -18,6 +21,8 @@ pub struct Stream {
     pub capacity: usize,
     /// Most tokens it adds in one tick; at most `capacity`.
     pub max_tokens_per_tick: usize,
+    /// Pooled tokens its long context holds, see [`crate::umm::compressed`]; 0 for none.
+    pub context_capacity: usize,
 }
 
 /// Sizes of a network's context.
@@ -70,6 +75,23 @@ pub enum NetworkError {
         /// Sizes.
         source: ChunkTooLong,
     },
+    /// A long context without weights for it.
+    #[error(
+        "topic {topic} is to have a long context, but the weights have none (`compress_ratio` in their specification): \
+         set `context_ms = 0`, or take weights that have one (`umm model init --long-context`)"
+    )]
+    NoCompression {
+        /// The topic.
+        topic: String,
+    },
+    /// A long context of an impossible size.
+    #[error("topic {topic}: {source}")]
+    Context {
+        /// The topic.
+        topic: String,
+        /// Sizes.
+        source: BadCapacity,
+    },
 }
 
 /// Reserves one lane's rings.
@@ -90,7 +112,7 @@ pub(super) fn reserve_context(
                 },
             });
         }
-        topics.push(TopicContext::reserve(
+        let mut topic = TopicContext::reserve(
             plan,
             &stream.name,
             stream.modality.index(),
@@ -99,7 +121,9 @@ pub(super) fn reserve_context(
             spec.d,
             spec.encoder_layers,
             spec.fusion_layers,
-        ));
+        );
+        topic.compressed = reserve_compressed(plan, spec, stream)?;
+        topics.push(topic);
     }
     // A window of ticks, the present one and one that has just left it.
     let ticks = (config.window_ns / config.period_ns.max(1)) as usize + 2;
@@ -111,4 +135,54 @@ pub(super) fn reserve_context(
         spec.fusion_layers,
     );
     Ok(Context { topics, fusion })
+}
+
+/// The topic's long context, if it is to have one.
+fn reserve_compressed(
+    plan: &mut ArenaPlan,
+    spec: &ModelSpec,
+    stream: &Stream,
+) -> Result<Option<CompressedRing>, NetworkError> {
+    if stream.context_capacity == 0 {
+        return Ok(None);
+    }
+    let topic = || stream.name.clone();
+    let sizes = spec
+        .compression()
+        .ok_or_else(|| NetworkError::NoCompression { topic: topic() })?;
+    let (capacity, per_tick) = (stream.context_capacity, stream.max_tokens_per_tick);
+    sizes
+        .check(capacity, per_tick)
+        .map_err(|source| NetworkError::Context {
+            topic: topic(),
+            source,
+        })?;
+    Ok(Some(CompressedRing::reserve(
+        plan,
+        &format!("{}: long context", stream.name),
+        sizes,
+        capacity,
+        per_tick,
+        spec.head_shape().kv_width(),
+        spec.encoder_layers,
+    )))
+}
+
+/// Most blocks of a topic's long context; 0 where none has one.
+pub(super) fn max_blocks(spec: &ModelSpec, config: &NetworkConfig) -> usize {
+    let longest = config.streams.iter().map(|s| s.context_capacity).max();
+    let sizes = spec.compression();
+    sizes.map_or(0, |sizes| longest.unwrap_or_default() / sizes.block)
+}
+
+/// Most tokens of each modality that one lane adds in a tick.
+pub(super) fn max_rows(config: &NetworkConfig) -> [usize; Modality::ALL.len()] {
+    let mut max_rows = [0; Modality::ALL.len()];
+    for stream in &config.streams {
+        max_rows[stream.modality.index()] += stream.max_tokens_per_tick;
+    }
+    // A text query runs alone through the text adapter: at least one message must fit.
+    let text = &mut max_rows[Modality::Text.index()];
+    *text = (*text).max(MAX_TEXT_TOKENS);
+    max_rows
 }

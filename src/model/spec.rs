@@ -1,6 +1,7 @@
 //! What a model is: sizes, names, presets. Travels as JSON in the weights file's metadata.
 
 use crate::backend::HeadShape;
+use crate::umm::compression::{Compression, MAX_BLOCK, MAX_RATIO, MAX_TOP_K};
 use serde::{Deserialize, Serialize};
 
 /// Metadata key under which a weights file holds its [`ModelSpec`].
@@ -105,7 +106,32 @@ pub struct ModelSpec {
     pub trained: bool,
     /// Seed of the initial weights.
     pub seed: u64,
+    /// Tokens pooled to one in the long context, see [`crate::umm::compressed`]; 0 for a model without one. It and the two
+    /// below are left out of the JSON where they are 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub compress_ratio: usize,
+    /// Pooled tokens in a block.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub compress_block: usize,
+    /// Blocks attended.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub compress_top_k: usize,
 }
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(size: &usize) -> bool {
+    *size == 0
+}
+
+/// The long context that `umm model init --long-context` and seeded weights with `context_ms` have.
+pub const DEFAULT_COMPRESSION: Compression = Compression {
+    ratio: 4,
+    block: 16,
+    top_k: 8,
+};
 
 /// A specification that cannot be run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -151,6 +177,24 @@ impl ModelSpec {
             other => return Err(SpecError::UnknownPreset(other.to_owned())),
         };
         Ok(sizes.spec(name, seed))
+    }
+
+    /// The same model with a long context.
+    #[must_use]
+    pub fn with_compression(mut self, sizes: Compression) -> ModelSpec {
+        self.compress_ratio = sizes.ratio;
+        self.compress_block = sizes.block;
+        self.compress_top_k = sizes.top_k;
+        self
+    }
+
+    /// Sizes of the long context; none for a model without one.
+    pub fn compression(&self) -> Option<Compression> {
+        (self.compress_ratio > 0).then_some(Compression {
+            ratio: self.compress_ratio,
+            block: self.compress_block,
+            top_k: self.compress_top_k,
+        })
     }
 
     /// Attention sizes.
@@ -236,12 +280,32 @@ impl ModelSpec {
                 self.image_size, self.patch
             ));
         }
+        self.validate_compression()?;
         if self.modalities != Modality::ALL {
             return invalid(format!(
                 "modalities are {:?}; this build runs {:?}, in this order",
                 self.modalities,
                 Modality::ALL
             ));
+        }
+        Ok(())
+    }
+
+    fn validate_compression(&self) -> Result<(), SpecError> {
+        let sizes = [
+            ("compress_ratio", self.compress_ratio, MAX_RATIO),
+            ("compress_block", self.compress_block, MAX_BLOCK),
+            ("compress_top_k", self.compress_top_k, MAX_TOP_K),
+        ];
+        if sizes.iter().all(|(_, size, _)| *size == 0) {
+            return Ok(());
+        }
+        for (name, size, most) in sizes {
+            if size == 0 || size > most {
+                return Err(SpecError::Invalid(format!(
+                    "{name} = {size} is outside 1..={most} (all three are 0 without a long context)"
+                )));
+            }
         }
         Ok(())
     }
@@ -288,6 +352,9 @@ impl Sizes {
             motion: names(&["speed_mps", "yaw_rate_rps"]),
             trained: false,
             seed,
+            compress_ratio: 0,
+            compress_block: 0,
+            compress_top_k: 0,
         }
     }
 }

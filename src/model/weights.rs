@@ -205,7 +205,7 @@ impl Weights {
         })
     }
 
-    /// Digest over names, shapes and values: says whether two runs used the same weights.
+    /// Digest over names, shapes and values, and the sizes of a long context: says whether two runs used the same weights.
     pub fn digest(&self) -> u64 {
         let mut hasher = xxhash_rust::xxh3::Xxh3::new();
         for (name, tensor) in &self.tensors {
@@ -215,6 +215,11 @@ impl Weights {
             }
             for value in &tensor.values {
                 hasher.update(&value.to_le_bytes());
+            }
+        }
+        if let Some(sizes) = self.spec.compression() {
+            for size in [sizes.ratio, sizes.block, sizes.top_k] {
+                hasher.update(&(size as u64).to_le_bytes());
             }
         }
         hasher.digest()

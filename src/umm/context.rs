@@ -2,6 +2,7 @@
 //! rings, and the capture times that say which of them a query may see.
 
 use super::arena::ArenaPlan;
+use super::compressed::CompressedRing;
 use super::ring::{ChunkTooLong, Ring, Spans};
 use crate::archive::{Archive, Archived};
 use crate::backend::{Backend, KvSegment, Region, Segments, Visibility};
@@ -17,14 +18,19 @@ pub struct KvRing {
 }
 
 impl KvRing {
-    fn reserve(plan: &mut ArenaPlan, name: &str, capacity: usize, kv_width: usize) -> KvRing {
+    pub(super) fn reserve(
+        plan: &mut ArenaPlan,
+        name: &str,
+        capacity: usize,
+        kv_width: usize,
+    ) -> KvRing {
         KvRing {
             k: plan.reserve(name, capacity * kv_width),
             v: plan.reserve(name, capacity * kv_width),
         }
     }
 
-    fn segment<'a>(
+    pub(super) fn segment<'a>(
         &self,
         slots: Range<usize>,
         kv_width: usize,
@@ -197,6 +203,8 @@ pub struct TopicContext {
     pub rings: LayeredRing,
     /// Adapter outputs of the tokens held, `[capacity, d]`: what a recomputation of the context starts from.
     pub features: Region,
+    /// What has left the window, in each encoder layer; none without a long context.
+    pub compressed: Option<CompressedRing>,
     encoder_layers: usize,
 }
 
@@ -227,6 +235,7 @@ impl TopicContext {
             modality,
             rings,
             features: plan.reserve(&format!("{topic}: features"), capacity * d),
+            compressed: None,
             encoder_layers,
         }
     }
@@ -247,10 +256,19 @@ pub struct Context {
 }
 
 impl Context {
+    /// Before a tick's tokens.
+    pub fn begin_tick(&mut self) {
+        let compressed = self.topics.iter_mut().map(|t| &mut t.compressed);
+        compressed.flatten().for_each(CompressedRing::begin_tick);
+    }
+
     /// Forgets everything: a new epoch.
     pub fn clear(&mut self) {
         for topic in &mut self.topics {
             topic.rings.clear();
+            if let Some(compressed) = &mut topic.compressed {
+                compressed.clear(topic.rings.ring().position());
+            }
         }
         self.fusion.clear();
     }
@@ -270,6 +288,9 @@ impl Context {
             topic.rings.archive(archive, backend)?;
             let view = topic.rings.ring().view();
             archive_rows(archive, backend, topic.features, &view, d)?;
+            if let Some(compressed) = &mut topic.compressed {
+                compressed.archive(archive, backend, topic.rings.ring().position())?;
+            }
         }
         self.fusion.archive(archive, backend)
     }

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 
 pub mod logs;
+pub mod tiny;
 
 use safetensors::SafeTensors;
 use std::path::PathBuf;

@@ -31,6 +31,7 @@ from .layers import (
     rotation,
     within_window,
 )
+from .long_context import Compress, Groups, attended, groups, pool
 from .spec import METADATA_KEY, ModelSpec
 
 NORM_FLOOR = 1e-12
@@ -45,6 +46,7 @@ class Drive:
     quality: Tensor
     origin_ns: Tensor
     window_ns: int
+    context_capacity: int = 0  # pooled tokens a topic's long context holds; 0 for none
 
 
 @dataclass(kw_only=True)
@@ -70,18 +72,43 @@ class ModalityEmbedding(nn.Module):
         self.embedding = nn.Parameter(torch.zeros(len(spec.modalities), spec.d))
 
 
+@dataclass
+class Long:
+    """What the encoder needs for a long context."""
+
+    tokens: Tokens
+    made_of: Groups
+    by: Rotation  # of the pooled tokens
+    window_ns: int
+    capacity: int
+
+
 class EncoderLayer(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
+        self.spec = spec
         self.norm1 = layer_norm(spec.d)
         self.attn = Attention(spec)
         self.norm2 = layer_norm(spec.d)
         self.ffn = FeedForward(spec.d, spec.ffn, spec.d)
+        if spec.compress_ratio:
+            self.compress = Compress(spec)
 
-    def forward(self, x: Tensor, mask: Tensor, by: Rotation) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, by: Rotation, long: Long | None) -> Tensor:
         h = self.norm1(x)
-        x = x + self.attn(h, h, mask, by)
+        x = x + (self.attn(h, h, mask, by) if long is None else self.attend_long(h, mask, by, long))
         return x + self.ffn(self.norm2(x))
+
+    def attend_long(self, h: Tensor, mask: Tensor, by: Rotation, long: Long) -> Tensor:
+        """Self-attention, the pooled tokens being further keys. Keys are pooled before they are rotated."""
+        attn = self.attn
+        q, k, v = (attn.split_heads(p(h)) for p in (attn.q, attn.k, attn.v))
+        q = rotate(q, by)
+        pooled_k = rotate(pool(k, self.compress.k, long.made_of), long.by)
+        pooled_v = pool(v, self.compress.v, long.made_of)
+        further = attended(q, pooled_k, long.tokens, long.made_of, self.spec, long.window_ns, long.capacity)
+        keys, values = torch.cat([rotate(k, by), pooled_k], dim=1), torch.cat([v, pooled_v], dim=1)
+        return attn.o(attend(q, keys, values, torch.cat([mask, further], dim=-1), attn.sink))
 
 
 class Encoder(NumberedLayers):
@@ -107,9 +134,9 @@ class Encoder(NumberedLayers):
         topic = query(tokens.topic) == key(tokens.topic)
         return topic & (own | (earlier & recent)) & key(tokens.present)
 
-    def forward(self, x: Tensor, mask: Tensor, by: Rotation) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, by: Rotation, long: Long | None = None) -> Tensor:
         for layer in self.layers():
-            x = layer(x, mask, by)
+            x = layer(x, mask, by, long)
         return self.norm(x)
 
 
@@ -263,6 +290,14 @@ class Umm(nn.Module):
         dtype = self.fusion.tokens.dtype
         return rotation(tokens.position, origin_ns, self.spec.head_dim, dtype)
 
+    def long_context(self, tokens: Tokens, drive: Drive) -> Long | None:
+        if not (self.spec.compress_ratio and drive.context_capacity):
+            return None
+        made_of = groups(tokens, self.spec)
+        dtype = self.fusion.tokens.dtype
+        by = rotation(made_of.position, drive.origin_ns, self.spec.head_dim, dtype)
+        return Long(tokens, made_of, by, drive.window_ns, drive.context_capacity)
+
     def forward(self, drive: Drive) -> DriveOutput:
         adapted, encoded, modalities = {}, {}, {}
         for index, name in enumerate(self.spec.modalities):
@@ -272,7 +307,7 @@ class Umm(nn.Module):
             by = self.tokens_rotation(tokens, drive.origin_ns)
             mask = self.encoder.mask(tokens, drive.window_ns)
             adapted[name] = self.adapt(name, tokens)
-            encoded[name] = self.encoder(adapted[name], mask, by)
+            encoded[name] = self.encoder(adapted[name], mask, by, self.long_context(tokens, drive))
             modalities[name] = availability(index, encoded[name], by, tokens, drive)
 
         fused, fusion_layers, gates = self.fusion(drive, modalities)

@@ -39,6 +39,10 @@ class ModelSpec:
     motion: tuple[str, ...]
     trained: bool = False
     seed: int = 0
+    # A long context: tokens pooled to one, pooled tokens a block, blocks attended. All 0, and left out of the JSON, without.
+    compress_ratio: int = 0
+    compress_block: int = 0
+    compress_top_k: int = 0
 
     def __post_init__(self) -> None:
         if self.format != 1:
@@ -49,6 +53,9 @@ class ModelSpec:
             raise ValueError(f"head_dim {self.head_dim} is no multiple of 8 (rotary sections)")
         if self.image_size % self.patch:
             raise ValueError(f"image_size {self.image_size} is no multiple of patch {self.patch}")
+        sizes = (self.compress_ratio, self.compress_block, self.compress_top_k)
+        if any(sizes) and not all(sizes):
+            raise ValueError(f"compress_ratio, compress_block and compress_top_k are {sizes}: all or none")
         unknown = set(self.modalities) - set(MODALITIES)
         if unknown or len(set(self.modalities)) != len(self.modalities):
             raise ValueError(f"modalities {self.modalities} must be distinct members of {MODALITIES}")
@@ -76,4 +83,7 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """The metadata JSON, compact, in field order."""
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+        fields = dataclasses.asdict(self)
+        if not self.compress_ratio:
+            fields = {name: value for name, value in fields.items() if not name.startswith("compress_")}
+        return json.dumps(fields, separators=(",", ":"))

@@ -42,6 +42,7 @@ pub(super) struct Sum {
 impl Sum {
     /// Adds `f(x[i])`.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "written as `dot` is")]
     pub(super) fn add(&mut self, x: &[f32], f: impl Fn(f32) -> f32) {
         let blocks = x.chunks_exact(LANES);
         self.tail += blocks.remainder().iter().map(|&v| f(v)).sum::<f32>();

@@ -11,6 +11,7 @@ mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bf16;
+mod block_scores;
 mod fast;
 mod int8;
 mod isa;
@@ -125,6 +126,8 @@ pub struct Cpu {
     rounded: bf16::Activations,
     /// Rows in 8 bits; grow to the largest call.
     activations: int8::Activations,
+    /// The mean query of a chunk, `[kv_width]`.
+    mean_query: Vec<f32>,
 }
 
 impl Cpu {
@@ -157,6 +160,7 @@ impl Cpu {
             copied_rows: Vec::new(),
             rounded: bf16::Activations::default(),
             activations: int8::Activations::default(),
+            mean_query: Vec::new(),
         }
     }
 
@@ -450,6 +454,45 @@ impl Backend for Cpu {
             self.tables[bias.0].values[0],
         );
         self.arena[out.start] = gate;
+    }
+
+    fn compress_into(&mut self, x: Region, kernel: TableId, out: Region) {
+        let Table { width, values } = &self.tables[kernel.0];
+        assert!(out.len.is_multiple_of(*width), "compression output size");
+        assert_eq!(x.len, out.len / width * values.len(), "compression size");
+        let parts = self.arena.get_disjoint_mut([x.range(), out.range()]);
+        let Ok([x, out]) = parts else {
+            unreachable!("compression input and output overlap");
+        };
+        plain::compress_into(x, values, *width, out);
+    }
+
+    fn block_scores_into(
+        &mut self,
+        q: Region,
+        rows: usize,
+        shape: HeadShape,
+        summaries: Region,
+        out: Region,
+    ) {
+        assert!(
+            rows > 0 && q.len == rows * shape.q_width(),
+            "block query size"
+        );
+        assert_eq!(summaries.len, out.len * shape.kv_width(), "block size");
+        self.mean_query.resize(shape.kv_width(), 0.0);
+        let q = &self.arena[q.range()];
+        plain::mean_query_into(q, rows, shape, &mut self.mean_query);
+        let parts = self
+            .arena
+            .get_disjoint_mut([summaries.range(), out.range()]);
+        let Ok([summaries, out]) = parts else {
+            unreachable!("block summaries and scores overlap");
+        };
+        match self.path {
+            Path::Plain => plain::block_scores_into(&self.mean_query, summaries, out),
+            Path::Fast => block_scores::block_scores_into(&self.mean_query, summaries, out),
+        }
     }
 
     fn scale_shift_into(

@@ -106,6 +106,7 @@ pub(crate) fn visible(visibility: Visibility, t_query: i64, t_key: i64) -> bool 
             let distance = t_query.saturating_sub(t_key);
             (0..=window_ns).contains(&distance)
         }
+        Visibility::Older { window_ns } => t_query.saturating_sub(t_key) > window_ns,
     }
 }
 
@@ -170,4 +171,43 @@ pub(super) fn gate(x: &[f32], extra: &[f32], weight: &[f32], bias: f32) -> f32 {
     assert_eq!(weight.len(), x.len() + extra.len(), "gate weight size");
     let dot: f32 = x.iter().chain(extra).zip(weight).map(|(x, w)| x * w).sum();
     1.0 / (1.0 + (-(dot + bias)).exp())
+}
+
+/// `kernel` is `[taps, width]`.
+pub(super) fn compress_into(x: &[f32], kernel: &[f32], width: usize, out: &mut [f32]) {
+    let group = kernel.len();
+    for (x, out) in x.chunks_exact(group).zip(out.chunks_exact_mut(width)) {
+        out.fill(0.0);
+        for (x, kernel) in x.chunks_exact(width).zip(kernel.chunks_exact(width)) {
+            for ((o, x), k) in out.iter_mut().zip(x).zip(kernel) {
+                *o += x * k;
+            }
+        }
+    }
+}
+
+/// For each key/value head the mean of the queries over rows and the heads of its group, `[kv_width]`.
+pub(super) fn mean_query_into(q: &[f32], rows: usize, shape: HeadShape, mean: &mut [f32]) {
+    let HeadShape {
+        heads,
+        kv_heads,
+        head_dim,
+    } = shape;
+    let group = heads / kv_heads;
+    mean.fill(0.0);
+    for row in q.chunks_exact(shape.q_width()) {
+        for (head, q) in row.chunks_exact(head_dim).enumerate() {
+            let at = head / group * head_dim;
+            let mean = &mut mean[at..at + head_dim];
+            mean.iter_mut().zip(q).for_each(|(m, q)| *m += q);
+        }
+    }
+    let inverse = 1.0 / (rows * group) as f32;
+    mean.iter_mut().for_each(|m| *m *= inverse);
+}
+
+pub(super) fn block_scores_into(mean: &[f32], summaries: &[f32], out: &mut [f32]) {
+    for (summary, out) in summaries.chunks_exact(mean.len()).zip(out) {
+        *out = mean.iter().zip(summary).map(|(m, s)| m * s).sum();
+    }
 }

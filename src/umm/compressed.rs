@@ -1,0 +1,392 @@
+//! What has left the window: a second, older ring a topic, of pooled tokens.
+//!
+//! # What is pooled
+//! Every `ratio` tokens that follow each other in a topic become one *pooled token* in each encoder layer: keys and values go
+//! through a learned strided convolution, one tap a token and column. They are pooled as soon as the last of them has
+//! arrived, not when it leaves the window, so which tokens make one, and its bits, depend on nothing but their order: not on
+//! how they were cut into chunks and ticks. Who *sees* it depends on time: a query sees a pooled token when the newest of its
+//! tokens is further back than the window, and so never twice. Tokens whose group is not whole, or not wholly out of the
+//! window, wait: between window and pooled tokens lie at most `ratio - 1` tokens that are in neither.
+//!
+//! Keys are pooled before they are rotated, then rotated with the mean capture time, row and column of their tokens (rounded
+//! to whole nanoseconds, rows and columns). Pooling rotated keys with a weight for each column would make scores depend on
+//! absolute time; so they depend on differences only, as everywhere. Tokens that follow each other are close in time, so the
+//! mean is where they are.
+//!
+//! # What is attended
+//! `block` pooled tokens are a block; its *summary* is the mean of its keys. Blocks that are wholly out of a chunk's window
+//! are scored against the mean of the chunk's queries, and the `top_k` best are attended, of equal ones the newer. What is
+//! newer than the newest of these blocks is short and attended without being scored: otherwise a hole of up to a block would
+//! lie behind the window. One choice serves a chunk in a layer, so what is attended are a few contiguous runs of the ring,
+//! never a copy. A tick costs the scores, one dot product for `ratio * block` tokens of context, and `top_k` blocks.
+//!
+//! The ring's capacity is whole blocks, so that a block never wraps; a block of which a token was evicted is no longer looked
+//! at. Pooling reads a layer's fresh keys and values and keeps those that wait in rows of its own: it does not matter how
+//! many tokens the topic's own ring holds. What that ring evicts while it is within the window is out of sight, as without a
+//! long context, until the window has passed over it.
+
+use super::arena::ArenaPlan;
+use super::compression::{Compression, MAX_RATIO, MAX_TOP_K};
+use super::context::{KvRing, archive_rows};
+use super::ring::{Ring, Spans};
+use crate::archive::{Archive, ArchiveError, Archived};
+use crate::backend::{Backend, Region, Segments, Visibility};
+use crate::model::rotary::Position;
+use arrayvec::ArrayVec;
+use std::ops::Range;
+
+/// Blocks chosen, oldest first.
+pub type Chosen = ArrayVec<u64, MAX_TOP_K>;
+
+/// What a chunk may look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// Blocks to choose from, by number.
+    pub blocks: Range<u64>,
+    /// Pooled tokens attended in any case, by position.
+    pub tail: Range<u64>,
+}
+
+/// One layer's part.
+#[derive(Clone, Copy, Debug)]
+pub struct CompressedLayer {
+    /// Pooled keys and values, `[capacity, kv_width]` each; keys rotated.
+    pub pooled: KvRing,
+    /// Mean key of each block, `[capacity / block, kv_width]`.
+    pub summaries: Region,
+    /// Keys and values that wait for their group, `[ratio - 1, kv_width]` each; keys not rotated.
+    pub waiting: KvRing,
+}
+
+/// Pooled tokens of one topic in every encoder layer.
+#[derive(Clone, Debug)]
+pub struct CompressedRing {
+    sizes: Compression,
+    kv_width: usize,
+    ring: Ring,
+    /// Of each pooled token: the capture time of its newest token.
+    newest_ns: Vec<i64>,
+    /// Of each block: the capture time of its newest token.
+    block_newest_ns: Vec<i64>,
+    layers: Vec<CompressedLayer>,
+    /// Position in the topic's ring of the first token that is pooled.
+    start: u64,
+    /// Tokens that wait for their group.
+    waiting: ArrayVec<Position, MAX_RATIO>,
+    /// How many waited when the tick began.
+    waited: usize,
+    /// Where the tick's new pooled tokens are.
+    fresh: Vec<Position>,
+    /// First row of theirs in the tick's rotary table.
+    rotary_row: usize,
+    /// Scores of the blocks of one chunk.
+    scores: Vec<f32>,
+}
+
+impl CompressedRing {
+    /// Reserves the rings of `layers` layers; `capacity` as [`Compression::check`] allows, `per_tick` the most tokens a tick
+    /// adds.
+    pub fn reserve(
+        plan: &mut ArenaPlan,
+        name: &str,
+        sizes: Compression,
+        capacity: usize,
+        per_tick: usize,
+        kv_width: usize,
+        layers: usize,
+    ) -> CompressedRing {
+        let blocks = capacity / sizes.block;
+        CompressedRing {
+            sizes,
+            kv_width,
+            ring: Ring::new(capacity),
+            newest_ns: vec![0; capacity],
+            block_newest_ns: vec![0; blocks],
+            layers: (0..layers)
+                .map(|_| CompressedLayer {
+                    pooled: KvRing::reserve(plan, name, capacity, kv_width),
+                    summaries: plan.reserve(name, blocks * kv_width),
+                    waiting: KvRing::reserve(plan, name, sizes.ratio - 1, kv_width),
+                })
+                .collect(),
+            start: 0,
+            waiting: ArrayVec::new(),
+            waited: 0,
+            fresh: Vec::with_capacity(per_tick / sizes.ratio + 1),
+            rotary_row: 0,
+            scores: vec![0.0; blocks],
+        }
+    }
+
+    /// Sizes.
+    pub fn sizes(&self) -> Compression {
+        self.sizes
+    }
+
+    /// Blocks the ring holds at most.
+    pub fn blocks(&self) -> usize {
+        self.block_newest_ns.len()
+    }
+
+    /// One layer's rings.
+    pub fn layer(&self, layer: usize) -> CompressedLayer {
+        self.layers[layer]
+    }
+
+    /// Before a tick's tokens.
+    pub fn begin_tick(&mut self) {
+        self.fresh.clear();
+        self.waited = self.waiting.len();
+    }
+
+    /// Notes tokens that follow those before, and makes room for what they are pooled to. Every layer's keys and values must
+    /// then be pooled, before the next tick begins.
+    pub fn append(&mut self, positions: &[Position]) {
+        for &position in positions {
+            self.waiting.push(position);
+            if self.waiting.len() == self.sizes.ratio {
+                self.fresh.push(mean_position(&self.waiting));
+                let newest_ns = self.waiting.iter().map(|p| p.time_ns).max();
+                self.waiting.clear();
+                self.push_times(newest_ns.unwrap_or_default());
+            }
+        }
+    }
+
+    /// Room for one pooled token, and its time.
+    fn push_times(&mut self, newest_ns: i64) {
+        let position = self.ring.position();
+        // One token always fits.
+        let _ = self.ring.append(1);
+        self.newest_ns[(position % self.ring.capacity() as u64) as usize] = newest_ns;
+        self.note_block_time(position, newest_ns);
+    }
+
+    fn note_block_time(&mut self, position: u64, newest_ns: i64) {
+        let first = position.is_multiple_of(self.sizes.block as u64);
+        let block = self.block_slot(position / self.sizes.block as u64);
+        let time = &mut self.block_newest_ns[block];
+        *time = if first {
+            newest_ns
+        } else {
+            newest_ns.max(*time)
+        };
+    }
+
+    fn block_slot(&self, block: u64) -> usize {
+        (block % self.blocks() as u64) as usize
+    }
+
+    /// Tokens that waited when the tick began, and tokens that wait now.
+    pub fn waited_and_waiting(&self) -> (usize, usize) {
+        (self.waited, self.waiting.len())
+    }
+
+    /// Where the tick's new pooled tokens are, oldest first.
+    pub fn fresh(&self) -> &[Position] {
+        &self.fresh
+    }
+
+    /// Slots of the tick's new pooled tokens.
+    pub fn fresh_slots(&self) -> Spans {
+        let position = self.ring.position();
+        self.ring
+            .spans(position - self.fresh.len() as u64..position)
+    }
+
+    /// Slots of the blocks that became whole in the tick: rows of [`CompressedLayer::summaries`].
+    pub fn whole_blocks(&self) -> impl Iterator<Item = usize> {
+        let (block, position) = (self.sizes.block as u64, self.ring.position());
+        let before = position - self.fresh.len() as u64;
+        (before / block..position / block).map(|b| self.block_slot(b))
+    }
+
+    /// First row of the tick's new pooled tokens in its rotary table.
+    pub fn rotary_row(&self) -> usize {
+        self.rotary_row
+    }
+
+    /// Sets [`CompressedRing::rotary_row`].
+    pub fn set_rotary_row(&mut self, row: usize) {
+        self.rotary_row = row;
+    }
+
+    /// What a chunk may look at: its first token's position in the topic's ring is `chunk_start`, its oldest query's time
+    /// `oldest_ns`.
+    pub fn reach(&self, chunk_start: u64, oldest_ns: i64, window_ns: i64) -> Reach {
+        let block = self.sizes.block as u64;
+        let made = chunk_start.saturating_sub(self.start) / self.sizes.ratio as u64;
+        let first = self.ring.oldest().div_ceil(block);
+        let out_of_window = |&b: &u64| {
+            let newest_ns = self.block_newest_ns[self.block_slot(b)];
+            oldest_ns.saturating_sub(newest_ns) > window_ns
+        };
+        let last = (first..made / block).rev().find(out_of_window);
+        let end = last.map_or(first, |b| b + 1);
+        Reach {
+            blocks: first..end,
+            tail: end * block..made,
+        }
+    }
+
+    /// Rows of [`CompressedLayer::summaries`] of these blocks, oldest first.
+    pub fn summary_rows(&self, blocks: Range<u64>) -> impl Iterator<Item = Range<usize>> {
+        let count = (blocks.end - blocks.start) as usize;
+        let start = self.block_slot(blocks.start);
+        let first = start..(start + count).min(self.blocks());
+        let second = 0..count - first.len();
+        [first, second].into_iter().filter(|rows| !rows.is_empty())
+    }
+
+    /// The best of the given blocks by the scores in `scores`, in which their order is oldest first.
+    pub fn choose(&mut self, backend: &dyn Backend, blocks: Range<u64>, scores: Region) -> Chosen {
+        let scored = &mut self.scores[..scores.len];
+        backend.download(scores, scored);
+        // Best first; the newest block comes first, and only a better one goes before it.
+        let mut best: ArrayVec<(f32, u64), MAX_TOP_K> = ArrayVec::new();
+        for (block, &score) in blocks.rev().zip(scored.iter().rev()) {
+            let place = best.partition_point(|(other, _)| other.total_cmp(&score).is_ge());
+            if place == self.sizes.top_k {
+                continue;
+            }
+            if best.len() == self.sizes.top_k {
+                best.pop();
+            }
+            best.insert(place, (score, block));
+        }
+        let mut chosen: Chosen = best.into_iter().map(|(_, block)| block).collect();
+        chosen.sort_unstable();
+        chosen
+    }
+
+    /// Pushes one layer's segments of the chosen blocks and the tail, oldest first.
+    pub fn push_segments<'a>(
+        &'a self,
+        layer: usize,
+        chosen: &[u64],
+        tail: Range<u64>,
+        window_ns: i64,
+        segments: &mut Segments<'a>,
+    ) {
+        let block = self.sizes.block as u64;
+        let chosen = chosen.iter().map(|b| b * block..(b + 1) * block);
+        for positions in chosen.chain([tail]) {
+            for slots in self.ring.spans(positions).iter() {
+                segments.push(self.layers[layer].pooled.segment(
+                    slots,
+                    self.kv_width,
+                    &self.newest_ns,
+                    Visibility::Older { window_ns },
+                ));
+            }
+        }
+    }
+
+    /// Forgets everything; the topic's next token has the position `start`.
+    pub fn clear(&mut self, start: u64) {
+        // From position 0 again: blocks begin at multiples of their length.
+        self.ring = Ring::new(self.ring.capacity());
+        self.start = start;
+        self.waiting.clear();
+        self.begin_tick();
+    }
+
+    /// Everything held, to or from a keyframe; the topic's next token has the position `position`.
+    pub(super) fn archive(
+        &mut self,
+        archive: &mut Archive<'_>,
+        backend: &mut dyn Backend,
+        position: u64,
+    ) -> Archived {
+        archive.same("long context's ratio", self.sizes.ratio as u64)?;
+        archive.same("long context's block", self.sizes.block as u64)?;
+        archive.same("long context's layers", self.layers.len() as u64)?;
+        self.ring.archive(archive)?;
+        archive.number("long context's start", &mut self.start)?;
+        let mut waiting = self.waiting.len();
+        archive.size("waiting tokens", &mut waiting, self.sizes.ratio - 1)?;
+        let pooled = self.ring.position();
+        let tokens = pooled.saturating_mul(self.sizes.ratio as u64) + waiting as u64;
+        let seen = position.saturating_sub(self.start);
+        if tokens != seen {
+            return Err(ArchiveError::Mismatch {
+                what: "long context's tokens",
+                found: tokens,
+                expected: seen,
+            });
+        }
+        let nowhere = Position {
+            time_ns: 0,
+            row: 0,
+            col: 0,
+        };
+        while self.waiting.len() < waiting {
+            self.waiting.push(nowhere);
+        }
+        self.waiting.truncate(waiting);
+        for position in &mut self.waiting {
+            archive.number("waiting token", &mut position.time_ns)?;
+            archive.number("waiting token", &mut position.row)?;
+            archive.number("waiting token", &mut position.col)?;
+        }
+        let view = self.ring.view();
+        for slots in view.iter() {
+            archive.slice("long context's times", &mut self.newest_ns[slots])?;
+        }
+        let waiting = Spans {
+            first: 0..waiting,
+            second: 0..0,
+        };
+        for layer in &self.layers {
+            for (ring, slots) in [(layer.pooled, &view), (layer.waiting, &waiting)] {
+                archive_rows(archive, backend, ring.k, slots, self.kv_width)?;
+                archive_rows(archive, backend, ring.v, slots, self.kv_width)?;
+            }
+        }
+        if archive.reads() {
+            self.begin_tick();
+            self.recompute_blocks(backend);
+        }
+        Ok(())
+    }
+
+    /// Times and summaries of the blocks held, from their tokens.
+    fn recompute_blocks(&mut self, backend: &mut dyn Backend) {
+        let block = self.sizes.block as u64;
+        let capacity = self.ring.capacity() as u64;
+        let first = self.ring.oldest().div_ceil(block);
+        for position in first * block..self.ring.position() {
+            let newest_ns = self.newest_ns[(position % capacity) as usize];
+            self.note_block_time(position, newest_ns);
+        }
+        for layer in 0..self.layers.len() {
+            for b in first..self.ring.position() / block {
+                self.summarise(backend, layer, self.block_slot(b));
+            }
+        }
+    }
+
+    /// Writes the summary of the block in a slot.
+    pub fn summarise(&self, backend: &mut dyn Backend, layer: usize, slot: usize) {
+        let CompressedLayer {
+            pooled, summaries, ..
+        } = self.layers[layer];
+        let block = self.sizes.block;
+        let keys = pooled.k.rows(slot * block, block, self.kv_width);
+        backend.mean_rows_into(keys, block, summaries.rows(slot, 1, self.kv_width));
+    }
+}
+
+/// The mean of each coordinate, rounded to the nearest, halves up.
+fn mean_position(tokens: &[Position]) -> Position {
+    let n = tokens.len() as i128;
+    let mean = |of: fn(&Position) -> i64| {
+        let sum: i128 = tokens.iter().map(|p| i128::from(of(p))).sum();
+        (2 * sum + n).div_euclid(2 * n)
+    };
+    Position {
+        time_ns: mean(|p| p.time_ns) as i64,
+        row: mean(|p| i64::from(p.row)) as u16,
+        col: mean(|p| i64::from(p.col)) as u16,
+    }
+}
