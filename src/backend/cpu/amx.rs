@@ -74,8 +74,8 @@ pub(super) trait Element: Copy {
     /// Sums of sixteen rows and two panels.
     ///
     /// # Safety
-    /// Tiles are configured; sizes as in [`Tiles::dot`], in bytes.
-    unsafe fn dot_one(x: *const u8, weights: [*const u8; 2], row_bytes: usize, sums: *mut u8);
+    /// Tiles are configured; sizes as in [`Tiles::dot`]; `bytes` of a row, and from one row to the next.
+    unsafe fn dot_one(x: *const u8, weights: [*const u8; 2], bytes: [usize; 2], sums: *mut u8);
 
     /// Sums of thirty-two rows; asks for [`ASKED_A_STEP`] bytes of memory a step, from `ahead` bytes behind the first panel on.
     ///
@@ -84,7 +84,7 @@ pub(super) trait Element: Copy {
     unsafe fn dot_two(
         x: *const u8,
         weights: [*const u8; 2],
-        row_bytes: usize,
+        bytes: [usize; 2],
         sums: *mut u8,
         ahead: usize,
     );
@@ -122,14 +122,15 @@ impl Tiles {
         }
     }
 
-    /// Sums of one or two tiles of rows (`x`, `[ROW_STEP or 2 ROW_STEP][depth]`) and two panels, `[row tile][panel]`. With two
+    /// Sums of one or two tiles of rows (`x`, `[ROW_STEP or 2 ROW_STEP][stride]`, of which `depth` are used)
+    /// and two panels, `[row tile][panel]`. With two
     /// tiles memory is asked for as `ahead` says.
     ///
     /// # Panics
     /// When the sizes do not fit.
     pub(super) fn dot<E: Element>(
         &self,
-        x: &[E],
+        (x, stride): (&[E], usize),
         weights: [&[E]; 2],
         depth: usize,
         sums: &mut [[TileSums<E::Sum>; 2]; 2],
@@ -138,19 +139,20 @@ impl Tiles {
         let row_bytes = depth * size_of::<E>();
         assert!(row_bytes.is_multiple_of(LINE) && depth > 0);
         assert!(size_of::<E::Sum>() == 4 && weights.iter().all(|w| w.len() == PANEL * depth));
-        let tile = ROW_STEP * depth;
-        assert!(x.len() == tile || x.len() == 2 * tile);
+        let tile = ROW_STEP * stride;
+        assert!(stride >= depth && (x.len() == tile || x.len() == 2 * tile));
+        let bytes = [row_bytes, stride * size_of::<E>()];
         let panels = weights.map(|w| w.as_ptr().cast::<u8>());
         let (from, to) = (x.as_ptr().cast::<u8>(), sums.as_mut_ptr().cast::<u8>());
         // SAFETY: `self` says the tiles are configured. A step reads 64 bytes of sixteen rows, and 64 of sixteen output
-        // channels (1024 bytes), of which there are `row_bytes / 64`: all inside the slices by the assertions. The four
+        // channels (1024 bytes), of which there are `bytes[0] / 64`: all inside the slices by the assertions. The four
         // sums are 1024 bytes each, one after the other.
         unsafe {
             if x.len() == tile {
-                E::dot_one(from, panels, row_bytes, to);
+                E::dot_one(from, panels, bytes, to);
             } else {
                 let ahead = ahead.map_or(0, |ahead| ahead.steps(row_bytes / LINE));
-                E::dot_two(from, panels, row_bytes, to, ahead);
+                E::dot_two(from, panels, bytes, to, ahead);
             }
         }
     }
@@ -173,7 +175,7 @@ macro_rules! element {
             unsafe fn dot_one(
                 x: *const u8,
                 weights: [*const u8; 2],
-                row_bytes: usize,
+                bytes: [usize; 2],
                 sums: *mut u8,
             ) {
                 // SAFETY: by the caller; prefetching reads nothing.
@@ -203,9 +205,9 @@ macro_rules! element {
                         x = inout(reg) x => _,
                         w0 = inout(reg) weights[0] => _,
                         w1 = inout(reg) weights[1] => _,
-                        steps = inout(reg) row_bytes / LINE => _,
+                        steps = inout(reg) bytes[0] / LINE => _,
                         i = out(reg) _,
-                        row = in(reg) row_bytes,
+                        row = in(reg) bytes[1],
                         line = in(reg) LINE,
                         sums = in(reg) sums,
                         ahead = const PREFETCH_BYTES,
@@ -219,7 +221,7 @@ macro_rules! element {
             unsafe fn dot_two(
                 x: *const u8,
                 weights: [*const u8; 2],
-                row_bytes: usize,
+                bytes: [usize; 2],
                 sums: *mut u8,
                 ahead: usize,
             ) {
@@ -257,12 +259,12 @@ macro_rules! element {
                         "tilestored [{sums} + {line}*1 + 2048], tmm2",
                         "tilestored [{sums} + {line}*1 + 3072], tmm3",
                         x0 = inout(reg) x => _,
-                        x1 = inout(reg) x.add(ROW_STEP * row_bytes) => _,
+                        x1 = inout(reg) x.add(ROW_STEP * bytes[1]) => _,
                         w0 = inout(reg) weights[0] => _,
                         w1 = inout(reg) weights[1] => _,
                         ahead = inout(reg) weights[0].wrapping_add(ahead) => _,
-                        steps = inout(reg) row_bytes / LINE => _,
-                        row = in(reg) row_bytes,
+                        steps = inout(reg) bytes[0] / LINE => _,
+                        row = in(reg) bytes[1],
                         line = in(reg) LINE,
                         sums = in(reg) sums,
                         asked = const ASKED_A_STEP,

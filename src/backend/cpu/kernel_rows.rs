@@ -4,6 +4,17 @@
 use super::math;
 use crate::backend::Epilogue;
 
+/// Distance of rows of `depth` elements: an odd number of cache lines, so that a tile's rows do not push each other out of the
+/// cache, as those of a multiple of a page would.
+pub(super) fn row_stride<E>(depth: usize) -> usize {
+    let line = CACHE_LINE / size_of::<E>();
+    let lines = depth.div_ceil(line);
+    (lines + usize::from(lines.is_multiple_of(2))) * line
+}
+
+/// Bytes of a cache line.
+const CACHE_LINE: usize = 64;
+
 /// See the module.
 pub(super) struct RowsOut {
     start: *mut f32,

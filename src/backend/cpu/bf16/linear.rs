@@ -4,7 +4,7 @@ use super::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
 use crate::backend::Epilogue;
 use crate::backend::cpu::ahead::Ahead;
 use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::kernel_rows::{RowsOut, put};
+use crate::backend::cpu::kernel_rows::{RowsOut, put, row_stride};
 use crate::backend::cpu::pages::{Part, Pool};
 use crate::compute;
 use arrayvec::ArrayVec;
@@ -74,13 +74,13 @@ pub(in crate::backend::cpu) struct Activations {
 
 impl Activations {
     fn round(&mut self, x: &[f32], in_dim: usize) {
-        let depth = in_dim.next_multiple_of(STEP);
+        let stride = row_stride::<Bf16>(in_dim.next_multiple_of(STEP));
         let rows = (x.len() / in_dim).next_multiple_of(TILE_ROWS);
         // Rows beyond the last are read by whole tiles; what they give is not used.
-        self.rows.resize(rows * depth, Bf16::default());
+        self.rows.resize(rows * stride, Bf16::default());
         for (x, row) in x
             .chunks_exact(in_dim)
-            .zip(self.rows.chunks_exact_mut(depth))
+            .zip(self.rows.chunks_exact_mut(stride))
         {
             let (row, padding) = row.split_at_mut(in_dim);
             round_into(x, row);
@@ -129,16 +129,24 @@ struct Call<'a> {
 impl Call<'_> {
     fn run(&self, pairs: Range<usize>) {
         let depth = self.linear.in_dim.next_multiple_of(STEP);
+        let stride = row_stride::<Bf16>(depth);
         let product = Product::new(self.isa);
         let mut sums = [[[[0.0; PANEL]; TILE_ROWS]; 2]; 2];
         let mut ahead = Ahead::new(2 * PANEL * depth * size_of::<Bf16>(), self.out.rows());
         for pair in pairs {
             let panels = &self.linear.panels[pair * 2 * PANEL * depth..][..2 * PANEL * depth];
             let (first, second) = panels.split_at(PANEL * depth);
-            for (block, x) in self.rows.chunks(2 * TILE_ROWS * depth).enumerate() {
+            for (block, x) in self.rows.chunks(2 * TILE_ROWS * stride).enumerate() {
                 let row = block * 2 * TILE_ROWS;
                 let rows = (self.out.rows() - row).min(2 * TILE_ROWS);
-                product.dot(x, rows, [first, second], depth, &mut sums, Some(&mut ahead));
+                product.dot(
+                    (x, stride),
+                    rows,
+                    [first, second],
+                    depth,
+                    &mut sums,
+                    Some(&mut ahead),
+                );
                 finish(self, &sums, row, rows, pair, first, &mut ahead);
             }
             ahead.next_pair();

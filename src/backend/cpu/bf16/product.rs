@@ -34,11 +34,11 @@ impl Product {
     }
 
     /// Sums over `depth` (a multiple of [`STEP`]) of the first `rows` of one or two whole tiles of rows `x`, `[16 or
-    /// 32][depth]`, and of two panels, `[depth / 2][PANEL][2]`. Other rows' sums hold anything. Memory is asked
+    /// 32][stride]`, and of two panels, `[depth / 2][PANEL][2]`. Other rows' sums hold anything. Memory is asked
     /// for as `ahead` says.
     pub(in crate::backend::cpu) fn dot(
         &self,
-        x: &[Bf16],
+        (x, stride): (&[Bf16], usize),
         rows: usize,
         panels: [&[Bf16]; 2],
         depth: usize,
@@ -47,15 +47,15 @@ impl Product {
     ) {
         #[cfg(target_arch = "x86_64")]
         if let Some(tiles) = &self.tiles {
-            tiles.dot(x, panels, depth, sums, ahead);
+            tiles.dot((x, stride), panels, depth, sums, ahead);
             return;
         }
         let _ = ahead;
-        assert!(depth.is_multiple_of(STEP) && rows * depth <= x.len());
+        assert!(depth.is_multiple_of(STEP) && rows * stride <= x.len());
         for first in (0..rows).step_by(LOOP_ROWS) {
             let n = LOOP_ROWS.min(rows - first);
             // Without enough rows the last one is computed again.
-            let x = std::array::from_fn(|i| &x[(first + i.min(n - 1)) * depth..][..depth]);
+            let x = std::array::from_fn(|i| &x[(first + i.min(n - 1)) * stride..][..depth]);
             for (p, panel) in panels.iter().enumerate() {
                 let of_rows = dot_rows(x, panel);
                 for (i, of_row) in of_rows.iter().take(n).enumerate() {

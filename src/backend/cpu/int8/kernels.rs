@@ -143,6 +143,7 @@ mod x86 {
     use crate::backend::cpu::ahead::Ahead;
     use crate::backend::cpu::amx::Tiles;
     use crate::backend::cpu::int8::{DEPTH, ROW_STEP};
+    use crate::backend::cpu::kernel_rows::row_stride;
     use std::arch::x86_64::*;
 
     /// Rows of a block: with two vectors of sums each they leave registers for weights and activations.
@@ -219,10 +220,17 @@ mod x86 {
             for (pair, used) in pairs(panels) {
                 let weights = pair.map(|p| self.finish.linear.panel(p));
                 // Whole tiles, the last one padded.
-                let blocks = self.activations.bytes.chunks(2 * ROW_STEP * self.depth);
+                let stride = row_stride::<i8>(self.depth);
+                let blocks = self.activations.bytes.chunks(2 * ROW_STEP * stride);
                 for (block, x) in blocks.enumerate() {
                     let first = block * 2 * ROW_STEP;
-                    tiles.dot(x, weights, self.depth, &mut sums, Some(&mut ahead));
+                    tiles.dot(
+                        (x, stride),
+                        weights,
+                        self.depth,
+                        &mut sums,
+                        Some(&mut ahead),
+                    );
                     let rows = (self.out.rows() - first).min(2 * ROW_STEP);
                     for row in 0..rows {
                         let sums = &sums[row / ROW_STEP];

@@ -13,7 +13,7 @@ mod kernels;
 mod neon;
 
 use super::isa::Isa;
-use super::kernel_rows::put;
+use super::kernel_rows::{put, row_stride};
 use super::pages::{Part, Pool};
 use crate::backend::Epilogue;
 use multiversion::multiversion;
@@ -123,7 +123,11 @@ impl Activations {
         let depth = in_dim.next_multiple_of(DEPTH);
         let rows = x.len() / in_dim;
         self.scale.resize(rows, 0.0);
-        let padded = rows.next_multiple_of(ROW_STEP) * depth;
+        let stride = match isa {
+            Isa::Amx => row_stride::<i8>(depth),
+            _ => depth,
+        };
+        let padded = rows.next_multiple_of(ROW_STEP) * stride;
         match isa {
             Isa::Avx2 => quantize_rows(x, in_dim, depth, padded, &mut self.words, &mut self.scale),
             Isa::Avx512Vnni => {
@@ -137,7 +141,7 @@ impl Activations {
                 );
             }
             Isa::Portable | Isa::NeonDotprod | Isa::NeonI8mm | Isa::Amx => {
-                quantize_rows(x, in_dim, depth, padded, &mut self.bytes, &mut self.scale);
+                quantize_rows(x, in_dim, stride, padded, &mut self.bytes, &mut self.scale);
             }
         }
     }
@@ -146,14 +150,14 @@ impl Activations {
 fn quantize_rows<Q: Quantum>(
     x: &[f32],
     in_dim: usize,
-    depth: usize,
+    stride: usize,
     padded: usize,
     rows: &mut Vec<Q>,
     scale: &mut [f32],
 ) {
     // Rows beyond the last are read by whole tiles; what they give is not used.
     rows.resize(padded, Q::from_bits(0));
-    let rows = rows.chunks_exact_mut(depth);
+    let rows = rows.chunks_exact_mut(stride);
     for ((x, row), scale) in x.chunks_exact(in_dim).zip(rows).zip(scale) {
         *scale = quantize_row(x, row);
     }

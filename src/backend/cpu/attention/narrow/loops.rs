@@ -4,6 +4,7 @@
 use super::{KEYS, PANEL, Pair, ROWS, Scratch, TILE_ROWS, TileSums};
 use crate::backend::cpu::attention::{Queries, transpose_into};
 use crate::backend::cpu::bf16::{Bf16, round_into};
+use crate::backend::cpu::kernel_rows::row_stride;
 use crate::backend::cpu::math;
 use multiversion::multiversion;
 use multiversion::target::target_cfg_f;
@@ -109,7 +110,7 @@ fn weigh_rows<const FUSED: bool>(
         for row in 0..used {
             let sink = queries.sink(first + first_row + row);
             let max = math::max(sink, math::largest(&largest[row]) * scale);
-            let weights = &mut weights[(first_row + row) * padded..][..padded];
+            let weights = &mut weights[(first_row + row) * row_stride::<Bf16>(padded)..][..padded];
             // All keys and the sink at minus infinity: nothing to attend to.
             if max == f32::NEG_INFINITY {
                 weights.fill(Bf16::default());

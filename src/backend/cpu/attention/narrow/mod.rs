@@ -9,7 +9,7 @@ use super::{Queries, WIDTH};
 use crate::backend::Epilogue;
 use crate::backend::cpu::bf16::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
 use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::kernel_rows::put;
+use crate::backend::cpu::kernel_rows::{put, row_stride};
 
 /// Query rows worked on together.
 const ROWS: usize = 2 * TILE_ROWS;
@@ -25,7 +25,7 @@ type Pair = [Bf16; 2];
 /// Buffers of one thread; grow to the largest window and stay.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// `[ROWS][depth]`.
+    /// `[ROWS][row stride]`.
     queries: Vec<Bf16>,
     /// Keys in rows, `[PANEL][depth / 2]`, on their way to a panel.
     rows: Vec<Pair>,
@@ -35,7 +35,7 @@ pub(super) struct Scratch {
     values: Vec<Pair>,
     /// Of [`KEYS`] keys each.
     scores: Vec<[[TileSums; 2]; 2]>,
-    /// `[ROWS][padded keys]`.
+    /// `[ROWS][row stride]` of the padded keys.
     weights: Vec<Bf16>,
 }
 
@@ -49,24 +49,25 @@ pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch, out
     #[cfg(not(target_arch = "x86_64"))]
     let vectors = false;
     pack(vectors, queries, depth, keys, scratch);
+    let strides = [depth, keys].map(row_stride::<Bf16>);
     let product = Product::new(isa);
     for first in (0..queries.count()).step_by(ROWS) {
         let rows = (queries.count() - first).min(ROWS);
         let tiles = rows.next_multiple_of(TILE_ROWS);
-        for (row, to) in scratch.queries.chunks_exact_mut(depth).enumerate() {
+        for (row, to) in scratch.queries.chunks_exact_mut(strides[0]).enumerate() {
             if row < rows {
-                round_into(queries.query(first + row), to);
+                round_into(queries.query(first + row), &mut to[..queries.head_dim()]);
             }
         }
-        let x = &scratch.queries[..tiles * depth];
+        let x = &scratch.queries[..tiles * strides[0]];
         let panels = scratch.keys.as_flattened().chunks_exact(KEYS * depth);
         for (keys, scores) in panels.zip(&mut scratch.scores) {
             let (a, b) = keys.split_at(PANEL * depth);
-            product.dot(x, rows, [a, b], depth, scores, None);
+            product.dot((x, strides[0]), rows, [a, b], depth, scores, None);
         }
         mask(&mut scratch.scores, queries.keys.len());
         let inverse = weigh(vectors, queries, first, rows, scratch);
-        let x = &scratch.weights[..tiles * keys];
+        let x = &scratch.weights[..tiles * strides[1]];
         let mut sums = [[[[0.0; PANEL]; TILE_ROWS]; 2]; 2];
         let panels = scratch
             .values
@@ -74,7 +75,7 @@ pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch, out
             .chunks_exact(2 * PANEL * keys.max(1));
         for (pair, values) in panels.enumerate() {
             let (a, b) = values.split_at(PANEL * keys);
-            product.dot(x, rows, [a, b], keys, &mut sums, None);
+            product.dot((x, strides[1]), rows, [a, b], keys, &mut sums, None);
             write(queries, first, rows, pair * 2 * PANEL, &sums, &inverse, out);
         }
         if keys == 0 {
@@ -90,14 +91,14 @@ impl Scratch {
     fn resize(&mut self, depth: usize, keys: usize) {
         let zero = Bf16::default();
         self.queries.clear();
-        self.queries.resize(ROWS * depth, zero);
+        self.queries.resize(ROWS * row_stride::<Bf16>(depth), zero);
         self.rows.clear();
         self.rows.resize(PANEL * depth / 2, [zero; 2]);
         self.keys.resize(keys * depth / 2, [zero; 2]);
         self.values.resize(depth * keys / 2, [zero; 2]);
         self.scores
             .resize(keys / KEYS, [[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
-        self.weights.resize(ROWS * keys, zero);
+        self.weights.resize(ROWS * row_stride::<Bf16>(keys), zero);
     }
 }
 

@@ -4,6 +4,7 @@ use super::{KEYS, PANEL, Pair, ROWS, Scratch, TILE_ROWS, TileSums};
 use crate::backend::cpu::attention::{KEYS_AHEAD, Queries};
 use crate::backend::cpu::avx512::{self, LANES, first_lanes};
 use crate::backend::cpu::bf16::{Bf16, SMALLEST};
+use crate::backend::cpu::kernel_rows::row_stride;
 use crate::backend::cpu::math;
 use std::arch::x86_64::*;
 
@@ -131,7 +132,7 @@ pub(super) fn weigh(
     let padded = scores.len() * KEYS;
     let mut inverse = [0.0; ROWS];
     for (row, inverse) in inverse.iter_mut().enumerate().take(rows) {
-        let weights = &mut weights[row * padded..(row + 1) * padded];
+        let weights = &mut weights[row * row_stride::<Bf16>(padded)..][..padded];
         let sink = queries.sink(first + row);
         // SAFETY: available.
         *inverse = unsafe { weigh_row(row, sink, queries.scale(), scores, weights) };
