@@ -177,6 +177,10 @@ impl Cpu {
 
     /// Name of the kernel that `f32` products run.
     pub fn f32_kernel(&self) -> &str {
+        #[cfg(target_arch = "x86_64")]
+        if self.wide {
+            return "avx512";
+        }
         self.gemm.kernel_name()
     }
 
