@@ -24,6 +24,10 @@ pub struct Rehearsed {
     pub caption_bytes: usize,
 }
 
+/// What is left from tick to tick of a front end's start value that no tick has proved: messages may be much lighter than what
+/// was rehearsed, and a plan that is never tried would never show it.
+const DOUBT: f64 = 0.95;
+
 /// A ring of the last ratios of measured to quiet time.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ratios {
@@ -62,6 +66,8 @@ impl Ratios {
 pub(super) struct CostModel {
     /// `[plan][stage]`; none while unknown.
     quiet_ns: [[Option<f64>; STAGES]; Plan::ALL.len()],
+    /// Front ends' times that were rehearsed, on another message than will come; a tick has not shown its own yet.
+    guessed: [bool; Plan::ALL.len()],
     /// Tokens of a usual tick under each plan: one with fewer says little.
     rows: [usize; Plan::ALL.len()],
     /// Whatever the plan: a machine is slow for all of them.
@@ -87,6 +93,8 @@ impl CostModel {
             }
         }
         CostModel {
+            guessed: quiet_ns
+                .map(|of_plan: [Option<f64>; STAGES]| of_plan[Stage::FrontEnd.index()].is_some()),
             quiet_ns,
             rows: rehearsed.map(|r| r.rows),
             slowdown: [Ratios::default(); STAGES],
@@ -116,6 +124,10 @@ impl CostModel {
     /// Learns from a tick.
     pub fn observe(&mut self, plan: Plan, times: &StageTimes, rows: usize, caption_bytes: usize) {
         let usual = rows >= self.rows[plan.index()];
+        self.doubt();
+        if usual {
+            self.prove(plan, times);
+        }
         let (mut quiet_sum_ns, mut sum_ns) = (0.0, 0.0);
         let mut measured = [false; STAGES];
         for (stage, ns) in by_the_byte(times, caption_bytes) {
@@ -145,10 +157,83 @@ impl CostModel {
         left_out.for_each(|(slowdown, _)| slowdown.push(others));
     }
 
+    /// Rehearsed front ends of plans that do not run count less and less.
+    fn doubt(&mut self) {
+        let front_end = Stage::FrontEnd.index();
+        let guesses = self.quiet_ns.iter_mut().zip(self.guessed);
+        for (quiet_ns, _) in guesses.filter(|(_, guessed)| *guessed) {
+            quiet_ns[front_end] = quiet_ns[front_end].map(|ns| (ns * DOUBT).max(1.0));
+        }
+    }
+
+    /// The first usual tick of a plan says what its front end takes, and that no poorer plan's takes longer.
+    fn prove(&mut self, plan: Plan, times: &StageTimes) {
+        let front_end = Stage::FrontEnd;
+        let measured = times.iter().find(|(stage, _)| *stage == front_end);
+        let Some((_, ns)) = measured.filter(|_| self.guessed[plan.index()]) else {
+            return;
+        };
+        let plans = Plan::ALL.into_iter().zip(&mut self.quiet_ns);
+        for ((of, quiet_ns), guessed) in plans.zip(&mut self.guessed) {
+            if of >= plan && *guessed {
+                // A longer one is a slow machine's, until it proves to be usual.
+                let quiet_ns = &mut quiet_ns[front_end.index()];
+                *quiet_ns = quiet_ns.map(|guess| guess.min(ns as f64).max(1.0));
+                *guessed = false;
+            }
+        }
+    }
+
     /// A tick in which nothing was measured: what slowed the ticks down before counts less and less.
     pub fn fade(&mut self) {
+        self.doubt();
         for slowdown in &mut self.slowdown {
             slowdown.fill(1.0 + (slowdown.high() - 1.0) * 0.5);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn times(front_end_ns: u64) -> StageTimes {
+        let mut times = StageTimes::default();
+        times.set(Stage::FrontEnd, front_end_ns);
+        times.set(Stage::Encoder, 1000);
+        times
+    }
+
+    fn model() -> CostModel {
+        let mut rehearsed = [Rehearsed::default(); Plan::ALL.len()];
+        for (plan, rehearsed) in Plan::ALL.into_iter().zip(&mut rehearsed) {
+            if plan.sees_camera(0) && plan.computes() {
+                rehearsed.times = times(1_000_000);
+            }
+        }
+        CostModel::new(&rehearsed)
+    }
+
+    fn front_end_ns(cost: &CostModel, plan: Plan) -> u64 {
+        cost.quiet_stage_ns(plan, Stage::FrontEnd).unwrap_or(0)
+    }
+
+    #[test]
+    fn a_front_end_that_is_never_run_is_tried_in_the_end() {
+        let mut cost = model();
+        for _ in 0..100 {
+            cost.observe(Plan::AudioTelemetry, &times(10), 0, 0);
+        }
+        assert!(front_end_ns(&cost, Plan::Full) < 10_000);
+    }
+
+    #[test]
+    fn the_first_tick_replaces_what_was_rehearsed() {
+        let mut cost = model();
+        cost.observe(Plan::PooledCamera, &times(20_000), 0, 0);
+        assert_eq!(front_end_ns(&cost, Plan::PooledCamera), 20_000);
+        assert_eq!(front_end_ns(&cost, Plan::EverySecondFrame), 20_000);
+        // A richer plan's may take longer: it is only doubted.
+        assert_eq!(front_end_ns(&cost, Plan::Full), 950_000);
     }
 }
