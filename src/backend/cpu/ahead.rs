@@ -64,6 +64,7 @@ impl Ahead {
     }
 
     /// With so many steps of tiles; where they ask from, see [`ASKED_A_STEP`].
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn steps(&mut self, steps: usize) -> usize {
         let from = self.offset;
         // Beyond the end a few lines of the pair behind are asked for: their turn comes.
