@@ -171,7 +171,11 @@ impl Cpu {
             Precision::F32 if self.wide && head_dim <= avx512::DEPTH_BLOCK => {
                 attention::Method::Wide
             }
-            Precision::F32 => attention::Method::Loops,
+            Precision::F32 => {
+                #[cfg(not(target_arch = "x86_64"))]
+                let _ = head_dim;
+                attention::Method::Loops
+            }
         }
     }
 

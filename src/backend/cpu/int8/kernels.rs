@@ -72,7 +72,7 @@ impl Product<'_> {
     #[cfg(target_arch = "aarch64")]
     fn run_neon(&self, panels: Range<usize>) {
         use super::neon::{panel_by_dotprod, panel_by_i8mm};
-        let (x, rows, depth) = (&self.activations.bytes[..], self.out.rows, self.depth);
+        let (x, rows, depth) = (&self.activations.bytes[..], self.out.rows(), self.depth);
         for panel in panels {
             let weights = self.finish.linear.panel(panel);
             let put = |sums: &[i32; PANEL], row| self.put(sums, row, panel);

@@ -10,7 +10,7 @@
 
 mod kernels;
 #[cfg(target_arch = "aarch64")]
-mod neon;
+pub(super) mod neon;
 
 use super::isa::Isa;
 use super::kernel_rows::{put, row_stride};
