@@ -21,13 +21,13 @@ const DOT_ROWS: usize = 4;
 const PAIRS: usize = 3;
 
 /// Whether the processor has `sdot`.
-pub(super) fn dotprod_available() -> bool {
+pub(in crate::backend::cpu) fn dotprod_available() -> bool {
     std::arch::is_aarch64_feature_detected!("neon")
         && std::arch::is_aarch64_feature_detected!("dotprod")
 }
 
 /// Whether the processor has `smmla`, and `sdot` for what is left of an odd number of rows.
-pub(super) fn i8mm_available() -> bool {
+pub(in crate::backend::cpu) fn i8mm_available() -> bool {
     dotprod_available() && std::arch::is_aarch64_feature_detected!("i8mm")
 }
 
