@@ -136,11 +136,6 @@ macro_rules! with_tile_rows {
 }
 pub(super) use with_tile_rows;
 
-/// Length of the next block when `left` rows remain in blocks of at most `most`: no block much shorter than another.
-pub(super) fn block(left: usize, most: usize) -> usize {
-    left.div_ceil(left.div_ceil(most))
-}
-
 /// `e^x` for `x <= 88`, the bits of [`math::exp`](super::math::exp) where multiply-add is fused.
 ///
 /// # Safety

@@ -4,7 +4,7 @@
 //! Where there are no such vectors, or the layer is small, that crate computes them ([`super::fast`]).
 
 use super::avx512::{self, Ahead, DEPTH_BLOCK, LANES, ROW_STRIDE, ROWS_OF_TWO, with_tile_rows};
-use super::kernel_rows::RowsOut;
+use super::kernel_rows::{RowsOut, block};
 use super::math;
 use super::pages::{Part, Pool};
 use crate::backend::Epilogue;
@@ -129,7 +129,7 @@ unsafe fn run(
             let alone = out.rows() <= ROWS_OF_TWO;
             let (mut row, mut asked) = (0, 0);
             while row < out.rows() {
-                let n = avx512::block(out.rows() - row, ROWS_OF_TWO);
+                let n = block(out.rows() - row, ROWS_OF_TWO);
                 // The next weights are asked for over the first tiles, or along with these where there is only one.
                 let ahead = match asked {
                     _ if alone => Ahead::Stream,

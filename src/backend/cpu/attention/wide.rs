@@ -4,6 +4,7 @@ use super::{KEYS_AHEAD, Packed, Queries, SCORE_BLOCK, WIDTH};
 use crate::backend::cpu::avx512::{
     self, Ahead, LANES, ROW_STRIDE, ROWS_OF_FOUR, ROWS_OF_TWO, first_lanes, with_tile_rows,
 };
+use crate::backend::cpu::kernel_rows::block;
 use crate::backend::cpu::math;
 use std::arch::x86_64::*;
 
@@ -38,7 +39,7 @@ pub(super) fn attend(
         .resize(blocks * ROWS_OF_TWO * ROW_STRIDE, 0.0);
     let mut first = 0;
     while first < queries.count() {
-        let rows = avx512::block(queries.count() - first, ROWS_OF_TWO);
+        let rows = block(queries.count() - first, ROWS_OF_TWO);
         for row in 0..rows {
             let query = queries.query(first + row);
             scratch.queries[row * ROW_STRIDE..][..query.len()].copy_from_slice(query);
@@ -245,7 +246,7 @@ impl Block<'_> {
     ) -> usize {
         let mut row = 0;
         while row < self.rows {
-            let rows = avx512::block(self.rows - row, ROWS_OF_FOUR);
+            let rows = block(self.rows - row, ROWS_OF_FOUR);
             with_tile_rows!(rows, [1 2 3 4 5 6 7], |M| {
                 // SAFETY: by the caller.
                 unsafe { self.weigh::<M, V>(scores, row, column, inverse, out) }

@@ -143,17 +143,12 @@ mod x86 {
     use crate::backend::cpu::ahead::Ahead;
     use crate::backend::cpu::amx::Tiles;
     use crate::backend::cpu::int8::{DEPTH, ROW_STEP};
-    use crate::backend::cpu::kernel_rows::row_stride;
+    use crate::backend::cpu::kernel_rows::{block, row_stride};
     use std::arch::x86_64::*;
 
     /// Rows of a block: with two vectors of sums each they leave registers for weights and activations.
     const AVX2_ROWS: usize = 6;
     const VNNI_ROWS: usize = 12;
-
-    /// Length of the next block when `left` rows remain in blocks of at most `most`: no block much shorter than another.
-    fn block(left: usize, most: usize) -> usize {
-        left.div_ceil(left.div_ceil(most))
-    }
 
     impl Product<'_> {
         /// # Safety
