@@ -75,6 +75,19 @@ fn temporary(name: &str) -> std::path::PathBuf {
     std::env::temp_dir().join(format!("umm-bench-{}-{name}", std::process::id()))
 }
 
+/// Nanoseconds of work that never varies and touches no memory: a chain of additions as long as a tick's overhead. Where its
+/// p99 is far over its median, the machine was taken away, and the tick's p99 beside it says nothing of the code.
+fn fixed_work() -> u64 {
+    const ADDITIONS: u64 = 11_000;
+    let start = Instant::now();
+    let mut sum = 0_u64;
+    for i in 0..ADDITIONS {
+        sum = black_box(sum + i);
+    }
+    black_box(sum);
+    start.elapsed().as_nanos() as u64
+}
+
 /// A sample through queue and aligner, a tick taken every so often.
 fn per_sample() {
     const SAMPLES: u64 = 200_000;
@@ -127,6 +140,7 @@ fn per_tick() {
     let config = demo();
     let weights = weights(&config).expect("a preset");
     let mut times_ns = Vec::new();
+    let mut machine_ns = Vec::new();
     let (mut outside, mut within) = (0, 0);
     on_tick_thread(1, || {
         let (inlet, queues) = Inlet::new(&config);
@@ -156,6 +170,7 @@ fn per_tick() {
                 times_ns.push(took_ns.saturating_sub(engine_ns));
                 within += u64::from(ALLOCATIONS.get() - before > 0 && ticks > 60);
                 outside += 1;
+                machine_ns.push(fixed_work());
             }
             ticks = runtime.ticks();
         }
@@ -166,6 +181,11 @@ fn per_tick() {
     let q = quantiles(&mut times_ns);
     println!(
         "| a tick without the engine's stages: close, plan, frame, journal, ledger, health, hand over | {:.1} | {:.1} | {:.1} |",
+        q.p50_us, q.p99_us, q.max_us
+    );
+    let q = quantiles(&mut machine_ns);
+    println!(
+        "| the same number of additions after each of these ticks: what the machine's interruptions add | {:.1} | {:.1} | {:.1} |",
         q.p50_us, q.p99_us, q.max_us
     );
     println!("\n{outside} ticks, of which {within} after the first 60 allocated (JPEG decoding).");

@@ -136,30 +136,23 @@ macro_rules! with_tile_rows {
 }
 pub(super) use with_tile_rows;
 
-/// `e^x` for `x <= 88`, the bits of [`math::exp`](super::math::exp) where multiply-add is fused.
+/// `2^t`, 0 below `lowest`, the bits of [`math::Weigh`](super::math::Weigh) where multiply-add is fused; `t <= 126`.
 ///
 /// # Safety
-/// AVX-512 F is available.
+/// AVX-512 F and DQ are available.
 #[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn exp(x: __m512) -> __m512 {
-    use super::math::{EXP_POLYNOMIAL, LN2_HIGH, LN2_LOW, ROUND};
+#[target_feature(enable = "avx512f,avx512dq")]
+pub(super) unsafe fn exp2<const N: usize>(polynomial: &[f32; N], lowest: f32, t: __m512) -> __m512 {
+    const NEAREST: i32 = 0;
     let set = |v: f32| _mm512_set1_ps(v);
-    // What is not a number is the second operand, and stays.
-    let clamped = _mm512_max_ps(set(-87.0), x);
-    let rounded = _mm512_fmadd_ps(clamped, set(std::f32::consts::LOG2_E), set(ROUND));
-    let n = _mm512_sub_ps(rounded, set(ROUND));
-    let r = _mm512_fmadd_ps(n, set(-LN2_HIGH), clamped);
-    let r = _mm512_fmadd_ps(n, set(-LN2_LOW), r);
-    let mut p = set(EXP_POLYNOMIAL[0]);
-    for coefficient in &EXP_POLYNOMIAL[1..] {
-        p = _mm512_fmadd_ps(p, r, set(*coefficient));
+    let f = _mm512_reduce_ps::<NEAREST>(t);
+    let n = _mm512_sub_ps(t, f);
+    let mut p = set(polynomial[0]);
+    for coefficient in &polynomial[1..] {
+        p = _mm512_fmadd_ps(p, f, set(*coefficient));
     }
-    let y = _mm512_add_ps(_mm512_fmadd_ps(_mm512_mul_ps(p, r), r, r), set(1.0));
-    let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(rounded));
-    let power = _mm512_add_epi32(exponent, _mm512_set1_epi32(127 << 23));
-    let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, set(-87.0));
-    _mm512_maskz_mul_ps(kept, y, _mm512_castsi512_ps(power))
+    let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(t, set(lowest));
+    _mm512_maskz_scalef_ps(kept, p, n)
 }
 
 /// The sixteen lanes of a vector.

@@ -295,6 +295,12 @@ fn transpose_into<T: Copy + Default>(rows: &[&[T]; WIDTH], columns: &mut [T]) {
     }
 }
 
+/// Weights in `f32` of scores that are multiplied with their scale already.
+#[inline(always)]
+fn weights_below(max: f32) -> math::Weigh<6> {
+    math::Weigh::new(&math::EXP2, -math::EXP2_RANGE, 1.0, max)
+}
+
 /// Turns a row's scores into unnormalised weights; returns one over their sum, the sink's included. Scores lie in blocks of
 /// [`SCORE_BLOCK`], `stride` apart, `keys` in all.
 #[inline(always)]
@@ -318,13 +324,14 @@ fn softmax_weights<const FUSED: bool>(
         (0..blocks).for_each(|block| scores[range(block)].fill(0.0));
         return 0.0;
     }
+    let weigh = weights_below(max);
     let mut sum = math::Sum::default();
     for block in 0..blocks {
         let scores = &mut scores[range(block)];
         for s in scores.iter_mut() {
-            *s = math::exp::<FUSED>(*s - max);
+            *s = weigh.of::<FUSED>(*s);
         }
         sum.add(scores, |w| w);
     }
-    1.0 / (sum.total() + math::exp::<FUSED>(sink - max))
+    1.0 / (sum.total() + weigh.of_sink::<FUSED>(sink))
 }

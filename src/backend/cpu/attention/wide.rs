@@ -1,6 +1,6 @@
 //! `f32` on 512-bit vectors: the sums of [`super::loops`], in the same order, fourteen rows at a time.
 
-use super::{KEYS_AHEAD, Packed, Queries, SCORE_BLOCK, WIDTH};
+use super::{KEYS_AHEAD, Packed, Queries, SCORE_BLOCK, WIDTH, weights_below};
 use crate::backend::cpu::avx512::{
     self, Ahead, LANES, ROW_STRIDE, ROWS_OF_FOUR, ROWS_OF_TWO, first_lanes, with_tile_rows,
 };
@@ -135,13 +135,15 @@ unsafe fn softmax(scores: &mut [f32], keys: usize, sink: f32) -> f32 {
         }
         return 0.0;
     }
-    let maxima = _mm512_set1_ps(max);
+    let weigh = weights_below(max);
+    let (factor, less) = (_mm512_set1_ps(weigh.factor), _mm512_set1_ps(weigh.less));
     let mut sums = _mm512_setzero_ps();
     for key in (0..whole).step_by(LANES) {
         // SAFETY: inside, by the assertion.
         unsafe {
             let at = scores.as_mut_ptr().add(place(key));
-            let weight = avx512::exp(_mm512_sub_ps(_mm512_loadu_ps(at), maxima));
+            let t = _mm512_fmadd_ps(_mm512_loadu_ps(at), factor, less);
+            let weight = avx512::exp2(weigh.polynomial, weigh.lowest, t);
             _mm512_storeu_ps(at, weight);
             sums = _mm512_add_ps(sums, weight);
         }
@@ -149,12 +151,12 @@ unsafe fn softmax(scores: &mut [f32], keys: usize, sink: f32) -> f32 {
     let mut sum = math::Sum::default();
     for key in whole..keys {
         let score = &mut scores[place(key)];
-        *score = math::exp::<true>(*score - max);
+        *score = weigh.of::<true>(*score);
         sum.tail += *score;
     }
     // SAFETY: by the caller.
     sum.lanes = unsafe { avx512::lanes(sums) };
-    1.0 / (sum.total() + math::exp::<true>(sink - max))
+    1.0 / (sum.total() + weigh.of_sink::<true>(sink))
 }
 
 /// Queries of one tile.

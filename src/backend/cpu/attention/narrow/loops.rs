@@ -1,7 +1,7 @@
 //! Packing and softmax in loops that the compiler turns into vectors, for every processor: the definition for
 //! [`super::vectors`].
 
-use super::{KEYS, PANEL, Pair, ROWS, Scratch, TILE_ROWS, TileSums};
+use super::{KEYS, PANEL, Pair, ROWS, Scratch, TILE_ROWS, TileSums, weights_below};
 use crate::backend::cpu::attention::{Queries, transpose_into};
 use crate::backend::cpu::bf16::{Bf16, round_into};
 use crate::backend::cpu::kernel_rows::row_stride;
@@ -116,13 +116,14 @@ fn weigh_rows<const FUSED: bool>(
                 weights.fill(Bf16::default());
                 continue;
             }
+            let weigh = weights_below(scale, max);
             let mut sum = math::Sum::default();
             for (scores, weights) in scores.iter().zip(weights.chunks_exact_mut(KEYS)) {
                 let halves = weights.chunks_exact_mut(PANEL);
                 for (scores, weights) in scores[tile].iter().zip(halves) {
                     let mut w = scores[row];
                     for w in &mut w {
-                        *w = math::exp::<FUSED>(math::multiply_add::<FUSED>(*w, scale, -max));
+                        *w = weigh.of::<FUSED>(*w);
                     }
                     sum.add(&w, |w| w);
                     for l in 0..PANEL {
@@ -130,8 +131,7 @@ fn weigh_rows<const FUSED: bool>(
                     }
                 }
             }
-            let sink = math::exp::<FUSED>(sink - max);
-            inverse[first_row + row] = 1.0 / (sum.total() + sink);
+            inverse[first_row + row] = 1.0 / (sum.total() + weigh.of_sink::<FUSED>(sink));
         }
     }
     inverse

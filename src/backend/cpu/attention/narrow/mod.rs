@@ -10,6 +10,7 @@ use crate::backend::Epilogue;
 use crate::backend::cpu::bf16::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel_rows::{put, row_stride};
+use crate::backend::cpu::math;
 
 /// Query rows worked on together.
 const ROWS: usize = 2 * TILE_ROWS;
@@ -127,6 +128,16 @@ fn weigh(
     }
     let _ = vectors;
     loops::weigh(queries, first, rows, scores, weights)
+}
+
+/// Logarithm of the smallest weight there is: a smaller one is nothing beside a sum of one or more, and this one is still
+/// above what products in bf16 take for zero.
+const LOWEST: f32 = -54.0;
+
+/// Weights of scores still to be multiplied with `scale`, of which `max` is the largest then.
+#[inline(always)]
+fn weights_below(scale: f32, max: f32) -> math::Weigh<5> {
+    math::Weigh::new(&math::EXP2_NARROW, LOWEST, scale, max)
 }
 
 /// Scores behind the last key to minus infinity.

@@ -1,11 +1,10 @@
 //! Packing and softmax on 512-bit vectors that round to bf16: the bits of [`super::loops`].
 
-use super::{KEYS, PANEL, Pair, ROWS, Scratch, TILE_ROWS, TileSums};
+use super::{KEYS, PANEL, Pair, ROWS, Scratch, TILE_ROWS, TileSums, weights_below};
 use crate::backend::cpu::attention::{KEYS_AHEAD, Queries};
 use crate::backend::cpu::avx512::{self, LANES, first_lanes};
 use crate::backend::cpu::bf16::{Bf16, SMALLEST};
 use crate::backend::cpu::kernel_rows::row_stride;
-use crate::backend::cpu::math;
 use std::arch::x86_64::*;
 
 const _: () = assert!(LANES == PANEL && size_of::<Pair>() == 4);
@@ -129,65 +128,112 @@ pub(super) fn weigh(
     weights: &mut [Bf16],
 ) -> [f32; ROWS] {
     assert!(available(), "no vectors of bf16 here");
-    let padded = scores.len() * KEYS;
+    let tile_weights = TILE_ROWS * row_stride::<Bf16>(scores.len() * KEYS);
     let mut inverse = [0.0; ROWS];
-    for (row, inverse) in inverse.iter_mut().enumerate().take(rows) {
-        let weights = &mut weights[row * row_stride::<Bf16>(padded)..][..padded];
-        let sink = queries.sink(first + row);
-        // SAFETY: available.
-        *inverse = unsafe { weigh_row(row, sink, queries.scale(), scores, weights) };
+    let tiles = inverse
+        .chunks_exact_mut(TILE_ROWS)
+        .zip(weights.chunks_exact_mut(tile_weights.max(1)));
+    for (tile, (inverse, weights)) in tiles.enumerate().take(rows.div_ceil(TILE_ROWS)) {
+        let row = |r: usize| (tile * TILE_ROWS + r).min(rows - 1);
+        let sinks = std::array::from_fn(|r| queries.sink(first + row(r)));
+        // SAFETY: available; the rows of weights are a tile's.
+        inverse.copy_from_slice(&unsafe {
+            weigh_tile(tile, &sinks, queries.scale(), scores, weights)
+        });
     }
     inverse
 }
 
+/// Rows whose sums are held at once, beside all that a weight takes.
+const ROWS_HELD: usize = 8;
+
+/// All rows of a tile together: their scores lie together, and those of one row far apart.
+///
 /// # Safety
-/// As [`round`].
+/// As [`round`]; `weights` has [`TILE_ROWS`] rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
-unsafe fn weigh_row(
-    row: usize,
-    sink: f32,
+unsafe fn weigh_tile(
+    tile: usize,
+    sinks: &[f32; TILE_ROWS],
     scale: f32,
     scores: &[[[TileSums; 2]; 2]],
     weights: &mut [Bf16],
-) -> f32 {
-    let (tile, row) = (row / TILE_ROWS, row % TILE_ROWS);
+) -> [f32; TILE_ROWS] {
+    let stride = weights.len() / TILE_ROWS;
+    assert!(stride >= scores.len() * KEYS, "rows of weights");
     // SAFETY: sixteen scores.
-    let load = |half: &TileSums| unsafe { _mm512_loadu_ps(half[row].as_ptr()) };
-    let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
+    let load = |row: &[f32; PANEL]| unsafe { _mm512_loadu_ps(row.as_ptr()) };
+    let infinity = _mm512_set1_ps(f32::NEG_INFINITY);
+    let mut largest = [infinity; TILE_ROWS];
     for scores in scores {
         for half in &scores[tile] {
-            largest = _mm512_max_ps(load(half), largest);
-        }
-    }
-    // SAFETY: by the caller.
-    let largest = unsafe { avx512::lanes(largest) };
-    let largest = largest.into_iter().fold(f32::NEG_INFINITY, math::max);
-    let max = math::max(sink, largest * scale);
-    // All keys and the sink at minus infinity: nothing to attend to.
-    if max == f32::NEG_INFINITY {
-        weights.fill(Bf16::default());
-        return 0.0;
-    }
-    let (factor, less) = (_mm512_set1_ps(scale), _mm512_set1_ps(-max));
-    let smallest = _mm512_set1_ps(SMALLEST);
-    let mut sums = _mm512_setzero_ps();
-    for (scores, weights) in scores.iter().zip(weights.chunks_exact_mut(KEYS)) {
-        for (half, weights) in scores[tile].iter().zip(weights.chunks_exact_mut(PANEL)) {
-            // SAFETY: by the caller; sixteen places of 16 bits.
-            unsafe {
-                let weight = avx512::exp(_mm512_fmadd_ps(load(half), factor, less));
-                sums = _mm512_add_ps(sums, weight);
-                let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(weight, smallest);
-                let rounded = _mm512_maskz_cvtneps_pbh(kept, weight);
-                let rounded = std::mem::transmute::<__m256bh, __m256i>(rounded);
-                _mm256_storeu_si256(weights.as_mut_ptr().cast(), rounded);
+            for (largest, row) in largest.iter_mut().zip(half) {
+                *largest = _mm512_max_ps(load(row), *largest);
             }
         }
     }
-    let sum = math::Sum {
-        // SAFETY: by the caller.
-        lanes: unsafe { avx512::lanes(sums) },
-        ..math::Sum::default()
-    };
-    1.0 / (sum.total() + math::exp::<true>(sink - max))
+    // SAFETY: by the caller.
+    let largest = unsafe { fold_rows(largest, |a, b| _mm512_max_ps(b, a)) };
+    let sink = load(sinks);
+    let max = _mm512_max_ps(_mm512_mul_ps(largest, _mm512_set1_ps(scale)), sink);
+    // With all keys and the sink at minus infinity there is nothing to attend to: all weights are zero.
+    let any = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(max, infinity);
+    let weigh = weights_below(scale, 0.0);
+    let log2_e = _mm512_set1_ps(std::f32::consts::LOG2_E);
+    let less = _mm512_maskz_mul_ps(any, max, _mm512_sub_ps(_mm512_setzero_ps(), log2_e));
+    let factor = _mm512_set1_ps(weigh.factor);
+    let mut sums = [_mm512_setzero_ps(); TILE_ROWS];
+    // SAFETY: by the caller.
+    let less_of = unsafe { avx512::lanes(less) };
+    for held in (0..TILE_ROWS).step_by(ROWS_HELD) {
+        let mut held_sums = [_mm512_setzero_ps(); ROWS_HELD];
+        for (pair, scores) in scores.iter().enumerate() {
+            for (r, sum) in held_sums.iter_mut().enumerate() {
+                let row = held + r;
+                let less = _mm512_set1_ps(less_of[row]);
+                let [a, b] = [0, 1].map(|half| {
+                    let t = _mm512_fmadd_ps(load(&scores[tile][half][row]), factor, less);
+                    // SAFETY: by the caller.
+                    unsafe { avx512::exp2(weigh.polynomial, weigh.lowest, t) }
+                });
+                *sum = _mm512_add_ps(_mm512_add_ps(*sum, a), b);
+                let rounded = _mm512_cvtne2ps_pbh(b, a);
+                // SAFETY: a row of weights has the places of all scores, by the assertion.
+                unsafe {
+                    let to = weights.as_mut_ptr().add(row * stride + pair * KEYS);
+                    to.cast::<__m512bh>().write_unaligned(rounded);
+                }
+            }
+        }
+        sums[held..held + ROWS_HELD].copy_from_slice(&held_sums);
+    }
+    // SAFETY: by the caller.
+    unsafe {
+        let sum = fold_rows(sums, |a, b| _mm512_add_ps(a, b));
+        let t = _mm512_fmadd_ps(sink, log2_e, less);
+        let sink = avx512::exp2(weigh.polynomial, weigh.lowest, t);
+        let sum = _mm512_add_ps(sum, sink);
+        avx512::lanes(_mm512_maskz_div_ps(any, _mm512_set1_ps(1.0), sum))
+    }
+}
+
+/// The lanes of every row folded pairwise, in the order of [`math::Sum::total`](crate::backend::cpu::math::Sum::total); one row a
+/// lane.
+///
+/// # Safety
+/// AVX-512 F is available.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn fold_rows(rows: [__m512; LANES], both: impl Fn(__m512, __m512) -> __m512) -> __m512 {
+    // SAFETY: by the caller.
+    let mut lanes = unsafe { avx512::transpose(rows.map(|row| _mm512_castps_si512(row))) }
+        .map(|lane| _mm512_castsi512_ps(lane));
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = both(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
