@@ -435,14 +435,7 @@ impl Backend for Cpu {
                 plain::attention_into(&call, result);
             }
             Path::Fast => {
-                attention::attention_into(
-                    method,
-                    &call,
-                    &mut self.attention_scratch,
-                    |at, piece| {
-                        result[at..at + piece.len()].copy_from_slice(piece);
-                    },
-                );
+                attention::attention_into(method, &call, &mut self.attention_scratch, result);
             }
         }
         self.arena[out.range()].copy_from_slice(&self.attention_out);

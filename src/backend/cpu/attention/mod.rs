@@ -64,13 +64,12 @@ struct Part<'a> {
     kv_heads: Range<usize>,
 }
 
-/// Attention over the whole call, its key/value heads shared among threads; `put` gets each row's piece with its offset in the
-/// output.
+/// Attention over the whole call, its key/value heads shared among threads; `out` is `[queries, q_width]`.
 pub(super) fn attention_into(
     method: Method,
     call: &Attention<'_>,
     scratch: &mut Vec<AttentionScratch>,
-    mut put: impl FnMut(usize, &[f32]),
+    out: &mut [f32],
 ) {
     let HeadShape {
         heads,
@@ -81,6 +80,13 @@ pub(super) fn attention_into(
     if scratch.len() < threads {
         scratch.resize_with(threads, AttentionScratch::default);
     }
+    if threads == 1 {
+        let mut part = Part {
+            scratch: &mut scratch[0],
+            kv_heads: 0..kv_heads,
+        };
+        return part.attend(method, call, out);
+    }
     let mut parts: ArrayVec<Part<'_>, { compute::MAX_THREADS }> = scratch
         .iter_mut()
         .take(threads)
@@ -90,7 +96,7 @@ pub(super) fn attention_into(
             kv_heads: kv_heads * i / threads..kv_heads * (i + 1) / threads,
         })
         .collect();
-    compute::for_each_part(&mut parts, |part| part.attend(method, call));
+    compute::for_each_part(&mut parts, |part| part.attend_apart(method, call));
     let group_width = heads / kv_heads * head_dim;
     for part in &parts {
         let (first, width) = (
@@ -98,18 +104,28 @@ pub(super) fn attention_into(
             part.kv_heads.len() * group_width,
         );
         for (row, piece) in part.scratch.out.chunks_exact(width).enumerate() {
-            put(row * call.shape.q_width() + first, piece);
+            let at = row * call.shape.q_width() + first;
+            out[at..at + width].copy_from_slice(piece);
         }
     }
 }
 
 impl Part<'_> {
-    fn attend(&mut self, method: Method, call: &Attention<'_>) {
+    /// To the thread's own buffer.
+    fn attend_apart(&mut self, method: Method, call: &Attention<'_>) {
+        let width = self.kv_heads.len() * call.shape.q_width() / call.shape.kv_heads;
+        let mut out = std::mem::take(&mut self.scratch.out);
+        // Every place is written.
+        out.resize(call.q_time_ns.len() * width, 0.0);
+        self.attend(method, call, &mut out);
+        self.scratch.out = out;
+    }
+
+    /// To `[queries][this part's heads][head_dim]`.
+    fn attend(&mut self, method: Method, call: &Attention<'_>, out: &mut [f32]) {
         let group = call.shape.heads / call.shape.kv_heads;
         let own_width = self.kv_heads.len() * group * call.shape.head_dim;
         let scratch = &mut *self.scratch;
-        // Every place is written.
-        scratch.out.resize(call.q_time_ns.len() * own_width, 0.0);
         let mut row = 0;
         while let Some(&time_ns) = call.q_time_ns.get(row) {
             let same = call.q_time_ns[row..].iter().take_while(|t| **t == time_ns);
@@ -125,7 +141,6 @@ impl Part<'_> {
                     first_head: self.kv_heads.start * group,
                     own_width,
                 };
-                let out = &mut scratch.out[..];
                 match method {
                     Method::Loops => {
                         scratch.packed.pack(&queries);
