@@ -303,6 +303,7 @@ fn a_configuration_is_measured_and_reported_as_json() {
     for stage in stages.iter().chain([&tick["whole"]]) {
         assert!(number(stage, "/max_us") >= number(stage, "/p50_us"));
     }
+    assert!(number(tick, "/prepared_ms") > 0.0);
     assert!(number(tick, "/weights_bytes") > 1e6 && number(tick, "/arena_bytes") > 1e6);
     assert_eq!(
         report["gpu"].as_str().unwrap().split(':').next(),

@@ -212,12 +212,11 @@ impl List {
                 "CAP_IPC_LOCK, or a higher memlock limit (ulimit -l, LimitMEMLOCK=)",
             );
         }
-        if let Some(mode) = &system.transparent_huge_pages
-            && mode != "always"
-        {
+        // Weights and context ask for them, which is enough where they are given on request.
+        if system.transparent_huge_pages.as_deref() == Some("never") {
             self.add(
-                format!("transparent huge pages: {mode}: weights and context lie on small pages"),
-                "echo always > /sys/kernel/mm/transparent_hugepage/enabled",
+                "transparent huge pages: never: weights and context lie on small pages",
+                "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
             );
         }
     }

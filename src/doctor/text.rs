@@ -164,6 +164,13 @@ fn tick(text: &mut Text, cost: &TickCost) {
         ),
     );
     text.line(
+        "prepared",
+        format!(
+            "in {:.0} ms: weights packed, memory allocated",
+            cost.prepared_ms
+        ),
+    );
+    text.line(
         "memory",
         format!(
             "weights {}, arena {}, moments {}",

@@ -53,6 +53,8 @@ pub struct TickCost {
     pub times_real_time: f64,
     /// Whether the deadline is kept.
     pub verdict: DeadlineVerdict,
+    /// Weights packed for this machine and all memory allocated, before the first tick.
+    pub prepared_ms: f64,
     /// Of weights.
     pub weights_bytes: usize,
     /// Of activations and context.
@@ -108,8 +110,10 @@ pub(super) fn measure(subject: Subject<'_>) -> Result<TickCost, Error> {
 
 fn measure_here(Subject { config, weights }: Subject<'_>) -> Result<TickCost, RunError> {
     let backend = Cpu::with_precision(Path::Fast, config.engine.precision);
-    let mut engine = Engine::new(config, weights, Box::new(backend))?;
     let clock = WallClock::new();
+    let asked_ns = clock.now_ns();
+    let mut engine = Engine::new(config, weights, Box::new(backend))?;
+    let prepared_ns = clock.now_ns().saturating_sub(asked_ns);
     let window = config.engine.window_ms.div_ceil(config.engine.period_ms);
     let (mut timing, mut window_full) = (Timing::new(), false);
     let (begin_ns, mut warm_ns) = (clock.now_ns(), None);
@@ -125,15 +129,32 @@ fn measure_here(Subject { config, weights }: Subject<'_>) -> Result<TickCost, Ru
         let ticks = timing.total().count;
         ticks < LEAST_TICKS || (ticks < MOST_TICKS && now_ns - warm_ns < LONGEST_NS)
     })?;
-    Ok(cost(config, weights, &engine, &timing, window_full))
+    let measured = Measured {
+        engine: &engine,
+        timing: &timing,
+        window_full,
+        prepared_ns,
+    };
+    Ok(cost(config, weights, &measured))
+}
+
+/// What was run and how long it took.
+struct Measured<'a> {
+    engine: &'a Engine,
+    timing: &'a Timing,
+    window_full: bool,
+    prepared_ns: u64,
 }
 
 fn cost(
     config: &crate::config::Config,
     weights: &crate::model::weights::Weights,
-    engine: &Engine,
-    timing: &Timing,
-    window_full: bool,
+    &Measured {
+        engine,
+        timing,
+        window_full,
+        prepared_ns,
+    }: &Measured<'_>,
 ) -> TickCost {
     let total = timing.total();
     let whole = StageCost {
@@ -169,6 +190,7 @@ fn cost(
         times_real_time: period_ms * 1e3 / whole.p50_us.max(1e-3),
         verdict: DeadlineVerdict::of(whole.p50_us, whole.max_us, deadline_ms, left_ms),
         whole,
+        prepared_ms: ms(prepared_ns),
         weights_bytes,
         arena_bytes: network.memory().bytes(),
         moments_bytes,
