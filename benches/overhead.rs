@@ -3,9 +3,11 @@
 //!
 //! `cargo bench --bench overhead` prints the tables; nothing here passes or fails on a time.
 
+#[path = "../tests/support/counting.rs"]
+mod counting;
+
 use bytes::Bytes;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+use counting::{ALLOCATIONS, Counting};
 use std::hint::black_box;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -26,26 +28,6 @@ use umm::time::{Clock, LogClock, WallClock};
 use umm::zenoh_session;
 use zenoh::Wait;
 use zenoh::shm::{BlockOn, GarbageCollect, ShmProviderBuilder};
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Counts the calling thread's allocations.
-struct Counting;
-
-// SAFETY: every call goes to the system allocator unchanged; the counter does not allocate.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller's contract is passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract is passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;

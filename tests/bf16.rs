@@ -2,6 +2,9 @@
 //! and threads; close to exact arithmetic within the bound that rounding gives.
 
 use proptest::prelude::*;
+mod support;
+
+use support::attention::AttentionCall;
 use umm::backend::cpu::{Cpu, Isa, MIN_INT8_WEIGHTS, Path, Precision};
 use umm::backend::parity::noise;
 use umm::backend::{Backend, Epilogue, HeadShape, KvSegment, Region, Segments, Visibility};
@@ -154,20 +157,8 @@ const WINDOW_NS: i64 = 1000;
 
 /// Attention of `rows` queries over `keys` keys in two segments, with times such that each query sees others.
 fn attention(path: Path, isa: Isa, shape: HeadShape, rows: usize, keys: usize) -> Vec<f32> {
-    let mut cpu = Cpu::with_isa(path, Precision::Bf16, isa);
-    let (q_len, kv_len) = (rows * shape.q_width(), keys * shape.kv_width());
-    cpu.allocate(2 * q_len + 2 * kv_len);
-    let sink = cpu.add_table(&noise(8, shape.heads), shape.heads);
-    let region = |start, len| Region { start, len };
-    let (q, out) = (region(0, q_len), region(q_len, q_len));
-    let (k, v) = (
-        region(2 * q_len, kv_len),
-        region(2 * q_len + kv_len, kv_len),
-    );
-    for (part, seed) in [(q, 5), (k, 6), (v, 7)] {
-        let values: Vec<f32> = noise(seed, part.len).iter().map(|x| 2.0 * x).collect();
-        cpu.upload(part, &values);
-    }
+    let cpu = Cpu::with_isa(path, Precision::Bf16, isa);
+    let call = AttentionCall::new(cpu, shape, rows, keys);
     let key_times: Vec<i64> = (0..keys as i64)
         .map(|j| j * 1500 / keys.max(1) as i64)
         .collect();
@@ -176,8 +167,8 @@ fn attention(path: Path, isa: Isa, shape: HeadShape, rows: usize, keys: usize) -
     let cut = keys * 2 / 3;
     let kv = shape.kv_width();
     let segment = |from: usize, to: usize| KvSegment {
-        k: k.rows(from, to - from, kv),
-        v: v.rows(from, to - from, kv),
+        k: call.k.rows(from, to - from, kv),
+        v: call.v.rows(from, to - from, kv),
         time_ns: &key_times[from..to],
         visibility: Visibility::Window {
             window_ns: WINDOW_NS,
@@ -189,10 +180,7 @@ fn attention(path: Path, isa: Isa, shape: HeadShape, rows: usize, keys: usize) -
             segments.push(segment(from, to));
         }
     }
-    cpu.attention_into(q, &query_times, shape, &segments, sink, out);
-    let mut result = vec![0.0; q_len];
-    cpu.download(out, &mut result);
-    result
+    call.run(&query_times, &segments)
 }
 
 #[test]

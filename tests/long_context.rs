@@ -2,8 +2,7 @@
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+use support::counting::{ALLOCATIONS, Counting};
 use support::tiny::{
     AUDIO, CAMERA, ORIGIN_NS, PERIOD_NS, Piece, TELEMETRY, TickOf, batches, bits, build, drive,
     network, sequence, sizes, steady, step, tiny_spec, weights,
@@ -21,26 +20,6 @@ use umm::model::weights::Weights;
 use umm::run::on_tick_thread;
 
 const TOLERANCE: f64 = 1e-5;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Counts the calling thread's allocations.
-struct Counting;
-
-// SAFETY: every call goes to the system allocator unchanged; the counter does not allocate.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller's contract is passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract is passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;

@@ -4,9 +4,8 @@ mod support;
 
 use arrayvec::ArrayVec;
 use bytes::Bytes;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::Arc;
+use support::counting::{ALLOCATIONS, Counting};
 use support::logs::shipped;
 use umm::backend::cpu::{Cpu, Path};
 use umm::config::{Config, from_text};
@@ -20,31 +19,6 @@ use umm::sample::{Format, Sample};
 use umm::sink::{Output, Sink, SinkError};
 use umm::source::Inlet;
 use umm::time::{Clock, DrivenClock};
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Counts the calling thread's allocations.
-struct Counting;
-
-// SAFETY: every call goes to the system allocator unchanged; the counter does not allocate.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller's contract is passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract is passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller's contract is passed on.
-        unsafe { System.realloc(ptr, layout, new_size) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;

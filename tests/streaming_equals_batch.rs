@@ -1,7 +1,10 @@
 //! `Network::step` against the whole-sequence reference, for random drives cut into chunks and ticks in any way: rings that
 //! wrap, gaps, late chunks, evictions.
 
+mod support;
+
 use proptest::prelude::*;
+use support::tiny::tiny_spec;
 use umm::backend::cpu::{Cpu, Path};
 use umm::backend::parity::noise;
 use umm::model::adapter::TokenBatch;
@@ -27,18 +30,7 @@ const TOPICS: [Modality; 5] = [
 
 /// Small, and with lively values everywhere: initial weights have zero biases and sinks.
 fn weights() -> Weights {
-    let mut spec = ModelSpec::preset("nano", 3).unwrap();
-    spec.d = 32;
-    spec.heads = 4;
-    spec.kv_heads = 2;
-    spec.head_dim = 8;
-    spec.ffn = 48;
-    spec.fusion_tokens = 4;
-    spec.embedding_dim = 16;
-    spec.image_size = 32;
-    spec.patch = 16;
-    spec.caption_max = 7;
-    let mut weights = initial_weights(&spec);
+    let mut weights = initial_weights(&tiny_spec());
     for (i, (name, tensor)) in weights.tensors.iter_mut().enumerate() {
         if name.ends_with("bias") || name.ends_with("sink") || name.ends_with("temperature") {
             let noise = noise(i as u64, tensor.values.len());

@@ -1,6 +1,9 @@
 //! `f32` on 512-bit vectors: the bits of the path that every processor with fused multiply-add has, so that a journal
 //! written on one is repeated on the other.
 
+mod support;
+
+use support::attention::AttentionCall;
 use umm::backend::cpu::{Cpu, Isa, Path, Precision};
 use umm::backend::parity::noise;
 use umm::backend::{Backend, Epilogue, HeadShape, KvSegment, Region, Segments, Visibility};
@@ -63,35 +66,21 @@ fn linear_layers_have_the_same_bits() {
 }
 
 fn attention(isa: Isa, shape: HeadShape, rows: usize, keys: usize) -> Vec<u32> {
-    let mut cpu = Cpu::with_isa(Path::Fast, Precision::F32, isa);
-    let (q_len, kv_len) = (rows * shape.q_width(), keys * shape.kv_width());
-    cpu.allocate(2 * q_len + 2 * kv_len);
-    let sink = cpu.add_table(&noise(8, shape.heads), shape.heads);
-    let region = |start, len| Region { start, len };
-    let (q, out) = (region(0, q_len), region(q_len, q_len));
-    let (k, v) = (
-        region(2 * q_len, kv_len),
-        region(2 * q_len + kv_len, kv_len),
-    );
-    for (part, seed) in [(q, 5), (k, 6), (v, 7)] {
-        let values: Vec<f32> = noise(seed, part.len).iter().map(|x| 2.0 * x).collect();
-        cpu.upload(part, &values);
-    }
+    let cpu = Cpu::with_isa(Path::Fast, Precision::F32, isa);
+    let call = AttentionCall::new(cpu, shape, rows, keys);
     let time_ns: Vec<i64> = (0..keys as i64).collect();
     // Pairs of queries, each pair seeing other keys.
     let query_times: Vec<i64> = (0..rows as i64).map(|r| keys as i64 / 2 + r / 2).collect();
     let mut segments = Segments::new();
     segments.push(KvSegment {
-        k,
-        v,
+        k: call.k,
+        v: call.v,
         time_ns: &time_ns,
         visibility: Visibility::Window {
             window_ns: keys as i64 * 3 / 4,
         },
     });
-    cpu.attention_into(q, &query_times, shape, &segments, sink, out);
-    let mut result = vec![0.0; q_len];
-    cpu.download(out, &mut result);
+    let result = call.run(&query_times, &segments);
     result.into_iter().map(f32::to_bits).collect()
 }
 

@@ -1,6 +1,8 @@
 //! What several test programs share.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod attention;
+pub mod counting;
 pub mod logs;
 pub mod tiny;
 

@@ -102,7 +102,7 @@ pub(super) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
 }
 
 /// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
-pub(super) const ROUND: f32 = 12_582_912.0;
+const ROUND: f32 = 12_582_912.0;
 
 /// `2^f` on `[-1/2, 1/2]`, highest power first: the polynomial of degree 5 whose largest relative error is the least (Remez
 /// exchange), 7.5e-8.
@@ -143,7 +143,6 @@ pub(super) fn exp2<const FUSED: bool, const N: usize>(polynomial: &[f32; N], t: 
 }
 
 /// Unnormalised weights of a softmax, `e^(score - largest)`.
-#[derive(Clone, Copy)]
 pub(super) struct Weigh<const N: usize> {
     /// `score * factor + less` is the logarithm of its weight to the base of 2.
     pub(super) factor: f32,
@@ -200,7 +199,7 @@ pub(super) fn gelu(x: f32) -> f32 {
 mod tests {
     use super::*;
 
-    /// The largest relative error of weights down to `lowest`, beyond what rounding the exponent costs.
+    /// The largest relative error of weights of `polynomial`, beyond what rounding the exponent costs.
     fn worst<const FUSED: bool, const N: usize>(polynomial: &'static [f32; N]) -> f64 {
         let weigh = Weigh::new(polynomial, -EXP2_RANGE, 1.0, 0.0);
         assert_eq!(weigh.of::<FUSED>(-100.0), 0.0);

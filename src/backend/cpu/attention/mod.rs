@@ -99,10 +99,7 @@ pub(super) fn attention_into(
     compute::for_each_part(&mut parts, |part| part.attend_apart(method, call));
     let group_width = heads / kv_heads * head_dim;
     for part in &parts {
-        let (first, width) = (
-            part.kv_heads.start * group_width,
-            part.kv_heads.len() * group_width,
-        );
+        let (first, width) = (part.kv_heads.start * group_width, part.width(call.shape));
         for (row, piece) in part.scratch.out.chunks_exact(width).enumerate() {
             let at = row * call.shape.q_width() + first;
             out[at..at + width].copy_from_slice(piece);
@@ -111,9 +108,14 @@ pub(super) fn attention_into(
 }
 
 impl Part<'_> {
+    /// Elements of a token's results.
+    fn width(&self, shape: HeadShape) -> usize {
+        self.kv_heads.len() * shape.q_width() / shape.kv_heads
+    }
+
     /// To the thread's own buffer.
     fn attend_apart(&mut self, method: Method, call: &Attention<'_>) {
-        let width = self.kv_heads.len() * call.shape.q_width() / call.shape.kv_heads;
+        let width = self.width(call.shape);
         let mut out = std::mem::take(&mut self.scratch.out);
         // Every place is written.
         out.resize(call.q_time_ns.len() * width, 0.0);
@@ -124,7 +126,7 @@ impl Part<'_> {
     /// To `[queries][this part's heads][head_dim]`.
     fn attend(&mut self, method: Method, call: &Attention<'_>, out: &mut [f32]) {
         let group = call.shape.heads / call.shape.kv_heads;
-        let own_width = self.kv_heads.len() * group * call.shape.head_dim;
+        let own_width = self.width(call.shape);
         let scratch = &mut *self.scratch;
         let mut row = 0;
         while let Some(&time_ns) = call.q_time_ns.get(row) {

@@ -179,8 +179,8 @@ unsafe fn weigh_tile(
     // With all keys and the sink at minus infinity there is nothing to attend to: all weights are zero.
     let any = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(max, infinity);
     let weigh = weights_below(scale, 0.0);
-    let log2_e = _mm512_set1_ps(std::f32::consts::LOG2_E);
-    let less = _mm512_maskz_mul_ps(any, max, _mm512_sub_ps(_mm512_setzero_ps(), log2_e));
+    let log2_e = std::f32::consts::LOG2_E;
+    let less = _mm512_maskz_mul_ps(any, max, _mm512_set1_ps(-log2_e));
     let factor = _mm512_set1_ps(weigh.factor);
     let mut sums = [_mm512_setzero_ps(); TILE_ROWS];
     // SAFETY: by the caller.
@@ -210,7 +210,7 @@ unsafe fn weigh_tile(
     // SAFETY: by the caller.
     unsafe {
         let sum = fold_rows(sums, |a, b| _mm512_add_ps(a, b));
-        let t = _mm512_fmadd_ps(sink, log2_e, less);
+        let t = _mm512_fmadd_ps(sink, _mm512_set1_ps(log2_e), less);
         let sink = avx512::exp2(weigh.polynomial, weigh.lowest, t);
         let sum = _mm512_add_ps(sum, sink);
         avx512::lanes(_mm512_maskz_div_ps(any, _mm512_set1_ps(1.0), sum))
