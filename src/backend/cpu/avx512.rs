@@ -1,34 +1,7 @@
-//! Products in `f32` on 512-bit vectors: a tile of several rows and vectors whose sums stay in registers.
-//!
-//! Every sum is a chain of fused multiply-adds in the order of the inner dimension, whatever the tile: the bits of
-//! `rten-gemm`'s kernels and of the loops in [`super::attention`], so that a processor without these vectors comes to
-//! the same results.
+//! 512-bit vectors: sixteen floats in one register.
 
+use super::sixteen::{LANES, Sixteen};
 use std::arch::x86_64::*;
-
-/// Elements of a vector.
-pub(super) const LANES: usize = 16;
-
-/// Rows of a tile of two vectors: 28 sums, two vectors of weights, and the rows' elements from memory.
-pub(super) const ROWS_OF_TWO: usize = 14;
-
-/// Rows of a tile of four vectors.
-pub(super) const ROWS_OF_FOUR: usize = 7;
-
-/// How far ahead of their use vectors are asked for when they are read once, in bytes: over the end of a page, where the
-/// processor's own prefetching stops.
-const PREFETCH_BYTES: usize = 4096;
-
-/// Which memory a tile asks for ahead of its use.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ahead {
-    /// None.
-    Nothing,
-    /// The same vectors' next ones.
-    Stream,
-    /// A line a step from here on, for a later tile.
-    Lines(*const f32),
-}
 
 /// Whether this processor has what the functions here need.
 pub(super) fn available() -> bool {
@@ -39,102 +12,101 @@ pub(super) fn available() -> bool {
         && is_x86_feature_detected!("fma")
 }
 
-/// Elements of the inner dimension of one tile: as many weights stay in the nearest cache while all rows pass by, and
-/// `rten-gemm` sums as many at a time.
-pub(super) const DEPTH_BLOCK: usize = 256;
+impl Sixteen for __m512 {
+    // 28 sums, two vectors of columns, and the rows' elements from memory.
+    const ROWS: usize = 14;
+    const ACROSS: usize = 2;
+    const WIDE: usize = 4;
+    const ROWS_OF_WIDE: usize = 7;
+    const TILES: usize = 1;
 
-/// Distance of a tile's rows: known to the compiler, which then needs no register for each; no divisor of a page, so that rows
-/// do not push each other out of the cache.
-pub(super) const ROW_STRIDE: usize = DEPTH_BLOCK + LANES;
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> __m512 {
+        // SAFETY: by the caller; so in all that follows.
+        unsafe { _mm512_set1_ps(value) }
+    }
 
-/// Sums of a tile.
-pub(super) type Sums<const M: usize, const V: usize> = [[__m512; V]; M];
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_loadu_ps(from) }
+    }
 
-/// Adds `a[m][k] b[v][k]` for `k` below `depth` to the sums: rows [`ROW_STRIDE`] apart, vectors `b_stride` apart.
-///
-/// # Safety
-/// AVX-512 F is available; `a` has `M` rows, each `b` has `depth` vectors.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn tile<const M: usize, const V: usize>(
-    sums: &mut Sums<M, V>,
-    a: *const f32,
-    b: [*const f32; V],
-    b_stride: usize,
-    depth: usize,
-    ahead: Ahead,
-) {
-    let mut tile = *sums;
-    // SAFETY: by the caller; prefetching reads nothing.
-    unsafe {
-        match ahead {
-            Ahead::Nothing => {
-                for k in 0..depth {
-                    step(&mut tile, a.add(k), b.map(|b| b.add(k * b_stride)));
-                }
-            }
-            Ahead::Stream => {
-                for k in 0..depth {
-                    let b = b.map(|b| b.add(k * b_stride));
-                    for b in b {
-                        _mm_prefetch::<_MM_HINT_T0>(b.cast::<i8>().wrapping_add(PREFETCH_BYTES));
-                    }
-                    step(&mut tile, a.add(k), b);
-                }
-            }
-            Ahead::Lines(next) => {
-                for k in 0..depth {
-                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(k * LANES).cast());
-                    step(&mut tile, a.add(k), b.map(|b| b.add(k * b_stride)));
-                }
-            }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_maskz_loadu_ps(first_lanes(count), from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { _mm512_storeu_ps(to, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize) {
+        // SAFETY: see above.
+        unsafe { _mm512_mask_storeu_ps(to, first_lanes(count), self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_add_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_mul_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: __m512, more: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_fmadd_ps(self, factor, more) }
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_max_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn exp2<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> __m512 {
+        // SAFETY: see above.
+        unsafe { exp2(polynomial, lowest, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_even(from: *const u32) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_odd(from: *const u32) -> __m512 {
+        // SAFETY: see above.
+        unsafe {
+            let pairs = _mm512_loadu_si512(from.cast());
+            _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(ODD)))
         }
     }
-    *sums = tile;
-}
 
-/// One element of the inner dimension.
-///
-/// # Safety
-/// AVX-512 F is available; `a` has `M` elements, `ROW_STRIDE` apart, each `b` a vector.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn step<const M: usize, const V: usize>(
-    sums: &mut Sums<M, V>,
-    a: *const f32,
-    b: [*const f32; V],
-) {
-    // SAFETY: by the caller.
-    let b = b.map(|b| unsafe { _mm512_loadu_ps(b) });
-    for (m, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: by the caller.
-        let a = _mm512_set1_ps(unsafe { *a.add(m * ROW_STRIDE) });
-        for (sum, b) in sums.iter_mut().zip(b) {
-            *sum = _mm512_fmadd_ps(a, b, *sum);
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> __m512 {
+        // SAFETY: see above.
+        unsafe {
+            let values = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(values))
         }
     }
 }
 
-/// Sums before anything is added.
-///
-/// # Safety
-/// AVX-512 F is available.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn zero<const M: usize, const V: usize>() -> Sums<M, V> {
-    [[_mm512_setzero_ps(); V]; M]
-}
-
-/// Calls `$call` with the constant `$M` that equals `$rows`, one of the list.
-macro_rules! with_tile_rows {
-    ($rows:expr, [$($n:literal)*], |$M:ident| $call:expr) => {
-        match $rows {
-            $($n => { const $M: usize = $n; $call })*
-            rows => unreachable!("a tile of {rows} rows"),
-        }
-    };
-}
-pub(super) use with_tile_rows;
+/// The upper half of 32 bits: the second of a pair in bf16.
+const ODD: i32 = 0xffff_0000_u32 as i32;
 
 /// `2^t`, 0 below `lowest`, the bits of [`math::Weigh`](super::math::Weigh) where multiply-add is fused; `t <= 126`.
 ///

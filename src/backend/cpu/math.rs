@@ -102,7 +102,7 @@ pub(super) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
 }
 
 /// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
-const ROUND: f32 = 12_582_912.0;
+pub(super) const ROUND: f32 = 12_582_912.0;
 
 /// `2^f` on `[-1/2, 1/2]`, highest power first: the polynomial of degree 5 whose largest relative error is the least (Remez
 /// exchange), 7.5e-8.

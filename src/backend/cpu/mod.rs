@@ -9,6 +9,8 @@ mod ahead;
 mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bf16;
 mod block_scores;
@@ -21,6 +23,10 @@ pub(crate) mod math;
 mod packed;
 mod pages;
 mod plain;
+#[cfg(target_arch = "x86_64")]
+mod sixteen;
+#[cfg(target_arch = "x86_64")]
+mod tile;
 
 pub use isa::{ISA_VARIABLE, Isa};
 
@@ -30,6 +36,8 @@ use int8::Int8Linear;
 use pages::{Pages, Pool};
 use rten_gemm::{GemmExecutor, PackedBMatrix};
 use serde::Deserialize;
+#[cfg(target_arch = "x86_64")]
+use sixteen::Vectors;
 
 /// Which implementation of the operations runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +83,7 @@ enum LinearWeights {
     Plain(Vec<f32>),
     Packed(PackedBMatrix<f32>),
     #[cfg(target_arch = "x86_64")]
-    Wide(packed::PackedLinear),
+    Vectors(packed::PackedLinear),
     Bf16(bf16::Bf16Linear),
     Int8(Int8Linear),
 }
@@ -106,9 +114,9 @@ pub struct Cpu {
     path: Path,
     precision: Precision,
     isa: Isa,
-    /// Whether `f32` is computed on 512-bit vectors.
+    /// What `f32` is computed on, if not in loops and by a crate.
     #[cfg(target_arch = "x86_64")]
-    wide: bool,
+    vectors: Option<Vectors>,
     arena: Pages<f32>,
     /// Where layers' weights lie.
     pool: Pool,
@@ -148,7 +156,7 @@ impl Cpu {
             precision,
             isa,
             #[cfg(target_arch = "x86_64")]
-            wide: isa >= Isa::Avx512Vnni && avx512::available(),
+            vectors: Vectors::best(isa),
             arena: Pages::zeroed(0),
             pool: Pool::default(),
             linears: Vec::new(),
@@ -167,12 +175,13 @@ impl Cpu {
     fn attention_method(&self, head_dim: usize) -> attention::Method {
         match self.precision {
             Precision::Bf16 | Precision::Int8 => attention::Method::Narrow(self.isa),
-            #[cfg(target_arch = "x86_64")]
-            Precision::F32 if self.wide && head_dim <= avx512::DEPTH_BLOCK => {
-                attention::Method::Wide
-            }
             Precision::F32 => {
-                #[cfg(not(target_arch = "x86_64"))]
+                #[cfg(target_arch = "x86_64")]
+                if let Some(vectors) = self.vectors
+                    && head_dim <= attention::vectors::MAX_HEAD_DIM
+                {
+                    return attention::Method::Vectors(vectors);
+                }
                 let _ = head_dim;
                 attention::Method::Loops
             }
@@ -182,10 +191,28 @@ impl Cpu {
     /// Name of the kernel that `f32` products run.
     pub fn f32_kernel(&self) -> &str {
         #[cfg(target_arch = "x86_64")]
-        if self.wide {
-            return "avx512";
+        if let Some(vectors) = self.vectors {
+            return vectors.name();
         }
         self.gemm.kernel_name()
+    }
+
+    /// Weights of a layer that stays in `f32`.
+    fn pack_f32(
+        &mut self,
+        weight: &[f32],
+        bias: &[f32],
+        in_dim: usize,
+        out_dim: usize,
+    ) -> LinearWeights {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(vectors) = self.vectors.filter(|_| in_dim >= sixteen::LANES) {
+            let pool = &mut self.pool;
+            let packed = packed::PackedLinear::pack(vectors, pool, weight, bias, in_dim, out_dim);
+            return LinearWeights::Vectors(packed);
+        }
+        let _ = bias;
+        LinearWeights::Packed(fast::pack(&self.gemm, weight, in_dim, out_dim))
     }
 
     /// One region to read and one to write.
@@ -249,13 +276,7 @@ impl Backend for Cpu {
                 out_dim,
             )),
             (_, Path::Plain) => LinearWeights::Plain(weight.to_vec()),
-            #[cfg(target_arch = "x86_64")]
-            (_, Path::Fast) if self.wide && in_dim >= avx512::LANES => LinearWeights::Wide(
-                packed::PackedLinear::pack(&mut self.pool, weight, &bias, in_dim, out_dim),
-            ),
-            (_, Path::Fast) => {
-                LinearWeights::Packed(fast::pack(&self.gemm, weight, in_dim, out_dim))
-            }
+            (_, Path::Fast) => self.pack_f32(weight, &bias, in_dim, out_dim),
         };
         self.linears.push(Linear {
             in_dim,
@@ -283,7 +304,7 @@ impl Backend for Cpu {
             LinearWeights::Int8(weights) => weights.bytes(),
             LinearWeights::Bf16(weights) => weights.bytes(),
             #[cfg(target_arch = "x86_64")]
-            LinearWeights::Wide(weights) => weights.bytes(),
+            LinearWeights::Vectors(weights) => weights.bytes(),
             _ => l.in_dim * l.out_dim * size_of::<f32>(),
         };
         let linears: usize = self
@@ -344,7 +365,7 @@ impl Backend for Cpu {
                 plain::put(&mut out[r * linear.out_dim + n], y, epilogue);
             }),
             #[cfg(target_arch = "x86_64")]
-            LinearWeights::Wide(packed) => {
+            LinearWeights::Vectors(packed) => {
                 packed::linear_into(packed, x, &mut self.copied_rows, epilogue, out);
             }
             LinearWeights::Packed(packed) => {

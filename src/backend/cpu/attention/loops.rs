@@ -62,10 +62,9 @@ fn attend_rows<const N: usize, const FUSED: bool>(
             *inverse = softmax_weights::<FUSED>(scores, SCORE_BLOCK, keys, queries.sink(index[i]));
         }
         let weights: [&[f32]; N] = std::array::from_fn(|i| &scratch.scores[i * row..][..keys]);
-        let value_width = hd.next_multiple_of(WIDTH);
         for column in (0..hd).step_by(WIDTH) {
-            let values = &packed.values[column.min(packed.values.len())..];
-            let sums = weighted_values::<N, FUSED>(weights, values, value_width);
+            let values = &packed.values[column * keys..][..WIDTH * keys];
+            let sums = weighted_values::<N, FUSED>(weights, values);
             for (i, sums) in sums.iter().enumerate() {
                 let out = &mut out[queries.place(index[i]) + column..][..WIDTH.min(hd - column)];
                 out.iter_mut()
@@ -96,18 +95,14 @@ fn scores_of_block<const N: usize, const FUSED: bool>(
     sums
 }
 
-/// Sums of a block of the values' elements, weighted for each query; rows lie `stride` apart in `values`.
+/// Sums of a block of the values' elements, `[keys][WIDTH]`, weighted for each query.
 #[inline(always)]
 fn weighted_values<const N: usize, const FUSED: bool>(
     weights: [&[f32]; N],
     values: &[f32],
-    stride: usize,
 ) -> [[f32; WIDTH]; N] {
     let mut sums = [[0.0_f32; WIDTH]; N];
-    for (j, value) in values.chunks(stride).enumerate() {
-        let Some(value) = value.first_chunk::<WIDTH>() else {
-            break;
-        };
+    for (j, value) in values.as_chunks::<WIDTH>().0.iter().enumerate() {
         for (sums, weights) in sums.iter_mut().zip(weights) {
             let weight = weights[j];
             for l in 0..WIDTH {

@@ -5,17 +5,19 @@
 //! all of them. Every row's sums run in the same order whatever rows are beside it: its bits depend on its own inputs, and
 //! in `f32` on whether the processor fuses a multiplication with an addition.
 //!
-//! [`loops`] is `f32` for every processor, [`wide`] the same sums on 512-bit vectors, [`narrow`] has queries, keys, values and
-//! weights in bf16.
+//! [`loops`] is `f32` for every processor, [`vectors`] the same sums on vectors of x86-64, [`narrow`] has queries, keys, values
+//! and weights in bf16.
 
 mod loops;
 mod narrow;
 #[cfg(target_arch = "x86_64")]
-mod wide;
+pub(super) mod vectors;
 
 use super::isa::Isa;
 use super::math;
 use super::plain::{Attention, visible};
+#[cfg(target_arch = "x86_64")]
+use super::sixteen::Vectors;
 use crate::backend::HeadShape;
 use crate::compute;
 use arrayvec::ArrayVec;
@@ -37,9 +39,9 @@ const SCORE_BLOCK: usize = 256;
 pub(super) enum Method {
     /// `f32`, in loops.
     Loops,
-    /// `f32`, on 512-bit vectors.
+    /// `f32`, on vectors.
     #[cfg(target_arch = "x86_64")]
-    Wide,
+    Vectors(Vectors),
     /// bf16.
     Narrow(Isa),
 }
@@ -52,7 +54,7 @@ pub(super) struct AttentionScratch {
     packed: Packed,
     loops: loops::Scratch,
     #[cfg(target_arch = "x86_64")]
-    wide: wide::Scratch,
+    vectors: vectors::Scratch,
     narrow: narrow::Scratch,
     /// Results, `[rows][heads of this thread][head_dim]`.
     out: Vec<f32>,
@@ -149,9 +151,9 @@ impl Part<'_> {
                         loops::attend(&queries, &scratch.packed, &mut scratch.loops, out);
                     }
                     #[cfg(target_arch = "x86_64")]
-                    Method::Wide => {
-                        wide::pack(&queries, &mut scratch.packed);
-                        wide::attend(&queries, &scratch.packed, &mut scratch.wide, out);
+                    Method::Vectors(vectors) => {
+                        let (packed, work) = (&mut scratch.packed, &mut scratch.vectors);
+                        vectors::attend(vectors, &queries, packed, work, out);
                     }
                     Method::Narrow(isa) => {
                         narrow::attend(isa, &queries, &mut scratch.narrow, out);
@@ -259,7 +261,7 @@ impl Queries<'_> {
 struct Packed {
     /// `[blocks][head_dim][WIDTH]`.
     keys: Vec<f32>,
-    /// `[keys][padded head_dim]`.
+    /// `[blocks of the head][keys][WIDTH]`.
     values: Vec<f32>,
 }
 
@@ -275,9 +277,11 @@ impl Packed {
     fn pack(&mut self, queries: &Queries<'_>) {
         let (count, hd) = (queries.keys.len(), queries.head_dim());
         self.resize(count, hd);
-        let value_width = hd.next_multiple_of(WIDTH);
-        for (i, value) in self.values.chunks_exact_mut(value_width).enumerate() {
-            value[..hd].copy_from_slice(queries.value(i));
+        for i in 0..count {
+            for (block, part) in queries.value(i).chunks(WIDTH).enumerate() {
+                let to = &mut self.values[(block * count + i) * WIDTH..];
+                to[..part.len()].copy_from_slice(part);
+            }
         }
         for (block, columns) in self.keys.chunks_exact_mut(WIDTH * hd).enumerate() {
             let rows = std::array::from_fn(|i| queries.key((block * WIDTH + i).min(count - 1)));

@@ -11,6 +11,8 @@
 
 mod linear;
 mod product;
+#[cfg(target_arch = "x86_64")]
+mod vectors;
 
 pub(super) use linear::{Activations, Bf16Linear, linear_into, plain_linear_into};
 pub(super) use product::{Product, TILE_ROWS, TileSums};

@@ -1,10 +1,14 @@
 //! A tile's product: up to thirty-two rows and two panels.
 
+#[cfg(target_arch = "x86_64")]
+use super::vectors;
 use super::{Bf16, PANEL, STEP};
 use crate::backend::cpu::ahead::Ahead;
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::amx::Tiles;
 use crate::backend::cpu::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::sixteen::Vectors;
 use multiversion::multiversion;
 
 /// Rows of a tile.
@@ -20,6 +24,8 @@ pub(in crate::backend::cpu) type TileSums = [[f32; PANEL]; TILE_ROWS];
 pub(in crate::backend::cpu) struct Product {
     #[cfg(target_arch = "x86_64")]
     tiles: Option<Tiles>,
+    #[cfg(target_arch = "x86_64")]
+    vectors: Option<Vectors>,
 }
 
 impl Product {
@@ -30,6 +36,8 @@ impl Product {
         Product {
             #[cfg(target_arch = "x86_64")]
             tiles: (isa >= Isa::Amx).then(Tiles::configure),
+            #[cfg(target_arch = "x86_64")]
+            vectors: Vectors::best(isa),
         }
     }
 
@@ -52,6 +60,10 @@ impl Product {
         }
         let _ = ahead;
         assert!(depth.is_multiple_of(STEP) && rows * stride <= x.len());
+        #[cfg(target_arch = "x86_64")]
+        if let Some(vectors) = self.vectors {
+            return vectors::dot(vectors, (x, stride), rows, panels, depth, sums);
+        }
         for first in (0..rows).step_by(LOOP_ROWS) {
             let n = LOOP_ROWS.min(rows - first);
             // Without enough rows the last one is computed again.

@@ -2,9 +2,10 @@
 
 use super::{KEYS, PANEL, Pair, ROWS, Scratch, TILE_ROWS, TileSums, weights_below};
 use crate::backend::cpu::attention::{KEYS_AHEAD, Queries};
-use crate::backend::cpu::avx512::{self, LANES, first_lanes};
+use crate::backend::cpu::avx512::{self, first_lanes};
 use crate::backend::cpu::bf16::{Bf16, SMALLEST};
 use crate::backend::cpu::kernel_rows::row_stride;
+use crate::backend::cpu::sixteen::LANES;
 use std::arch::x86_64::*;
 
 const _: () = assert!(LANES == PANEL && size_of::<Pair>() == 4);

@@ -1,0 +1,369 @@
+//! `f32` on vectors: the sums of [`super::loops`], in the same order, many rows at a time.
+
+use super::{KEYS_AHEAD, Packed, Queries, SCORE_BLOCK, WIDTH, weights_below};
+use crate::backend::cpu::avx2::Two;
+use crate::backend::cpu::avx512::{self, first_lanes};
+use crate::backend::cpu::kernel_rows::block;
+use crate::backend::cpu::math;
+use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors};
+use crate::backend::cpu::tile::{Ahead, DEPTH_BLOCK, ROW_STRIDE, tile, with_tile_rows};
+use std::arch::x86_64::*;
+
+// Scores are a tile's rows when values are weighted, and a block of them is its depth.
+const _: () = assert!(SCORE_BLOCK == DEPTH_BLOCK && WIDTH == LANES);
+
+/// Widest head: its elements are a tile's depth.
+pub(in crate::backend::cpu) const MAX_HEAD_DIM: usize = DEPTH_BLOCK;
+
+/// Buffers of one thread; grow to the largest window and stay.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// `[rows together][ROW_STRIDE]`.
+    queries: Vec<f32>,
+    /// Scores, then weights, `[blocks][rows together][ROW_STRIDE]`.
+    scores: Vec<f32>,
+}
+
+/// All queries.
+///
+/// # Panics
+/// Where there are no such vectors, and for heads wider than [`MAX_HEAD_DIM`].
+pub(super) fn attend(
+    vectors: Vectors,
+    queries: &Queries<'_>,
+    packed: &mut Packed,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    assert!(vectors.available(), "no such vectors here");
+    assert!(queries.head_dim() <= MAX_HEAD_DIM, "head too wide");
+    // SAFETY: available.
+    unsafe {
+        match vectors {
+            Vectors::Avx2 => {
+                packed.pack(queries);
+                attend_avx2(queries, packed, scratch, out);
+            }
+            Vectors::Avx512 => {
+                pack_avx512(queries, packed);
+                attend_avx512(queries, packed, scratch, out);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`attend_rows`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
+unsafe fn attend_avx512(
+    queries: &Queries<'_>,
+    packed: &Packed,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    // SAFETY: by the caller.
+    unsafe { attend_rows::<__m512, { __m512::ACROSS }>(queries, packed, scratch, out) }
+}
+
+/// # Safety
+/// As [`attend_rows`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn attend_avx2(
+    queries: &Queries<'_>,
+    packed: &Packed,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    // SAFETY: by the caller.
+    unsafe { attend_rows::<Two, { Two::ACROSS }>(queries, packed, scratch, out) }
+}
+
+/// # Safety
+/// The processor has `S`.
+#[inline(always)]
+unsafe fn attend_rows<S: Sixteen, const ACROSS: usize>(
+    queries: &Queries<'_>,
+    packed: &Packed,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    let blocks = queries.keys.len().div_ceil(SCORE_BLOCK);
+    let most = S::ROWS * S::TILES;
+    scratch.queries.resize(most * ROW_STRIDE, 0.0);
+    scratch.scores.resize(blocks * most * ROW_STRIDE, 0.0);
+    let mut first = 0;
+    while first < queries.count() {
+        let rows = block(queries.count() - first, most);
+        for row in 0..rows {
+            let query = queries.query(first + row);
+            scratch.queries[row * ROW_STRIDE..][..query.len()].copy_from_slice(query);
+        }
+        let block = Block {
+            queries,
+            packed,
+            first,
+            rows,
+        };
+        // SAFETY: by the caller; `scratch` has the sizes above.
+        unsafe { block.attend::<S, ACROSS>(scratch, out) };
+        first += rows;
+    }
+}
+
+/// As [`Packed::pack`].
+///
+/// # Safety
+/// AVX-512 as in [`avx512::available`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
+unsafe fn pack_avx512(queries: &Queries<'_>, packed: &mut Packed) {
+    let (count, hd) = (queries.keys.len(), queries.head_dim());
+    packed.resize(count, hd);
+    for i in 0..count {
+        queries.prefetch_value(i + KEYS_AHEAD);
+        let value = queries.value(i);
+        for first in (0..hd).step_by(LANES) {
+            let to = &mut packed.values[first * count + i * LANES..][..LANES];
+            // SAFETY: as many elements as there are from `first` on; sixteen places.
+            unsafe {
+                let part =
+                    _mm512_maskz_loadu_ps(first_lanes(hd - first), value.as_ptr().add(first));
+                _mm512_storeu_ps(to.as_mut_ptr(), part);
+            }
+        }
+    }
+    for (block, columns) in packed.keys.chunks_exact_mut(LANES * hd).enumerate() {
+        (0..LANES).for_each(|i| queries.prefetch_key(block * LANES + i + KEYS_AHEAD));
+        for first in (0..hd).step_by(LANES) {
+            let mask = first_lanes(hd - first);
+            let mut rows = [_mm512_setzero_si512(); LANES];
+            for (i, row) in rows.iter_mut().enumerate() {
+                let key = queries.key((block * LANES + i).min(count - 1));
+                // SAFETY: as many elements as there are from `first` on.
+                *row = unsafe { _mm512_maskz_loadu_epi32(mask, key.as_ptr().add(first).cast()) };
+            }
+            // SAFETY: by the caller.
+            let turned = unsafe { avx512::transpose(rows) };
+            let columns = columns[first * LANES..].chunks_exact_mut(LANES);
+            for (to, column) in columns.zip(turned) {
+                // SAFETY: sixteen places.
+                unsafe { _mm512_storeu_epi32(to.as_mut_ptr().cast(), column) };
+            }
+        }
+    }
+}
+
+/// As [`super::softmax_weights`], to the bit, over a row in blocks of [`SCORE_BLOCK`], `stride` apart.
+///
+/// # Safety
+/// The processor has `S`.
+#[inline(always)]
+unsafe fn softmax<S: Sixteen>(scores: &mut [f32], stride: usize, keys: usize, sink: f32) -> f32 {
+    let place = |key: usize| key / SCORE_BLOCK * stride + key % SCORE_BLOCK;
+    assert!(keys == 0 || place(keys - 1) < scores.len(), "scores' size");
+    let whole = keys / LANES * LANES;
+    let mut max = sink;
+    // SAFETY: inside, by the assertion; the rest by the caller.
+    unsafe {
+        let mut largest = S::splat(f32::NEG_INFINITY);
+        for key in (0..whole).step_by(LANES) {
+            largest = S::load(scores.as_ptr().add(place(key))).max(largest);
+        }
+        for lane in largest.lanes() {
+            max = math::max(max, lane);
+        }
+    }
+    for key in whole..keys {
+        max = math::max(max, scores[place(key)]);
+    }
+    if max == f32::NEG_INFINITY {
+        for key in 0..keys {
+            scores[place(key)] = 0.0;
+        }
+        return 0.0;
+    }
+    let weigh = weights_below(max);
+    let mut sum = math::Sum::default();
+    // SAFETY: as above.
+    unsafe {
+        let (factor, less) = (S::splat(weigh.factor), S::splat(weigh.less));
+        let mut sums = S::splat(0.0);
+        for key in (0..whole).step_by(LANES) {
+            let at = scores.as_mut_ptr().add(place(key));
+            let t = S::load(at).mul_add(factor, less);
+            let weight = t.exp2(weigh.polynomial, weigh.lowest);
+            weight.store(at);
+            sums = sums.add(weight);
+        }
+        sum.lanes = sums.lanes();
+    }
+    for key in whole..keys {
+        let score = &mut scores[place(key)];
+        *score = weigh.of::<true>(*score);
+        sum.tail += *score;
+    }
+    1.0 / (sum.total() + weigh.of_sink::<true>(sink))
+}
+
+/// Queries worked on together.
+struct Block<'a> {
+    queries: &'a Queries<'a>,
+    packed: &'a Packed,
+    first: usize,
+    rows: usize,
+}
+
+impl Block<'_> {
+    /// # Safety
+    /// The processor has `S`; `scratch` is as large as [`attend_rows`] makes it.
+    #[inline(always)]
+    unsafe fn attend<S: Sixteen, const ACROSS: usize>(
+        &self,
+        scratch: &mut Scratch,
+        out: &mut [f32],
+    ) {
+        let keys = self.queries.keys.len();
+        let stride = S::ROWS * S::TILES * ROW_STRIDE;
+        // SAFETY: by the caller.
+        unsafe { self.score::<S, ACROSS>(&scratch.queries, &mut scratch.scores) };
+        let mut row = 0;
+        while row < self.rows {
+            let sink = self.queries.sink(self.first + row);
+            let scores = scratch.scores.get_mut(row * ROW_STRIDE..);
+            // SAFETY: by the caller. The row's query is not needed any more: its place keeps one over the sum.
+            scratch.queries[row * ROW_STRIDE] =
+                unsafe { softmax::<S>(scores.unwrap_or_default(), stride, keys, sink) };
+            row += 1;
+        }
+        let hd = self.queries.head_dim();
+        let (scores, inverse) = (&scratch.scores[..], &scratch.queries[..]);
+        let mut column = 0;
+        while column < hd {
+            // SAFETY: by the caller.
+            unsafe {
+                column += match hd.next_multiple_of(LANES) - column {
+                    64.. if S::WIDE >= 4 => self.weigh_rows::<S, 4>(scores, column, inverse, out),
+                    32.. if S::WIDE >= 2 => self.weigh_rows::<S, 2>(scores, column, inverse, out),
+                    _ => self.weigh_rows::<S, 1>(scores, column, inverse, out),
+                };
+            }
+        }
+    }
+
+    /// Scores of all keys, [`Sixteen::ACROSS`] blocks at a time.
+    ///
+    /// # Safety
+    /// As [`Block::attend`].
+    #[inline(always)]
+    unsafe fn score<S: Sixteen, const ACROSS: usize>(&self, queries: &[f32], scores: &mut [f32]) {
+        let block_len = LANES * self.queries.head_dim();
+        for (index, keys) in self.packed.keys.chunks(ACROSS * block_len).enumerate() {
+            // Where there is no further block the last one is multiplied again; its place is there and holds no key.
+            let mut b = [keys.as_ptr(); ACROSS];
+            for (across, b) in b.iter_mut().enumerate() {
+                *b = b.wrapping_add(across.min(keys.len() / block_len - 1) * block_len);
+            }
+            let at = index * ACROSS * LANES;
+            let mut row = 0;
+            while row < self.rows {
+                let n = block(self.rows - row, S::ROWS);
+                let first = at / SCORE_BLOCK * S::ROWS * S::TILES + row;
+                let to = &mut scores[first * ROW_STRIDE + at % SCORE_BLOCK..];
+                let rows = &queries[row * ROW_STRIDE..(row + n) * ROW_STRIDE];
+                with_tile_rows!(n, S::ROWS, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
+                    // SAFETY: a block has as many vectors as a head has elements; the rest by the caller.
+                    unsafe { self.score_tile::<S, M, ACROSS>(rows, b, to) }
+                });
+                row += n;
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Block::attend`]; `b` are blocks of keys, `rows` has `M` rows.
+    #[inline(always)]
+    unsafe fn score_tile<S: Sixteen, const M: usize, const ACROSS: usize>(
+        &self,
+        rows: &[f32],
+        b: [*const f32; ACROSS],
+        to: &mut [f32],
+    ) {
+        assert!(to.len() >= (M - 1) * ROW_STRIDE + ACROSS * LANES);
+        // SAFETY: by the caller; the places are there by the assertion.
+        unsafe {
+            let mut sums = [[S::splat(0.0); ACROSS]; M];
+            let hd = self.queries.head_dim();
+            tile(&mut sums, rows.as_ptr(), b, LANES, hd, Ahead::Nothing);
+            let scale = S::splat(self.queries.scale());
+            for (m, sums) in sums.iter().enumerate() {
+                for (across, sum) in sums.iter().enumerate() {
+                    let to = to.as_mut_ptr().add(m * ROW_STRIDE + across * LANES);
+                    sum.mul(scale).store(to);
+                }
+            }
+        }
+    }
+
+    /// `V` vectors of the values' columns from `column` on, for all rows; returns how many columns that is.
+    ///
+    /// # Safety
+    /// As [`Block::attend`].
+    #[inline(always)]
+    unsafe fn weigh_rows<S: Sixteen, const V: usize>(
+        &self,
+        scores: &[f32],
+        column: usize,
+        inverse: &[f32],
+        out: &mut [f32],
+    ) -> usize {
+        let mut row = 0;
+        while row < self.rows {
+            let rows = block(self.rows - row, S::ROWS_OF_WIDE);
+            with_tile_rows!(rows, S::ROWS_OF_WIDE, [1 2 3 4 5 6 7], |M| {
+                // SAFETY: by the caller.
+                unsafe { self.weigh::<S, M, V>(scores, row, column, inverse, out) }
+            });
+            row += rows;
+        }
+        V * LANES
+    }
+
+    /// # Safety
+    /// As [`Block::attend`]; `row + M` is no more than the rows there are.
+    #[inline(always)]
+    unsafe fn weigh<S: Sixteen, const M: usize, const V: usize>(
+        &self,
+        scores: &[f32],
+        row: usize,
+        column: usize,
+        inverse: &[f32],
+        out: &mut [f32],
+    ) {
+        let (hd, keys) = (self.queries.head_dim(), self.queries.keys.len());
+        // SAFETY: a block's rows of weights and its keys' values; the rest by the caller.
+        unsafe {
+            let mut sums = [[S::splat(0.0); V]; M];
+            for (block, from) in (0..keys).step_by(SCORE_BLOCK).enumerate() {
+                let depth = (keys - from).min(SCORE_BLOCK);
+                let first = block * S::ROWS * S::TILES + row;
+                let weights = &scores[first * ROW_STRIDE..][..M * ROW_STRIDE];
+                let values = &self.packed.values[column * keys..][..V * LANES * keys];
+                let mut b = [values.as_ptr(); V];
+                for (v, b) in b.iter_mut().enumerate() {
+                    *b = b.add((v * keys + from) * LANES);
+                }
+                tile(&mut sums, weights.as_ptr(), b, LANES, depth, Ahead::Nothing);
+            }
+            for (m, sums) in sums.iter().enumerate() {
+                let at = self.queries.place(self.first + row + m);
+                let out = &mut out[at..at + hd];
+                for (v, sum) in sums.iter().enumerate() {
+                    let first = column + v * LANES;
+                    let inverse = S::splat(inverse[(row + m) * ROW_STRIDE]);
+                    let to = out.as_mut_ptr().wrapping_add(first);
+                    sum.mul(inverse)
+                        .store_first(to, hd.saturating_sub(first).min(LANES));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! 256-bit vectors: sixteen floats in two registers.
+
+use super::sixteen::{LANES, Sixteen};
+use std::arch::x86_64::*;
+
+/// Whether this processor has what the functions here need.
+pub(super) fn available() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+}
+
+/// Elements of a register.
+const HALF: usize = LANES / 2;
+
+/// The lower and the upper eight.
+#[derive(Clone, Copy)]
+pub(super) struct Two(__m256, __m256);
+
+/// The upper half of 32 bits: the second of a pair in bf16.
+const ODD: i32 = 0xffff_0000_u32 as i32;
+
+/// Bits of the first `count` of eight lanes.
+#[inline(always)]
+unsafe fn first_lanes(count: usize) -> __m256i {
+    const ONES_THEN_ZEROS: [i32; 2 * HALF] =
+        [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+    // SAFETY: eight places from `HALF - count` on; the instructions by the caller, so in all that follows.
+    unsafe {
+        let from = ONES_THEN_ZEROS.as_ptr().add(HALF - count.min(HALF));
+        _mm256_loadu_si256(from.cast())
+    }
+}
+
+impl Sixteen for Two {
+    // Twelve sums in registers, two of columns, one of a row's element.
+    const ROWS: usize = 6;
+    const ACROSS: usize = 1;
+    const WIDE: usize = 1;
+    const ROWS_OF_WIDE: usize = 6;
+    const TILES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Two {
+        // SAFETY: by the caller; so in all that follows.
+        let all = unsafe { _mm256_set1_ps(value) };
+        Two(all, all)
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Two {
+        // SAFETY: see above.
+        unsafe { Two(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(HALF))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Two {
+        // SAFETY: see above; masked places are not touched.
+        unsafe {
+            if count >= LANES {
+                return Two::load(from);
+            }
+            Two(
+                _mm256_maskload_ps(from, first_lanes(count)),
+                _mm256_maskload_ps(
+                    from.wrapping_add(HALF),
+                    first_lanes(count.saturating_sub(HALF)),
+                ),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe {
+            _mm256_storeu_ps(to, self.0);
+            _mm256_storeu_ps(to.add(HALF), self.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize) {
+        // SAFETY: see above; masked places are not touched.
+        unsafe {
+            // Masked stores are slow on some processors.
+            if count >= LANES {
+                return self.store(to);
+            }
+            _mm256_maskstore_ps(to, first_lanes(count), self.0);
+            let upper = first_lanes(count.saturating_sub(HALF));
+            _mm256_maskstore_ps(to.wrapping_add(HALF), upper, self.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Two) -> Two {
+        // SAFETY: see above.
+        unsafe {
+            Two(
+                _mm256_add_ps(self.0, other.0),
+                _mm256_add_ps(self.1, other.1),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Two) -> Two {
+        // SAFETY: see above.
+        unsafe {
+            Two(
+                _mm256_mul_ps(self.0, other.0),
+                _mm256_mul_ps(self.1, other.1),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Two, more: Two) -> Two {
+        // SAFETY: see above.
+        unsafe {
+            Two(
+                _mm256_fmadd_ps(self.0, factor.0, more.0),
+                _mm256_fmadd_ps(self.1, factor.1, more.1),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Two) -> Two {
+        // SAFETY: see above.
+        unsafe {
+            Two(
+                _mm256_max_ps(self.0, other.0),
+                _mm256_max_ps(self.1, other.1),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn exp2<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> Two {
+        // SAFETY: see above.
+        unsafe {
+            Two(
+                exp2(self.0, polynomial, lowest),
+                exp2(self.1, polynomial, lowest),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_even(from: *const u32) -> Two {
+        // SAFETY: see above.
+        unsafe { Two(even(load_pairs(from)), even(load_pairs(from.add(HALF)))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_odd(from: *const u32) -> Two {
+        // SAFETY: see above.
+        unsafe { Two(odd(load_pairs(from)), odd(load_pairs(from.add(HALF)))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Two {
+        // SAFETY: see above.
+        unsafe { Two(widen(from), widen(from.add(HALF))) }
+    }
+}
+
+/// Eight values in bf16.
+#[inline(always)]
+unsafe fn widen(from: *const u16) -> __m256 {
+    // SAFETY: eight places, by the caller.
+    unsafe { even(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()))) }
+}
+
+#[inline(always)]
+unsafe fn load_pairs(from: *const u32) -> __m256i {
+    // SAFETY: eight places, by the caller.
+    unsafe { _mm256_loadu_si256(from.cast()) }
+}
+
+#[inline(always)]
+unsafe fn even(pairs: __m256i) -> __m256 {
+    // SAFETY: by the caller.
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)) }
+}
+
+#[inline(always)]
+unsafe fn odd(pairs: __m256i) -> __m256 {
+    // SAFETY: by the caller.
+    unsafe { _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(ODD))) }
+}
+
+/// Step by step what [`math::exp2`](super::math::exp2) does.
+#[inline(always)]
+unsafe fn exp2<const N: usize>(t: __m256, polynomial: &[f32; N], lowest: f32) -> __m256 {
+    use super::math::{EXP2_RANGE, ROUND};
+    const BIAS: i32 = 127 << 23;
+    // SAFETY: by the caller.
+    unsafe {
+        // What is not a number passes: it is the second argument.
+        let kept = _mm256_cmp_ps::<_CMP_NLT_UQ>(t, _mm256_set1_ps(lowest));
+        let t = _mm256_min_ps(
+            _mm256_set1_ps(EXP2_RANGE),
+            _mm256_max_ps(_mm256_set1_ps(-EXP2_RANGE), t),
+        );
+        let rounded = _mm256_add_ps(t, _mm256_set1_ps(ROUND));
+        let f = _mm256_sub_ps(t, _mm256_sub_ps(rounded, _mm256_set1_ps(ROUND)));
+        let mut p = _mm256_set1_ps(polynomial[0]);
+        for coefficient in &polynomial[1..] {
+            p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(*coefficient));
+        }
+        let power = _mm256_slli_epi32::<23>(_mm256_castps_si256(rounded));
+        let power = _mm256_add_epi32(power, _mm256_set1_epi32(BIAS));
+        _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(power)), kept)
+    }
+}

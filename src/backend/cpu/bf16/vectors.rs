@@ -1,0 +1,211 @@
+//! A tile's product on vectors of `f32`: a bf16 value is the upper half of one, so that both halves of a pair are a shift and
+//! a mask away, and fusing multiply-add changes nothing, since their products are exact.
+
+use super::product::{TILE_ROWS, TileSums};
+use super::{Bf16, PANEL, STEP};
+use crate::backend::cpu::avx2::Two;
+use crate::backend::cpu::kernel_rows::block;
+use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors};
+use crate::backend::cpu::tile::{DEPTH_BLOCK, ROW_STRIDE, with_tile_rows};
+use std::arch::x86_64::__m512;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+const _: () = assert!(PANEL == LANES);
+
+/// Pairs of channels in a step.
+const STEP_PAIRS: usize = STEP / 2;
+
+/// Steps whose weights stay in the nearest cache while all rows pass by.
+const CHUNK_STEPS: usize = DEPTH_BLOCK / STEP;
+
+/// Most rows of a tile.
+const MAX_ROWS: usize = 14;
+
+/// A chunk of a tile's rows, `[rows][ROW_STRIDE]`.
+type Rows = [MaybeUninit<f32>; MAX_ROWS * ROW_STRIDE];
+
+/// What [`Product::dot`](super::Product::dot) says.
+///
+/// # Panics
+/// Where there are no such vectors, and when the sizes do not fit.
+pub(super) fn dot(
+    vectors: Vectors,
+    (x, stride): (&[Bf16], usize),
+    rows: usize,
+    panels: [&[Bf16]; 2],
+    depth: usize,
+    sums: &mut [[TileSums; 2]; 2],
+) {
+    assert!(vectors.available(), "no such vectors here");
+    assert!(depth.is_multiple_of(STEP) && depth <= stride);
+    assert!(rows <= 2 * TILE_ROWS && rows * stride <= x.len());
+    assert!(panels.iter().all(|panel| panel.len() >= PANEL * depth));
+    let call = Call {
+        x: x.as_ptr().cast(),
+        stride,
+        rows,
+        // Pairs of channels; what reads them does not ask for their alignment.
+        panels: panels.map(|panel| panel.as_ptr().cast()),
+        steps: depth / STEP,
+    };
+    // SAFETY: available; the sizes are asserted.
+    unsafe {
+        match vectors {
+            Vectors::Avx2 => dot_avx2(&call, sums),
+            Vectors::Avx512 => dot_avx512(&call, sums),
+        }
+    }
+}
+
+struct Call {
+    x: *const u16,
+    /// From row to row.
+    stride: usize,
+    rows: usize,
+    panels: [*const u32; 2],
+    steps: usize,
+}
+
+/// # Safety
+/// As [`Call::dot`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
+unsafe fn dot_avx512(call: &Call, sums: &mut [[TileSums; 2]; 2]) {
+    // SAFETY: by the caller.
+    unsafe { call.dot::<__m512, { __m512::ACROSS }>(sums) }
+}
+
+/// # Safety
+/// As [`Call::dot`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn dot_avx2(call: &Call, sums: &mut [[TileSums; 2]; 2]) {
+    // SAFETY: by the caller.
+    unsafe { call.dot::<Two, { Two::ACROSS }>(sums) }
+}
+
+impl Call {
+    /// Chunk by chunk of the depth, rows in tiles, `ACROSS` panels at a time.
+    ///
+    /// # Safety
+    /// The processor has `S`; rows and panels hold what the fields say.
+    #[inline(always)]
+    unsafe fn dot<S: Sixteen, const ACROSS: usize>(&self, sums: &mut [[TileSums; 2]; 2]) {
+        // What is not written is not read.
+        let mut rows = [const { MaybeUninit::uninit() }; MAX_ROWS * ROW_STRIDE];
+        let mut step = 0;
+        loop {
+            let steps = step..(step + CHUNK_STEPS).min(self.steps);
+            let mut row = 0;
+            while row < self.rows {
+                let n = block(self.rows - row, S::ROWS);
+                // SAFETY: by the caller; a chunk is no longer than the rows here.
+                unsafe { self.expand::<S>(row..row + n, &steps, &mut rows) };
+                with_tile_rows!(n, S::ROWS, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
+                    let mut panel = 0;
+                    while panel < self.panels.len() {
+                        // SAFETY: by the caller.
+                        unsafe { self.tile::<S, M, ACROSS>(&rows, row, panel, &steps, sums) };
+                        panel += ACROSS;
+                    }
+                });
+                row += n;
+            }
+            step = steps.end;
+            if step >= self.steps {
+                break;
+            }
+        }
+    }
+
+    /// Some steps of some rows to `f32`.
+    ///
+    /// # Safety
+    /// As [`Call::dot`].
+    #[inline(always)]
+    unsafe fn expand<S: Sixteen>(&self, rows: Range<usize>, steps: &Range<usize>, to: &mut Rows) {
+        for (row, to) in rows.zip(to.chunks_exact_mut(ROW_STRIDE)) {
+            let from = self.x.wrapping_add(row * self.stride + steps.start * STEP);
+            let parts = to[..steps.len() * STEP].chunks_exact_mut(LANES);
+            for (part, to) in parts.enumerate() {
+                // SAFETY: by the caller; sixteen places.
+                unsafe { S::load_bf16(from.add(part * LANES)).store(to.as_mut_ptr().cast()) };
+            }
+        }
+    }
+
+    /// Even and odd channels of a step each have their sum, which are added at its end. The first step begins the sums.
+    ///
+    /// # Safety
+    /// As [`Call::dot`]; there are `M` rows, expanded for these steps, and `ACROSS` panels from `panel` on.
+    #[inline(always)]
+    unsafe fn tile<S: Sixteen, const M: usize, const ACROSS: usize>(
+        &self,
+        rows: &Rows,
+        row: usize,
+        panel: usize,
+        steps: &Range<usize>,
+        sums: &mut [[TileSums; 2]; 2],
+    ) {
+        // SAFETY: by the caller.
+        unsafe {
+            let mut tile = [[S::splat(0.0); ACROSS]; M];
+            if steps.start > 0 {
+                for (m, tile) in tile.iter_mut().enumerate() {
+                    let sums = &sums[(row + m) / TILE_ROWS];
+                    for (across, sum) in tile.iter_mut().enumerate() {
+                        *sum = S::load(sums[panel + across][(row + m) % TILE_ROWS].as_ptr());
+                    }
+                }
+            }
+            for step in steps.clone() {
+                let mut b = [self.panels[panel]; ACROSS];
+                for (across, b) in b.iter_mut().enumerate() {
+                    *b = self.panels[panel + across].add(step * STEP_PAIRS * PANEL);
+                }
+                let a = rows.as_ptr().cast::<f32>().add((step - steps.start) * STEP);
+                let even = half_step::<S, M, ACROSS, false>(a, b);
+                let odd = half_step::<S, M, ACROSS, true>(a.add(1), b);
+                for ((tile, even), odd) in tile.iter_mut().zip(even).zip(odd) {
+                    for ((sum, even), odd) in tile.iter_mut().zip(even).zip(odd) {
+                        *sum = sum.add(even.add(odd));
+                    }
+                }
+            }
+            for (m, tile) in tile.iter().enumerate() {
+                let sums = &mut sums[(row + m) / TILE_ROWS];
+                for (across, sum) in tile.iter().enumerate() {
+                    sum.store(sums[panel + across][(row + m) % TILE_ROWS].as_mut_ptr());
+                }
+            }
+        }
+    }
+}
+
+/// Sums of a step's even or `ODD` channels.
+///
+/// # Safety
+/// The processor has `S`; there are a step's pairs from each `b` on, and every other element of `M` rows from `a` on.
+#[inline(always)]
+unsafe fn half_step<S: Sixteen, const M: usize, const ACROSS: usize, const ODD: bool>(
+    a: *const f32,
+    b: [*const u32; ACROSS],
+) -> [[S; ACROSS]; M] {
+    // SAFETY: by the caller.
+    unsafe {
+        let mut sums = [[S::splat(0.0); ACROSS]; M];
+        for pair in 0..STEP_PAIRS {
+            let mut columns = [S::splat(0.0); ACROSS];
+            for (column, b) in columns.iter_mut().zip(b) {
+                let b = b.add(pair * PANEL);
+                *column = if ODD { S::load_odd(b) } else { S::load_even(b) };
+            }
+            for (m, sums) in sums.iter_mut().enumerate() {
+                let a = S::splat(*a.add(m * ROW_STRIDE + 2 * pair));
+                for (sum, column) in sums.iter_mut().zip(columns) {
+                    *sum = a.mul_add(column, *sum);
+                }
+            }
+        }
+        sums
+    }
+}

@@ -1,0 +1,115 @@
+//! Sixteen floats in registers, whatever their width: kernels in `f32` and bf16 are written once, over this trait.
+//!
+//! A kernel is an `#[inline(always)]` function over `S: Sixteen`, called from one function a width that enables the
+//! instructions: what is inlined there becomes code of that width. Nothing else is asked of a caller, so nothing else is said
+//! of each method: every one of them is `unsafe` because the processor must have the instructions, see
+//! [`Vectors::available`], and places must be there. Closures are avoided on the way, since they may stay functions of their
+//! own, without the instructions.
+
+use super::isa::Isa;
+use super::{avx2, avx512};
+
+/// Elements of [`Sixteen`].
+pub(super) const LANES: usize = 16;
+
+/// Vectors that kernels exist for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Vectors {
+    /// Two of 256 bits, with fused multiply-add.
+    Avx2,
+    /// One of 512 bits.
+    Avx512,
+}
+
+impl Vectors {
+    /// The widest that `isa` allows and this processor has.
+    pub(super) fn best(isa: Isa) -> Option<Vectors> {
+        [
+            (Isa::Avx512Vnni, Vectors::Avx512),
+            (Isa::Avx2, Vectors::Avx2),
+        ]
+        .into_iter()
+        .find(|(least, vectors)| isa >= *least && vectors.available())
+        .map(|(_, vectors)| vectors)
+    }
+
+    /// Whether this processor has them.
+    pub(super) fn available(self) -> bool {
+        match self {
+            Vectors::Avx2 => avx2::available(),
+            Vectors::Avx512 => avx512::available(),
+        }
+    }
+
+    /// For people.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Vectors::Avx2 => "avx2",
+            Vectors::Avx512 => "avx512",
+        }
+    }
+}
+
+/// Sixteen floats, see the module.
+pub(super) trait Sixteen: Copy {
+    /// Rows of a tile of [`Sixteen::ACROSS`] of them side by side: sums, a vector of each column and one of a row's elements
+    /// fill the registers.
+    const ROWS: usize;
+    /// See [`Sixteen::ROWS`].
+    const ACROSS: usize;
+    /// Most of them side by side where columns are few, with [`Sixteen::ROWS_OF_WIDE`] rows then.
+    const WIDE: usize;
+    /// See [`Sixteen::WIDE`].
+    const ROWS_OF_WIDE: usize;
+    /// Tiles of rows that attention takes together, so that keys are fetched as seldom as the second cache asks for.
+    const TILES: usize;
+
+    /// All the same.
+    unsafe fn splat(value: f32) -> Self;
+
+    /// From sixteen places.
+    unsafe fn load(from: *const f32) -> Self;
+
+    /// From the first `count` of sixteen places; the others are zero.
+    unsafe fn load_first(from: *const f32, count: usize) -> Self;
+
+    /// To sixteen places.
+    unsafe fn store(self, to: *mut f32);
+
+    /// To the first `count` of sixteen places.
+    unsafe fn store_first(self, to: *mut f32, count: usize);
+
+    /// `self + other`
+    unsafe fn add(self, other: Self) -> Self;
+
+    /// `self * other`
+    unsafe fn mul(self, other: Self) -> Self;
+
+    /// `self * factor + more`, rounded once.
+    unsafe fn mul_add(self, factor: Self, more: Self) -> Self;
+
+    /// The larger of each; `other` where `self` is not a number.
+    unsafe fn max(self, other: Self) -> Self;
+
+    /// `2^self`, 0 below `lowest`, the bits of [`math::Weigh`](super::math::Weigh) where multiply-add is fused;
+    /// `self <= 126`.
+    unsafe fn exp2<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> Self;
+
+    /// The first of each of sixteen pairs in bf16.
+    unsafe fn load_even(from: *const u32) -> Self;
+
+    /// The second of each of sixteen pairs in bf16.
+    unsafe fn load_odd(from: *const u32) -> Self;
+
+    /// From sixteen places in bf16.
+    unsafe fn load_bf16(from: *const u16) -> Self;
+
+    /// Each for itself.
+    #[inline(always)]
+    unsafe fn lanes(self) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: sixteen places; the rest by the caller.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        lanes
+    }
+}

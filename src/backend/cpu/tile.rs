@@ -1,0 +1,110 @@
+//! Products in `f32`: a tile of several rows and vectors whose sums stay in registers.
+//!
+//! Every sum is a chain of fused multiply-adds in the order of the inner dimension, whatever the tile: the bits of
+//! `rten-gemm`'s kernels and of the loops in [`super::attention`], so that a processor without these vectors comes to
+//! the same results.
+
+use super::sixteen::{LANES, Sixteen};
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+
+/// How far ahead of their use vectors are asked for when they are read once, in bytes: over the end of a page, where the
+/// processor's own prefetching stops.
+const PREFETCH_BYTES: usize = 4096;
+
+/// Which memory a tile asks for ahead of its use.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ahead {
+    /// None.
+    Nothing,
+    /// The same vectors' next ones.
+    Stream,
+    /// A line a step from here on, for a later tile.
+    Lines(*const f32),
+}
+
+/// Elements of the inner dimension of one tile: as many weights stay in the nearest cache while all rows pass by, and
+/// `rten-gemm` sums as many at a time.
+pub(super) const DEPTH_BLOCK: usize = 256;
+
+/// Distance of a tile's rows: known to the compiler, which then needs no register for each; no divisor of a page, so that rows
+/// do not push each other out of the cache.
+pub(super) const ROW_STRIDE: usize = DEPTH_BLOCK + LANES;
+
+/// Adds `a[m][k] b[v][k]` for `k` below `depth` to the sums: rows [`ROW_STRIDE`] apart, vectors `b_stride` apart.
+///
+/// # Safety
+/// As in [`super::sixteen`]; `a` has `M` rows, each `b` has `depth` vectors.
+#[inline(always)]
+pub(super) unsafe fn tile<S: Sixteen, const M: usize, const V: usize>(
+    sums: &mut [[S; V]; M],
+    a: *const f32,
+    b: [*const f32; V],
+    b_stride: usize,
+    depth: usize,
+    ahead: Ahead,
+) {
+    let mut tile = *sums;
+    // SAFETY: by the caller; prefetching reads nothing.
+    unsafe {
+        match ahead {
+            Ahead::Nothing => {
+                for k in 0..depth {
+                    step(&mut tile, a.add(k), &b, k * b_stride);
+                }
+            }
+            Ahead::Stream => {
+                for k in 0..depth {
+                    for b in b {
+                        let line = b.wrapping_add(k * b_stride).cast::<i8>();
+                        _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(PREFETCH_BYTES));
+                    }
+                    step(&mut tile, a.add(k), &b, k * b_stride);
+                }
+            }
+            Ahead::Lines(next) => {
+                for k in 0..depth {
+                    _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(k * LANES).cast());
+                    step(&mut tile, a.add(k), &b, k * b_stride);
+                }
+            }
+        }
+    }
+    *sums = tile;
+}
+
+/// One element of the inner dimension.
+///
+/// # Safety
+/// As in [`super::sixteen`]; `a` has `M` elements, `ROW_STRIDE` apart, each `b` a vector `at` elements on.
+#[inline(always)]
+unsafe fn step<S: Sixteen, const M: usize, const V: usize>(
+    sums: &mut [[S; V]; M],
+    a: *const f32,
+    b: &[*const f32; V],
+    at: usize,
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        let mut columns = [S::splat(0.0); V];
+        for (column, b) in columns.iter_mut().zip(b) {
+            *column = S::load(b.add(at));
+        }
+        for (m, sums) in sums.iter_mut().enumerate() {
+            let a = S::splat(*a.add(m * ROW_STRIDE));
+            for (sum, column) in sums.iter_mut().zip(columns) {
+                *sum = a.mul_add(column, *sum);
+            }
+        }
+    }
+}
+
+/// Calls `$call` with the constant `$M` that equals `$rows`, one of the list and no more than the constant `$most`.
+macro_rules! with_tile_rows {
+    ($rows:expr, $most:expr, [$($n:literal)*], |$M:ident| $call:expr) => {
+        match $rows {
+            $($n if $n <= $most => { const $M: usize = $n; $call })*
+            rows => unreachable!("a tile of {rows} rows"),
+        }
+    };
+}
+pub(super) use with_tile_rows;
