@@ -56,6 +56,8 @@ struct Step {
     x: Region,
     h: Region,
     q: Region,
+    /// The new rows' keys and values.
+    fresh: [Region; 2],
     ffn: Region,
     rotary: Region,
     times: Vec<i64>,
@@ -75,11 +77,13 @@ impl Step {
         let [x, h, q] = [(); 3].map(|()| region(ROWS * WIDTH));
         let ffn = region(ROWS * FFN);
         let rotary = region(ROWS * SHAPE.head_dim);
+        let kv = SHAPE.kv_width();
+        let cached = cpu.cached_len(kv);
+        let fresh = [(); 2].map(|()| region(WINDOW * kv));
         let rings: Vec<[Region; 2]> = (0..LAYERS)
-            .map(|_| [(); 2].map(|()| region(WINDOW * SHAPE.kv_width())))
+            .map(|_| [(); 2].map(|()| region(WINDOW * cached)))
             .collect();
         cpu.allocate(at);
-        let kv = SHAPE.kv_width();
         let sizes = [
             (WIDTH, WIDTH),
             (WIDTH, kv),
@@ -92,8 +96,10 @@ impl Step {
             .into_iter()
             .enumerate()
             .map(|(i, [keys, values])| {
-                cpu.upload(keys, &noise(2 * i as u64, keys.len));
-                cpu.upload(values, &noise(2 * i as u64 + 1, values.len));
+                for (ring, seed) in [(keys, 2 * i), (values, 2 * i + 1)] {
+                    cpu.upload(fresh[0], &noise(seed as u64, fresh[0].len));
+                    cpu.cache_rows_into(fresh[0], WINDOW, ring);
+                }
                 let norm = |cpu: &mut Cpu| NormIds {
                     weight: cpu.add_table(&[1.0; WIDTH], WIDTH),
                     bias: cpu.add_table(&[0.0; WIDTH], WIDTH),
@@ -119,6 +125,7 @@ impl Step {
             x,
             h,
             q,
+            fresh,
             ffn,
             rotary,
             times: vec![0; WINDOW],
@@ -150,8 +157,7 @@ impl Step {
                 keys,
                 values,
             } = self.layers[i];
-            // The window's oldest rows make room for the new ones.
-            let (k, v) = (keys.rows(0, rows, kv), values.rows(0, rows, kv));
+            let [k, v] = self.fresh.map(|fresh| fresh.rows(0, rows, kv));
             self.timed(Part::Rest, |cpu| cpu.layer_norm_into(x, rows, norms[0], h));
             self.timed(Part::Linear, |cpu| {
                 cpu.linear_into(h, rows, to_q, Epilogue::Store, q);
@@ -161,6 +167,10 @@ impl Step {
             self.timed(Part::Rest, |cpu| {
                 cpu.rotary_in_place(q, rows, SHAPE.heads, SHAPE.head_dim, rotary);
                 cpu.rotary_in_place(k, rows, SHAPE.kv_heads, SHAPE.head_dim, rotary);
+                // The window's oldest rows make room for the new ones.
+                let cached = cpu.cached_len(kv);
+                cpu.cache_rows_into(k, rows, keys.rows(0, rows, cached));
+                cpu.cache_rows_into(v, rows, values.rows(0, rows, cached));
             });
             let times = std::mem::take(&mut self.times);
             let mut segments = Segments::new();

@@ -7,7 +7,7 @@ mod support;
 use support::attention::AttentionCall;
 use umm::backend::cpu::{Cpu, Isa, MIN_INT8_WEIGHTS, Path, Precision};
 use umm::backend::parity::noise;
-use umm::backend::{Backend, Epilogue, HeadShape, KvSegment, Region, Segments, Visibility};
+use umm::backend::{Backend, Epilogue, HeadShape, Region, Segments, Visibility};
 use umm::run::on_tick_thread;
 
 /// `(in_dim, out_dim)` at and around the kernels' steps.
@@ -165,19 +165,13 @@ fn attention(path: Path, isa: Isa, shape: HeadShape, rows: usize, keys: usize) -
     // Queries that share a time, and one that sees nothing but its own chunk.
     let query_times: Vec<i64> = (0..rows as i64).map(|r| 900 + r / 7 * 150).collect();
     let cut = keys * 2 / 3;
-    let kv = shape.kv_width();
-    let segment = |from: usize, to: usize| KvSegment {
-        k: call.k.rows(from, to - from, kv),
-        v: call.v.rows(from, to - from, kv),
-        time_ns: &key_times[from..to],
-        visibility: Visibility::Window {
-            window_ns: WINDOW_NS,
-        },
+    let window = Visibility::Window {
+        window_ns: WINDOW_NS,
     };
     let mut segments = Segments::new();
     for (from, to) in [(0, cut), (cut, keys)] {
         if from < to {
-            segments.push(segment(from, to));
+            segments.push(call.segment(from..to, &key_times, window));
         }
     }
     call.run(&query_times, &segments)

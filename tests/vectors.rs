@@ -6,7 +6,7 @@ mod support;
 use support::attention::AttentionCall;
 use umm::backend::cpu::{Cpu, Isa, Path, Precision};
 use umm::backend::parity::noise;
-use umm::backend::{Backend, Epilogue, HeadShape, KvSegment, Region, Segments, Visibility};
+use umm::backend::{Backend, Epilogue, HeadShape, Region, Segments, Visibility};
 use umm::run::on_tick_thread;
 
 /// Those with vectors of their own; none, with a line, where the processor has none.
@@ -72,14 +72,10 @@ fn attention(isa: Isa, shape: HeadShape, rows: usize, keys: usize) -> Vec<u32> {
     // Pairs of queries, each pair seeing other keys.
     let query_times: Vec<i64> = (0..rows as i64).map(|r| keys as i64 / 2 + r / 2).collect();
     let mut segments = Segments::new();
-    segments.push(KvSegment {
-        k: call.k,
-        v: call.v,
-        time_ns: &time_ns,
-        visibility: Visibility::Window {
-            window_ns: keys as i64 * 3 / 4,
-        },
-    });
+    let window = Visibility::Window {
+        window_ns: keys as i64 * 3 / 4,
+    };
+    segments.push(call.segment(0..keys, &time_ns, window));
     let result = call.run(&query_times, &segments);
     result.into_iter().map(f32::to_bits).collect()
 }

@@ -127,9 +127,9 @@ pub enum Visibility {
 /// A contiguous run of keys and values, with the time of each.
 #[derive(Clone, Copy, Debug)]
 pub struct KvSegment<'a> {
-    /// Keys, `[n, kv_width]`, already rotated.
+    /// Keys, already rotated, in rows of [`Backend::cached_len`] elements.
     pub k: Region,
-    /// Values, `[n, kv_width]`.
+    /// Values, likewise.
     pub v: Region,
     /// Capture times, `[n]`.
     pub time_ns: &'a [i64],
@@ -177,6 +177,16 @@ pub trait Backend {
 
     /// `dst = 0`.
     fn zero(&mut self, dst: Region);
+
+    /// Elements of the arena that a row of `width` keys or values takes as this backend caches it: fewer than `width` where
+    /// it does so in bf16.
+    fn cached_len(&self, width: usize) -> usize;
+
+    /// Rows of keys or values, `[rows, width]`, as attention reads them, `[rows, cached_len(width)]`.
+    fn cache_rows_into(&mut self, src: Region, rows: usize, dst: Region);
+
+    /// `out[c] = mean over rows of x[r][c]`, of cached rows.
+    fn mean_cached_rows_into(&mut self, x: Region, rows: usize, out: Region);
 
     /// `out[r] (=, += or = gelu) x[r] W^T + b` for `rows` rows. GELU by the tanh approximation
     /// (Hendrycks & Gimpel 2016, arXiv:1606.08415).

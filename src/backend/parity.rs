@@ -12,7 +12,7 @@ pub const ROWS: [usize; 8] = [0, 1, 2, 3, 7, 16, 17, 49];
 pub const WIDTHS: [usize; 5] = [8, 24, 32, 128, 136];
 
 /// Elements of arena a backend under test must have.
-pub const ARENA_LEN: usize = 1 << 16;
+pub const ARENA_LEN: usize = 1 << 17;
 
 /// An operation whose result differs.
 #[derive(Debug, Clone)]
@@ -118,6 +118,20 @@ impl Layout {
         backend.upload(region, &noise(seed, len));
         region
     }
+
+    /// Rows of keys or values, cached.
+    fn cached(
+        &mut self,
+        backend: &mut dyn Backend,
+        seed: u64,
+        rows: usize,
+        width: usize,
+    ) -> Region {
+        let fresh = self.filled(backend, seed, rows * width);
+        let cached = self.take(rows * backend.cached_len(width));
+        backend.cache_rows_into(fresh, rows, cached);
+        cached
+    }
 }
 
 fn read(backend: &dyn Backend, region: Region) -> Vec<f32> {
@@ -174,10 +188,9 @@ fn attention(b: &mut dyn Backend, rows: usize, width: usize, visibility: Visibil
     let key_times: Vec<i64> = (0..13).collect();
     let mut segments = Segments::new();
     for (part, seed) in [(0..5, 3), (5..13, 5)] {
-        let n = part.len() * shape.kv_width();
         segments.push(KvSegment {
-            k: layout.filled(b, seed, n),
-            v: layout.filled(b, seed + 1, n),
+            k: layout.cached(b, seed, part.len(), shape.kv_width()),
+            v: layout.cached(b, seed + 1, part.len(), shape.kv_width()),
             time_ns: &key_times[part],
             visibility,
         });

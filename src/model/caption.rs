@@ -9,11 +9,10 @@ use super::spec::ModelSpec;
 use super::weights::WeightsError;
 use crate::archive::{Archive, ArchiveError, Archived};
 use crate::backend::{
-    Backend, Epilogue, HeadShape, KvSegment, LinearId, NormIds, Region, Segments, TableId,
-    Visibility,
+    Backend, Epilogue, HeadShape, LinearId, NormIds, Region, Segments, TableId, Visibility,
 };
 use crate::umm::arena::ArenaPlan;
-use crate::umm::context::{KvRing, archive_rows};
+use crate::umm::kv::{KvRing, KvRow};
 use crate::umm::ring::Spans;
 
 /// Bytes, begin and end.
@@ -34,9 +33,9 @@ struct Layer {
 /// Keys and values of one layer and lane.
 #[derive(Clone, Copy, Debug)]
 struct LayerCache {
-    /// Of the caption so far, `[caption_max, kv_width]`.
+    /// Of the caption so far.
     own: KvRing,
-    /// Of the fused tokens the caption describes, `[fusion_tokens, kv_width]`.
+    /// Of the fused tokens the caption describes.
     fused: KvRing,
 }
 
@@ -44,7 +43,6 @@ struct LayerCache {
 #[derive(Debug)]
 pub(super) struct Caption {
     caches: Vec<LayerCache>,
-    kv_width: usize,
     fused_rows: usize,
     max_len: usize,
     tokens: Vec<u32>,
@@ -55,19 +53,14 @@ pub(super) struct Caption {
 
 impl Caption {
     /// None yet: the first tick begins one.
-    pub fn reserve(plan: &mut ArenaPlan, spec: &ModelSpec) -> Caption {
-        let kv_width = spec.head_shape().kv_width();
-        let mut cache = |rows: usize| KvRing {
-            k: plan.reserve("caption: keys and values", rows * kv_width),
-            v: plan.reserve("caption: keys and values", rows * kv_width),
-        };
+    pub fn reserve(plan: &mut ArenaPlan, spec: &ModelSpec, row: KvRow) -> Caption {
+        let mut cache = |rows| KvRing::reserve(plan, "caption: keys and values", rows, row);
         let layer = |_| LayerCache {
             own: cache(spec.caption_max),
             fused: cache(spec.fusion_tokens),
         };
         Caption {
             caches: (0..spec.decoder_layers).map(layer).collect(),
-            kv_width,
             fused_rows: spec.fusion_tokens,
             max_len: spec.caption_max,
             tokens: Vec::with_capacity(spec.caption_max),
@@ -124,16 +117,13 @@ impl Caption {
         archive.flag("caption's end", &mut self.complete)?;
         // A full caption is complete: the next byte begins another.
         self.complete |= self.tokens.len() == self.max_len;
-        let rows = |n| Spans {
-            first: 0..n,
-            second: 0..0,
-        };
-        let (own, fused) = (rows(self.tokens.len()), rows(self.fused_rows));
+        let (own, fused) = (
+            Spans::one(0..self.tokens.len()),
+            Spans::one(0..self.fused_rows),
+        );
         for cache in &self.caches {
-            for (ring, rows) in [(cache.own, &own), (cache.fused, &fused)] {
-                archive_rows(archive, backend, ring.k, rows, self.kv_width)?;
-                archive_rows(archive, backend, ring.v, rows, self.kv_width)?;
-            }
+            cache.own.archive(archive, backend, &own)?;
+            cache.fused.archive(archive, backend, &fused)?;
         }
         Ok(())
     }
@@ -169,6 +159,8 @@ pub(super) struct CaptionDecoder {
     x: Region,
     buffers: LayerBuffers,
     logits: Region,
+    /// Keys, then values, of the fused tokens of one lane, before they are cached.
+    fused: [Region; 2],
     /// Attention asks for times; a caption has none.
     no_times: Vec<i64>,
 }
@@ -193,6 +185,7 @@ impl CaptionDecoder {
             });
         }
         let name = "caption: activations";
+        let fused_len = spec.fusion_tokens * spec.head_shape().kv_width();
         Ok(CaptionDecoder {
             layers,
             embedding: loader.table("decoder.embedding")?,
@@ -205,6 +198,7 @@ impl CaptionDecoder {
             x: plan.reserve(name, lanes * spec.d),
             buffers: LayerBuffers::reserve(plan, name, lanes, spec),
             logits: plan.reserve(name, lanes * VOCABULARY),
+            fused: [(); 2].map(|()| plan.reserve(name, fused_len)),
             no_times: vec![0; spec.caption_max.max(spec.fusion_tokens)],
         })
     }
@@ -240,9 +234,11 @@ impl CaptionDecoder {
         caption.started_tick = turn.tick;
         let rows = caption.fused_rows;
         for (layer, cache) in self.layers.iter().zip(&caption.caches) {
-            let (k, v) = (cache.fused.k, cache.fused.v);
+            let [k, v] = self.fused;
             backend.linear_into(*fused, rows, layer.cross.k, Epilogue::Store, k);
             backend.linear_into(*fused, rows, layer.cross.v, Epilogue::Store, v);
+            let slots = Spans::one(0..rows);
+            cache.fused.store(backend, (k, v), 0, &slots);
         }
     }
 
@@ -291,9 +287,7 @@ impl CaptionDecoder {
         backend.linear_into(h, rows, ids.v, Epilogue::Store, v);
         for (row, caption) in captions.iter().enumerate() {
             let (own, place) = (caption.caches[index].own, caption.tokens.len());
-            let row_of = |region: Region| region.rows(row, 1, kv_width);
-            backend.copy_into(row_of(k), own.k.rows(place, 1, kv_width));
-            backend.copy_into(row_of(v), own.v.rows(place, 1, kv_width));
+            own.store(backend, (k, v), row, &Spans::one(place..place + 1));
             self.attend(backend, row, own, place + 1, ids.sink);
         }
         backend.linear_into(attended, rows, ids.o, Epilogue::Add, x);
@@ -322,14 +316,9 @@ impl CaptionDecoder {
         keys: usize,
         sink: TableId,
     ) {
-        let (q_width, kv_width) = (self.shape.q_width(), self.shape.kv_width());
+        let q_width = self.shape.q_width();
         let mut segments = Segments::new();
-        segments.push(KvSegment {
-            k: cache.k.rows(0, keys, kv_width),
-            v: cache.v.rows(0, keys, kv_width),
-            time_ns: &self.no_times[..keys],
-            visibility: Visibility::All,
-        });
+        segments.push(cache.segment(0..keys, &self.no_times, Visibility::All));
         let q = self.buffers.q.rows(row, 1, q_width);
         let out = self.buffers.attended.rows(row, 1, q_width);
         backend.attention_into(q, &self.no_times[..1], self.shape, &segments, sink, out);

@@ -10,8 +10,11 @@ use super::long_context::{LongContext, Queries};
 use super::spec::ModelSpec;
 use super::weights::WeightsError;
 use crate::backend::{Backend, Epilogue, HeadShape, NormIds, Region, Segments, Visibility};
+use crate::frontend::text::MAX_TEXT_TOKENS;
 use crate::umm::arena::ArenaPlan;
 use crate::umm::context::{Appended, Context, TopicContext};
+use crate::umm::kv::{KvRing, KvRow};
+use crate::umm::ring::Spans;
 use std::ops::Range;
 
 /// A chunk that has its place in the rings.
@@ -83,6 +86,8 @@ pub(super) struct Encoder {
     d: usize,
     ffn_width: usize,
     buffers: LayerBuffers,
+    /// Keys and values of a chunk that has no context.
+    alone: KvRing,
     long: Option<LongContext>,
 }
 
@@ -110,13 +115,16 @@ impl Encoder {
             )?),
             _ => None,
         };
+        let name = "encoder: activations";
+        let row = KvRow::of(loader.backend, spec.head_shape().kv_width());
         Ok(Encoder {
+            alone: KvRing::reserve(plan, name, MAX_TEXT_TOKENS, row),
             layers,
             norm: loader.norm("encoder.norm")?,
             shape: spec.head_shape(),
             d: spec.d,
             ffn_width: spec.ffn,
-            buffers: LayerBuffers::reserve(plan, "encoder: activations", max_rows, spec),
+            buffers: LayerBuffers::reserve(plan, name, max_rows, spec),
             long,
         })
     }
@@ -175,8 +183,8 @@ impl Encoder {
         backend.rotary_in_place(q, rows, shape.heads, shape.head_dim, input.rotary);
         backend.rotary_in_place(k, rows, shape.kv_heads, shape.head_dim, input.rotary);
         for chunk in input.chunks {
-            let topic = &contexts[chunk.lane].topics[chunk.topic];
-            append_rows(backend, topic, layer, chunk, k, v);
+            let ring = contexts[chunk.lane].topics[chunk.topic].rings.layer(layer);
+            ring.store(backend, (k, v), chunk.rows.start, &chunk.place.slots);
         }
         for chunk in input.chunks {
             let topic = &mut contexts[chunk.lane].topics[chunk.topic];
@@ -232,7 +240,7 @@ impl Encoder {
         );
     }
 
-    /// Runs one chunk in an empty context, leaving every ring alone; for text queries.
+    /// Runs one chunk of at most [`MAX_TEXT_TOKENS`] in an empty context, leaving every ring alone; for text queries.
     pub fn forward_alone_into(
         &self,
         backend: &mut dyn Backend,
@@ -257,13 +265,9 @@ impl Encoder {
             backend.linear_into(h, rows, ids.v, Epilogue::Store, v);
             backend.rotary_in_place(q, rows, shape.heads, shape.head_dim, rotary);
             backend.rotary_in_place(k, rows, shape.kv_heads, shape.head_dim, rotary);
+            self.alone.store(backend, (k, v), 0, &Spans::one(0..rows));
             let mut segments = Segments::new();
-            segments.push(crate::backend::KvSegment {
-                k,
-                v,
-                time_ns: times_ns,
-                visibility: Visibility::All,
-            });
+            segments.push(self.alone.segment(0..rows, times_ns, Visibility::All));
             backend.attention_into(q, times_ns, shape, &segments, ids.sink, attended);
             backend.linear_into(attended, rows, ids.o, Epilogue::Add, x);
             backend.layer_norm_into(x, rows, layer.norm2, h);
@@ -271,25 +275,5 @@ impl Encoder {
             backend.linear_into(ffn, rows, layer.ffn.fc2, Epilogue::Add, x);
         }
         backend.layer_norm_into(x, rows, self.norm, out);
-    }
-}
-
-/// Copies a chunk's rows of `k` and `v` to its slots in one layer's ring.
-pub(super) fn append_rows(
-    backend: &mut dyn Backend,
-    topic: &TopicContext,
-    layer: usize,
-    chunk: &PlacedChunk,
-    k: Region,
-    v: Region,
-) {
-    let width = topic.rings.kv_width();
-    let ring = topic.rings.layer(layer);
-    let mut row = chunk.rows.start;
-    for slots in chunk.place.slots.iter() {
-        let n = slots.len();
-        backend.copy_into(k.rows(row, n, width), ring.k.rows(slots.start, n, width));
-        backend.copy_into(v.rows(row, n, width), ring.v.rows(slots.start, n, width));
-        row += n;
     }
 }

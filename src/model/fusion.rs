@@ -4,7 +4,7 @@
 //! tokens of this and earlier ticks, then a feed-forward layer. A modality with nothing valid in the window has a
 //! gate of exactly 0 and adds nothing; adding a modality adds a term and disturbs no other.
 
-use super::encoder::{LayerBuffers, PlacedChunk, append_rows};
+use super::encoder::{LayerBuffers, PlacedChunk};
 use super::layers::{AttentionIds, FfnIds, Loader};
 use super::layout::Layout;
 use super::rotary::{Position, Rotary};
@@ -221,14 +221,9 @@ impl Fusion {
         }
         for chunk in input.chunks {
             let topic = &input.lanes[chunk.lane].context.topics[chunk.topic];
-            append_rows(
-                backend,
-                topic,
-                topic.fusion_layer(layer),
-                chunk,
-                self.k,
-                self.v,
-            );
+            let ring = topic.rings.layer(topic.fusion_layer(layer));
+            let (first, slots) = (chunk.rows.start, &chunk.place.slots);
+            ring.store(backend, (self.k, self.v), first, slots);
         }
     }
 
@@ -328,21 +323,9 @@ impl Fusion {
         let LayerBuffers {
             q, k, v, attended, ..
         } = self.buffers;
-        let (rings, width) = (&context.fusion, shape.kv_width());
+        let rings = &context.fusion;
         let ring = rings.layer(index);
-        let mut row = lane * n;
-        for slots in own.slots.iter() {
-            let len = slots.len();
-            backend.copy_into(
-                k.rows(row, len, width),
-                ring.k.rows(slots.start, len, width),
-            );
-            backend.copy_into(
-                v.rows(row, len, width),
-                ring.v.rows(slots.start, len, width),
-            );
-            row += len;
-        }
+        ring.store(backend, (k, v), lane * n, &own.slots);
         let window = Visibility::Window {
             window_ns: input.window_ns,
         };

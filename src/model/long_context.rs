@@ -152,9 +152,10 @@ impl LongContext {
         let kernels = self.kernels[layer];
         self.pool_rows(backend, ring, rows.clone(), k, waiting.k, kernels.k);
         self.rotate_keys(backend, ring);
-        self.store(backend, ring, pooled.k);
+        let (row, slots) = (pooled.row, ring.fresh_slots());
+        row.store(backend, self.pooled, 0, pooled.k, &slots);
         self.pool_rows(backend, ring, rows, v, waiting.v, kernels.v);
-        self.store(backend, ring, pooled.v);
+        row.store(backend, self.pooled, 0, pooled.v, &slots);
         for slot in ring.whole_blocks() {
             ring.summarise(backend, layer, slot);
         }
@@ -210,20 +211,6 @@ impl LongContext {
             head_dim,
             self.rotary.rows(ring.rotary_row(), fresh, head_dim),
         );
-    }
-
-    /// Copies `self.pooled` to the slots of the tick's new pooled tokens.
-    fn store(&self, backend: &mut dyn Backend, ring: &CompressedRing, to: Region) {
-        let width = self.shape.kv_width();
-        let mut row = 0;
-        for slots in ring.fresh_slots().iter() {
-            let n = slots.len();
-            backend.copy_into(
-                self.pooled.rows(row, n, width),
-                to.rows(slots.start, n, width),
-            );
-            row += n;
-        }
     }
 
     /// What a chunk attends to.

@@ -21,6 +21,7 @@ use crate::archive::{Archive, Archived};
 use crate::backend::{Backend, Region};
 use crate::umm::arena::ArenaPlan;
 use crate::umm::context::Context;
+use crate::umm::kv::KvRow;
 use crate::umm::ring::ChunkTooLong;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -190,9 +191,10 @@ impl Network {
         }
         let spec = &weights.spec;
         let mut plan = ArenaPlan::default();
+        let row = KvRow::of(backend.as_ref(), spec.head_shape().kv_width());
         let mut own = || -> Result<(Context, Caption), NetworkError> {
-            let context = reserve_context(&mut plan, spec, &config)?;
-            Ok((context, Caption::reserve(&mut plan, spec)))
+            let context = reserve_context(&mut plan, spec, &config, row)?;
+            Ok((context, Caption::reserve(&mut plan, spec, row)))
         };
         let first = own()?;
         let others_own = (0..others).map(|_| own()).collect::<Result<Vec<_>, _>>()?;

@@ -8,6 +8,7 @@ use crate::umm::arena::{ArenaPlan, ArenaTooLarge};
 use crate::umm::compressed::CompressedRing;
 use crate::umm::compression::BadCapacity;
 use crate::umm::context::{Context, LayeredRing, TopicContext};
+use crate::umm::kv::KvRow;
 use crate::umm::ring::ChunkTooLong;
 
 /// A topic as the network sees it.
@@ -94,13 +95,13 @@ pub enum NetworkError {
     },
 }
 
-/// Reserves one lane's rings.
+/// Reserves one lane's rings of keys and values in such rows.
 pub(super) fn reserve_context(
     plan: &mut ArenaPlan,
     spec: &ModelSpec,
     config: &NetworkConfig,
+    row: KvRow,
 ) -> Result<Context, NetworkError> {
-    let kv_width = spec.head_shape().kv_width();
     let mut topics = Vec::with_capacity(config.streams.len());
     for stream in &config.streams {
         if stream.max_tokens_per_tick > stream.capacity {
@@ -117,12 +118,12 @@ pub(super) fn reserve_context(
             &stream.name,
             stream.modality.index(),
             stream.capacity,
-            kv_width,
+            row,
             spec.d,
             spec.encoder_layers,
             spec.fusion_layers,
         );
-        topic.compressed = reserve_compressed(plan, spec, stream)?;
+        topic.compressed = reserve_compressed(plan, spec, stream, row)?;
         topics.push(topic);
     }
     // A window of ticks, the present one and one that has just left it.
@@ -131,7 +132,7 @@ pub(super) fn reserve_context(
         plan,
         "fusion: keys and values",
         ticks * spec.fusion_tokens,
-        kv_width,
+        row,
         spec.fusion_layers,
     );
     Ok(Context { topics, fusion })
@@ -142,6 +143,7 @@ fn reserve_compressed(
     plan: &mut ArenaPlan,
     spec: &ModelSpec,
     stream: &Stream,
+    row: KvRow,
 ) -> Result<Option<CompressedRing>, NetworkError> {
     if stream.context_capacity == 0 {
         return Ok(None);
@@ -163,7 +165,7 @@ fn reserve_compressed(
         sizes,
         capacity,
         per_tick,
-        spec.head_shape().kv_width(),
+        row,
         spec.encoder_layers,
     )))
 }

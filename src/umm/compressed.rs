@@ -27,7 +27,7 @@
 
 use super::arena::ArenaPlan;
 use super::compression::{Compression, MAX_RATIO, MAX_TOP_K};
-use super::context::{KvRing, archive_rows};
+use super::kv::{KvRing, KvRow};
 use super::ring::{Ring, Spans};
 use crate::archive::{Archive, ArchiveError, Archived};
 use crate::backend::{Backend, Region, Segments, Visibility};
@@ -50,11 +50,11 @@ pub struct Reach {
 /// One layer's part.
 #[derive(Clone, Copy, Debug)]
 pub struct CompressedLayer {
-    /// Pooled keys and values, `[capacity, kv_width]` each; keys rotated.
+    /// Pooled keys and values; keys rotated.
     pub pooled: KvRing,
     /// Mean key of each block, `[capacity / block, kv_width]`.
     pub summaries: Region,
-    /// Keys and values that wait for their group, `[ratio - 1, kv_width]` each; keys not rotated.
+    /// Keys and values that wait for their group, as they are; keys not rotated.
     pub waiting: KvRing,
 }
 
@@ -62,7 +62,6 @@ pub struct CompressedLayer {
 #[derive(Clone, Debug)]
 pub struct CompressedRing {
     sizes: Compression,
-    kv_width: usize,
     ring: Ring,
     /// Of each pooled token: the capture time of its newest token.
     newest_ns: Vec<i64>,
@@ -92,21 +91,24 @@ impl CompressedRing {
         sizes: Compression,
         capacity: usize,
         per_tick: usize,
-        kv_width: usize,
+        row: KvRow,
         layers: usize,
     ) -> CompressedRing {
         let blocks = capacity / sizes.block;
+        let as_they_are = KvRow {
+            len: row.width,
+            ..row
+        };
         CompressedRing {
             sizes,
-            kv_width,
             ring: Ring::new(capacity),
             newest_ns: vec![0; capacity],
             block_newest_ns: vec![0; blocks],
             layers: (0..layers)
                 .map(|_| CompressedLayer {
-                    pooled: KvRing::reserve(plan, name, capacity, kv_width),
-                    summaries: plan.reserve(name, blocks * kv_width),
-                    waiting: KvRing::reserve(plan, name, sizes.ratio - 1, kv_width),
+                    pooled: KvRing::reserve(plan, name, capacity, row),
+                    summaries: plan.reserve(name, blocks * row.width),
+                    waiting: KvRing::reserve(plan, name, sizes.ratio - 1, as_they_are),
                 })
                 .collect(),
             start: 0,
@@ -272,12 +274,9 @@ impl CompressedRing {
         let chosen = chosen.iter().map(|b| b * block..(b + 1) * block);
         for positions in chosen.chain([tail]) {
             for slots in self.ring.spans(positions).iter() {
-                segments.push(self.layers[layer].pooled.segment(
-                    slots,
-                    self.kv_width,
-                    &self.newest_ns,
-                    Visibility::Older { window_ns },
-                ));
+                let pooled = self.layers[layer].pooled;
+                let older = Visibility::Older { window_ns };
+                segments.push(pooled.segment(slots, &self.newest_ns, older));
             }
         }
     }
@@ -333,15 +332,10 @@ impl CompressedRing {
         for slots in view.iter() {
             archive.slice("long context's times", &mut self.newest_ns[slots])?;
         }
-        let waiting = Spans {
-            first: 0..waiting,
-            second: 0..0,
-        };
+        let waiting = Spans::one(0..waiting);
         for layer in &self.layers {
-            for (ring, slots) in [(layer.pooled, &view), (layer.waiting, &waiting)] {
-                archive_rows(archive, backend, ring.k, slots, self.kv_width)?;
-                archive_rows(archive, backend, ring.v, slots, self.kv_width)?;
-            }
+            layer.pooled.archive(archive, backend, &view)?;
+            layer.waiting.archive(archive, backend, &waiting)?;
         }
         if archive.reads() {
             self.begin_tick();
@@ -371,9 +365,9 @@ impl CompressedRing {
         let CompressedLayer {
             pooled, summaries, ..
         } = self.layers[layer];
-        let block = self.sizes.block;
-        let keys = pooled.k.rows(slot * block, block, self.kv_width);
-        backend.mean_rows_into(keys, block, summaries.rows(slot, 1, self.kv_width));
+        let (block, row) = (self.sizes.block, pooled.row);
+        let keys = pooled.k.rows(slot * block, block, row.len);
+        backend.mean_cached_rows_into(keys, block, summaries.rows(slot, 1, row.width));
     }
 }
 

@@ -3,48 +3,11 @@
 
 use super::arena::ArenaPlan;
 use super::compressed::CompressedRing;
+use super::kv::{KvRing, KvRow, archive_rows};
 use super::ring::{ChunkTooLong, Ring, Spans};
 use crate::archive::{Archive, Archived};
-use crate::backend::{Backend, KvSegment, Region, Segments, Visibility};
+use crate::backend::{Backend, Region, Segments, Visibility};
 use std::ops::Range;
-
-/// Keys and values of one layer, `[capacity, kv_width]` each.
-#[derive(Clone, Copy, Debug)]
-pub struct KvRing {
-    /// Keys, rotated.
-    pub k: Region,
-    /// Values.
-    pub v: Region,
-}
-
-impl KvRing {
-    pub(super) fn reserve(
-        plan: &mut ArenaPlan,
-        name: &str,
-        capacity: usize,
-        kv_width: usize,
-    ) -> KvRing {
-        KvRing {
-            k: plan.reserve(name, capacity * kv_width),
-            v: plan.reserve(name, capacity * kv_width),
-        }
-    }
-
-    pub(super) fn segment<'a>(
-        &self,
-        slots: Range<usize>,
-        kv_width: usize,
-        times_ns: &'a [i64],
-        visibility: Visibility,
-    ) -> KvSegment<'a> {
-        KvSegment {
-            k: self.k.rows(slots.start, slots.len(), kv_width),
-            v: self.v.rows(slots.start, slots.len(), kv_width),
-            time_ns: &times_ns[slots],
-            visibility,
-        }
-    }
-}
 
 /// A chunk's place in a topic's rings.
 #[derive(Clone, Debug)]
@@ -59,7 +22,7 @@ pub struct Appended {
 #[derive(Clone, Debug)]
 pub struct LayeredRing {
     ring: Ring,
-    kv_width: usize,
+    row: KvRow,
     times_ns: Vec<i64>,
     layers: Vec<KvRing>,
 }
@@ -70,15 +33,15 @@ impl LayeredRing {
         plan: &mut ArenaPlan,
         name: &str,
         capacity: usize,
-        kv_width: usize,
+        row: KvRow,
         layers: usize,
     ) -> LayeredRing {
         LayeredRing {
             ring: Ring::new(capacity),
-            kv_width,
+            row,
             times_ns: vec![0; capacity],
             layers: (0..layers)
-                .map(|_| KvRing::reserve(plan, name, capacity, kv_width))
+                .map(|_| KvRing::reserve(plan, name, capacity, row))
                 .collect(),
         }
     }
@@ -91,11 +54,6 @@ impl LayeredRing {
     /// Keys and values of one layer.
     pub fn layer(&self, layer: usize) -> KvRing {
         self.layers[layer]
-    }
-
-    /// Columns of a key or value row.
-    pub fn kv_width(&self) -> usize {
-        self.kv_width
     }
 
     /// Makes room for a chunk and notes its times. Every layer's keys and values must then be written to
@@ -124,12 +82,7 @@ impl LayeredRing {
         segments: &mut Segments<'a>,
     ) {
         for slots in self.ring.spans(positions).iter() {
-            segments.push(self.layers[layer].segment(
-                slots,
-                self.kv_width,
-                &self.times_ns,
-                visibility,
-            ));
+            segments.push(self.layers[layer].segment(slots, &self.times_ns, visibility));
         }
     }
 
@@ -157,41 +110,18 @@ impl LayeredRing {
     /// Every token held, to or from a keyframe: times, then keys and values layer by layer, older first.
     fn archive(&mut self, archive: &mut Archive<'_>, backend: &mut dyn Backend) -> Archived {
         archive.same("layers", self.layers.len() as u64)?;
-        archive.same("key width", self.kv_width as u64)?;
+        archive.same("key width", self.row.width as u64)?;
+        archive.same("key elements", self.row.len as u64)?;
         self.ring.archive(archive)?;
         let view = self.ring.view();
         for slots in view.iter() {
             archive.slice("times", &mut self.times_ns[slots])?;
         }
-        for KvRing { k, v } in &self.layers {
-            for region in [k, v] {
-                archive_rows(archive, backend, *region, &view, self.kv_width)?;
-            }
+        for layer in &self.layers {
+            layer.archive(archive, backend, &view)?;
         }
         Ok(())
     }
-}
-
-/// These rows of a region, to or from a keyframe.
-pub(crate) fn archive_rows(
-    archive: &mut Archive<'_>,
-    backend: &mut dyn Backend,
-    region: Region,
-    slots: &Spans,
-    width: usize,
-) -> Archived {
-    for slots in slots.iter() {
-        let rows = region.rows(slots.start, slots.len(), width);
-        let mut host = vec![0.0_f32; rows.len];
-        if !archive.reads() {
-            backend.download(rows, &mut host);
-        }
-        archive.slice("keys and values", &mut host)?;
-        if archive.reads() {
-            backend.upload(rows, &host);
-        }
-    }
-    Ok(())
 }
 
 /// What one topic keeps: its encoder and fusion rings and its adapter outputs.
@@ -219,7 +149,7 @@ impl TopicContext {
         topic: &str,
         modality: usize,
         capacity: usize,
-        kv_width: usize,
+        row: KvRow,
         d: usize,
         encoder_layers: usize,
         fusion_layers: usize,
@@ -228,7 +158,7 @@ impl TopicContext {
             plan,
             &format!("{topic}: keys and values"),
             capacity,
-            kv_width,
+            row,
             encoder_layers + fusion_layers,
         );
         TopicContext {

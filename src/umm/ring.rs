@@ -18,6 +18,14 @@ pub struct Spans {
 }
 
 impl Spans {
+    /// One run.
+    pub fn one(slots: Range<usize>) -> Spans {
+        Spans {
+            first: slots,
+            second: 0..0,
+        }
+    }
+
     /// The non-empty runs, older first.
     pub fn iter(&self) -> impl Iterator<Item = Range<usize>> {
         [self.first.clone(), self.second.clone()]
@@ -118,10 +126,7 @@ impl Ring {
         let from = positions.start.max(self.oldest());
         let to = positions.end.min(self.position);
         if from >= to {
-            return Spans {
-                first: 0..0,
-                second: 0..0,
-            };
+            return Spans::one(0..0);
         }
         let capacity = self.capacity as u64;
         let start = (from % capacity) as usize;

@@ -1,8 +1,9 @@
 //! One call of attention on seeded values.
 
+use std::ops::Range;
 use umm::backend::cpu::Cpu;
 use umm::backend::parity::noise;
-use umm::backend::{Backend, HeadShape, Region, Segments, TableId};
+use umm::backend::{Backend, HeadShape, KvSegment, Region, Segments, TableId, Visibility};
 
 /// Queries, keys and values in a backend's memory.
 pub struct AttentionCall {
@@ -11,25 +12,32 @@ pub struct AttentionCall {
     sink: TableId,
     q: Region,
     out: Region,
-    pub k: Region,
-    pub v: Region,
+    k: Region,
+    v: Region,
 }
 
 impl AttentionCall {
     /// `rows` queries and `keys` keys.
     pub fn new(mut cpu: Cpu, shape: HeadShape, rows: usize, keys: usize) -> AttentionCall {
-        let (q_len, kv_len) = (rows * shape.q_width(), keys * shape.kv_width());
-        cpu.allocate(2 * q_len + 2 * kv_len);
+        let row = cpu.cached_len(shape.kv_width());
+        let mut end = 0;
+        let mut region = |len: usize| {
+            end += len;
+            Region {
+                start: end - len,
+                len,
+            }
+        };
+        let [q, out] = [(); 2].map(|()| region(rows * shape.q_width()));
+        let [k, v] = [(); 2].map(|()| region(keys * row));
+        let fresh = region(keys * shape.kv_width());
+        cpu.allocate(end);
         let sink = cpu.add_table(&noise(8, shape.heads), shape.heads);
-        let region = |start, len| Region { start, len };
-        let (q, out) = (region(0, q_len), region(q_len, q_len));
-        let (k, v) = (
-            region(2 * q_len, kv_len),
-            region(2 * q_len + kv_len, kv_len),
-        );
-        for (part, seed) in [(q, 5), (k, 6), (v, 7)] {
-            let values: Vec<f32> = noise(seed, part.len).iter().map(|x| 2.0 * x).collect();
-            cpu.upload(part, &values);
+        let twice = |seed, len| -> Vec<f32> { noise(seed, len).iter().map(|x| 2.0 * x).collect() };
+        cpu.upload(q, &twice(5, q.len));
+        for (cached, seed) in [(k, 6), (v, 7)] {
+            cpu.upload(fresh, &twice(seed, fresh.len));
+            cpu.cache_rows_into(fresh, keys, cached);
         }
         AttentionCall {
             cpu,
@@ -39,6 +47,22 @@ impl AttentionCall {
             out,
             k,
             v,
+        }
+    }
+
+    /// The keys in `range`, of which `times_ns` are the times.
+    pub fn segment<'a>(
+        &self,
+        range: Range<usize>,
+        times_ns: &'a [i64],
+        visibility: Visibility,
+    ) -> KvSegment<'a> {
+        let row = self.cpu.cached_len(self.shape.kv_width());
+        KvSegment {
+            k: self.k.rows(range.start, range.len(), row),
+            v: self.v.rows(range.start, range.len(), row),
+            time_ns: &times_ns[range],
+            visibility,
         }
     }
 

@@ -74,6 +74,15 @@ impl Precision {
     }
 }
 
+/// How a row of keys or values is cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CacheForm {
+    /// As it is.
+    F32,
+    /// Rounded, two to an element, see [`bf16::round_pairs_into`].
+    Bf16,
+}
+
 /// Linear layers with fewer weights gain nothing from 8 bits.
 pub const MIN_INT8_WEIGHTS: usize = 1 << 12;
 
@@ -169,6 +178,14 @@ impl Cpu {
             rounded: bf16::Activations::default(),
             activations: int8::Activations::default(),
             mean_query: Vec::new(),
+        }
+    }
+
+    /// How keys and values lie in the arena: as the attention of this path and precision reads them.
+    fn cache_form(&self) -> CacheForm {
+        match (self.path, self.precision) {
+            (Path::Plain, _) | (_, Precision::F32) => CacheForm::F32,
+            (Path::Fast, Precision::Bf16 | Precision::Int8) => CacheForm::Bf16,
         }
     }
 
@@ -331,6 +348,41 @@ impl Backend for Cpu {
 
     fn zero(&mut self, dst: Region) {
         self.arena[dst.range()].fill(0.0);
+    }
+
+    fn cached_len(&self, width: usize) -> usize {
+        match self.cache_form() {
+            CacheForm::F32 => width,
+            CacheForm::Bf16 => bf16::pairs_len(width),
+        }
+    }
+
+    fn cache_rows_into(&mut self, src: Region, rows: usize, dst: Region) {
+        if rows == 0 {
+            return;
+        }
+        let (width, len) = (src.len / rows, dst.len / rows);
+        assert_eq!(src.len, rows * width, "rows to cache");
+        assert_eq!(dst.len, rows * self.cached_len(width), "cached size");
+        match self.cache_form() {
+            CacheForm::F32 => self.copy_into(src, dst),
+            CacheForm::Bf16 => {
+                let (src, dst) = self.pair(src, dst);
+                let rows = src.chunks_exact(width).zip(dst.chunks_exact_mut(len));
+                rows.for_each(|(src, dst)| bf16::round_pairs_into(src, dst));
+            }
+        }
+    }
+
+    fn mean_cached_rows_into(&mut self, x: Region, rows: usize, out: Region) {
+        assert_eq!(x.len, rows * self.cached_len(out.len), "cached mean size");
+        match self.cache_form() {
+            CacheForm::F32 => self.mean_rows_into(x, rows, out),
+            CacheForm::Bf16 => {
+                let (x, out) = self.pair(x, out);
+                bf16::mean_rows_into(x, rows, out);
+            }
+        }
     }
 
     fn linear_into(

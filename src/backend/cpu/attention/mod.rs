@@ -13,6 +13,7 @@ mod narrow;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod vectors;
 
+use super::bf16::pairs_len;
 use super::isa::Isa;
 use super::math;
 use super::plain::{Attention, visible};
@@ -42,8 +43,18 @@ pub(super) enum Method {
     /// `f32`, on vectors.
     #[cfg(target_arch = "x86_64")]
     Vectors(Vectors),
-    /// bf16.
+    /// bf16; keys and values are cached in it.
     Narrow(Isa),
+}
+
+impl Method {
+    /// Elements of `f32` memory that `values` keys or values take.
+    fn cached_len(self, values: usize) -> usize {
+        match self {
+            Method::Narrow(_) => pairs_len(values),
+            _ => values,
+        }
+    }
 }
 
 /// Buffers of one thread; grow to the largest window and stay.
@@ -134,10 +145,11 @@ impl Part<'_> {
         while let Some(&time_ns) = call.q_time_ns.get(row) {
             let same = call.q_time_ns[row..].iter().take_while(|t| **t == time_ns);
             let rows = row..row + same.count();
-            list_keys(call, time_ns, &mut scratch.keys);
+            list_keys(method, call, time_ns, &mut scratch.keys);
             for kv_head in self.kv_heads.clone() {
                 let queries = Queries {
                     call,
+                    key_len: method.cached_len(call.shape.head_dim),
                     keys: &scratch.keys,
                     rows: rows.clone(),
                     kv_head,
@@ -165,9 +177,9 @@ impl Part<'_> {
     }
 }
 
-fn list_keys(call: &Attention<'_>, t_query: i64, keys: &mut Vec<(usize, usize)>) {
+fn list_keys(method: Method, call: &Attention<'_>, t_query: i64, keys: &mut Vec<(usize, usize)>) {
     keys.clear();
-    let width = call.shape.kv_width();
+    let width = method.cached_len(call.shape.kv_width());
     for segment in call.segments {
         for (j, &t_key) in segment.time_ns.iter().enumerate() {
             if visible(segment.visibility, t_query, t_key) {
@@ -181,6 +193,8 @@ fn list_keys(call: &Attention<'_>, t_query: i64, keys: &mut Vec<(usize, usize)>)
 struct Queries<'a> {
     call: &'a Attention<'a>,
     keys: &'a [(usize, usize)],
+    /// Elements of one head's key or value as it is cached.
+    key_len: usize,
     /// Tokens.
     rows: Range<usize>,
     kv_head: usize,
@@ -227,9 +241,10 @@ impl Queries<'_> {
         1.0 / (self.head_dim() as f32).sqrt()
     }
 
+    /// One key as it is cached, `[key_len]`.
     fn key(&self, index: usize) -> &[f32] {
-        let at = self.keys[index].0 + self.kv_head * self.head_dim();
-        &self.call.arena[at..at + self.head_dim()]
+        let at = self.keys[index].0 + self.kv_head * self.key_len;
+        &self.call.arena[at..at + self.key_len]
     }
 
     /// Asks for the memory of a key, if there is one: rows lie too far apart for the processor to guess.
@@ -250,9 +265,10 @@ impl Queries<'_> {
         }
     }
 
+    /// One value as it is cached, `[key_len]`.
     fn value(&self, index: usize) -> &[f32] {
-        let at = self.keys[index].1 + self.kv_head * self.head_dim();
-        &self.call.arena[at..at + self.head_dim()]
+        let at = self.keys[index].1 + self.kv_head * self.key_len;
+        &self.call.arena[at..at + self.key_len]
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::{KEYS, PANEL, Pair, ROWS, Scratch, TILE_ROWS, TileSums, weights_below};
 use crate::backend::cpu::attention::{Queries, transpose_into};
-use crate::backend::cpu::bf16::{Bf16, round_into};
+use crate::backend::cpu::bf16::Bf16;
 use crate::backend::cpu::kernel_rows::row_stride;
 use crate::backend::cpu::math;
 use multiversion::multiversion;
@@ -13,53 +13,54 @@ use multiversion::target::target_cfg_f;
 pub(super) fn pack(scratch: &mut Scratch, queries: &Queries<'_>, depth: usize, keys: usize) {
     let count = queries.keys.len();
     for (panel, columns) in scratch.keys.chunks_exact_mut(PANEL * depth / 2).enumerate() {
-        let rows = scratch.rows.as_flattened_mut().chunks_exact_mut(depth);
+        let rows = scratch.rows.chunks_exact_mut(depth / 2);
         for (i, row) in rows.enumerate() {
             // Behind the last key anything finite will do: it gets no weight.
             let key = queries.key((panel * PANEL + i).min(count - 1));
-            round_into(key, row);
+            row.iter_mut().zip(key).for_each(|(p, k)| *p = pair_of(*k));
         }
         let rows = std::array::from_fn(|i| &scratch.rows[i * depth / 2..][..depth / 2]);
         transpose_into(&rows, columns);
     }
     for pair in 0..keys / 2 {
-        let value = |j: usize| (j < count).then(|| queries.value(j));
+        let value = |j: usize| if j < count { queries.value(j) } else { &[] };
         let pairs = [value(2 * pair), value(2 * pair + 1)];
-        pack_values(
-            pairs,
-            queries.head_dim(),
-            pair,
-            keys / 2,
-            &mut scratch.values,
-        );
+        pack_values(pairs, pair, keys / 2, &mut scratch.values);
     }
 }
 
-/// The elements of two keys' values, or zeros, to their places in the panels of values.
+/// The two values that an element of the cache holds.
+#[inline(always)]
+fn pair_of(cached: f32) -> Pair {
+    let bits = cached.to_bits();
+    [Bf16(bits as u16), Bf16((bits >> 16) as u16)]
+}
+
+/// The elements of two keys' values, zeros where there is none, to their places in the panels of values.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
-fn pack_values(
-    values: [Option<&[f32]>; 2],
-    head_dim: usize,
-    pair: usize,
-    pairs: usize,
-    to: &mut [Pair],
-) {
-    for (panel, first) in (0..head_dim).step_by(PANEL).enumerate() {
-        let used = PANEL.min(head_dim - first);
+fn pack_values(values: [&[f32]; 2], pair: usize, pairs: usize, to: &mut [Pair]) {
+    /// Elements of the cache that hold a panel's.
+    const CACHED: usize = PANEL / 2;
+    let part = |value: &[f32], panel: usize| {
+        let from = value.get(panel * CACHED..).unwrap_or_default();
+        let mut part = [0.0; CACHED];
+        match from.first_chunk() {
+            Some(whole) => part = *whole,
+            None => part[..from.len()].copy_from_slice(from),
+        }
+        part
+    };
+    for panel in 0..to.len() / (pairs * PANEL) {
         let to = &mut to[(panel * pairs + pair) * PANEL..][..PANEL];
-        let element = |value: Option<&[f32]>| {
-            let mut part = [0.0; PANEL];
-            if let Some(value) = value {
-                match value[first..].first_chunk() {
-                    Some(whole) => part = *whole,
-                    None => part[..used].copy_from_slice(&value[first..first + used]),
-                }
-            }
-            part
-        };
-        let (even, odd) = (element(values[0]), element(values[1]));
-        for l in 0..PANEL {
-            to[l] = [Bf16::from_f32(even[l]), Bf16::from_f32(odd[l])];
+        let (even, odd) = (part(values[0], panel), part(values[1], panel));
+        for (to, (even, odd)) in to
+            .as_chunks_mut::<2>()
+            .0
+            .iter_mut()
+            .zip(even.iter().zip(odd))
+        {
+            let ([low, high], [next_low, next_high]) = (pair_of(*even), pair_of(odd));
+            *to = [[low, next_low], [high, next_high]];
         }
     }
 }

@@ -42,6 +42,7 @@ pub(super) struct Scratch {
 
 /// All queries.
 pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch, out: &mut [f32]) {
+    assert!(queries.head_dim().is_multiple_of(2), "heads of pairs");
     let depth = queries.head_dim().next_multiple_of(STEP);
     let keys = queries.keys.len().next_multiple_of(KEYS);
     scratch.resize(depth, keys);

@@ -3,7 +3,7 @@
 use super::{KEYS, PANEL, Pair, ROWS, Scratch, TILE_ROWS, TileSums, weights_below};
 use crate::backend::cpu::attention::{KEYS_AHEAD, Queries};
 use crate::backend::cpu::avx512::{self, first_lanes};
-use crate::backend::cpu::bf16::{Bf16, SMALLEST};
+use crate::backend::cpu::bf16::Bf16;
 use crate::backend::cpu::kernel_rows::row_stride;
 use crate::backend::cpu::sixteen::LANES;
 use std::arch::x86_64::*;
@@ -29,50 +29,23 @@ pub(super) fn pack(scratch: &mut Scratch, queries: &Queries<'_>, depth: usize, k
     }
 }
 
-/// Sixteen values to bf16, as [`Bf16::from_f32`] rounds them, in the lower halves of 32 bits; zeros where there are none.
+/// Up to sixteen pairs from `first` on; zeros where there are none.
 ///
 /// # Safety
 /// AVX-512 with BF16 is available.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn round(values: __m512) -> __m512i {
-    let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(_mm512_abs_ps(values), _mm512_set1_ps(SMALLEST));
-    let rounded = _mm512_maskz_cvtneps_pbh(kept, values);
-    // SAFETY: both are 256 bits of anything.
-    _mm512_cvtepu16_epi32(unsafe { std::mem::transmute::<__m256bh, __m256i>(rounded) })
-}
-
-/// Up to sixteen elements from `first` on, rounded as in [`round`].
-///
-/// # Safety
-/// As [`round`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn round_part(values: &[f32], first: usize) -> __m512i {
-    let left = values.len().saturating_sub(first);
+unsafe fn load_pairs(cached: &[f32], first: usize) -> __m512i {
+    let left = cached.len().saturating_sub(first);
     // SAFETY: as many as there are.
     unsafe {
-        let at = values.as_ptr().wrapping_add(first);
-        round(_mm512_maskz_loadu_ps(first_lanes(left), at))
+        let at = cached.as_ptr().wrapping_add(first);
+        _mm512_maskz_loadu_epi32(first_lanes(left), at.cast())
     }
 }
 
-/// Sixteen pairs of neighbours from `first` on.
-///
 /// # Safety
-/// As [`round`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn round_pairs(values: &[f32], first: usize) -> __m512i {
-    // SAFETY: by the caller.
-    let (low, high) = unsafe { (round_part(values, first), round_part(values, first + LANES)) };
-    let low = _mm512_cvtepi32_epi16(low);
-    let high = _mm512_cvtepi32_epi16(high);
-    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
-}
-
-/// # Safety
-/// As [`round`]; `panels` are whole ones of `depth`.
+/// As [`load_pairs`]; `panels` are whole ones of `depth`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 unsafe fn pack_keys(panels: &mut [Pair], queries: &Queries<'_>, depth: usize) {
     let count = queries.keys.len();
@@ -84,7 +57,7 @@ unsafe fn pack_keys(panels: &mut [Pair], queries: &Queries<'_>, depth: usize) {
                 // Behind the last key anything finite will do: it gets no weight.
                 let key = queries.key((panel * PANEL + i).min(count - 1));
                 // SAFETY: by the caller.
-                *row = unsafe { round_pairs(key, step * 2 * LANES) };
+                *row = unsafe { load_pairs(key, step * LANES) };
             }
             // SAFETY: by the caller.
             let columns = unsafe { avx512::transpose(rows) };
@@ -96,22 +69,41 @@ unsafe fn pack_keys(panels: &mut [Pair], queries: &Queries<'_>, depth: usize) {
     }
 }
 
+/// For each half of the values of two vectors in turn: one of the first, then its neighbour of the second.
+const IN_TURN: [[u16; 2 * LANES]; 2] = {
+    let mut index = [[0; 2 * LANES]; 2];
+    let mut i = 0;
+    while i < 2 * LANES {
+        // The second vector's values are counted on from the first's.
+        let of_vector = (i % 2 * 2 * LANES) as u16;
+        index[0][i] = (i / 2) as u16 + of_vector;
+        index[1][i] = (i / 2 + LANES) as u16 + of_vector;
+        i += 1;
+    }
+    index
+};
+
 /// # Safety
-/// As [`round`]; `panels` has a pair of places for two of `keys` in every panel.
+/// As [`load_pairs`]; `panels` are whole pairs of panels, each with a place for two of `keys` keys.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 unsafe fn pack_values(panels: &mut [Pair], queries: &Queries<'_>, keys: usize) {
     let (count, pairs) = (queries.keys.len(), keys / 2);
+    // SAFETY: thirty-two places.
+    let in_turn = IN_TURN.map(|index| unsafe { _mm512_loadu_si512(index.as_ptr().cast()) });
     for pair in 0..pairs {
         (0..2).for_each(|i| queries.prefetch_value(2 * pair + i + KEYS_AHEAD));
         let value = |j: usize| if j < count { queries.value(j) } else { &[] };
         let (even, odd) = (value(2 * pair), value(2 * pair + 1));
-        for (panel, first) in (0..queries.head_dim()).step_by(PANEL).enumerate() {
-            let to = &mut panels[(panel * pairs + pair) * PANEL..][..PANEL];
-            // SAFETY: by the caller; sixteen pairs.
-            unsafe {
-                let (even, odd) = (round_part(even, first), round_part(odd, first));
-                let both = _mm512_or_si512(even, _mm512_slli_epi32::<16>(odd));
-                _mm512_storeu_si512(to.as_mut_ptr().cast(), both);
+        for two_panels in 0..panels.len() / (2 * pairs * PANEL) {
+            let first = two_panels * LANES;
+            // SAFETY: by the caller.
+            let (even, odd) = unsafe { (load_pairs(even, first), load_pairs(odd, first)) };
+            for (half, in_turn) in in_turn.iter().enumerate() {
+                let panel = 2 * two_panels + half;
+                let to = &mut panels[(panel * pairs + pair) * PANEL..][..PANEL];
+                let both = _mm512_permutex2var_epi16(even, *in_turn, odd);
+                // SAFETY: sixteen pairs.
+                unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), both) };
             }
         }
     }
@@ -151,7 +143,7 @@ const ROWS_HELD: usize = 8;
 /// All rows of a tile together: their scores lie together, and those of one row far apart.
 ///
 /// # Safety
-/// As [`round`]; `weights` has [`TILE_ROWS`] rows.
+/// As [`load_pairs`]; `weights` has [`TILE_ROWS`] rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
 unsafe fn weigh_tile(
     tile: usize,
