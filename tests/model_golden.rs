@@ -224,7 +224,7 @@ fn long_context_agrees_with_pytorch() {
     weights.spec = serde_json::from_str(&long.metadata("umm.spec")).unwrap();
     for layer in 0..weights.spec.encoder_layers {
         for name in ["k", "v"].map(|part| format!("encoder.{layer}.compress.{part}")) {
-            let (shape, values) = (long.shape(&name), long.f32(&name));
+            let (shape, values) = (long.shape(&name), long.f32(&name).into());
             weights.tensors.insert(name, Tensor { shape, values });
         }
     }

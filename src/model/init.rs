@@ -123,6 +123,7 @@ pub fn initial_weights(spec: &ModelSpec) -> Weights {
                 .map(|u| u * bound)
                 .collect(),
         };
+        let values = values.into();
         tensors.insert(name, Tensor { shape, values });
     }
     let spec = spec.clone();

@@ -9,8 +9,8 @@ pub(super) struct Loader<'a> {
     pub backend: &'a mut dyn Backend,
 }
 
-impl Loader<'_> {
-    fn tensor(&self, name: &str) -> Result<&Tensor, WeightsError> {
+impl<'a> Loader<'a> {
+    fn tensor(&self, name: &str) -> Result<&'a Tensor, WeightsError> {
         self.weights
             .tensors
             .get(name)
@@ -21,33 +21,28 @@ impl Loader<'_> {
     }
 
     pub fn table(&mut self, name: &str) -> Result<TableId, WeightsError> {
-        let tensor = self.weights.tensors.get(name);
-        let tensor = tensor.ok_or_else(|| WeightsError::Missing {
-            name: name.to_owned(),
-            expected: Vec::new(),
-        })?;
+        let tensor = self.tensor(name)?;
         let width = tensor.shape.last().copied().unwrap_or(1);
         Ok(self.backend.add_table(&tensor.values, width))
     }
 
     /// A linear layer with its bias, if the file has one.
     pub fn linear(&mut self, name: &str) -> Result<LinearId, WeightsError> {
-        let weight = self.tensor(&format!("{name}.weight"))?.clone();
+        let weight = self.tensor(&format!("{name}.weight"))?;
         let bias = self.weights.tensors.get(&format!("{name}.bias"));
-        Ok(self.matrix(&weight, bias.map(|b| b.values.as_slice())))
+        Ok(self.matrix(weight, bias.map(|b| &b.values[..])))
     }
 
     /// A linear layer's matrix alone.
     pub fn linear_without_bias(&mut self, name: &str) -> Result<LinearId, WeightsError> {
-        let weight = self.tensor(&format!("{name}.weight"))?.clone();
-        Ok(self.matrix(&weight, None))
+        let weight = self.tensor(&format!("{name}.weight"))?;
+        Ok(self.matrix(weight, None))
     }
 
     /// A table `[rows, d]` used as a linear layer `d -> rows`.
     pub fn tied(&mut self, table: &str, bias: &str) -> Result<LinearId, WeightsError> {
-        let weight = self.tensor(table)?.clone();
-        let bias = self.tensor(bias)?.values.clone();
-        Ok(self.matrix(&weight, Some(&bias)))
+        let (weight, bias) = (self.tensor(table)?, self.tensor(bias)?);
+        Ok(self.matrix(weight, Some(&bias.values)))
     }
 
     fn matrix(&mut self, weight: &Tensor, bias: Option<&[f32]>) -> LinearId {

@@ -26,3 +26,4 @@ mod layers;
 mod long_context;
 mod shared;
 mod sizes;
+mod tensor;

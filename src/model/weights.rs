@@ -5,21 +5,16 @@
 //! is named.
 
 use super::spec::{ModelSpec, SPEC_KEY, SpecError};
+pub use super::tensor::{Tensor, Values};
+use memmap2::{Advice, Mmap};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Largest weights file that is read.
 const MAX_FILE_BYTES: u64 = 8 << 30;
-
-/// A tensor of `f32`, row-major.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Tensor {
-    /// Sizes, outermost first.
-    pub shape: Vec<usize>,
-    /// Values.
-    pub values: Vec<f32>,
-}
 
 /// All tensors of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -113,7 +108,8 @@ impl From<SpecError> for WeightsError {
 }
 
 impl Weights {
-    /// Reads and checks a file.
+    /// Maps and checks a file. Its pages belong to the system, which may take them back: beside what a backend packs, weights
+    /// take no memory of the process. A file in use is to be replaced by another of its name, not written to.
     ///
     /// # Errors
     /// See [`WeightsError`]; the message names the file or tensor.
@@ -122,14 +118,19 @@ impl Weights {
             path: path.to_owned(),
             source,
         };
-        let size = std::fs::metadata(path).map_err(io)?.len();
+        let file = File::open(path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
         if size > MAX_FILE_BYTES {
             return Err(io(std::io::Error::other(format!(
                 "{size} bytes, over the limit of {MAX_FILE_BYTES}"
             ))));
         }
-        let bytes = std::fs::read(path).map_err(io)?;
-        Weights::from_bytes(&bytes, &path.display().to_string())
+        // SAFETY: only read; that no one writes to it meanwhile is asked of whoever replaces weights, as said above.
+        let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);
+        // What cannot be advised is read page by page.
+        let _ = map.advise(Advice::WillNeed);
+        let name = path.display().to_string();
+        Weights::read(&map, &name, |bytes| Values::mapped(&map, bytes))
     }
 
     /// Checks the bytes of a safetensors file; `file` names it in errors.
@@ -137,6 +138,15 @@ impl Weights {
     /// # Errors
     /// See [`WeightsError`].
     pub fn from_bytes(bytes: &[u8], file: &str) -> Result<Weights, WeightsError> {
+        Weights::read(bytes, file, Values::copied)
+    }
+
+    /// As [`Weights::from_bytes`]; `values` makes a tensor's from a part of `bytes`.
+    fn read(
+        bytes: &[u8],
+        file: &str,
+        values: impl Fn(&[u8]) -> Values,
+    ) -> Result<Weights, WeightsError> {
         let spec_error = |reason: String| WeightsError::Spec {
             file: file.to_owned(),
             reason,
@@ -158,7 +168,7 @@ impl Weights {
         let file_tensors = SafeTensors::deserialize(bytes).map_err(format)?;
         let mut tensors = BTreeMap::new();
         for (name, view) in file_tensors.iter() {
-            tensors.insert(name.to_owned(), read_tensor(name, &view)?);
+            tensors.insert(name.to_owned(), read_tensor(name, &view, &values)?);
         }
         let weights = Weights { spec, tensors };
         weights.check_names_and_shapes()?;
@@ -175,19 +185,12 @@ impl Weights {
             reason,
         };
         let spec = serde_json::to_string(&self.spec).map_err(|e| format(e.to_string()))?;
-        let bytes: Vec<(&String, &Tensor, Vec<u8>)> = self
-            .tensors
-            .iter()
-            .map(|(name, t)| {
-                let bytes = t.values.iter().flat_map(|v| v.to_le_bytes()).collect();
-                (name, t, bytes)
-            })
-            .collect();
-        let mut views = Vec::with_capacity(bytes.len());
-        for (name, tensor, bytes) in &bytes {
+        let mut views = Vec::with_capacity(self.tensors.len());
+        for (name, tensor) in &self.tensors {
+            let bytes = bytemuck::cast_slice(&tensor.values);
             let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)
                 .map_err(|e| format(e.to_string()))?;
-            views.push((*name, view));
+            views.push((name, view));
         }
         let metadata = HashMap::from([(SPEC_KEY.to_owned(), spec)]);
         safetensors::serialize(views, Some(metadata)).map_err(|e| format(e.to_string()))
@@ -213,9 +216,7 @@ impl Weights {
             for &size in &tensor.shape {
                 hasher.update(&(size as u64).to_le_bytes());
             }
-            for value in &tensor.values {
-                hasher.update(&value.to_le_bytes());
-            }
+            hasher.update(bytemuck::cast_slice(&tensor.values));
         }
         if let Some(sizes) = self.spec.compression() {
             for size in [sizes.ratio, sizes.block, sizes.top_k] {
@@ -261,18 +262,18 @@ impl Weights {
     }
 }
 
-fn read_tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, WeightsError> {
+fn read_tensor(
+    name: &str,
+    view: &TensorView<'_>,
+    values: impl Fn(&[u8]) -> Values,
+) -> Result<Tensor, WeightsError> {
     if view.dtype() != Dtype::F32 {
         return Err(WeightsError::Dtype {
             name: name.to_owned(),
             found: format!("{:?}", view.dtype()),
         });
     }
-    let values: Vec<f32> = view
-        .data()
-        .chunks_exact(4)
-        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-        .collect();
+    let values = values(view.data());
     if let Some(index) = values.iter().position(|v| !v.is_finite()) {
         return Err(WeightsError::NotFinite {
             name: name.to_owned(),
