@@ -13,6 +13,9 @@ use prost::Message;
 use std::path::Path;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+/// Program and arrangement of the states: the second number goes up with every change of what a state holds or where.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " layout 2");
+
 /// A state file larger than this is none.
 const MAX_FILE_BYTES: u64 = 4 << 30;
 
@@ -92,7 +95,7 @@ impl Identity {
     /// A keyframe of this run without its states.
     pub fn keyframe(&self) -> proto::Keyframe {
         proto::Keyframe {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: VERSION.to_owned(),
             weights_digest: self.weights_digest.clone(),
             config_digest: self.config_digest.clone(),
             ..Default::default()
@@ -105,7 +108,7 @@ impl Identity {
     /// [`KeyframeError::Other`], [`KeyframeError::Damaged`].
     pub fn check(&self, keyframe: &proto::Keyframe) -> Result<(), KeyframeError> {
         for (what, found, here) in [
-            ("version", &keyframe.version, env!("CARGO_PKG_VERSION")),
+            ("version", &keyframe.version, VERSION),
             ("weights", &keyframe.weights_digest, &self.weights_digest),
             (
                 "configuration",

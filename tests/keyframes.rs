@@ -192,6 +192,19 @@ fn a_keyframe_of_something_else_is_refused_by_name() {
         ),
         "{error}"
     );
+    let mut earlier = keyframe.clone();
+    earlier.version = env!("CARGO_PKG_VERSION").to_owned();
+    let error = refused(&log, &config, earlier);
+    assert!(
+        matches!(
+            error,
+            KeyframeError::Other {
+                what: "version",
+                ..
+            }
+        ),
+        "{error}"
+    );
     let mut flipped = keyframe.clone();
     let middle = flipped.engine.len() / 2;
     flipped.engine[middle] ^= 1;

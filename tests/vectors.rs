@@ -11,12 +11,12 @@ use umm::run::on_tick_thread;
 
 /// Those with vectors of their own; none, with a line, where the processor has none.
 fn with_vectors() -> Vec<Isa> {
-    let sets: Vec<Isa> = [Isa::Avx2, Isa::Avx512Vnni]
+    let sets: Vec<Isa> = [Isa::Avx2, Isa::Avx512Vnni, Isa::NeonDotprod]
         .into_iter()
         .filter(|isa| isa.available())
         .collect();
     if sets.is_empty() {
-        println!("skipped: no vectors of x86-64 here");
+        println!("skipped: none of these vectors here");
     }
     sets
 }
@@ -83,7 +83,15 @@ fn attention(isa: Isa, shape: HeadShape, rows: usize, keys: usize) -> Vec<u32> {
 #[test]
 fn attention_has_the_same_bits() {
     let sets = with_vectors();
-    let shapes = [(12, 4, 64), (4, 4, 32), (3, 1, 8), (6, 2, 40), (2, 1, 128)];
+    let shapes = [
+        (12, 4, 64),
+        (4, 4, 32),
+        (3, 1, 8),
+        (6, 2, 40),
+        (2, 1, 128),
+        (2, 2, 80),
+        (3, 3, 256),
+    ];
     for (heads, kv_heads, head_dim) in shapes {
         let shape = HeadShape {
             heads,
@@ -91,12 +99,15 @@ fn attention_has_the_same_bits() {
             head_dim,
         };
         for (rows, keys) in [
+            (1, 0),
             (1, 1),
             (2, 15),
             (3, 16),
             (9, 17),
             (30, 33),
             (20, 300),
+            (5, 342),
+            (7, 683),
             (64, 700),
         ] {
             let expected = attention(Isa::Portable, shape, rows, keys);

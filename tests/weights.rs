@@ -2,6 +2,8 @@
 
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use umm::model::init::initial_weights;
 use umm::model::spec::ModelSpec;
 use umm::model::weights::Weights;
@@ -10,10 +12,40 @@ fn nano() -> Weights {
     initial_weights(&ModelSpec::preset("nano", 3).unwrap())
 }
 
+/// What is said of these bytes; of a file that holds them the same is said.
 fn error(bytes: &[u8]) -> String {
-    match Weights::from_bytes(bytes, "car.safetensors") {
-        Ok(_) => panic!("read"),
-        Err(error) => error.to_string(),
+    let Err(error) = Weights::from_bytes(bytes, "car.safetensors") else {
+        panic!("read");
+    };
+    let file = File::with(bytes);
+    let Err(of_file) = Weights::load(&file.0) else {
+        panic!("read from a file");
+    };
+    let name = file.0.display().to_string();
+    assert_eq!(
+        of_file.to_string().replace(&name, "car.safetensors"),
+        error.to_string()
+    );
+    error.to_string()
+}
+
+/// A file that goes with the value.
+struct File(PathBuf);
+
+impl File {
+    fn with(bytes: &[u8]) -> File {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("umm-weights-{}-{number}.safetensors", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        File(path)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -56,6 +88,36 @@ fn what_is_written_is_read() {
 }
 
 #[test]
+fn a_mapped_file_is_as_good_as_bytes() {
+    let (weights, bytes) = (nano(), nano().to_bytes().unwrap());
+    let file = File::with(&bytes);
+    let mapped = Weights::load(&file.0).unwrap();
+    assert_eq!(mapped, weights);
+    // Written to, values become the process's own.
+    let mut changed = mapped.clone();
+    changed
+        .tensors
+        .values_mut()
+        .for_each(|t| t.values[0] += 1.0);
+    assert_ne!(changed.digest(), mapped.digest());
+    assert_eq!(mapped.digest(), weights.digest());
+    // Another file takes the name; who has mapped the first keeps it.
+    changed.save(&file.0).unwrap();
+    assert_eq!(mapped.digest(), weights.digest());
+    assert_eq!(Weights::load(&file.0).unwrap(), changed);
+}
+
+#[test]
+fn values_at_odd_places_are_copied() {
+    let mut bytes = nano().to_bytes().unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    bytes[..8].copy_from_slice(&(header + 1).to_le_bytes());
+    bytes.insert(8 + header as usize, b' ');
+    let file = File::with(&bytes);
+    assert_eq!(Weights::load(&file.0).unwrap(), nano());
+}
+
+#[test]
 fn what_is_wrong_is_named() {
     let name = nano().tensors.keys().nth(5).unwrap().clone();
     let text = error(&edited(|t, _| drop(t.remove(&name))));
@@ -93,7 +155,10 @@ fn what_is_wrong_is_named() {
 fn a_broken_header_is_refused() {
     let bytes = nano().to_bytes().unwrap();
     let header = 8 + usize::from(bytes[0]) + 256 * usize::from(bytes[1]);
-    for n in (0..header).step_by(37).chain([bytes.len() - 1]) {
+    for n in (0..9)
+        .chain((9..header).step_by(37))
+        .chain([bytes.len() - 1])
+    {
         error(&bytes[..n]);
     }
     for at in (0..header).step_by(11) {

@@ -169,7 +169,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
             session: &session,
             recorder: recorder.as_ref(),
         };
-        live(&config, &weights, &received, sink, &begin, &stop).map_err(|e| e.to_string())
+        live(&config, weights, &received, sink, &begin, &stop).map_err(|e| e.to_string())
     })?;
     // Whatever the run came to, what was received is kept.
     if let (Some(recording), Some(path)) = (recording, &arguments.record) {
@@ -254,7 +254,7 @@ fn restored(arguments: &RunArguments, config: &Config, weights: &Weights) -> Opt
 /// The live tick thread, start to end.
 fn live(
     config: &Config,
-    weights: &Weights,
+    weights: Weights,
     received: &Received<'_>,
     sink: ThreadedSink,
     how: &Begin,
@@ -266,14 +266,16 @@ fn live(
     let stopwatch = Box::new(WallClock::new());
     let mut runtime = Runtime::new(
         config,
-        weights,
+        &weights,
         backend,
         queues,
         Box::new(sink),
         Mode::Live,
         stopwatch,
     )?;
-    print_engine(weights, &runtime);
+    print_engine(&weights, &runtime);
+    // The backend has its own: the file's pages are not to be locked with them.
+    drop(weights);
     for fault in &how.faults {
         runtime.watch(Arc::clone(fault));
     }

@@ -7,6 +7,7 @@
 use super::spec::{ModelSpec, SPEC_KEY, SpecError};
 pub use super::tensor::{Tensor, Values};
 use memmap2::{Advice, Mmap};
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -108,8 +109,8 @@ impl From<SpecError> for WeightsError {
 }
 
 impl Weights {
-    /// Maps and checks a file. Its pages belong to the system, which may take them back: beside what a backend packs, weights
-    /// take no memory of the process. A file in use is to be replaced by another of its name, not written to.
+    /// Maps and checks a file; its pages are the system's, which may take them back. A file that is mapped must be replaced by
+    /// another of its name, as [`Weights::save`] does, never written to. What cannot be mapped, a pipe, is read.
     ///
     /// # Errors
     /// See [`WeightsError`]; the message names the file or tensor.
@@ -125,11 +126,14 @@ impl Weights {
                 "{size} bytes, over the limit of {MAX_FILE_BYTES}"
             ))));
         }
-        // SAFETY: only read; that no one writes to it meanwhile is asked of whoever replaces weights, as said above.
-        let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);
-        // What cannot be advised is read page by page.
-        let _ = map.advise(Advice::WillNeed);
         let name = path.display().to_string();
+        // SAFETY: only read; that no one writes to it meanwhile is asked of whoever replaces weights, as said above.
+        let Ok(map) = (unsafe { Mmap::map(&file) }) else {
+            return Weights::from_bytes(&std::fs::read(path).map_err(io)?, &name);
+        };
+        // Without the advice it is read page by page.
+        let _ = map.advise(Advice::WillNeed);
+        let map = Arc::new(map);
         Weights::read(&map, &name, |bytes| Values::mapped(&map, bytes))
     }
 
@@ -180,32 +184,36 @@ impl Weights {
     /// # Errors
     /// When the library refuses to serialise; it does not for tensors checked here.
     pub fn to_bytes(&self) -> Result<Vec<u8>, WeightsError> {
-        let format = |reason: String| WeightsError::Format {
-            file: "weights".to_owned(),
-            reason,
-        };
-        let spec = serde_json::to_string(&self.spec).map_err(|e| format(e.to_string()))?;
-        let mut views = Vec::with_capacity(self.tensors.len());
-        for (name, tensor) in &self.tensors {
-            let bytes = bytemuck::cast_slice(&tensor.values);
-            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)
-                .map_err(|e| format(e.to_string()))?;
-            views.push((name, view));
-        }
-        let metadata = HashMap::from([(SPEC_KEY.to_owned(), spec)]);
-        safetensors::serialize(views, Some(metadata)).map_err(|e| format(e.to_string()))
+        let (views, metadata) = self.as_file()?;
+        safetensors::serialize(views, Some(metadata)).map_err(unwritable)
     }
 
-    /// Writes the file.
+    /// Writes the file beside the one that is there and then takes its name: who has that one mapped keeps it.
     ///
     /// # Errors
     /// [`WeightsError::Io`].
     pub fn save(&self, path: &Path) -> Result<(), WeightsError> {
-        let bytes = self.to_bytes()?;
-        std::fs::write(path, bytes).map_err(|source| WeightsError::Io {
-            path: path.to_owned(),
-            source,
+        let (views, metadata) = self.as_file()?;
+        let written = safetensors::serialize_to_file(views, Some(metadata), path);
+        written.map_err(|error| match error {
+            SafeTensorError::IoError(source) => WeightsError::Io {
+                path: path.to_owned(),
+                source,
+            },
+            error => unwritable(error),
         })
+    }
+
+    /// Tensors and metadata as the library takes them.
+    fn as_file(&self) -> Result<FileParts<'_>, WeightsError> {
+        let spec = serde_json::to_string(&self.spec).map_err(unwritable)?;
+        let mut views = Vec::with_capacity(self.tensors.len());
+        for (name, tensor) in &self.tensors {
+            let bytes = bytemuck::cast_slice(&tensor.values);
+            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes);
+            views.push((name, view.map_err(unwritable)?));
+        }
+        Ok((views, HashMap::from([(SPEC_KEY.to_owned(), spec)])))
     }
 
     /// Digest over names, shapes and values, and the sizes of a long context: says whether two runs used the same weights.
@@ -259,6 +267,16 @@ impl Weights {
         } else {
             Err(WeightsError::Unknown { names })
         }
+    }
+}
+
+/// Named tensors, and the metadata beside them.
+type FileParts<'a> = (Vec<(&'a String, TensorView<'a>)>, HashMap<String, String>);
+
+fn unwritable(error: impl std::fmt::Display) -> WeightsError {
+    WeightsError::Format {
+        file: "weights".to_owned(),
+        reason: error.to_string(),
     }
 }
 

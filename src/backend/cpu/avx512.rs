@@ -1,5 +1,6 @@
 //! 512-bit vectors: sixteen floats in one register.
 
+use super::math::EXP2_RANGE;
 use super::sixteen::{LANES, Sixteen};
 use std::arch::x86_64::*;
 
@@ -108,7 +109,7 @@ impl Sixteen for __m512 {
 /// The upper half of 32 bits: the second of a pair in bf16.
 const ODD: i32 = 0xffff_0000_u32 as i32;
 
-/// `2^t`, 0 below `lowest`, the bits of [`math::Weigh`](super::math::Weigh) where multiply-add is fused; `t <= 126`.
+/// `2^t`, 0 below `lowest`, the bits of [`math::Weigh`](super::math::Weigh) where multiply-add is fused.
 ///
 /// # Safety
 /// AVX-512 F and DQ are available.
@@ -117,6 +118,8 @@ const ODD: i32 = 0xffff_0000_u32 as i32;
 pub(super) unsafe fn exp2<const N: usize>(polynomial: &[f32; N], lowest: f32, t: __m512) -> __m512 {
     const NEAREST: i32 = 0;
     let set = |v: f32| _mm512_set1_ps(v);
+    // What is not a number passes: it is the second argument.
+    let t = _mm512_min_ps(set(EXP2_RANGE), t);
     let f = _mm512_reduce_ps::<NEAREST>(t);
     let n = _mm512_sub_ps(t, f);
     let mut p = set(polynomial[0]);

@@ -11,7 +11,7 @@ pub enum Isa {
     NeonDotprod,
     /// 64-bit Arm: products of two rows with two columns.
     NeonI8mm,
-    /// 256-bit vectors of 16-bit products.
+    /// 256-bit vectors; 8 bits are multiplied as 16.
     Avx2,
     /// 512-bit vectors; in 8 bits they multiply and sum four values a lane.
     Avx512Vnni,

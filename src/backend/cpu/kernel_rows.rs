@@ -79,7 +79,7 @@ pub(super) fn put<const N: usize>(mut y: [f32; N], epilogue: Epilogue, out: &mut
 }
 
 /// Length of the next block when `left` rows remain in blocks of at most `most`: no block much shorter than another.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) fn block(left: usize, most: usize) -> usize {
     left.div_ceil(left.div_ceil(most))
 }

@@ -19,13 +19,15 @@ mod int8;
 mod isa;
 mod kernel_rows;
 pub(crate) mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 mod packed;
 mod pages;
 mod plain;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod sixteen;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
 
 pub use isa::{ISA_VARIABLE, Isa};
@@ -36,7 +38,7 @@ use int8::Int8Linear;
 use pages::{Pages, Pool};
 use rten_gemm::{GemmExecutor, PackedBMatrix};
 use serde::Deserialize;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use sixteen::Vectors;
 
 /// Which implementation of the operations runs.
@@ -124,7 +126,7 @@ pub struct Cpu {
     precision: Precision,
     isa: Isa,
     /// What `f32` is computed on, if not in loops and by a crate.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     vectors: Option<Vectors>,
     arena: Pages<f32>,
     /// Where layers' weights lie.
@@ -153,7 +155,7 @@ impl Cpu {
         Cpu::with_precision(path, Precision::F32)
     }
 
-    /// A backend without weights or arena. 8-bit products use the best instruction set of [`Isa::best`].
+    /// A backend without weights or arena, whose kernels use the instruction set of [`Isa::best`].
     pub fn with_precision(path: Path, precision: Precision) -> Cpu {
         Cpu::with_isa(path, precision, Isa::best())
     }
@@ -164,7 +166,7 @@ impl Cpu {
             path,
             precision,
             isa,
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             vectors: Vectors::best(isa),
             arena: Pages::zeroed(0),
             pool: Pool::default(),
@@ -193,7 +195,7 @@ impl Cpu {
         match self.precision {
             Precision::Bf16 | Precision::Int8 => attention::Method::Narrow(self.isa),
             Precision::F32 => {
-                #[cfg(target_arch = "x86_64")]
+                #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
                 if let Some(vectors) = self.vectors
                     && head_dim <= attention::vectors::MAX_HEAD_DIM
                 {

@@ -112,6 +112,7 @@ mod memory {
 #[cfg(not(target_os = "linux"))]
 mod memory {
     use super::LARGE_PAGE;
+    use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
     use std::ptr::NonNull;
 
     pub(super) struct Memory {

@@ -7,18 +7,24 @@
 //! own, without the instructions.
 
 use super::isa::Isa;
+#[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 
 /// Elements of [`Sixteen`].
 pub(super) const LANES: usize = 16;
 
-/// Vectors that kernels exist for.
+/// Vectors that kernels exist for; all have fused multiply-add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Vectors {
-    /// Two of 256 bits, with fused multiply-add.
+    /// Two of 256 bits.
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     /// One of 512 bits.
+    #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// Four of 128 bits.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Vectors {
@@ -36,12 +42,17 @@ impl Vectors {
     /// Whether this processor has them.
     pub(super) fn available(self) -> bool {
         match self {
+            #[cfg(target_arch = "x86_64")]
             Vectors::Avx2 => avx2::available(),
+            #[cfg(target_arch = "x86_64")]
             Vectors::Avx512 => avx512::available(),
+            #[cfg(target_arch = "aarch64")]
+            Vectors::Neon => true,
         }
     }
 
     /// For people.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn name(self) -> &'static str {
         match self {
             Vectors::Avx2 => "avx2",
@@ -91,8 +102,7 @@ pub(super) trait Sixteen: Copy {
     /// The larger of each; `other` where `self` is not a number.
     unsafe fn max(self, other: Self) -> Self;
 
-    /// `2^self`, 0 below `lowest`, the bits of [`math::Weigh`](super::math::Weigh) where multiply-add is fused;
-    /// `self <= 126`.
+    /// `2^self`, 0 below `lowest`, the bits of [`math::Weigh`](super::math::Weigh) where multiply-add is fused.
     unsafe fn exp2<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> Self;
 
     /// The first of each of sixteen pairs in bf16.

@@ -5,10 +5,12 @@
 //! the same results.
 
 use super::sixteen::{LANES, Sixteen};
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
 /// How far ahead of their use vectors are asked for when they are read once, in bytes: over the end of a page, where the
 /// processor's own prefetching stops.
+#[cfg(target_arch = "x86_64")]
 const PREFETCH_BYTES: usize = 4096;
 
 /// Which memory a tile asks for ahead of its use.
@@ -17,8 +19,10 @@ pub(super) enum Ahead {
     /// None.
     Nothing,
     /// The same vectors' next ones.
+    #[cfg(target_arch = "x86_64")]
     Stream,
     /// A line a step from here on, for a later tile.
+    #[cfg(target_arch = "x86_64")]
     Lines(*const f32),
 }
 
@@ -52,6 +56,7 @@ pub(super) unsafe fn tile<S: Sixteen, const M: usize, const V: usize>(
                     step(&mut tile, a.add(k), &b, k * b_stride);
                 }
             }
+            #[cfg(target_arch = "x86_64")]
             Ahead::Stream => {
                 for k in 0..depth {
                     for b in b {
@@ -61,6 +66,7 @@ pub(super) unsafe fn tile<S: Sixteen, const M: usize, const V: usize>(
                     step(&mut tile, a.add(k), &b, k * b_stride);
                 }
             }
+            #[cfg(target_arch = "x86_64")]
             Ahead::Lines(next) => {
                 for k in 0..depth {
                     _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(k * LANES).cast());

@@ -5,19 +5,21 @@
 //! all of them. Every row's sums run in the same order whatever rows are beside it: its bits depend on its own inputs, and
 //! in `f32` on whether the processor fuses a multiplication with an addition.
 //!
-//! [`loops`] is `f32` for every processor, [`vectors`] the same sums on vectors of x86-64, [`narrow`] has queries, keys, values
+//! [`loops`] is `f32` for every processor, [`vectors`] the same sums on vectors, [`narrow`] has queries, keys, values
 //! and weights in bf16.
 
 mod loops;
 mod narrow;
 #[cfg(target_arch = "x86_64")]
+mod pack_avx512;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) mod vectors;
 
 use super::bf16::pairs_len;
 use super::isa::Isa;
 use super::math;
 use super::plain::{Attention, visible};
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::sixteen::Vectors;
 use crate::backend::HeadShape;
 use crate::compute;
@@ -41,7 +43,7 @@ pub(super) enum Method {
     /// `f32`, in loops.
     Loops,
     /// `f32`, on vectors.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     Vectors(Vectors),
     /// bf16; keys and values are cached in it.
     Narrow(Isa),
@@ -64,7 +66,7 @@ pub(super) struct AttentionScratch {
     keys: Vec<(usize, usize)>,
     packed: Packed,
     loops: loops::Scratch,
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     vectors: vectors::Scratch,
     narrow: narrow::Scratch,
     /// Results, `[rows][heads of this thread][head_dim]`.
@@ -162,7 +164,7 @@ impl Part<'_> {
                         scratch.packed.pack(&queries);
                         loops::attend(&queries, &scratch.packed, &mut scratch.loops, out);
                     }
-                    #[cfg(target_arch = "x86_64")]
+                    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
                     Method::Vectors(vectors) => {
                         let (packed, work) = (&mut scratch.packed, &mut scratch.vectors);
                         vectors::attend(vectors, &queries, packed, work, out);

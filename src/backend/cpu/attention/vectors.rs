@@ -1,13 +1,18 @@
 //! `f32` on vectors: the sums of [`super::loops`], in the same order, many rows at a time.
 
-use super::{KEYS_AHEAD, Packed, Queries, SCORE_BLOCK, WIDTH, weights_below};
+#[cfg(target_arch = "x86_64")]
+use super::pack_avx512;
+use super::{Packed, Queries, SCORE_BLOCK, WIDTH, weights_below};
+#[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::avx2::Two;
-use crate::backend::cpu::avx512::{self, first_lanes};
 use crate::backend::cpu::kernel_rows::block;
 use crate::backend::cpu::math;
+#[cfg(target_arch = "aarch64")]
+use crate::backend::cpu::neon::Four;
 use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors};
 use crate::backend::cpu::tile::{Ahead, DEPTH_BLOCK, ROW_STRIDE, tile, with_tile_rows};
-use std::arch::x86_64::*;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__m512;
 
 // Scores are a tile's rows when values are weighted, and a block of them is its depth.
 const _: () = assert!(SCORE_BLOCK == DEPTH_BLOCK && WIDTH == LANES);
@@ -40,13 +45,20 @@ pub(super) fn attend(
     // SAFETY: available.
     unsafe {
         match vectors {
+            #[cfg(target_arch = "x86_64")]
             Vectors::Avx2 => {
                 packed.pack(queries);
                 attend_avx2(queries, packed, scratch, out);
             }
+            #[cfg(target_arch = "x86_64")]
             Vectors::Avx512 => {
-                pack_avx512(queries, packed);
+                pack_avx512::pack(queries, packed);
                 attend_avx512(queries, packed, scratch, out);
+            }
+            #[cfg(target_arch = "aarch64")]
+            Vectors::Neon => {
+                packed.pack(queries);
+                attend_rows::<Four, { Four::ACROSS }>(queries, packed, scratch, out);
             }
         }
     }
@@ -54,6 +66,7 @@ pub(super) fn attend(
 
 /// # Safety
 /// As [`attend_rows`].
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
 unsafe fn attend_avx512(
     queries: &Queries<'_>,
@@ -67,6 +80,7 @@ unsafe fn attend_avx512(
 
 /// # Safety
 /// As [`attend_rows`].
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn attend_avx2(
     queries: &Queries<'_>,
@@ -107,48 +121,6 @@ unsafe fn attend_rows<S: Sixteen, const ACROSS: usize>(
         // SAFETY: by the caller; `scratch` has the sizes above.
         unsafe { block.attend::<S, ACROSS>(scratch, out) };
         first += rows;
-    }
-}
-
-/// As [`Packed::pack`].
-///
-/// # Safety
-/// AVX-512 as in [`avx512::available`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-unsafe fn pack_avx512(queries: &Queries<'_>, packed: &mut Packed) {
-    let (count, hd) = (queries.keys.len(), queries.head_dim());
-    packed.resize(count, hd);
-    for i in 0..count {
-        queries.prefetch_value(i + KEYS_AHEAD);
-        let value = queries.value(i);
-        for first in (0..hd).step_by(LANES) {
-            let to = &mut packed.values[first * count + i * LANES..][..LANES];
-            // SAFETY: as many elements as there are from `first` on; sixteen places.
-            unsafe {
-                let part =
-                    _mm512_maskz_loadu_ps(first_lanes(hd - first), value.as_ptr().add(first));
-                _mm512_storeu_ps(to.as_mut_ptr(), part);
-            }
-        }
-    }
-    for (block, columns) in packed.keys.chunks_exact_mut(LANES * hd).enumerate() {
-        (0..LANES).for_each(|i| queries.prefetch_key(block * LANES + i + KEYS_AHEAD));
-        for first in (0..hd).step_by(LANES) {
-            let mask = first_lanes(hd - first);
-            let mut rows = [_mm512_setzero_si512(); LANES];
-            for (i, row) in rows.iter_mut().enumerate() {
-                let key = queries.key((block * LANES + i).min(count - 1));
-                // SAFETY: as many elements as there are from `first` on.
-                *row = unsafe { _mm512_maskz_loadu_epi32(mask, key.as_ptr().add(first).cast()) };
-            }
-            // SAFETY: by the caller.
-            let turned = unsafe { avx512::transpose(rows) };
-            let columns = columns[first * LANES..].chunks_exact_mut(LANES);
-            for (to, column) in columns.zip(turned) {
-                // SAFETY: sixteen places.
-                unsafe { _mm512_storeu_epi32(to.as_mut_ptr().cast(), column) };
-            }
-        }
     }
 }
 

@@ -11,7 +11,7 @@
 
 mod linear;
 mod product;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vectors;
 
 pub(super) use linear::{Activations, Bf16Linear, linear_into, plain_linear_into};
@@ -31,7 +31,7 @@ pub(super) const STEP: usize = 32;
 pub(super) const PANEL: usize = 16;
 
 /// 2^-55: smaller values are rounded to zero.
-pub(super) const SMALLEST: f32 = f32::from_bits((127 - 55) << 23);
+const SMALLEST: f32 = f32::from_bits((127 - 55) << 23);
 
 impl Bf16 {
     /// Rounded to the nearest, ties to even; smaller than 2^-55 is zero; what is not a number stays so.

@@ -1,13 +1,13 @@
 //! A tile's product: up to thirty-two rows and two panels.
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::vectors;
 use super::{Bf16, PANEL, STEP};
 use crate::backend::cpu::ahead::Ahead;
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::amx::Tiles;
 use crate::backend::cpu::isa::Isa;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::backend::cpu::sixteen::Vectors;
 use multiversion::multiversion;
 
@@ -24,19 +24,18 @@ pub(in crate::backend::cpu) type TileSums = [[f32; PANEL]; TILE_ROWS];
 pub(in crate::backend::cpu) struct Product {
     #[cfg(target_arch = "x86_64")]
     tiles: Option<Tiles>,
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     vectors: Option<Vectors>,
 }
 
 impl Product {
     /// The best way that `isa` allows. It belongs to the thread.
     pub(in crate::backend::cpu) fn new(isa: Isa) -> Product {
-        #[cfg(not(target_arch = "x86_64"))]
         let _ = isa;
         Product {
             #[cfg(target_arch = "x86_64")]
             tiles: (isa >= Isa::Amx).then(Tiles::configure),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             vectors: Vectors::best(isa),
         }
     }
@@ -60,7 +59,7 @@ impl Product {
         }
         let _ = ahead;
         assert!(depth.is_multiple_of(STEP) && rows * stride <= x.len());
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(vectors) = self.vectors {
             return vectors::dot(vectors, (x, stride), rows, panels, depth, sums);
         }

@@ -1,12 +1,16 @@
 //! A tile's product on vectors of `f32`: a bf16 value is the upper half of one, so that both halves of a pair are a shift and
-//! a mask away, and fusing multiply-add changes nothing, since their products are exact.
+//! a mask away, and fusing multiply-add changes nothing: products are exact, short of infinity.
 
 use super::product::{TILE_ROWS, TileSums};
 use super::{Bf16, PANEL, STEP};
+#[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::avx2::Two;
 use crate::backend::cpu::kernel_rows::block;
+#[cfg(target_arch = "aarch64")]
+use crate::backend::cpu::neon::Four;
 use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors};
 use crate::backend::cpu::tile::{DEPTH_BLOCK, ROW_STRIDE, with_tile_rows};
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m512;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -52,8 +56,12 @@ pub(super) fn dot(
     // SAFETY: available; the sizes are asserted.
     unsafe {
         match vectors {
+            #[cfg(target_arch = "x86_64")]
             Vectors::Avx2 => dot_avx2(&call, sums),
+            #[cfg(target_arch = "x86_64")]
             Vectors::Avx512 => dot_avx512(&call, sums),
+            #[cfg(target_arch = "aarch64")]
+            Vectors::Neon => call.dot::<Four, { Four::ACROSS }>(sums),
         }
     }
 }
@@ -69,6 +77,7 @@ struct Call {
 
 /// # Safety
 /// As [`Call::dot`].
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
 unsafe fn dot_avx512(call: &Call, sums: &mut [[TileSums; 2]; 2]) {
     // SAFETY: by the caller.
@@ -77,6 +86,7 @@ unsafe fn dot_avx512(call: &Call, sums: &mut [[TileSums; 2]; 2]) {
 
 /// # Safety
 /// As [`Call::dot`].
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn dot_avx2(call: &Call, sums: &mut [[TileSums; 2]; 2]) {
     // SAFETY: by the caller.

@@ -1,0 +1,176 @@
+//! 128-bit vectors of 64-bit Arm: sixteen floats in four registers.
+
+use super::math::{EXP2_RANGE, ROUND};
+use super::sixteen::{LANES, Sixteen};
+use std::arch::aarch64::*;
+
+/// Registers.
+const PARTS: usize = 4;
+
+/// Elements of a register.
+const PART: usize = LANES / PARTS;
+
+/// Four by four.
+#[derive(Clone, Copy)]
+pub(super) struct Four([float32x4_t; PARTS]);
+
+/// The upper half of 32 bits: the second of a pair in bf16.
+const ODD: u32 = 0xffff_0000;
+
+/// Each register of `$of`, for `$i` from 0, from an expression.
+macro_rules! four {
+    (|$i:ident| $part:expr) => {
+        Four([
+            {
+                const $i: usize = 0;
+                $part
+            },
+            {
+                const $i: usize = 1;
+                $part
+            },
+            {
+                const $i: usize = 2;
+                $part
+            },
+            {
+                const $i: usize = 3;
+                $part
+            },
+        ])
+    };
+}
+
+// These instructions belong to every such processor.
+impl Sixteen for Four {
+    // 24 sums, four of columns, one of a row's element.
+    const ROWS: usize = 6;
+    const ACROSS: usize = 1;
+    const WIDE: usize = 1;
+    const ROWS_OF_WIDE: usize = 6;
+    const TILES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Four {
+        // SAFETY: by the caller; so in all that follows.
+        Four([unsafe { vdupq_n_f32(value) }; PARTS])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Four {
+        // SAFETY: see above.
+        unsafe { four!(|I| vld1q_f32(from.add(I * PART))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Four {
+        // SAFETY: see above; only the first `count` places are touched.
+        unsafe {
+            if count >= LANES {
+                return Four::load(from);
+            }
+            let mut places = [0.0; LANES];
+            std::ptr::copy_nonoverlapping(from, places.as_mut_ptr(), count);
+            Four::load(places.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe {
+            for (i, part) in self.0.into_iter().enumerate() {
+                vst1q_f32(to.add(i * PART), part);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize) {
+        // SAFETY: see above; only the first `count` places are touched.
+        unsafe {
+            if count >= LANES {
+                return self.store(to);
+            }
+            std::ptr::copy_nonoverlapping(self.lanes().as_ptr(), to, count);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Four) -> Four {
+        // SAFETY: see above.
+        unsafe { four!(|I| vaddq_f32(self.0[I], other.0[I])) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Four) -> Four {
+        // SAFETY: see above.
+        unsafe { four!(|I| vmulq_f32(self.0[I], other.0[I])) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Four, more: Four) -> Four {
+        // SAFETY: see above.
+        unsafe { four!(|I| vfmaq_f32(more.0[I], self.0[I], factor.0[I])) }
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Four) -> Four {
+        // SAFETY: see above. What is not a number is not greater.
+        unsafe { four!(|I| vbslq_f32(vcgtq_f32(self.0[I], other.0[I]), self.0[I], other.0[I])) }
+    }
+
+    #[inline(always)]
+    unsafe fn exp2<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> Four {
+        // SAFETY: see above.
+        unsafe { four!(|I| exp2(self.0[I], polynomial, lowest)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_even(from: *const u32) -> Four {
+        // SAFETY: see above.
+        unsafe {
+            four!(|I| vreinterpretq_f32_u32(vshlq_n_u32::<16>(vld1q_u32(from.add(I * PART)))))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_odd(from: *const u32) -> Four {
+        // SAFETY: see above.
+        unsafe {
+            four!(|I| vreinterpretq_f32_u32(vandq_u32(
+                vld1q_u32(from.add(I * PART)),
+                vdupq_n_u32(ODD)
+            )))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Four {
+        // SAFETY: see above.
+        unsafe { four!(|I| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.add(I * PART))))) }
+    }
+}
+
+/// Step by step what [`math::exp2`](super::math::exp2) does.
+#[inline(always)]
+unsafe fn exp2<const N: usize>(t: float32x4_t, polynomial: &[f32; N], lowest: f32) -> float32x4_t {
+    const BIAS: u32 = 127 << 23;
+    // SAFETY: by the caller.
+    unsafe {
+        let none = vcltq_f32(t, vdupq_n_f32(lowest));
+        // What is not a number passes.
+        let t = vmaxq_f32(t, vdupq_n_f32(-EXP2_RANGE));
+        let t = vminq_f32(t, vdupq_n_f32(EXP2_RANGE));
+        let rounded = vaddq_f32(t, vdupq_n_f32(ROUND));
+        let f = vsubq_f32(t, vsubq_f32(rounded, vdupq_n_f32(ROUND)));
+        let mut p = vdupq_n_f32(polynomial[0]);
+        for coefficient in &polynomial[1..] {
+            p = vfmaq_f32(vdupq_n_f32(*coefficient), p, f);
+        }
+        let power = vshlq_n_u32::<23>(vreinterpretq_u32_f32(rounded));
+        let power = vaddq_u32(power, vdupq_n_u32(BIAS));
+        let weight = vmulq_f32(p, vreinterpretq_f32_u32(power));
+        vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(weight), none))
+    }
+}
