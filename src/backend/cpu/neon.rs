@@ -63,19 +63,6 @@ impl Sixteen for Four {
     }
 
     #[inline(always)]
-    unsafe fn load_first(from: *const f32, count: usize) -> Four {
-        // SAFETY: see above; only the first `count` places are touched.
-        unsafe {
-            if count >= LANES {
-                return Four::load(from);
-            }
-            let mut places = [0.0; LANES];
-            std::ptr::copy_nonoverlapping(from, places.as_mut_ptr(), count);
-            Four::load(places.as_ptr())
-        }
-    }
-
-    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: see above.
         unsafe {

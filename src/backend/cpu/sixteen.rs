@@ -30,13 +30,17 @@ pub(super) enum Vectors {
 impl Vectors {
     /// The widest that `isa` allows and this processor has.
     pub(super) fn best(isa: Isa) -> Option<Vectors> {
-        [
+        #[cfg(target_arch = "x86_64")]
+        let vectors = [
             (Isa::Avx512Vnni, Vectors::Avx512),
             (Isa::Avx2, Vectors::Avx2),
-        ]
-        .into_iter()
-        .find(|(least, vectors)| isa >= *least && vectors.available())
-        .map(|(_, vectors)| vectors)
+        ];
+        #[cfg(target_arch = "aarch64")]
+        let vectors = [(Isa::NeonDotprod, Vectors::Neon)];
+        vectors
+            .into_iter()
+            .find(|(least, vectors)| isa >= *least && vectors.available())
+            .map(|(_, vectors)| vectors)
     }
 
     /// Whether this processor has them.
@@ -82,6 +86,7 @@ pub(super) trait Sixteen: Copy {
     unsafe fn load(from: *const f32) -> Self;
 
     /// From the first `count` of sixteen places; the others are zero.
+    #[cfg(target_arch = "x86_64")]
     unsafe fn load_first(from: *const f32, count: usize) -> Self;
 
     /// To sixteen places.

@@ -44,6 +44,10 @@ pub(super) struct Int8Linear {
     scale: Vec<f32>,
     bias: Vec<f32>,
     /// `128 * sum of the channel's weights`: what kernels that add 128 to the activations take away again.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "none does there")
+    )]
     offset: Vec<i32>,
 }
 
