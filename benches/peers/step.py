@@ -1,4 +1,6 @@
-"""The step of benches/step.rs in PyTorch and ONNX Runtime, each beside ours, taking turns; medians in a table.
+"""The step of benches/step.rs in PyTorch and ONNX Runtime, each beside ours, taking turns; medians in a table, and the quickest
+turns beside them: on a shared machine those are the ones no neighbour took part in. Arguments: the bench, rounds, and what
+a contestant's name must not contain to take part ("recomputed|compiled").
 
 Positions are left out of the peers' steps: they do a little less than ours. All weights are random."""
 
@@ -213,11 +215,13 @@ RATIOS = [
 def main():
     torch.set_num_threads(1)
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 15
+    without = sys.argv[3].split("|") if len(sys.argv) > 3 else []
     flags = next((line.split() for line in open("/proc/cpuinfo") if line.startswith("flags")), [])
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
     print(f"torch {torch.__version__}, onnxruntime {ort.__version__};", *[f for f in wanted if f in flags])
     with tempfile.TemporaryDirectory() as folder:
         table = contestants(sys.argv[1], folder)
+        table = {name: run for name, run in table.items() if not any(part in name for part in without)}
         times = {name: [] for name in table}
         for name in list(table):
             try:
@@ -231,15 +235,16 @@ def main():
                 if "recomputed" not in name or round_ < 3:
                     times[name].append(run())
     medians = {name: statistics.median(t) for name, t in times.items() if t}
-    print("\n| ms, median of rounds that take turns | |\n|---|---|")
+    least = {name: min(t) for name, t in times.items() if t}
+    print("\n| ms, of rounds that take turns | median | least |\n|---|---|---|")
     for name, median in medians.items():
-        print(f"| {name} | {median:.2f} |")
-    print("\n| ours | against | ratio | target |\n|---|---|---|---|")
+        print(f"| {name} | {median:.2f} | {least[name]:.2f} |")
+    print("\n| ours | against | ratio of medians | of the quickest | target |\n|---|---|---|---|---|")
     for ours, peers, target in RATIOS:
         peers = [p for p in peers if p in medians]
-        if peers:
+        if peers and ours in medians:
             best = min(peers, key=medians.get)
-            print(f"| {ours} | {best} | {medians[ours] / medians[best]:.3f} | {target} |")
+            print(f"| {ours} | {best} | {medians[ours] / medians[best]:.3f} | {least[ours] / least[best]:.3f} | {target} |")
 
 
 if __name__ == "__main__":
