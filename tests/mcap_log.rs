@@ -2,30 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod support;
+
 use mcap::records::MessageHeader;
 use mcap::{Compression, WriteOptions, Writer};
 use std::collections::BTreeMap;
 use std::io::Cursor;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use support::files::TempFile;
 use umm::source::mcap_log::{LogEnd, LogError, LogMessage, McapLog, summarize};
-
-/// A file that is removed when the test ends.
-struct TempFile(PathBuf);
-
-impl TempFile {
-    fn new(name: &str, bytes: &[u8]) -> TempFile {
-        let name = format!("umm-mcap-log-{}-{name}.mcap", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::write(&path, bytes).unwrap();
-        TempFile(path)
-    }
-}
-
-impl Drop for TempFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
 
 /// How the logs of these tests are written.
 #[derive(Clone, Copy, Debug)]
@@ -139,7 +124,7 @@ fn messages_come_by_log_time_and_ties_in_file_order() {
     let mut expected: Vec<u32> = (0..times.len() as u32).collect();
     expected.sort_by_key(|&i| times[i as usize]);
     for layout in LAYOUTS {
-        let file = TempFile::new("order", &write(layout, &messages, 5));
+        let file = TempFile::new("order.mcap", &write(layout, &messages, 5));
         let (read, end) = read(&file.0);
         assert_eq!(sequences(&read), expected, "{layout:?}");
         assert_eq!(end.describe(), None, "{layout:?}");
@@ -166,7 +151,7 @@ fn overlapping_chunks_beyond_the_limit_are_read_again() {
         .map(|i| (if i % 2 == 0 { 0 } else { 100 }, big.clone()))
         .collect();
     let layout = LAYOUTS[1];
-    let file = TempFile::new("merge", &write(layout, &messages, 2));
+    let file = TempFile::new("merge.mcap", &write(layout, &messages, 2));
     let mut log = McapLog::open(&file.0).unwrap();
     let mut sequences = Vec::new();
     while let Some(message) = log.next_message().unwrap() {
@@ -186,7 +171,7 @@ fn what_is_no_log_is_refused_by_name() {
         b"\x89PNG\r\n\x1a\n0000",
         b"\x89MCAP1\r\n",
     ] {
-        let file = TempFile::new("other", bytes);
+        let file = TempFile::new("umm-mcap-log.mcap", bytes);
         let error = McapLog::open(&file.0).err().unwrap();
         assert!(matches!(error, LogError::NotMcap { .. }), "{error}");
         assert!(error.to_string().contains("umm-mcap-log"), "{error}");
@@ -215,7 +200,7 @@ fn a_log_cut_at_any_byte_is_read_up_to_the_cut() {
     let messages: Vec<_> = (0..24).map(|i| (i as u64, payload(i))).collect();
     for layout in LAYOUTS {
         let bytes = write(layout, &messages, 6);
-        let file = TempFile::new("cut", &bytes);
+        let file = TempFile::new("cut.mcap", &bytes);
         let (whole, _) = read(&file.0);
         assert_eq!(whole.len(), 24);
         let mut least = 0;
@@ -248,7 +233,7 @@ fn the_messages_of_a_cut_chunk_are_kept() {
     // One chunk of all messages; uncompressed, each one is there as soon as its bytes are.
     let messages: Vec<_> = (0..50).map(|i| (i as u64, vec![i as u8; 1000])).collect();
     let bytes = write(LAYOUTS[3], &messages, 50);
-    let file = TempFile::new("cut-chunk", &bytes[..25_000]);
+    let file = TempFile::new("cut-chunk.mcap", &bytes[..25_000]);
     let (read, end) = read(&file.0);
     assert_eq!(read.len(), 24);
     assert!(
@@ -286,7 +271,7 @@ fn no_flipped_byte_gets_through() {
     let messages: Vec<_> = (0..12).map(|i| (i as u64, payload(i))).collect();
     for layout in LAYOUTS.into_iter().filter(|layout| layout.chunked) {
         let bytes = write(layout, &messages, 4);
-        let file = TempFile::new("flip", &bytes);
+        let file = TempFile::new("flip.mcap", &bytes);
         let (whole, _) = read(&file.0);
         for at in mcap::MAGIC.len()..bytes.len() {
             for flip in [0x01, 0x80, 0xff] {
@@ -318,7 +303,7 @@ fn a_damaged_chunk_is_left_out_and_named() {
             continue;
         };
         bytes[at] ^= 1;
-        let file = TempFile::new("crc", &bytes);
+        let file = TempFile::new("crc.mcap", &bytes);
         let (read, end) = read(&file.0);
         let expected = (0..6).chain(12..24).collect::<Vec<u32>>();
         assert_eq!(sequences(&read), expected, "{layout:?}");
@@ -341,7 +326,7 @@ fn zeros_after_a_crash_are_a_cut() {
     let mut bytes = write(LAYOUTS[0], &messages, 6);
     let half = bytes.len() / 2;
     bytes.truncate(half);
-    let file = TempFile::new("zeros", &bytes);
+    let file = TempFile::new("zeros.mcap", &bytes);
     let kept = read(&file.0).0.len();
     bytes.resize(half + 4096, 0);
     std::fs::write(&file.0, &bytes).unwrap();

@@ -1,9 +1,10 @@
 //! Weights files: what is written is read, and what is wrong is named.
 
+mod support;
+
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use support::files::TempFile;
 use umm::model::init::initial_weights;
 use umm::model::spec::ModelSpec;
 use umm::model::weights::Weights;
@@ -17,7 +18,7 @@ fn error(bytes: &[u8]) -> String {
     let Err(error) = Weights::from_bytes(bytes, "car.safetensors") else {
         panic!("read");
     };
-    let file = File::with(bytes);
+    let file = TempFile::new("weights.safetensors", bytes);
     let Err(of_file) = Weights::load(&file.0) else {
         panic!("read from a file");
     };
@@ -27,26 +28,6 @@ fn error(bytes: &[u8]) -> String {
         error.to_string()
     );
     error.to_string()
-}
-
-/// A file that goes with the value.
-struct File(PathBuf);
-
-impl File {
-    fn with(bytes: &[u8]) -> File {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("umm-weights-{}-{number}.safetensors", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::write(&path, bytes).unwrap();
-        File(path)
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 type RawTensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
@@ -90,7 +71,7 @@ fn what_is_written_is_read() {
 #[test]
 fn a_mapped_file_is_as_good_as_bytes() {
     let (weights, bytes) = (nano(), nano().to_bytes().unwrap());
-    let file = File::with(&bytes);
+    let file = TempFile::new("weights.safetensors", &bytes);
     let mapped = Weights::load(&file.0).unwrap();
     assert_eq!(mapped, weights);
     // Written to, values become the process's own.
@@ -113,7 +94,7 @@ fn values_at_odd_places_are_copied() {
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
     bytes[..8].copy_from_slice(&(header + 1).to_le_bytes());
     bytes.insert(8 + header as usize, b' ');
-    let file = File::with(&bytes);
+    let file = TempFile::new("weights.safetensors", &bytes);
     assert_eq!(Weights::load(&file.0).unwrap(), nano());
 }
 

@@ -155,7 +155,6 @@ fn keyframe(
 /// Repeats a run and says whether it came to the same digests.
 fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
     let weights = run::weights(config)?;
-    let digest = weights.digest();
     let followed = umm::follow::follow(log, journal, config, &weights)?;
     if let Some(fault) = followed.journal_end.describe() {
         say!("warning: the journal is not whole: {fault}");
@@ -190,8 +189,9 @@ fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
             Ok(())
         }
         Some(difference) => Err(format!(
-            "{difference}; before it, {so_far}. Inputs, configuration, weights (digest {digest:016x}) and a processor with fused multiply-add \
-             instructions must be the run's own"
+            "{difference}; before it, {so_far}. Inputs, configuration, weights (digest {:016x}) and a processor with fused multiply-add \
+             instructions must be the run's own",
+            weights.digest()
         )
         .into()),
     }

@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod counting;
+pub mod files;
 pub mod logs;
 pub mod tiny;
 

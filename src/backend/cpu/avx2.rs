@@ -1,6 +1,6 @@
 //! 256-bit vectors: sixteen floats in two registers.
 
-use super::sixteen::{LANES, Sixteen};
+use super::sixteen::{LANES, ODD, Sixteen};
 use std::arch::x86_64::*;
 
 /// Whether this processor has what the functions here need.
@@ -14,9 +14,6 @@ const HALF: usize = LANES / 2;
 /// The lower and the upper eight.
 #[derive(Clone, Copy)]
 pub(super) struct Two(__m256, __m256);
-
-/// The upper half of 32 bits: the second of a pair in bf16.
-const ODD: i32 = 0xffff_0000_u32 as i32;
 
 /// Bits of the first `count` of eight lanes.
 #[inline(always)]
@@ -187,7 +184,7 @@ unsafe fn even(pairs: __m256i) -> __m256 {
 #[inline(always)]
 unsafe fn odd(pairs: __m256i) -> __m256 {
     // SAFETY: by the caller.
-    unsafe { _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(ODD))) }
+    unsafe { _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(ODD as i32))) }
 }
 
 /// Step by step what [`math::exp2`](super::math::exp2) does.

@@ -1,7 +1,7 @@
 //! 512-bit vectors: sixteen floats in one register.
 
 use super::math::EXP2_RANGE;
-use super::sixteen::{LANES, Sixteen};
+use super::sixteen::{LANES, ODD, Sixteen};
 use std::arch::x86_64::*;
 
 /// Whether this processor has what the functions here need.
@@ -92,7 +92,7 @@ impl Sixteen for __m512 {
         // SAFETY: see above.
         unsafe {
             let pairs = _mm512_loadu_si512(from.cast());
-            _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(ODD)))
+            _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(ODD as i32)))
         }
     }
 
@@ -105,9 +105,6 @@ impl Sixteen for __m512 {
         }
     }
 }
-
-/// The upper half of 32 bits: the second of a pair in bf16.
-const ODD: i32 = 0xffff_0000_u32 as i32;
 
 /// `2^t`, 0 below `lowest`, the bits of [`math::Weigh`](super::math::Weigh) where multiply-add is fused.
 ///

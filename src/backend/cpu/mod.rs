@@ -85,6 +85,16 @@ enum CacheForm {
     Bf16,
 }
 
+impl CacheForm {
+    /// Elements of `f32` memory that `values` keys or values take.
+    fn len(self, values: usize) -> usize {
+        match self {
+            CacheForm::F32 => values,
+            CacheForm::Bf16 => bf16::pairs_len(values),
+        }
+    }
+}
+
 /// Linear layers with fewer weights gain nothing from 8 bits.
 pub const MIN_INT8_WEIGHTS: usize = 1 << 12;
 
@@ -353,10 +363,7 @@ impl Backend for Cpu {
     }
 
     fn cached_len(&self, width: usize) -> usize {
-        match self.cache_form() {
-            CacheForm::F32 => width,
-            CacheForm::Bf16 => bf16::pairs_len(width),
-        }
+        self.cache_form().len(width)
     }
 
     fn cache_rows_into(&mut self, src: Region, rows: usize, dst: Region) {

@@ -1,7 +1,7 @@
 //! 128-bit vectors of 64-bit Arm: sixteen floats in four registers.
 
 use super::math::{EXP2_RANGE, ROUND};
-use super::sixteen::{LANES, Sixteen};
+use super::sixteen::{LANES, ODD, Sixteen};
 use std::arch::aarch64::*;
 
 /// Registers.
@@ -13,9 +13,6 @@ const PART: usize = LANES / PARTS;
 /// Four by four.
 #[derive(Clone, Copy)]
 pub(super) struct Four([float32x4_t; PARTS]);
-
-/// The upper half of 32 bits: the second of a pair in bf16.
-const ODD: u32 = 0xffff_0000;
 
 /// Each register of `$of`, for `$i` from 0, from an expression.
 macro_rules! four {

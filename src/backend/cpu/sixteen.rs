@@ -13,6 +13,9 @@ use super::{avx2, avx512};
 /// Elements of [`Sixteen`].
 pub(super) const LANES: usize = 16;
 
+/// The upper half of 32 bits: the second of a pair in bf16.
+pub(super) const ODD: u32 = 0xffff_0000;
+
 /// Vectors that kernels exist for; all have fused multiply-add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Vectors {
@@ -78,6 +81,8 @@ pub(super) trait Sixteen: Copy {
     const ROWS_OF_WIDE: usize;
     /// Tiles of rows that attention takes together, so that keys are fetched as seldom as the second cache asks for.
     const TILES: usize;
+    /// Rows of these tiles.
+    const ROWS_TOGETHER: usize = Self::ROWS * Self::TILES;
 
     /// All the same.
     unsafe fn splat(value: f32) -> Self;

@@ -15,7 +15,7 @@ mod pack_avx512;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) mod vectors;
 
-use super::bf16::pairs_len;
+use super::CacheForm;
 use super::isa::Isa;
 use super::math;
 use super::plain::{Attention, visible};
@@ -50,11 +50,11 @@ pub(super) enum Method {
 }
 
 impl Method {
-    /// Elements of `f32` memory that `values` keys or values take.
-    fn cached_len(self, values: usize) -> usize {
+    /// How it reads keys and values.
+    fn cache_form(self) -> CacheForm {
         match self {
-            Method::Narrow(_) => pairs_len(values),
-            _ => values,
+            Method::Narrow(_) => CacheForm::Bf16,
+            _ => CacheForm::F32,
         }
     }
 }
@@ -151,7 +151,7 @@ impl Part<'_> {
             for kv_head in self.kv_heads.clone() {
                 let queries = Queries {
                     call,
-                    key_len: method.cached_len(call.shape.head_dim),
+                    key_len: method.cache_form().len(call.shape.head_dim),
                     keys: &scratch.keys,
                     rows: rows.clone(),
                     kv_head,
@@ -181,7 +181,7 @@ impl Part<'_> {
 
 fn list_keys(method: Method, call: &Attention<'_>, t_query: i64, keys: &mut Vec<(usize, usize)>) {
     keys.clear();
-    let width = method.cached_len(call.shape.kv_width());
+    let width = method.cache_form().len(call.shape.kv_width());
     for segment in call.segments {
         for (j, &t_key) in segment.time_ns.iter().enumerate() {
             if visible(segment.visibility, t_query, t_key) {

@@ -102,7 +102,7 @@ unsafe fn attend_rows<S: Sixteen, const ACROSS: usize>(
     out: &mut [f32],
 ) {
     let blocks = queries.keys.len().div_ceil(SCORE_BLOCK);
-    let most = S::ROWS * S::TILES;
+    let most = S::ROWS_TOGETHER;
     scratch.queries.resize(most * ROW_STRIDE, 0.0);
     scratch.scores.resize(blocks * most * ROW_STRIDE, 0.0);
     let mut first = 0;
@@ -194,17 +194,15 @@ impl Block<'_> {
         out: &mut [f32],
     ) {
         let keys = self.queries.keys.len();
-        let stride = S::ROWS * S::TILES * ROW_STRIDE;
+        let stride = S::ROWS_TOGETHER * ROW_STRIDE;
         // SAFETY: by the caller.
         unsafe { self.score::<S, ACROSS>(&scratch.queries, &mut scratch.scores) };
-        let mut row = 0;
-        while row < self.rows {
+        for row in 0..self.rows {
             let sink = self.queries.sink(self.first + row);
             let scores = scratch.scores.get_mut(row * ROW_STRIDE..);
             // SAFETY: by the caller. The row's query is not needed any more: its place keeps one over the sum.
             scratch.queries[row * ROW_STRIDE] =
                 unsafe { softmax::<S>(scores.unwrap_or_default(), stride, keys, sink) };
-            row += 1;
         }
         let hd = self.queries.head_dim();
         let (scores, inverse) = (&scratch.scores[..], &scratch.queries[..]);
@@ -238,7 +236,7 @@ impl Block<'_> {
             let mut row = 0;
             while row < self.rows {
                 let n = block(self.rows - row, S::ROWS);
-                let first = at / SCORE_BLOCK * S::ROWS * S::TILES + row;
+                let first = at / SCORE_BLOCK * S::ROWS_TOGETHER + row;
                 let to = &mut scores[first * ROW_STRIDE + at % SCORE_BLOCK..];
                 let rows = &queries[row * ROW_STRIDE..(row + n) * ROW_STRIDE];
                 with_tile_rows!(n, S::ROWS, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
@@ -316,7 +314,7 @@ impl Block<'_> {
             let mut sums = [[S::splat(0.0); V]; M];
             for (block, from) in (0..keys).step_by(SCORE_BLOCK).enumerate() {
                 let depth = (keys - from).min(SCORE_BLOCK);
-                let first = block * S::ROWS * S::TILES + row;
+                let first = block * S::ROWS_TOGETHER + row;
                 let weights = &scores[first * ROW_STRIDE..][..M * ROW_STRIDE];
                 let values = &self.packed.values[column * keys..][..V * LANES * keys];
                 let mut b = [values.as_ptr(); V];

@@ -100,6 +100,7 @@ impl Call {
     /// The processor has `S`; rows and panels hold what the fields say.
     #[inline(always)]
     unsafe fn dot<S: Sixteen, const ACROSS: usize>(&self, sums: &mut [[TileSums; 2]; 2]) {
+        const { assert!(S::ROWS <= MAX_ROWS) };
         // What is not written is not read.
         let mut rows = [const { MaybeUninit::uninit() }; MAX_ROWS * ROW_STRIDE];
         let mut step = 0;
