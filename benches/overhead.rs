@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use umm::backend::cpu::{Cpu, Path};
+use umm::backend::cpu::{Cpu, Path, Precision};
 use umm::config::{Config, LiveConfig, from_text};
 use umm::demo::{DriveSpec, generate};
 use umm::run::{facts, on_tick_thread, weights};
@@ -108,71 +108,117 @@ fn per_sample() {
     );
 }
 
-/// Ticks of the demo's drive with all samples there, as a live run computes and publishes them; what is left after the
-/// engine's stages.
-fn per_tick() {
-    const SECONDS: f64 = 60.0;
+/// What ticks and keyframes of a live run take, nanoseconds.
+#[derive(Default)]
+struct Live {
+    /// What is left of each tick after the engine's stages.
+    outside_ns: Vec<u64>,
+    keyframe_ns: Vec<u64>,
+    /// [`fixed_work`] after each tick.
+    machine_ns: Vec<u64>,
+    /// Ticks after the first that allocated.
+    allocated: usize,
+}
+
+/// Ticks that may allocate what they keep.
+const WARM_UP: usize = 60;
+
+/// Ticks of the demo's drive with all samples there, as a live run computes and publishes them, keyframes among them.
+fn live_ticks(config: &Config, seconds: f64) -> Live {
     let (log, out) = (temporary("drive.mcap"), temporary("out.mcap"));
     let file = std::io::BufWriter::new(std::fs::File::create(&log).expect("a temporary file"));
     let spec = DriveSpec {
         seed: 7,
-        duration_s: SECONDS,
+        duration_s: seconds,
     };
     generate(file, &spec, &mut |_| {}).expect("a drive");
-    let config = demo();
-    let weights = weights(&config).expect("a preset");
-    let mut times_ns = Vec::new();
-    let mut machine_ns = Vec::new();
-    let (mut outside, mut within) = (0, 0);
+    let weights = weights(config).expect("a preset");
+    let mut live = Live::default();
     on_tick_thread(1, || {
-        let (inlet, queues) = Inlet::new(&config);
+        let (inlet, queues) = Inlet::new(config);
         let clock = LogClock::default();
         let mut source =
             Replay::open(&log, inlet, clock.clone(), Speed::Fastest, None).expect("the drive");
-        let file =
-            McapFile::create(&out, "umm", facts(&config, &weights, "bench")).expect("a file");
+        let file = McapFile::create(&out, "umm", facts(config, &weights, "bench")).expect("a file");
+        let backend = Box::new(Cpu::with_precision(Path::Fast, config.engine.precision));
+        let sink = Box::new(ThreadedSink::new(Box::new(file)));
+        let stopwatch = Box::new(WallClock::new());
         let mut runtime = Runtime::new(
-            &config,
+            config,
             &weights,
-            Box::new(Cpu::new(Path::Fast)),
+            backend,
             queues,
-            Box::new(ThreadedSink::new(Box::new(file))),
+            sink,
             Mode::Live,
-            Box::new(WallClock::new()),
+            stopwatch,
         )
         .expect("a run");
+        let every_ticks = config.keyframe_every_ticks();
+        runtime.take_keyframes(every_ticks).expect("an image");
         let mut ticks = 0;
         while source.poll(runtime.next_deadline_ns()).expect("the drive") != Progress::Ended {
             let (start, before) = (Instant::now(), ALLOCATIONS.get());
             runtime.advance(clock.now_ns(), &clock).expect("a tick");
             let took_ns = start.elapsed().as_nanos() as u64;
-            if runtime.ticks() == ticks + 1 {
-                let stages = &runtime.last_frame().budget.as_ref().expect("live").stages;
-                let engine_ns: u64 = stages.iter().map(|s| s.duration_ns).sum();
-                times_ns.push(took_ns.saturating_sub(engine_ns));
-                within += u64::from(ALLOCATIONS.get() - before > 0 && ticks > 60);
-                outside += 1;
-                machine_ns.push(fixed_work());
+            if runtime.ticks() != ticks + 1 {
+                continue;
             }
             ticks = runtime.ticks();
+            let stages = &runtime.last_frame().budget.as_ref().expect("live").stages;
+            let engine_ns: u64 = stages.iter().map(|s| s.duration_ns).sum();
+            live.outside_ns.push(took_ns.saturating_sub(engine_ns));
+            let warm = live.outside_ns.len() > WARM_UP;
+            live.allocated += usize::from(ALLOCATIONS.get() > before && warm);
+            live.machine_ns.push(fixed_work());
+            if ticks.is_multiple_of(every_ticks) {
+                let start = Instant::now();
+                runtime.keyframe_if_due(0, &clock).expect("a keyframe");
+                live.keyframe_ns.push(start.elapsed().as_nanos() as u64);
+            }
         }
         runtime.finish(&clock).expect("the end");
         assert!(runtime.ledger().closes());
     })
     .expect("a thread");
-    let q = quantiles(&mut times_ns);
-    println!(
-        "| a tick without the engine's stages: close, plan, frame, journal, ledger, health, hand over | {:.1} | {:.1} | {:.1} |",
-        q.p50_us, q.p99_us, q.max_us
-    );
-    let q = quantiles(&mut machine_ns);
-    println!(
-        "| the same number of additions after each of these ticks: what the machine's interruptions add | {:.1} | {:.1} | {:.1} |",
-        q.p50_us, q.p99_us, q.max_us
-    );
-    println!("\n{outside} ticks, of which {within} after the first 60 allocated (JPEG decoding).");
     let _ = std::fs::remove_file(&log);
     let _ = std::fs::remove_file(&out);
+    live
+}
+
+fn row(name: &str, times_ns: &mut [u64]) {
+    let q = quantiles(times_ns);
+    println!(
+        "| {name} | {:.1} | {:.1} | {:.1} |",
+        q.p50_us, q.p99_us, q.max_us
+    );
+}
+
+fn per_tick() {
+    let mut nano = live_ticks(&demo(), 60.0);
+    row(
+        "a tick without the engine's stages: close, plan, frame, journal, ledger, health, hand over",
+        &mut nano.outside_ns,
+    );
+    row(
+        "the same number of additions after each of these ticks: what the machine's interruptions add",
+        &mut nano.machine_ns,
+    );
+    row(
+        "a keyframe each second, between two ticks",
+        &mut nano.keyframe_ns,
+    );
+    let mut config = demo();
+    config.engine.preset = "base".to_owned();
+    config.engine.precision = Precision::Int8;
+    let mut base = live_ticks(&config, 20.0);
+    row(
+        "a keyframe of the base model in 8 bits",
+        &mut base.keyframe_ns,
+    );
+    let (ticks, allocated) = (nano.outside_ns.len(), nano.allocated);
+    println!(
+        "\n{ticks} ticks, of which {allocated} after the first {WARM_UP} allocated (JPEG decoding)."
+    );
 }
 
 const WIDTH: u32 = 1920;

@@ -162,9 +162,18 @@ impl Archive<'_> {
     /// # Errors
     /// [`ArchiveError`].
     pub fn text(&mut self, what: &'static str, text: &mut String, most: usize) -> Archived {
-        let mut bytes = std::mem::take(text).into_bytes();
-        self.list(what, &mut bytes, most)?;
-        *text = String::from_utf8_lossy(&bytes).into_owned();
+        let mut len = text.len();
+        self.size(what, &mut len, most)?;
+        match self {
+            Archive::Write(out) => out.extend_from_slice(text.as_bytes()),
+            Archive::Read(bytes) => {
+                let (mine, rest) = bytes
+                    .split_at_checked(len)
+                    .ok_or(ArchiveError::Short(what))?;
+                *text = String::from_utf8_lossy(mine).into_owned();
+                *bytes = rest;
+            }
+        }
         Ok(())
     }
 

@@ -215,7 +215,7 @@ impl Follower<'_> {
     /// Takes over the state of a keyframe.
     fn thaw(&mut self, keyframe: &Keyframe) -> Result<(), KeyframeError> {
         Identity::new(self.config, self.weights).check(keyframe)?;
-        self.engine.thaw(&keyframe.engine)?;
+        self.engine.thaw(&keyframe.engine, &keyframe.rows)?;
         self.tick.epoch = keyframe.epoch;
         Ok(())
     }

@@ -1,7 +1,9 @@
 //! Keyframes: the whole state between two ticks, written into the output log or to a file, and read back.
 //!
 //! A replay that begins at one gives the bytes of the whole run from there on; a live run that was killed goes on from the
-//! last one, as far as its context still lies within the window.
+//! last one, as far as its context still lies within the window. [`image`] is how one is made without holding up the ticks.
+
+pub mod image;
 
 use crate::archive::ArchiveError;
 use crate::config::Config;
@@ -11,10 +13,10 @@ use crate::sink::Channel;
 use crate::source::mcap_log::{LogError, McapLog};
 use prost::Message;
 use std::path::Path;
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Program and arrangement of the states: the second number goes up with every change of what a state holds or where.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " layout 2");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " layout 3");
 
 /// A state file larger than this is none.
 const MAX_FILE_BYTES: u64 = 4 << 30;
@@ -108,7 +110,6 @@ impl Identity {
     /// [`KeyframeError::Other`], [`KeyframeError::Damaged`].
     pub fn check(&self, keyframe: &proto::Keyframe) -> Result<(), KeyframeError> {
         for (what, found, here) in [
-            ("version", &keyframe.version, VERSION),
             ("weights", &keyframe.weights_digest, &self.weights_digest),
             (
                 "configuration",
@@ -124,19 +125,8 @@ impl Identity {
                 });
             }
         }
-        if checksum(keyframe) != keyframe.checksum {
-            return Err(KeyframeError::Damaged("its checksum differs".to_owned()));
-        }
         Ok(())
     }
-}
-
-/// Of a keyframe's states.
-pub fn checksum(keyframe: &proto::Keyframe) -> u64 {
-    let mut hasher = Xxh3::new();
-    hasher.update(&keyframe.engine);
-    hasher.update(&keyframe.run);
-    hasher.digest()
 }
 
 /// Of all that decides what a state looks like and how it goes on: the configuration without file names, threads, sinks
@@ -153,9 +143,33 @@ fn config_digest(config: &Config) -> u64 {
 /// Decodes one.
 ///
 /// # Errors
-/// [`KeyframeError::Damaged`].
+/// [`KeyframeError::Damaged`], also where its checksum differs; [`KeyframeError::Other`] for one of another version, whose
+/// checksum may be another one.
 pub fn decode(bytes: &[u8]) -> Result<proto::Keyframe, KeyframeError> {
-    proto::Keyframe::decode(bytes).map_err(|e| KeyframeError::Damaged(e.to_string()))
+    let keyframe = proto::Keyframe::decode(bytes);
+    let keyframe = keyframe.map_err(|e| KeyframeError::Damaged(e.to_string()))?;
+    if keyframe.version != VERSION {
+        return Err(KeyframeError::Other {
+            what: "version",
+            found: keyframe.version,
+            here: VERSION.to_owned(),
+        });
+    }
+    if !image::is_sealed(bytes) {
+        return Err(KeyframeError::Damaged("its checksum differs".to_owned()));
+    }
+    Ok(keyframe)
+}
+
+/// Encodes one.
+pub fn encode(keyframe: &proto::Keyframe) -> Vec<u8> {
+    let unsealed = proto::Keyframe {
+        checksum: 0,
+        ..keyframe.clone()
+    };
+    let mut bytes = unsealed.encode_to_vec();
+    image::seal(&mut bytes);
+    bytes
 }
 
 /// Reads the file a live run keeps its last keyframe in; none when there is no such file.
@@ -192,7 +206,7 @@ pub fn read_before(
 ) -> Result<proto::Keyframe, KeyframeError> {
     let topic = format!("{prefix}/{}", Channel::Keyframe.name());
     let mut log = McapLog::open_as_recorded(output_log)?;
-    let mut best: Option<proto::Keyframe> = None;
+    let mut best = None;
     let mut first_ns = None;
     while let Some(message) = log.next_message()? {
         if log
@@ -203,14 +217,15 @@ pub fn read_before(
         }
         first_ns.get_or_insert(message.log_time_ns);
         if message.log_time_ns <= at_ns {
-            best = Some(decode(&message.data)?);
+            best = Some(message.data);
         }
     }
-    best.ok_or_else(|| KeyframeError::None {
+    let best = best.ok_or_else(|| KeyframeError::None {
         file: output_log.display().to_string(),
         first: first_ns.map_or_else(String::new, |first_ns| {
             let later_s = first_ns.saturating_sub(at_ns) as f64 * 1e-9;
             format!(" (its first is {later_s:.1} s later)")
         }),
-    })
+    })?;
+    decode(&best)
 }

@@ -275,11 +275,6 @@ impl Outputs {
         encode(&self.health, &mut self.buffer)
     }
 
-    /// Encodes a keyframe.
-    pub fn keyframe(&mut self, keyframe: &proto::Keyframe) -> &[u8] {
-        encode(keyframe, &mut self.buffer)
-    }
-
     /// From now on frames say how old the context is that the run began with; none for one that began without.
     pub fn set_restored(&mut self, tick_time_ns: Option<u64>) {
         self.restored_ns = tick_time_ns;

@@ -345,7 +345,7 @@ fn assemble(
         Box::new(WallClock::new()),
     )?;
     if options.keyframes {
-        runtime.take_keyframes(config.keyframe_every_ticks());
+        runtime.take_keyframes(config.keyframe_every_ticks())?;
     }
     Ok(Lane::new(
         opened.index,

@@ -16,6 +16,7 @@ use support::{fixture, shared_data};
 use targets::{CDR, FOXGLOVE, TARGETS};
 use umm::model::init::initial_weights;
 use umm::model::spec::ModelSpec;
+use umm::umm::rows::Rows;
 
 /// Changed inputs for each seed.
 const CHANGES: u64 = 1000;
@@ -214,7 +215,6 @@ fn log_seeds() -> Vec<Vec<u8>> {
 }
 
 fn keyframe_seeds() -> Vec<Vec<u8>> {
-    use prost::Message;
     let mut keyframe = umm::proto::Keyframe::default();
     let mut engine = targets::engine();
     let mut seeds = Vec::new();
@@ -225,8 +225,12 @@ fn keyframe_seeds() -> Vec<Vec<u8>> {
             .rehearse(tick, 100_000_000, plan, &mut probe)
             .unwrap();
         keyframe.engine.clear();
-        engine.freeze_into(&mut keyframe.engine).unwrap();
-        seeds.push(keyframe.encode_to_vec());
+        keyframe.rows = vec![0; engine.row_bytes()];
+        let (rows, mut marks) = (&mut keyframe.rows, Vec::new());
+        engine
+            .freeze_into(&mut keyframe.engine, Rows::to(rows, &mut marks))
+            .unwrap();
+        seeds.push(umm::keyframe::encode(&keyframe));
     }
     seeds
 }

@@ -5,7 +5,7 @@ mod support;
 use std::path::Path;
 use support::logs::{drive, folder, rewrite, shipped};
 use umm::config::Config;
-use umm::keyframe::{KeyframeError, read_before};
+use umm::keyframe::{KeyframeError, decode, encode, read_before};
 use umm::proto::Keyframe;
 use umm::run::{Error, ReplayOptions, Replayed, Watch, facts, replay, weights};
 use umm::runtime::RunError;
@@ -194,7 +194,7 @@ fn a_keyframe_of_something_else_is_refused_by_name() {
     );
     let mut earlier = keyframe.clone();
     earlier.version = env!("CARGO_PKG_VERSION").to_owned();
-    let error = refused(&log, &config, earlier);
+    let error = decode(&encode(&earlier)).unwrap_err();
     assert!(
         matches!(
             error,
@@ -205,16 +205,25 @@ fn a_keyframe_of_something_else_is_refused_by_name() {
         ),
         "{error}"
     );
-    let mut flipped = keyframe.clone();
-    let middle = flipped.engine.len() / 2;
-    flipped.engine[middle] ^= 1;
-    let error = refused(&log, &config, flipped);
+    let sealed = encode(&keyframe);
+    let again = decode(&sealed).unwrap();
+    // Fields in another order have another checksum.
+    let checksum = keyframe.checksum;
+    assert!(Keyframe { checksum, ..again } == keyframe);
+    let mut flipped = sealed.clone();
+    flipped[sealed.len() / 2] ^= 1;
+    let error = decode(&flipped).unwrap_err();
     assert!(matches!(error, KeyframeError::Damaged(_)), "{error}");
-    let mut cut = keyframe.clone();
-    cut.engine.truncate(middle);
-    cut.checksum = umm::keyframe::checksum(&cut);
-    let error = refused(&log, &config, cut);
-    assert!(matches!(error, KeyframeError::Misfit(_)), "{error}");
+    for cut in [
+        |k: &mut Keyframe| k.engine.truncate(k.engine.len() / 2),
+        |k: &mut Keyframe| k.rows.truncate(k.rows.len() / 2),
+        |k: &mut Keyframe| k.rows.push(0),
+    ] {
+        let mut misfit = keyframe.clone();
+        cut(&mut misfit);
+        let error = refused(&log, &config, misfit);
+        assert!(matches!(error, KeyframeError::Misfit(_)), "{error}");
+    }
     let shorter = dir.join("shorter.mcap");
     drive(&shorter, 1.0);
     let error = refused(&shorter, &config, keyframe);

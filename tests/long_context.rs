@@ -5,9 +5,9 @@ mod support;
 use support::counting::{ALLOCATIONS, Counting};
 use support::tiny::{
     AUDIO, CAMERA, ORIGIN_NS, PERIOD_NS, Piece, TELEMETRY, TickOf, batches, bits, build, drive,
-    network, sequence, sizes, steady, step, tiny_spec, weights,
+    freeze, network, sequence, sizes, steady, step, thaw, tiny_spec, weights,
 };
-use umm::archive::{Archive, ArchiveError};
+use umm::archive::ArchiveError;
 use umm::backend::cpu::Path;
 use umm::backend::parity::noise;
 use umm::config::from_text;
@@ -247,9 +247,7 @@ fn a_keyframe_holds_it() {
     let expected: Vec<_> = ticks
         .iter()
         .map(|tick| {
-            let mut bytes = Vec::new();
-            whole.archive(&mut Archive::Write(&mut bytes)).unwrap();
-            frozen.push(bytes);
+            frozen.push(freeze(&mut whole));
             step(&mut whole, tick)
         })
         .collect();
@@ -259,11 +257,8 @@ fn a_keyframe_holds_it() {
         for tick in batches(&steady(TELEMETRY, 9, 5), &weights.spec) {
             step(&mut network, &tick);
         }
-        let mut archive = Archive::Read(&frozen[from]);
-        network.archive(&mut archive).unwrap();
-        archive.end().unwrap();
-        let mut again = Vec::new();
-        network.archive(&mut Archive::Write(&mut again)).unwrap();
+        thaw(&mut network, &frozen[from]).unwrap();
+        let again = freeze(&mut network);
         assert!(again == frozen[from], "frozen again after {from} ticks");
         let rest: Vec<_> = ticks[from..]
             .iter()
@@ -271,17 +266,23 @@ fn a_keyframe_holds_it() {
             .collect();
         assert_eq!(bits(&rest), bits(&expected[from..]), "from tick {from}");
     }
-    let bytes = frozen.last().unwrap();
+    let last = frozen.last().unwrap();
     let mut without = network(&weights, 0, Path::Fast);
-    assert!(without.archive(&mut Archive::Read(bytes)).is_err());
+    assert!(thaw(&mut without, last).is_err());
     let other = support::tiny::weights(Some(sizes(2, 4, 2)));
-    let error = network(&other, 24, Path::Fast)
-        .archive(&mut Archive::Read(bytes))
-        .unwrap_err();
+    let error = thaw(&mut network(&other, 24, Path::Fast), last).unwrap_err();
     assert!(matches!(error, ArchiveError::Mismatch { .. }), "{error}");
-    for cut in (0..bytes.len()).step_by(997) {
-        let mut network = network(&weights, 24, Path::Fast);
-        assert!(network.archive(&mut Archive::Read(&bytes[..cut])).is_err());
+    let mut network = network(&weights, 24, Path::Fast);
+    for cut in (0..last.state.len()).step_by(97) {
+        let mut short = last.clone();
+        short.state.truncate(cut);
+        assert!(thaw(&mut network, &short).is_err());
+        network.forget();
+    }
+    for cut in (0..last.rows.len()).step_by(9973) {
+        let mut short = last.clone();
+        short.rows.truncate(cut);
+        assert!(thaw(&mut network, &short).is_err());
         network.forget();
     }
 }

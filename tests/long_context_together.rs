@@ -2,8 +2,9 @@
 
 mod support;
 
-use support::tiny::{ORIGIN_NS, batches, drive, network, network_config, sizes, weights};
-use umm::archive::Archive;
+use support::tiny::{
+    Frozen, ORIGIN_NS, batches, drive, freeze, network, network_config, sizes, weights,
+};
 use umm::backend::cpu::{Cpu, Path};
 use umm::model::adapter::TokenBatch;
 use umm::model::network::{LaneStep, Network, TickMoment, step_together};
@@ -16,13 +17,12 @@ const TICKS: usize = 60;
 #[derive(PartialEq)]
 struct Said {
     digests: Vec<[u64; 4]>,
-    state: Vec<u8>,
+    state: Frozen,
 }
 
 impl Said {
     fn at_the_end(digests: Vec<[u64; 4]>, network: &mut Network) -> Said {
-        let mut state = Vec::new();
-        network.archive(&mut Archive::Write(&mut state)).unwrap();
+        let state = freeze(network);
         Said { digests, state }
     }
 }

@@ -5,6 +5,7 @@ mod support;
 use arrayvec::ArrayVec;
 use bytes::Bytes;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use support::counting::{ALLOCATIONS, Counting};
 use support::logs::shipped;
 use umm::backend::cpu::{Cpu, Path};
@@ -16,18 +17,21 @@ use umm::model::spec::ModelSpec;
 use umm::run::on_tick_thread;
 use umm::runtime::{DueTick, Mode, Runtime, run_together};
 use umm::sample::{Format, Sample};
-use umm::sink::{Output, Sink, SinkError};
+use umm::sink::{Channel, Output, Sink, SinkError};
 use umm::source::Inlet;
 use umm::time::{Clock, DrivenClock};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Takes everything, keeps nothing.
-struct Nowhere;
+/// Takes everything, keeps nothing but a count of the keyframes.
+#[derive(Default)]
+struct Nowhere(Arc<AtomicU64>);
 
 impl Sink for Nowhere {
-    fn publish(&mut self, _: &Output<'_>) -> Result<(), SinkError> {
+    fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
+        let keyframe = u64::from(output.channel == Channel::Keyframe);
+        self.0.fetch_add(keyframe, Ordering::Relaxed);
         Ok(())
     }
     fn finish(&mut self) -> Result<(), SinkError> {
@@ -158,16 +162,18 @@ fn allocations_of_steady_ticks(config: &Config, warm_up: u64, ticks: u64, mode: 
     let clock = DrivenClock::default();
     let backend = Box::new(Cpu::new(Path::Fast));
     let stopwatch = Box::new(clock.clone());
+    let keyframes = Arc::default();
     let mut runtime = Runtime::new(
         config,
         &weights,
         backend,
         queues,
-        Box::new(Nowhere),
+        Box::new(Nowhere(Arc::clone(&keyframes))),
         mode,
         stopwatch,
     )
     .unwrap();
+    runtime.take_keyframes(7).unwrap();
     let mut counted = 0;
     for tick in 0..warm_up + ticks {
         for (topic, time_ns, payload) in messages(tick, &[(64, 48), (96, 60)]) {
@@ -182,6 +188,7 @@ fn allocations_of_steady_ticks(config: &Config, warm_up: u64, ticks: u64, mode: 
             clock.set_ns(time_ns);
             let before = ALLOCATIONS.get();
             runtime.advance(clock.now_ns(), &clock).unwrap();
+            runtime.keyframe_if_due(tick, &clock).unwrap();
             if tick >= warm_up {
                 counted += ALLOCATIONS.get() - before;
             }
@@ -193,6 +200,7 @@ fn allocations_of_steady_ticks(config: &Config, warm_up: u64, ticks: u64, mode: 
         runtime.ticks()
     );
     assert!(runtime.ledger().closes());
+    assert!(keyframes.load(Ordering::Relaxed) >= ticks / 7);
     assert!(
         runtime.ledger().topics.iter().all(|t| t.undecodable == 0),
         "{:?}",
@@ -221,7 +229,7 @@ fn allocations_of_ticks_together(config: &Config, warm_up: u64, ticks: u64) -> u
     for engine in engines {
         let (inlet, queues) = Inlet::new(config);
         inlets.push(inlet);
-        let (sink, stopwatch) = (Box::new(Nowhere), Box::new(clock.clone()));
+        let (sink, stopwatch) = (Box::<Nowhere>::default(), Box::new(clock.clone()));
         let mode = Mode::Replay;
         let runtime = Runtime::over(config, &weights, engine, queues, sink, mode, stopwatch);
         runtimes.push(runtime.unwrap());

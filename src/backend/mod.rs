@@ -172,6 +172,12 @@ pub trait Backend {
     /// Copies a region back to the host; waits for everything that writes it.
     fn download(&self, src: Region, dst: &mut [f32]);
 
+    /// Copies a region's bytes from the host, as [`Backend::download_bytes`] gave them.
+    fn upload_bytes(&mut self, dst: Region, src: &[u8]);
+
+    /// Copies a region's bytes to the host, four an element, whatever they stand for.
+    fn download_bytes(&self, src: Region, dst: &mut [u8]);
+
     /// `dst = src`.
     fn copy_into(&mut self, src: Region, dst: Region);
 

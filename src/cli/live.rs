@@ -3,7 +3,6 @@
 use super::{Failure, replay::print_engine};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use prost::Message;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -131,7 +130,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
         let mut file = McapFile::create(out, &config.live.prefix, facts)?;
         if let Some(keyframe) = &restored {
             // What the run begins with is an input of it.
-            file.publish(&keyframe_output(keyframe, &keyframe.encode_to_vec()))?;
+            file.publish(&keyframe_output(keyframe, &umm::keyframe::encode(keyframe)))?;
         }
         sinks.push(match arguments.keyframes {
             true => Box::new(file),
@@ -279,9 +278,6 @@ fn live(
     for fault in &how.faults {
         runtime.watch(Arc::clone(fault));
     }
-    if how.keyframes {
-        runtime.take_keyframes(config.keyframe_every_ticks());
-    }
     if let Some(keyframe) = &how.restored {
         match runtime.restart(keyframe) {
             Ok(()) => say!(
@@ -291,6 +287,9 @@ fn live(
             ),
             Err(error) => say!("warning: begins without the earlier context: {error}"),
         }
+    }
+    if how.keyframes {
+        runtime.take_keyframes(config.keyframe_every_ticks())?;
     }
     let mut source = ZenohSource::subscribe(
         received.session,

@@ -232,9 +232,9 @@ impl TopicInput {
     }
 
     /// A camera's last image as the model saw it.
-    pub fn rgb(&self) -> Option<&[u8]> {
-        match &self.kind {
-            Kind::Camera(camera) => Some(camera.rgb()),
+    pub fn rgb_mut(&mut self) -> Option<&mut Vec<u8>> {
+        match &mut self.kind {
+            Kind::Camera(camera) => Some(camera.rgb_mut()),
             _ => None,
         }
     }

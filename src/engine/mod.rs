@@ -15,6 +15,7 @@ use crate::model::network::{LaneStep, Network, NetworkConfig, Stream, TickMoment
 use crate::model::spec::{Modality, ModelSpec};
 use crate::model::stage::{Stage, StageProbe};
 use crate::time::NS_PER_MS;
+use crate::umm::rows::Rows;
 use context_span::ContextSpan;
 use input::TopicInput;
 use xxhash_rust::xxh3::Xxh3;
@@ -247,21 +248,35 @@ impl Engine {
         }
     }
 
-    /// The state between two ticks as bytes, appended to `out`; see [`Engine::thaw`].
+    /// The state between two ticks as bytes, appended to `out`, and what lies in the rings to `rows`; see [`Engine::thaw`].
     ///
     /// # Errors
-    /// None that a running engine can cause.
-    pub fn freeze_into(&mut self, out: &mut Vec<u8>) -> Archived {
-        self.archive(&mut Archive::Write(out))
+    /// [`ArchiveError::Short`] when `rows` is not an image of [`Engine::row_bytes`].
+    pub fn freeze_into(&mut self, out: &mut Vec<u8>, mut rows: Rows<'_>) -> Archived {
+        self.archive(&mut Archive::Write(out), &mut rows)
+    }
+
+    /// Bytes of what lies in the rings.
+    pub fn row_bytes(&mut self) -> usize {
+        let mut rows = Rows::Measure(0);
+        // Measuring cannot fail.
+        let _ = self.archive(&mut Archive::Write(&mut Vec::new()), &mut rows);
+        match rows {
+            Rows::Measure(bytes) => bytes,
+            _ => 0,
+        }
     }
 
     /// Takes over a frozen state: the next step is what it would have been there.
     ///
     /// # Errors
     /// [`ArchiveError`] for bytes of another configuration or model; the engine is then as new.
-    pub fn thaw(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {
-        let mut archive = Archive::Read(bytes);
-        let thawed = self.archive(&mut archive).and_then(|()| archive.end());
+    pub fn thaw(&mut self, bytes: &[u8], rows: &[u8]) -> Result<(), ArchiveError> {
+        let (mut archive, mut rows) = (Archive::Read(bytes), Rows::Read(rows));
+        let thawed = self.archive(&mut archive, &mut rows);
+        let thawed = thawed
+            .and_then(|()| archive.end())
+            .and_then(|()| rows.end());
         if thawed.is_err() {
             self.forget();
             self.begin_epoch(0);
@@ -270,8 +285,8 @@ impl Engine {
         thawed
     }
 
-    fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
-        self.network.archive(archive)?;
+    fn archive(&mut self, archive: &mut Archive<'_>, rows: &mut Rows<'_>) -> Archived {
+        self.network.archive(archive, rows)?;
         self.inputs
             .iter_mut()
             .try_for_each(|input| input.archive(archive))?;
@@ -482,12 +497,13 @@ impl Engine {
         &self.report
     }
 
-    /// The first camera topic's last image as the model saw it, RGB, square; none before the first or without a camera.
-    pub fn thumbnail(&self) -> Option<(&[u8], u64)> {
+    /// The first camera topic's image as the model saw it, RGB, square, and when it was captured; none where the last tick had
+    /// none. It is wanted no more: another buffer of its size may be put in its place.
+    pub fn thumbnail(&mut self) -> Option<(&mut Vec<u8>, u64)> {
         let topic = self.thumbnail_topic?;
         let newest_ns = self.report.topics[topic].newest_ns?;
         let used = self.report.topics[topic].samples_used > 0;
-        let rgb = self.inputs[topic].rgb()?;
+        let rgb = self.inputs[topic].rgb_mut()?;
         used.then_some((rgb, newest_ns))
     }
 }

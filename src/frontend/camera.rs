@@ -57,9 +57,10 @@ impl CameraFrontEnd {
         &self.patches
     }
 
-    /// The last image as the model saw it, `[side * side * 3]`.
-    pub fn rgb(&self) -> &[u8] {
-        &self.square
+    /// The last image as the model saw it, `[side * side * 3]`. Nothing reads it again: another buffer of that size may be put
+    /// in its place.
+    pub fn rgb_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.square
     }
 
     /// Of the last image.

@@ -33,16 +33,14 @@ const DOUBT: f64 = 0.95;
 struct Ratios {
     values: [f64; RECENT],
     seen: usize,
+    /// The second largest of them: asked for far more often than they change.
+    second: f64,
 }
 
 impl Ratios {
     fn push(&mut self, ratio: f64) {
         self.values[self.seen % RECENT] = ratio.max(LEAST_RATIO);
         self.seen += 1;
-    }
-
-    /// The second largest of the last; 1 where there are fewer.
-    fn high(&self) -> f64 {
         let known = &self.values[..self.seen.min(RECENT)];
         let largest_two = known.iter().fold((f64::MIN, f64::MIN), |(a, b), &ratio| {
             if ratio > a {
@@ -51,7 +49,12 @@ impl Ratios {
                 (a, b.max(ratio))
             }
         });
-        if known.len() < 2 { 1.0 } else { largest_two.1 }
+        self.second = largest_two.1;
+    }
+
+    /// The second largest of the last; 1 where there are fewer.
+    fn high(&self) -> f64 {
+        if self.seen < 2 { 1.0 } else { self.second }
     }
 
     /// All of them this one.

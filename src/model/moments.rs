@@ -4,6 +4,7 @@ use crate::archive::{Archive, Archived};
 use crate::backend::cpu::math;
 use crate::umm::arena::prefault;
 use crate::umm::ring::Ring;
+use crate::umm::rows::Rows;
 
 /// Earlier moments named in each output.
 pub const NEAREST: usize = 3;
@@ -52,12 +53,12 @@ impl MomentRing {
     }
 
     /// To or from a keyframe.
-    pub(super) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+    pub(super) fn archive(&mut self, archive: &mut Archive<'_>, rows: &mut Rows<'_>) -> Archived {
         archive.same("embedding", self.dim as u64)?;
         self.ring.archive(archive)?;
+        let slots = rows.next_ring(&self.ring);
+        rows.host(&mut self.embeddings, self.dim, &slots)?;
         for slot in self.ring.view().iter().flatten() {
-            let at = slot * self.dim;
-            archive.slice("embedding", &mut self.embeddings[at..at + self.dim])?;
             archive.number("moment", &mut self.ticks[slot].0)?;
             archive.number("moment", &mut self.ticks[slot].1)?;
         }

@@ -23,6 +23,7 @@ use crate::umm::arena::ArenaPlan;
 use crate::umm::context::Context;
 use crate::umm::kv::KvRow;
 use crate::umm::ring::ChunkTooLong;
+use crate::umm::rows::Rows;
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -243,17 +244,19 @@ impl Network {
         self.moments.clear();
     }
 
-    /// The state between two steps, to or from a keyframe: context, caption, moments and the last results.
+    /// The state between two steps, to or from a keyframe: context, caption, moments and the last results. What lies in the
+    /// rings goes to or comes from `rows`.
     ///
     /// # Errors
     /// [`crate::archive::ArchiveError`]; the network is then to [`Network::forget`].
-    pub fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+    pub fn archive(&mut self, archive: &mut Archive<'_>, rows: &mut Rows<'_>) -> Archived {
         let mut shared = self.shared.borrow_mut();
         let backend = shared.backend_mut();
         archive.number("origin", &mut self.origin_ns)?;
-        self.context.archive(archive, backend, self.spec.d)?;
+        self.context.archive(archive, backend)?;
+        self.context.rows(rows, backend, self.spec.d)?;
         self.caption.archive(archive, backend)?;
-        self.moments.archive(archive)?;
+        self.moments.archive(archive, rows)?;
         self.outputs.archive(archive)
     }
 

@@ -3,10 +3,11 @@
 use super::{RunError, Runtime};
 use crate::align::Awaited;
 use crate::archive::{Archive, Archived};
-use crate::keyframe::{Identity, KeyframeError, checksum};
+use crate::keyframe::image::KeyframeImage;
+use crate::keyframe::{Identity, KeyframeError};
 use crate::proto;
 use crate::sample::Sample;
-use crate::sink::Channel;
+use crate::sink::{Channel, Parcel};
 use crate::time::Clock;
 
 /// Longest reason of a new epoch.
@@ -17,20 +18,33 @@ pub(super) struct Keyframes {
     every_ticks: u64,
     /// Ticks run when the last one was taken.
     taken_at: u64,
-    keyframe: proto::Keyframe,
+    /// All but the rows.
+    rest: proto::Keyframe,
+    image: KeyframeImage,
+    awaited: Vec<Awaited>,
 }
 
 impl Runtime {
     /// From now on takes a keyframe every so many ticks.
-    pub fn take_keyframes(&mut self, every_ticks: u64) {
-        self.keyframes = Some(Keyframes {
+    ///
+    /// # Errors
+    /// None that a run can cause.
+    pub fn take_keyframes(&mut self, every_ticks: u64) -> Result<(), RunError> {
+        let mut keyframes = Keyframes {
             every_ticks: every_ticks.max(1),
             taken_at: self.ticks,
-            keyframe: self.identity.keyframe(),
-        });
+            rest: self.identity.keyframe(),
+            image: KeyframeImage::new(self.engine.row_bytes()),
+            awaited: Vec::new(),
+        };
+        // The first write touches all of the image: not the first keyframe's business.
+        self.freeze_into(&mut keyframes, 0, 0)?;
+        self.keyframes = Some(keyframes);
+        Ok(())
     }
 
-    /// Publishes a keyframe if one is due; to be called between ticks, `delivered` being the source's position.
+    /// Publishes a keyframe if one is due; to be called between ticks, `delivered` being the source's position. While the sink
+    /// is not done with the last one, it waits.
     ///
     /// # Errors
     /// [`RunError`] from the sink.
@@ -43,42 +57,75 @@ impl Runtime {
         self.publish_keyframe(delivered, clock)
     }
 
-    /// Publishes a keyframe now, where keyframes are taken and a tick has been run.
-    ///
-    /// # Errors
-    /// [`RunError`] from the sink.
-    pub fn publish_keyframe(&mut self, delivered: u64, clock: &dyn Clock) -> Result<(), RunError> {
-        let Some(mut keyframes) = self.keyframes.take().filter(|_| self.ticks > 0) else {
+    fn publish_keyframe(&mut self, delivered: u64, clock: &dyn Clock) -> Result<(), RunError> {
+        let Some(mut keyframes) = self.keyframes.take() else {
             return Ok(());
         };
-        let frozen = self.freeze_into(&mut keyframes.keyframe, delivered, clock.now_ns());
-        keyframes.taken_at = self.ticks;
-        let bytes = self.outputs.keyframe(&keyframes.keyframe);
-        let (tick, clock_ns) = (&self.tick, keyframes.keyframe.clock_ns);
-        let output = super::output(Channel::Keyframe, clock_ns, tick.tick_time_ns, bytes);
-        let published = self.sink.publish(&output);
+        let published = self.publish_from(&mut keyframes, delivered, clock);
         self.keyframes = Some(keyframes);
-        frozen.map_err(|e| RunError::Keyframe(e.into()))?;
-        Ok(published?)
+        published
+    }
+
+    /// Publishes a keyframe at the end, where keyframes are taken and a tick has been run.
+    pub(super) fn publish_last_keyframe(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
+        let Some(keyframes) = self.keyframes.as_mut().filter(|_| self.ticks > 0) else {
+            return Ok(());
+        };
+        if !keyframes.image.reclaim(self.sink.as_mut()) {
+            // The sink may keep it for long: the last one is made from the beginning.
+            keyframes.image = KeyframeImage::new(self.engine.row_bytes());
+        }
+        self.publish_keyframe(0, clock)
+    }
+
+    fn publish_from(
+        &mut self,
+        keyframes: &mut Keyframes,
+        delivered: u64,
+        clock: &dyn Clock,
+    ) -> Result<(), RunError> {
+        if !keyframes.image.reclaim(self.sink.as_mut()) {
+            return Ok(());
+        }
+        let clock_ns = clock.now_ns();
+        self.freeze_into(keyframes, delivered, clock_ns)?;
+        keyframes.taken_at = self.ticks;
+        let returned = self.sink.hand_over(Parcel {
+            channel: Channel::Keyframe,
+            publish_time_ns: clock_ns,
+            about_time_ns: self.tick.tick_time_ns,
+            payload: keyframes.image.lend(),
+        })?;
+        keyframes.image.take_back(returned.unwrap_or_default());
+        Ok(())
     }
 
     fn freeze_into(
         &mut self,
-        keyframe: &mut proto::Keyframe,
+        keyframes: &mut Keyframes,
         delivered: u64,
         clock_ns: u64,
-    ) -> Archived {
-        keyframe.tick = self.tick.tick;
-        keyframe.tick_time_ns = self.tick.tick_time_ns;
-        keyframe.epoch = self.tick.epoch;
-        keyframe.origin_ns = self.tick.origin_ns;
-        keyframe.clock_ns = clock_ns;
-        keyframe.delivered = delivered;
-        keyframe.engine.clear();
-        self.engine.freeze_into(&mut keyframe.engine)?;
-        keyframe.run.clear();
-        self.archive(&mut Archive::Write(&mut keyframe.run), &mut Vec::new())?;
-        keyframe.checksum = checksum(keyframe);
+    ) -> Result<(), RunError> {
+        let Keyframes {
+            rest,
+            image,
+            awaited,
+            ..
+        } = keyframes;
+        rest.tick = self.tick.tick;
+        rest.tick_time_ns = self.tick.tick_time_ns;
+        rest.epoch = self.tick.epoch;
+        rest.origin_ns = self.tick.origin_ns;
+        rest.clock_ns = clock_ns;
+        rest.delivered = delivered;
+        rest.engine.clear();
+        rest.run.clear();
+        awaited.clear();
+        let frozen = self.engine.freeze_into(&mut rest.engine, image.rows());
+        frozen
+            .and_then(|()| self.archive(&mut Archive::Write(&mut rest.run), awaited))
+            .map_err(KeyframeError::from)?;
+        image.complete(rest);
         Ok(())
     }
 
@@ -107,7 +154,7 @@ impl Runtime {
         find: impl FnOnce(&[Awaited]) -> Result<Vec<Sample>, KeyframeError>,
     ) -> Result<(), KeyframeError> {
         self.identity.check(keyframe)?;
-        self.engine.thaw(&keyframe.engine)?;
+        self.engine.thaw(&keyframe.engine, &keyframe.rows)?;
         let mut awaited = Vec::new();
         let mut archive = Archive::Read(&keyframe.run);
         self.archive(&mut archive, &mut awaited)?;
@@ -128,7 +175,7 @@ impl Runtime {
     /// [`KeyframeError`]; the run then begins cold.
     pub fn restart(&mut self, keyframe: &proto::Keyframe) -> Result<(), KeyframeError> {
         self.identity.check(keyframe)?;
-        self.engine.thaw(&keyframe.engine)?;
+        self.engine.thaw(&keyframe.engine, &keyframe.rows)?;
         self.aligner
             .go_on(keyframe.epoch, keyframe.origin_ns, keyframe.tick);
         self.outputs.set_restored(Some(keyframe.tick_time_ns));

@@ -20,7 +20,7 @@ use crate::model::stage::{Stage, StageTimes};
 use crate::model::weights::Weights;
 use crate::output::{MeasuredTick, Outputs, Planned};
 use crate::queue::QueueReceiver;
-use crate::sink::{Channel, Fault, Output, Sink, SinkError};
+use crate::sink::{Channel, Fault, Output, Parcel, Sink, SinkError};
 use crate::source::{Progress, Source, SourceError};
 use crate::time::Clock;
 use crate::timing::Timing;
@@ -214,7 +214,7 @@ impl Runtime {
         self.run_due(clock)?;
         if self.mode == Mode::Live {
             // What a restarted run goes on from. A replay's are on schedule only.
-            self.publish_keyframe(0, clock)?;
+            self.publish_last_keyframe(clock)?;
         }
         Ok(self.sink.finish()?)
     }
@@ -361,11 +361,30 @@ impl Runtime {
             .outputs
             .health(publish_ns, self.ticks + 1, state, reasons);
         sink.publish(&output(Channel::Health, publish_ns, about_ns, health))?;
-        let due = self.thumbnail_every > 0 && self.ticks.is_multiple_of(self.thumbnail_every);
-        if let Some((rgb, capture_ns)) = self.engine.thumbnail().filter(|_| due) {
-            sink.publish(&output(Channel::Thumbnail, publish_ns, capture_ns, rgb))?;
-        }
+        self.publish_thumbnail(publish_ns)?;
         Ok(publish_ns)
+    }
+
+    /// The thumbnail where one is due, without a copy: the sink gives another buffer for it.
+    fn publish_thumbnail(&mut self, publish_ns: u64) -> Result<(), RunError> {
+        let due = self.thumbnail_every > 0 && self.ticks.is_multiple_of(self.thumbnail_every);
+        let Some((rgb, capture_ns)) = self.engine.thumbnail().filter(|_| due) else {
+            return Ok(());
+        };
+        let bytes = rgb.len();
+        let parcel = Parcel {
+            channel: Channel::Thumbnail,
+            publish_time_ns: publish_ns,
+            about_time_ns: capture_ns,
+            payload: std::mem::take(rgb),
+        };
+        let (buffer, published) = match self.sink.hand_over(parcel) {
+            Ok(buffer) => (buffer, Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        *rgb = buffer.unwrap_or_default();
+        rgb.resize(bytes, 0);
+        Ok(published?)
     }
 
     /// Where every sample went.

@@ -84,6 +84,37 @@ pub struct Output<'a> {
     pub payload: &'a [u8],
 }
 
+/// An output in a buffer of its own.
+#[derive(Debug)]
+pub struct Parcel {
+    /// Which stream.
+    pub channel: Channel,
+    /// As [`Output::publish_time_ns`].
+    pub publish_time_ns: u64,
+    /// As [`Output::about_time_ns`].
+    pub about_time_ns: u64,
+    /// Message bytes; of a keyframe without its checksum.
+    pub payload: Vec<u8>,
+}
+
+impl Parcel {
+    /// Completes what its maker has left for a thread with more time.
+    fn seal(&mut self) {
+        if self.channel == Channel::Keyframe {
+            crate::keyframe::image::seal(&mut self.payload);
+        }
+    }
+
+    fn output(&self) -> Output<'_> {
+        Output {
+            channel: self.channel,
+            publish_time_ns: self.publish_time_ns,
+            about_time_ns: self.about_time_ns,
+            payload: &self.payload,
+        }
+    }
+}
+
 /// A sink that fails.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
@@ -115,6 +146,22 @@ pub trait Sink: Send {
     /// # Errors
     /// [`SinkError`]; the caller decides whether the run goes on.
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError>;
+
+    /// Stores or sends a large output, which is not copied. What is returned takes the buffer's place: for a thumbnail another
+    /// one, for a keyframe the same, or none, and [`Sink::take_back`] has it later.
+    ///
+    /// # Errors
+    /// As [`Sink::publish`].
+    fn hand_over(&mut self, mut parcel: Parcel) -> Result<Option<Vec<u8>>, SinkError> {
+        parcel.seal();
+        self.publish(&parcel.output())?;
+        Ok(Some(parcel.payload))
+    }
+
+    /// A keyframe's buffer that was handed over, when the sink is done with it.
+    fn take_back(&mut self) -> Option<Vec<u8>> {
+        None
+    }
 
     /// Completes what was begun; called once, at the end.
     ///

@@ -1,7 +1,7 @@
 //! A sink on a thread of its own. Buffers circulate between the two sides; when none is free the output is dropped and
 //! counted, the tick loop never waits. Nor does it wake the thread, but after a pause: the thread looks for outputs by itself.
 
-use super::{Channel, Fault, Output, Sink, SinkError};
+use super::{Channel, Fault, Output, Parcel, Sink, SinkError};
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,8 +21,8 @@ const THUMBNAIL_BUFFERS: usize = 4;
 /// Room a thumbnail's buffer has from the start: an image of 224 pixels a side.
 const THUMBNAIL_BYTES: usize = 224 * 224 * 3;
 
-/// Keyframes that may wait: they are very large, and a later one is as good.
-const KEYFRAME_BUFFERS: usize = 2;
+/// Keyframes that may wait, each in its maker's buffer: the run's own, and one that it makes at its end.
+const KEYFRAMES: usize = 2;
 
 /// How often the sink's thread looks for outputs while they come. Waking it would cost the tick loop a system call a tick;
 /// looking costs an output half of this, and the machine some microseconds each time.
@@ -34,18 +34,12 @@ const SLEEPS_AFTER: Duration = Duration::from_secs(1);
 /// How often a sleeping sink thread looks at its stop flag.
 const IDLE: Duration = Duration::from_millis(20);
 
-struct Parcel {
-    channel: Channel,
-    publish_time_ns: u64,
-    about_time_ns: u64,
-    payload: Vec<u8>,
-}
-
 struct Shared {
     full: ArrayQueue<Parcel>,
     free: ArrayQueue<Vec<u8>>,
     free_thumbnails: ArrayQueue<Vec<u8>>,
-    free_keyframes: ArrayQueue<Vec<u8>>,
+    /// Keyframes' buffers, to be taken back.
+    returned: ArrayQueue<Vec<u8>>,
     dropped: Arc<AtomicU64>,
     fault: Fault,
     /// The thread must be woken.
@@ -57,9 +51,7 @@ fn buffers(n: usize, bytes: usize) -> ArrayQueue<Vec<u8>> {
     let queue = ArrayQueue::new(n);
     for _ in 0..n {
         // Written to, so that the first output finds its pages in memory.
-        let mut buffer = vec![u8::MAX; bytes];
-        buffer.clear();
-        let _ = queue.push(buffer);
+        let _ = queue.push(vec![u8::MAX; bytes]);
     }
     queue
 }
@@ -68,7 +60,7 @@ impl Shared {
     fn free_of(&self, channel: Channel) -> &ArrayQueue<Vec<u8>> {
         match channel {
             Channel::Thumbnail => &self.free_thumbnails,
-            Channel::Keyframe => &self.free_keyframes,
+            Channel::Keyframe => &self.returned,
             _ => &self.free,
         }
     }
@@ -85,10 +77,10 @@ impl ThreadedSink {
     /// [`Sink::finish`]; it goes on being given outputs, since what it stands for may come back.
     pub fn new(mut inner: Box<dyn Sink>) -> ThreadedSink {
         let shared = Arc::new(Shared {
-            full: ArrayQueue::new(BUFFERS + THUMBNAIL_BUFFERS + KEYFRAME_BUFFERS),
+            full: ArrayQueue::new(BUFFERS + THUMBNAIL_BUFFERS + KEYFRAMES),
             free: buffers(BUFFERS, BUFFER_BYTES),
             free_thumbnails: buffers(THUMBNAIL_BUFFERS, THUMBNAIL_BYTES),
-            free_keyframes: buffers(KEYFRAME_BUFFERS, 0),
+            returned: ArrayQueue::new(KEYFRAMES),
             dropped: Arc::default(),
             fault: Fault::default(),
             sleeps: AtomicBool::new(false),
@@ -122,17 +114,12 @@ fn drain(shared: &Shared, sink: &mut dyn Sink) -> Result<(), SinkError> {
         let mut any = false;
         while let Some(mut parcel) = shared.full.pop() {
             any = true;
-            let published = sink.publish(&Output {
-                channel: parcel.channel,
-                publish_time_ns: parcel.publish_time_ns,
-                about_time_ns: parcel.about_time_ns,
-                payload: &parcel.payload,
-            });
+            parcel.seal();
+            let published = sink.publish(&parcel.output());
             if let Err(error) = published {
                 shared.fault.get_or_init(|| format!("outputs: {error}"));
                 failed = failed.and(Err(error));
             }
-            parcel.payload.clear();
             let _ = shared.free_of(parcel.channel).push(parcel.payload);
         }
         if stopping {
@@ -155,28 +142,61 @@ fn drain(shared: &Shared, sink: &mut dyn Sink) -> Result<(), SinkError> {
     }
 }
 
-impl Sink for ThreadedSink {
-    fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
-        let Some(mut payload) = self.shared.free_of(output.channel).pop() else {
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
-        };
-        payload.extend_from_slice(output.payload);
-        let parcel = Parcel {
-            channel: output.channel,
-            publish_time_ns: output.publish_time_ns,
-            about_time_ns: output.about_time_ns,
-            payload,
-        };
-        // As many places as buffers: there is always one for a buffer that was free.
-        let _ = self.shared.full.push(parcel);
+impl ThreadedSink {
+    /// Counts an output that does not go out; its buffer is not wanted.
+    fn drop_output(&self, parcel: Parcel) -> Vec<u8> {
+        self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        parcel.payload
+    }
+
+    /// Hands a parcel to the thread; returns it where there is no room.
+    fn send(&self, parcel: Parcel) -> Option<Parcel> {
+        let refused = self.shared.full.push(parcel).err();
         if self.shared.sleeps.load(Ordering::SeqCst)
             && let Some(thread) = &self.thread
         {
             self.shared.sleeps.store(false, Ordering::SeqCst);
             thread.thread().unpark();
         }
+        refused
+    }
+}
+
+impl Sink for ThreadedSink {
+    /// A keyframe is to be handed over.
+    fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
+        let Some(mut payload) = self.shared.free_of(output.channel).pop() else {
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        };
+        payload.clear();
+        payload.extend_from_slice(output.payload);
+        // As many places as buffers: there is always one for a buffer that was free.
+        let _ = self.send(Parcel {
+            channel: output.channel,
+            publish_time_ns: output.publish_time_ns,
+            about_time_ns: output.about_time_ns,
+            payload,
+        });
         Ok(())
+    }
+
+    fn hand_over(&mut self, parcel: Parcel) -> Result<Option<Vec<u8>>, SinkError> {
+        let exchange = match parcel.channel {
+            Channel::Keyframe => None,
+            channel => match self.shared.free_of(channel).pop() {
+                Some(free) => Some(free),
+                None => return Ok(Some(self.drop_output(parcel))),
+            },
+        };
+        match self.send(parcel) {
+            None => Ok(exchange),
+            Some(refused) => Ok(Some(self.drop_output(refused))),
+        }
+    }
+
+    fn take_back(&mut self) -> Option<Vec<u8>> {
+        self.shared.returned.pop()
     }
 
     fn finish(&mut self) -> Result<(), SinkError> {
@@ -297,5 +317,46 @@ mod tests {
         shut.store(false, Ordering::Release);
         sink.finish().unwrap();
         assert_eq!(got.lock().unwrap().len(), BUFFERS);
+    }
+
+    #[test]
+    fn a_keyframe_is_sealed_and_comes_back_and_a_thumbnail_is_exchanged() {
+        let inner = Inner::default();
+        let (got, shut) = (Arc::clone(&inner.got), Arc::clone(&inner.shut));
+        shut.store(true, Ordering::Release);
+        let mut sink = ThreadedSink::new(Box::new(inner));
+        let hand_over = |sink: &mut ThreadedSink, channel, byte| {
+            let parcel = Parcel {
+                channel,
+                publish_time_ns: 0,
+                about_time_ns: 0,
+                payload: vec![byte; 100],
+            };
+            sink.hand_over(parcel).unwrap()
+        };
+        assert_eq!(hand_over(&mut sink, Channel::Keyframe, 1), None);
+        assert_eq!(sink.take_back(), None, "the thread waits");
+        for i in 0..THUMBNAIL_BUFFERS {
+            let given = hand_over(&mut sink, Channel::Thumbnail, i as u8);
+            assert!(given.is_some_and(|given| given.len() == THUMBNAIL_BYTES));
+        }
+        let given = hand_over(&mut sink, Channel::Thumbnail, 7);
+        assert_eq!(given, Some(vec![7; 100]), "none is free");
+        assert_eq!(sink.dropped().load(Ordering::Relaxed), 1);
+        shut.store(false, Ordering::Release);
+        let until = Instant::now() + 20 * SLEEPS_AFTER;
+        let back = loop {
+            assert!(Instant::now() < until, "it does not come back");
+            if let Some(back) = sink.take_back() {
+                break back;
+            }
+        };
+        sink.finish().unwrap();
+        assert_eq!(back[..100], [1; 100]);
+        let mut sealed = vec![1; 100];
+        crate::keyframe::image::seal(&mut sealed);
+        let got = got.lock().unwrap();
+        assert_eq!(got.len(), 1 + THUMBNAIL_BUFFERS);
+        assert_eq!(got[0], sealed);
     }
 }

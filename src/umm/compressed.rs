@@ -29,6 +29,7 @@ use super::arena::ArenaPlan;
 use super::compression::{Compression, MAX_RATIO, MAX_TOP_K};
 use super::kv::{KvRing, KvRow};
 use super::ring::{Ring, Spans};
+use super::rows::Rows;
 use crate::archive::{Archive, ArchiveError, Archived};
 use crate::backend::{Backend, Region, Segments, Visibility};
 use crate::model::rotary::Position;
@@ -284,13 +285,13 @@ impl CompressedRing {
     /// Forgets everything; the topic's next token has the position `start`.
     pub fn clear(&mut self, start: u64) {
         // From position 0 again: blocks begin at multiples of their length.
-        self.ring = Ring::new(self.ring.capacity());
+        self.ring.restart();
         self.start = start;
         self.waiting.clear();
         self.begin_tick();
     }
 
-    /// Everything held, to or from a keyframe; the topic's next token has the position `position`.
+    /// Everything held but pooled rows, to or from a keyframe; the topic's next token has the position `position`.
     pub(super) fn archive(
         &mut self,
         archive: &mut Archive<'_>,
@@ -334,11 +335,21 @@ impl CompressedRing {
         }
         let waiting = Spans::one(0..waiting);
         for layer in &self.layers {
-            layer.pooled.archive(archive, backend, &view)?;
             layer.waiting.archive(archive, backend, &waiting)?;
         }
         if archive.reads() {
             self.begin_tick();
+        }
+        Ok(())
+    }
+
+    /// Pooled rows, after [`CompressedRing::archive`].
+    pub(super) fn rows(&mut self, rows: &mut Rows<'_>, backend: &mut dyn Backend) -> Archived {
+        let slots = rows.next_ring(&self.ring);
+        for layer in &self.layers {
+            layer.pooled.rows(rows, backend, &slots)?;
+        }
+        if matches!(rows, Rows::Read(_)) {
             self.recompute_blocks(backend);
         }
         Ok(())

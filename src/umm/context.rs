@@ -3,9 +3,10 @@
 
 use super::arena::ArenaPlan;
 use super::compressed::CompressedRing;
-use super::kv::{KvRing, KvRow, archive_rows};
+use super::kv::{KvRing, KvRow};
 use super::ring::{ChunkTooLong, Ring, Spans};
-use crate::archive::{Archive, Archived};
+use super::rows::Rows;
+use crate::archive::{Archive, ArchiveError, Archived};
 use crate::backend::{Backend, Region, Segments, Visibility};
 use std::ops::Range;
 
@@ -107,8 +108,8 @@ impl LayeredRing {
         self.ring.clear();
     }
 
-    /// Every token held, to or from a keyframe: times, then keys and values layer by layer, older first.
-    fn archive(&mut self, archive: &mut Archive<'_>, backend: &mut dyn Backend) -> Archived {
+    /// To or from a keyframe: positions and times, older first.
+    fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.same("layers", self.layers.len() as u64)?;
         archive.same("key width", self.row.width as u64)?;
         archive.same("key elements", self.row.len as u64)?;
@@ -117,10 +118,16 @@ impl LayeredRing {
         for slots in view.iter() {
             archive.slice("times", &mut self.times_ns[slots])?;
         }
-        for layer in &self.layers {
-            layer.archive(archive, backend, &view)?;
-        }
         Ok(())
+    }
+
+    /// Keys and values, layer by layer; the slots are the ring's.
+    fn rows(&self, rows: &mut Rows<'_>, backend: &mut dyn Backend) -> Result<Spans, ArchiveError> {
+        let slots = rows.next_ring(&self.ring);
+        for layer in &self.layers {
+            layer.rows(rows, backend, &slots)?;
+        }
+        Ok(slots)
     }
 }
 
@@ -203,25 +210,33 @@ impl Context {
         self.fusion.clear();
     }
 
-    /// The whole context, to or from a keyframe; `d` is the width of a feature.
+    /// The whole context but its rows, to or from a keyframe.
     ///
     /// # Errors
     /// [`crate::archive::ArchiveError`]; the context is then to be cleared.
-    pub fn archive(
-        &mut self,
-        archive: &mut Archive<'_>,
-        backend: &mut dyn Backend,
-        d: usize,
-    ) -> Archived {
+    pub fn archive(&mut self, archive: &mut Archive<'_>, backend: &mut dyn Backend) -> Archived {
         archive.same("topics", self.topics.len() as u64)?;
         for topic in &mut self.topics {
-            topic.rings.archive(archive, backend)?;
-            let view = topic.rings.ring().view();
-            archive_rows(archive, backend, topic.features, &view, d)?;
+            topic.rings.archive(archive)?;
             if let Some(compressed) = &mut topic.compressed {
                 compressed.archive(archive, backend, topic.rings.ring().position())?;
             }
         }
-        self.fusion.archive(archive, backend)
+        self.fusion.archive(archive)
+    }
+
+    /// The rows of all rings, after [`Context::archive`]; `d` is the width of a feature.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Short`].
+    pub fn rows(&mut self, rows: &mut Rows<'_>, backend: &mut dyn Backend, d: usize) -> Archived {
+        for topic in &mut self.topics {
+            let slots = topic.rings.rows(rows, backend)?;
+            rows.region(backend, topic.features, d, &slots)?;
+            if let Some(compressed) = &mut topic.compressed {
+                compressed.rows(rows, backend)?;
+            }
+        }
+        self.fusion.rows(rows, backend).map(drop)
     }
 }

@@ -2,7 +2,8 @@
 
 use super::arena::ArenaPlan;
 use super::ring::Spans;
-use crate::archive::{Archive, Archived};
+use super::rows::Rows;
+use crate::archive::{Archive, ArchiveError, Archived};
 use crate::backend::{Backend, KvSegment, Region, Visibility};
 use std::ops::Range;
 
@@ -94,10 +95,19 @@ impl KvRing {
         }
     }
 
-    /// These slots, to or from a keyframe: keys, then values.
+    /// These slots of a ring's keys, then values.
     ///
     /// # Errors
-    /// [`crate::archive::ArchiveError`].
+    /// As [`Rows::region`].
+    pub fn rows(&self, rows: &mut Rows<'_>, backend: &mut dyn Backend, slots: &Spans) -> Archived {
+        rows.region(backend, self.k, self.row.len, slots)?;
+        rows.region(backend, self.v, self.row.len, slots)
+    }
+
+    /// These few slots, to or from a keyframe: keys, then values.
+    ///
+    /// # Errors
+    /// [`ArchiveError`].
     pub fn archive(
         &self,
         archive: &mut Archive<'_>,
@@ -109,11 +119,7 @@ impl KvRing {
     }
 }
 
-/// These rows of a region, to or from a keyframe.
-///
-/// # Errors
-/// [`crate::archive::ArchiveError`].
-pub(crate) fn archive_rows(
+fn archive_rows(
     archive: &mut Archive<'_>,
     backend: &mut dyn Backend,
     region: Region,
@@ -122,13 +128,19 @@ pub(crate) fn archive_rows(
 ) -> Archived {
     for slots in slots.iter() {
         let rows = region.rows(slots.start, slots.len(), width);
-        let mut host = vec![0.0_f32; rows.len];
-        if !archive.reads() {
-            backend.download(rows, &mut host);
-        }
-        archive.slice("keys and values", &mut host)?;
-        if archive.reads() {
-            backend.upload(rows, &host);
+        let len = rows.len * size_of::<f32>();
+        match archive {
+            Archive::Write(out) => {
+                let at = out.len();
+                out.resize(at + len, 0);
+                backend.download_bytes(rows, &mut out[at..]);
+            }
+            Archive::Read(bytes) => {
+                let short = ArchiveError::Short("keys and values");
+                let (mine, rest) = bytes.split_at_checked(len).ok_or(short)?;
+                backend.upload_bytes(rows, mine);
+                *bytes = rest;
+            }
         }
     }
     Ok(())

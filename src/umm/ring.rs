@@ -63,6 +63,15 @@ pub struct Ring {
     position: u64,
     /// Positions before this one were forgotten by [`Ring::clear`].
     start: u64,
+    /// How often it has not simply gone on, see [`Ring::written_since`].
+    breaks: u64,
+}
+
+/// An instant in a ring's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingMark {
+    breaks: u64,
+    position: u64,
 }
 
 impl Ring {
@@ -76,6 +85,7 @@ impl Ring {
             capacity,
             position: 0,
             start: 0,
+            breaks: 0,
         }
     }
 
@@ -150,6 +160,7 @@ impl Ring {
         archive.same("ring capacity", self.capacity as u64)?;
         archive.number("ring position", &mut self.position)?;
         archive.number("ring start", &mut self.start)?;
+        self.breaks += u64::from(archive.reads());
         if self.start > self.position {
             return Err(ArchiveError::Mismatch {
                 what: "ring start",
@@ -162,6 +173,31 @@ impl Ring {
 
     /// Forgets every token. Positions go on counting, so that an old position never names a new token.
     pub fn clear(&mut self) {
+        self.breaks += u64::from(!self.is_empty());
         self.start = self.position;
+    }
+
+    /// Forgets every token and counts from position 0 again.
+    pub fn restart(&mut self) {
+        self.breaks += u64::from(self.position > 0);
+        self.position = 0;
+        self.start = 0;
+    }
+
+    /// Now.
+    pub fn mark(&self) -> RingMark {
+        RingMark {
+            breaks: self.breaks,
+            position: self.position,
+        }
+    }
+
+    /// Slots that may have been written since then: all of them when tokens were forgotten or the ring was thawed in between, or
+    /// without a mark.
+    pub fn written_since(&self, mark: Option<RingMark>) -> Spans {
+        match mark {
+            Some(mark) if mark.breaks == self.breaks => self.spans(mark.position..self.position),
+            _ => Spans::one(0..self.capacity),
+        }
     }
 }

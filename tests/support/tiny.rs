@@ -1,5 +1,6 @@
 //! A tiny model, drives of it cut at random, and networks with a long context that step through them.
 
+use umm::archive::{Archive, ArchiveError};
 use umm::backend::cpu::{Cpu, Path};
 use umm::backend::parity::noise;
 use umm::model::adapter::TokenBatch;
@@ -12,6 +13,7 @@ use umm::model::spec::{Modality, ModelSpec};
 use umm::model::stage::NoProbe;
 use umm::model::weights::Weights;
 use umm::umm::compression::Compression;
+use umm::umm::rows::Rows;
 
 pub const ORIGIN_NS: i64 = 1_700_000_000_123_456_789;
 pub const PERIOD_NS: i64 = 100_000_000;
@@ -243,4 +245,32 @@ pub fn sequence(ticks: Vec<(TickMoment, TokenBatch)>, context: usize) -> Sequenc
         context_capacity: vec![context; TOPICS.len()],
         caption_steps: 1,
     }
+}
+
+/// A network's state between two steps.
+#[derive(Clone, PartialEq)]
+pub struct Frozen {
+    pub state: Vec<u8>,
+    pub rows: Vec<u8>,
+}
+
+pub fn freeze(network: &mut Network) -> Frozen {
+    let mut measured = Rows::Measure(0);
+    let archive = &mut Archive::Write(&mut Vec::new());
+    network.archive(archive, &mut measured).unwrap();
+    let Rows::Measure(row_bytes) = measured else {
+        panic!("it still measures");
+    };
+    let (mut state, mut rows) = (Vec::new(), vec![0; row_bytes]);
+    let (archive, mut marks) = (&mut Archive::Write(&mut state), Vec::new());
+    let to = &mut Rows::to(&mut rows, &mut marks);
+    network.archive(archive, to).unwrap();
+    Frozen { state, rows }
+}
+
+pub fn thaw(network: &mut Network, frozen: &Frozen) -> Result<(), ArchiveError> {
+    let (mut archive, mut rows) = (Archive::Read(&frozen.state), Rows::Read(&frozen.rows));
+    network.archive(&mut archive, &mut rows)?;
+    archive.end()?;
+    rows.end()
 }

@@ -353,6 +353,14 @@ impl Backend for Cpu {
         dst.copy_from_slice(&self.arena[src.range()]);
     }
 
+    fn upload_bytes(&mut self, dst: Region, src: &[u8]) {
+        bytemuck::cast_slice_mut(&mut self.arena[dst.range()]).copy_from_slice(src);
+    }
+
+    fn download_bytes(&self, src: Region, dst: &mut [u8]) {
+        dst.copy_from_slice(bytemuck::cast_slice(&self.arena[src.range()]));
+    }
+
     fn copy_into(&mut self, src: Region, dst: Region) {
         assert_eq!(src.len, dst.len, "copy sizes");
         self.arena.copy_within(src.range(), dst.start);
