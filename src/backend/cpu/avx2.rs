@@ -160,6 +160,54 @@ impl Sixteen for Two {
         // SAFETY: see above.
         unsafe { Two(widen(from), widen(from.add(HALF))) }
     }
+
+    #[inline(always)]
+    unsafe fn zip_bf16(first: *const u16, second: *const u16) -> Two {
+        // SAFETY: see above.
+        unsafe {
+            let first = _mm256_loadu_si256(first.cast());
+            let second = _mm256_loadu_si256(second.cast());
+            // Fours of pairs: 0 and 2, then 1 and 3.
+            let low = _mm256_unpacklo_epi16(first, second);
+            let high = _mm256_unpackhi_epi16(first, second);
+            Two(
+                _mm256_castsi256_ps(_mm256_permute2x128_si256::<0x20>(low, high)),
+                _mm256_castsi256_ps(_mm256_permute2x128_si256::<0x31>(low, high)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(rows: [*const f32; LANES], to: *mut f32) {
+        /// Columns that are made at once.
+        const FOUR: usize = 4;
+        // SAFETY: see above.
+        unsafe {
+            for (half, rows) in rows.as_chunks::<HALF>().0.iter().enumerate() {
+                for first in (0..LANES).step_by(FOUR) {
+                    // Row `i` in the lower 128 bits, row `i + 4` in the upper ones.
+                    let mut both = [_mm256_setzero_ps(); FOUR];
+                    for (i, both) in both.iter_mut().enumerate() {
+                        let low = _mm_loadu_ps(rows[i].add(first));
+                        let high = _mm_loadu_ps(rows[i + FOUR].add(first));
+                        *both = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high);
+                    }
+                    let [a, b, c, d] = both;
+                    let (low, low2) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                    let (high, high2) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                    let columns = [
+                        _mm256_shuffle_ps::<0b01_00_01_00>(low, low2),
+                        _mm256_shuffle_ps::<0b11_10_11_10>(low, low2),
+                        _mm256_shuffle_ps::<0b01_00_01_00>(high, high2),
+                        _mm256_shuffle_ps::<0b11_10_11_10>(high, high2),
+                    ];
+                    for (i, column) in columns.into_iter().enumerate() {
+                        _mm256_storeu_ps(to.add((first + i) * LANES + half * HALF), column);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Eight values in bf16.

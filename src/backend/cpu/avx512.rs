@@ -104,6 +104,31 @@ impl Sixteen for __m512 {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(values))
         }
     }
+
+    #[inline(always)]
+    unsafe fn zip_bf16(first: *const u16, second: *const u16) -> __m512 {
+        // SAFETY: see above.
+        unsafe {
+            let first = _mm512_cvtepu16_epi32(_mm256_loadu_si256(first.cast()));
+            let second = _mm512_cvtepu16_epi32(_mm256_loadu_si256(second.cast()));
+            let pairs = _mm512_or_si512(first, _mm512_slli_epi32::<16>(second));
+            _mm512_castsi512_ps(pairs)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(rows: [*const f32; LANES], to: *mut f32) {
+        // SAFETY: see above.
+        unsafe {
+            let mut loaded = [_mm512_setzero_si512(); LANES];
+            for (loaded, row) in loaded.iter_mut().zip(rows) {
+                *loaded = _mm512_loadu_si512(row.cast());
+            }
+            for (i, column) in transpose(loaded).into_iter().enumerate() {
+                _mm512_storeu_si512(to.add(i * LANES).cast(), column);
+            }
+        }
+    }
 }
 
 /// `2^t`, 0 below `lowest`, the bits of [`math::Weigh`](super::math::Weigh) where multiply-add is fused.

@@ -134,6 +134,57 @@ impl Sixteen for Four {
         // SAFETY: see above.
         unsafe { four!(|I| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.add(I * PART))))) }
     }
+
+    #[inline(always)]
+    unsafe fn zip_bf16(first: *const u16, second: *const u16) -> Four {
+        /// Values of a register.
+        const EIGHT: usize = 2 * PART;
+        // SAFETY: see above.
+        unsafe {
+            let (first, first2) = (vld1q_u16(first), vld1q_u16(first.add(EIGHT)));
+            let (second, second2) = (vld1q_u16(second), vld1q_u16(second.add(EIGHT)));
+            Four([
+                vreinterpretq_f32_u16(vzip1q_u16(first, second)),
+                vreinterpretq_f32_u16(vzip2q_u16(first, second)),
+                vreinterpretq_f32_u16(vzip1q_u16(first2, second2)),
+                vreinterpretq_f32_u16(vzip2q_u16(first2, second2)),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(rows: [*const f32; LANES], to: *mut f32) {
+        // SAFETY: see above.
+        unsafe {
+            for (part, rows) in rows.as_chunks::<PART>().0.iter().enumerate() {
+                for first in (0..LANES).step_by(PART) {
+                    let [a, b, c, d] = rows.map(|row| row.add(first));
+                    let (a, b) = (vld1q_f32(a), vld1q_f32(b));
+                    let (c, d) = (vld1q_f32(c), vld1q_f32(d));
+                    // Columns 0 and 2, then 1 and 3, of two rows each.
+                    let [even, odd] = [vtrn1q_f32(a, b), vtrn2q_f32(a, b)].map(halves);
+                    let [even2, odd2] = [vtrn1q_f32(c, d), vtrn2q_f32(c, d)].map(halves);
+                    let columns = [
+                        vtrn1q_f64(even, even2),
+                        vtrn1q_f64(odd, odd2),
+                        vtrn2q_f64(even, even2),
+                        vtrn2q_f64(odd, odd2),
+                    ];
+                    for (i, column) in columns.into_iter().enumerate() {
+                        let to = to.add((first + i) * LANES + part * PART);
+                        vst1q_f32(to, vreinterpretq_f32_f64(column));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Two and two floats.
+#[inline(always)]
+fn halves(four: float32x4_t) -> float64x2_t {
+    // SAFETY: the instructions belong to every such processor.
+    unsafe { vreinterpretq_f64_f32(four) }
 }
 
 /// Step by step what [`math::exp2`](super::math::exp2) does.

@@ -124,6 +124,12 @@ pub(super) trait Sixteen: Copy {
     /// From sixteen places in bf16.
     unsafe fn load_bf16(from: *const u16) -> Self;
 
+    /// Of twice sixteen values in bf16 pairs, each of one of the first and its neighbour of the second.
+    unsafe fn zip_bf16(first: *const u16, second: *const u16) -> Self;
+
+    /// Sixteen places of each of sixteen rows to columns, `[16][16]`: whatever 32 bits they hold.
+    unsafe fn transpose(rows: [*const f32; LANES], to: *mut f32);
+
     /// Each for itself.
     #[inline(always)]
     unsafe fn lanes(self) -> [f32; LANES] {

@@ -10,8 +10,8 @@
 
 mod loops;
 mod narrow;
-#[cfg(target_arch = "x86_64")]
-mod pack_avx512;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod pack;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) mod vectors;
 

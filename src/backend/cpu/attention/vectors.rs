@@ -1,7 +1,6 @@
 //! `f32` on vectors: the sums of [`super::loops`], in the same order, many rows at a time.
 
-#[cfg(target_arch = "x86_64")]
-use super::pack_avx512;
+use super::pack::pack_f32;
 use super::{Packed, Queries, SCORE_BLOCK, WIDTH, weights_below};
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::avx2::Two;
@@ -42,22 +41,16 @@ pub(super) fn attend(
 ) {
     assert!(vectors.available(), "no such vectors here");
     assert!(queries.head_dim() <= MAX_HEAD_DIM, "head too wide");
+    pack_f32(vectors, queries, packed);
     // SAFETY: available.
     unsafe {
         match vectors {
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2 => {
-                packed.pack(queries);
-                attend_avx2(queries, packed, scratch, out);
-            }
+            Vectors::Avx2 => attend_avx2(queries, packed, scratch, out),
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx512 => {
-                pack_avx512::pack(queries, packed);
-                attend_avx512(queries, packed, scratch, out);
-            }
+            Vectors::Avx512 => attend_avx512(queries, packed, scratch, out),
             #[cfg(target_arch = "aarch64")]
             Vectors::Neon => {
-                packed.pack(queries);
                 attend_rows::<Four, { Four::ACROSS }>(queries, packed, scratch, out);
             }
         }

@@ -5,12 +5,16 @@ mod loops;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use super::pack::pack_pairs;
 use super::{Queries, WIDTH};
 use crate::backend::Epilogue;
 use crate::backend::cpu::bf16::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel_rows::{put, row_stride};
 use crate::backend::cpu::math;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::backend::cpu::sixteen::Vectors;
 
 /// Query rows worked on together.
 const ROWS: usize = 2 * TILE_ROWS;
@@ -21,7 +25,7 @@ const KEYS: usize = 2 * PANEL;
 const _: () = assert!(PANEL == WIDTH && KEYS == STEP);
 
 /// A pair of values: what one place of a panel holds.
-type Pair = [Bf16; 2];
+pub(super) type Pair = [Bf16; 2];
 
 /// Buffers of one thread; grow to the largest window and stay.
 #[derive(Default)]
@@ -50,7 +54,7 @@ pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch, out
     let vectors = isa >= Isa::Avx512Vnni && vectors::available();
     #[cfg(not(target_arch = "x86_64"))]
     let vectors = false;
-    pack(vectors, queries, depth, keys, scratch);
+    pack(isa, queries, depth, keys, scratch);
     let strides = [depth, keys].map(row_stride::<Bf16>);
     let product = Product::new(isa);
     for first in (0..queries.count()).step_by(ROWS) {
@@ -105,12 +109,13 @@ impl Scratch {
 }
 
 /// Keys and values to panels.
-fn pack(vectors: bool, queries: &Queries<'_>, depth: usize, keys: usize, scratch: &mut Scratch) {
-    #[cfg(target_arch = "x86_64")]
-    if vectors {
-        return vectors::pack(scratch, queries, depth, keys);
+fn pack(isa: Isa, queries: &Queries<'_>, depth: usize, keys: usize, scratch: &mut Scratch) {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if let Some(vectors) = Vectors::best(isa) {
+        let (to_keys, to_values) = (&mut scratch.keys, &mut scratch.values);
+        return pack_pairs(vectors, queries, (depth, keys), to_keys, to_values);
     }
-    let _ = vectors;
+    let _ = isa;
     loops::pack(scratch, queries, depth, keys);
 }
 

@@ -1,112 +1,18 @@
-//! Packing and softmax on 512-bit vectors that round to bf16: the bits of [`super::loops`].
+//! Softmax on 512-bit vectors that round to bf16: the bits of [`super::loops`].
 
-use super::{KEYS, PANEL, Pair, ROWS, Scratch, TILE_ROWS, TileSums, weights_below};
-use crate::backend::cpu::attention::{KEYS_AHEAD, Queries};
-use crate::backend::cpu::avx512::{self, first_lanes};
+use super::{KEYS, PANEL, ROWS, TILE_ROWS, TileSums, weights_below};
+use crate::backend::cpu::attention::Queries;
+use crate::backend::cpu::avx512;
 use crate::backend::cpu::bf16::Bf16;
 use crate::backend::cpu::kernel_rows::row_stride;
 use crate::backend::cpu::sixteen::LANES;
 use std::arch::x86_64::*;
 
-const _: () = assert!(LANES == PANEL && size_of::<Pair>() == 4);
+const _: () = assert!(LANES == PANEL);
 
 /// Whether this processor has what the functions here need.
 pub(super) fn available() -> bool {
     avx512::available() && is_x86_feature_detected!("avx512bf16")
-}
-
-/// Keys and values to panels.
-///
-/// # Panics
-/// Where such vectors are not available.
-pub(super) fn pack(scratch: &mut Scratch, queries: &Queries<'_>, depth: usize, keys: usize) {
-    assert!(available(), "no vectors of bf16 here");
-    assert!(scratch.keys.len() == keys * depth / 2 && scratch.values.len() == depth * keys / 2);
-    // SAFETY: available; the sizes are asserted.
-    unsafe {
-        pack_keys(&mut scratch.keys, queries, depth);
-        pack_values(&mut scratch.values, queries, keys);
-    }
-}
-
-/// Up to sixteen pairs from `first` on; zeros where there are none.
-///
-/// # Safety
-/// AVX-512 with BF16 is available.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn load_pairs(cached: &[f32], first: usize) -> __m512i {
-    let left = cached.len().saturating_sub(first);
-    // SAFETY: as many as there are.
-    unsafe {
-        let at = cached.as_ptr().wrapping_add(first);
-        _mm512_maskz_loadu_epi32(first_lanes(left), at.cast())
-    }
-}
-
-/// # Safety
-/// As [`load_pairs`]; `panels` are whole ones of `depth`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn pack_keys(panels: &mut [Pair], queries: &Queries<'_>, depth: usize) {
-    let count = queries.keys.len();
-    for (panel, to) in panels.chunks_exact_mut(PANEL * depth / 2).enumerate() {
-        (0..PANEL).for_each(|i| queries.prefetch_key(panel * PANEL + i + KEYS_AHEAD));
-        for (step, to) in to.chunks_exact_mut(LANES * PANEL).enumerate() {
-            let mut rows = [_mm512_setzero_si512(); LANES];
-            for (i, row) in rows.iter_mut().enumerate() {
-                // Behind the last key anything finite will do: it gets no weight.
-                let key = queries.key((panel * PANEL + i).min(count - 1));
-                // SAFETY: by the caller.
-                *row = unsafe { load_pairs(key, step * LANES) };
-            }
-            // SAFETY: by the caller.
-            let columns = unsafe { avx512::transpose(rows) };
-            for (to, column) in to.chunks_exact_mut(LANES).zip(columns) {
-                // SAFETY: sixteen pairs.
-                unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), column) };
-            }
-        }
-    }
-}
-
-/// For each half of the values of two vectors in turn: one of the first, then its neighbour of the second.
-const IN_TURN: [[u16; 2 * LANES]; 2] = {
-    let mut index = [[0; 2 * LANES]; 2];
-    let mut i = 0;
-    while i < 2 * LANES {
-        // The second vector's values are counted on from the first's.
-        let of_vector = (i % 2 * 2 * LANES) as u16;
-        index[0][i] = (i / 2) as u16 + of_vector;
-        index[1][i] = (i / 2 + LANES) as u16 + of_vector;
-        i += 1;
-    }
-    index
-};
-
-/// # Safety
-/// As [`load_pairs`]; `panels` are whole pairs of panels, each with a place for two of `keys` keys.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn pack_values(panels: &mut [Pair], queries: &Queries<'_>, keys: usize) {
-    let (count, pairs) = (queries.keys.len(), keys / 2);
-    // SAFETY: thirty-two places.
-    let in_turn = IN_TURN.map(|index| unsafe { _mm512_loadu_si512(index.as_ptr().cast()) });
-    for pair in 0..pairs {
-        (0..2).for_each(|i| queries.prefetch_value(2 * pair + i + KEYS_AHEAD));
-        let value = |j: usize| if j < count { queries.value(j) } else { &[] };
-        let (even, odd) = (value(2 * pair), value(2 * pair + 1));
-        for two_panels in 0..panels.len() / (2 * pairs * PANEL) {
-            let first = two_panels * LANES;
-            // SAFETY: by the caller.
-            let (even, odd) = unsafe { (load_pairs(even, first), load_pairs(odd, first)) };
-            for (half, in_turn) in in_turn.iter().enumerate() {
-                let panel = 2 * two_panels + half;
-                let to = &mut panels[(panel * pairs + pair) * PANEL..][..PANEL];
-                let both = _mm512_permutex2var_epi16(even, *in_turn, odd);
-                // SAFETY: sixteen pairs.
-                unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), both) };
-            }
-        }
-    }
 }
 
 /// Scores to weights of the softmax, unnormalised; returns one over each row's sum.
@@ -143,7 +49,7 @@ const ROWS_HELD: usize = 8;
 /// All rows of a tile together: their scores lie together, and those of one row far apart.
 ///
 /// # Safety
-/// As [`load_pairs`]; `weights` has [`TILE_ROWS`] rows.
+/// AVX-512 with BF16 is available; `weights` has [`TILE_ROWS`] rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
 unsafe fn weigh_tile(
     tile: usize,
