@@ -22,7 +22,8 @@ use umm::sample::Sample;
 use umm::sink::mcap_file::McapFile;
 use umm::sink::threaded::ThreadedSink;
 use umm::source::replay::{Replay, Speed};
-use umm::source::zenoh::{SensorClock, ZenohSource};
+use umm::source::sensor_clock::SensorClock;
+use umm::source::zenoh::ZenohSource;
 use umm::source::{Inlet, Progress, Source};
 use umm::time::{Clock, LogClock, WallClock};
 use umm::zenoh_session;
@@ -141,7 +142,7 @@ fn live_ticks(config: &Config, seconds: f64) -> Live {
             Replay::open(&log, inlet, clock.clone(), Speed::Fastest, None).expect("the drive");
         let file = McapFile::create(&out, "umm", facts(config, &weights, "bench")).expect("a file");
         let backend = Box::new(Cpu::with_precision(Path::Fast, config.engine.precision));
-        let sink = Box::new(ThreadedSink::new(Box::new(file)));
+        let sink = Box::new(ThreadedSink::new(Box::new(file)).expect("a thread"));
         let stopwatch = Box::new(WallClock::new());
         let mut runtime = Runtime::new(
             config,

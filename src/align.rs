@@ -557,11 +557,13 @@ impl Aligner {
     }
 }
 
-/// Numbers missing between the last sequence and this one; a count that stands or goes back is a restart or a
+/// Numbers missing between the last sequence and this one; a count that stands, goes back or leaps is a restart or a
 /// publisher that does not count.
 fn count_gap(last: &mut Option<u64>, sequence: u64) -> u64 {
+    /// More are not lost between two messages of one publisher.
+    const MOST: u64 = 1 << 16;
     let gap = match *last {
-        Some(last) if sequence > last => sequence - last - 1,
+        Some(last) if sequence > last && sequence - last <= MOST => sequence - last - 1,
         _ => 0,
     };
     *last = Some(sequence);

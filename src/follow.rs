@@ -66,12 +66,13 @@ fn follow_here(
     config: &Config,
     weights: &Weights,
 ) -> Result<Followed, Error> {
+    let inputs = Inputs::open(log, journal, config)?;
     let mut journal = Journal::open(journal, &config.live.prefix)?;
     let backend = Box::new(Cpu::with_precision(CpuPath::Fast, config.engine.precision));
     let mut follower = Follower {
         config,
         weights,
-        inputs: Inputs::open(log, config)?,
+        inputs,
         engine: Engine::new(config, weights, backend).map_err(RunError::from)?,
         ledger: Ledger::new(config.topics.len()),
         tick: Tick::default(),
@@ -148,11 +149,9 @@ impl Follower<'_> {
                 entries: 0,
             });
             hole.entries += 1;
+            self.pass_over(entry);
             return Ok(None);
         }
-        let window_ns = self.config.align().window_ns;
-        let needed_ns = entry.tick_time_ns.saturating_sub(2 * window_ns);
-        self.inputs.forget_before(needed_ns);
         let found = assemble(entry, self.config, &mut self.inputs, &mut self.tick)?;
         let what = match found {
             Some(what) => Some(what),
@@ -162,6 +161,16 @@ impl Follower<'_> {
             self.passed(entry);
         }
         Ok(what)
+    }
+
+    /// Nothing of this entry is needed.
+    fn pass_over(&mut self, entry: &JournalEntry) {
+        for wanted in &entry.samples {
+            let mut topics = self.config.topics.iter();
+            if let Some(topic) = topics.position(|t| t.name == wanted.topic) {
+                self.inputs.pass_over(topic, wanted);
+            }
+        }
     }
 
     /// Whether the state before this tick is known; takes it over where there is something to take it from.
@@ -287,7 +296,7 @@ fn assemble(
             let topic = wanted.topic.clone();
             return Ok(Some(What::UnknownTopic { topic }));
         };
-        let Some(mut sample) = inputs.find(topic, wanted, entry)? else {
+        let Some(mut sample) = inputs.find(topic, wanted)? else {
             return Ok(Some(What::NotRecorded {
                 topic: wanted.topic.clone(),
                 sequence: wanted.sequence,

@@ -18,6 +18,9 @@ use std::fmt::Write;
 /// Longest reason, the topic's name in it left out.
 const MAX_REASON_BYTES: usize = 64;
 
+/// Reasons in a health message that are about no topic, beside two of each: missing, context shortened.
+const RUN_REASONS: usize = 8;
+
 /// Stages whose times a frame can carry. Always all of them: a list that changes its length allocates.
 const BEFORE_PUBLISH: &[Stage] = Stage::ALL.split_at(Stage::ALL.len() - 1).0;
 
@@ -133,8 +136,7 @@ impl Outputs {
             },
             ledger,
             health: proto::Health {
-                // Of each topic that it is missing and that its context is shortened; and of the run.
-                reasons: Vec::with_capacity(2 * config.topics.len() + 1),
+                reasons: Vec::with_capacity(2 * config.topics.len() + RUN_REASONS),
                 ..Default::default()
             },
             buffer: Vec::with_capacity(16 << 10),
@@ -146,7 +148,7 @@ impl Outputs {
             // As many as can be needed at once, each with room for a reason.
             spare_strings: (0..Modality::ALL.len() * Reason::ALL.len()
                 + 2 * config.topics.len()
-                + 1)
+                + RUN_REASONS)
                 .map(|_| String::with_capacity(MAX_REASON_BYTES + longest_name))
                 .collect(),
         }
@@ -338,7 +340,8 @@ fn fill_states(
         out.missing = state.missing;
         out.age_ns = state.age_ns;
         out.tokens = state.tokens;
-        out.gate = gate;
+        // Results that are held may be from when there still was something.
+        out.gate = if state.missing { 0.0 } else { gate };
         out.quality = state.quality;
         let reasons = state.reasons.iter().copied();
         set_strings(&mut out.quality_reasons, spare, reasons);

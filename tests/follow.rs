@@ -6,7 +6,7 @@ use prost::Message as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use support::logs::{Message, drive, folder, outputs, replay_to, rewrite, shipped};
+use support::logs::{Message, STRAY, drive, folder, outputs, replay_to, rewrite, shipped};
 use umm::backend::cpu::{Cpu, Path as CpuPath};
 use umm::follow::{Difference, Followed, Unchecked, What, follow};
 use umm::proto::{FusedFrame, JournalEntry};
@@ -102,6 +102,55 @@ fn an_input_that_was_not_recorded_is_named() {
         (13..=17).contains(&tick),
         "1.4 s into the drive: tick {tick}"
     );
+}
+
+/// As [`repeated`], the run being of the changed inputs as well.
+fn run_and_repeated(name: &str, edit: impl FnOnce(&mut Vec<Message>)) -> Followed {
+    let dir = folder(name);
+    let path = |file: &str| dir.join(file);
+    drive(&path("drive.mcap"), 3.0);
+    rewrite(&path("drive.mcap"), &path("inputs.mcap"), edit);
+    let (inputs, out) = (path("inputs.mcap"), path("out.mcap"));
+    let config = shipped("demo.toml");
+    replay_to(&inputs, &config, &out, Speed::Fastest).unwrap();
+    let weights = umm::run::weights(&config).unwrap();
+    follow(&inputs, &out, &config, &weights).unwrap()
+}
+
+/// The clock is set ahead for a second, with and without an epoch that begins where it is set back; then everything that
+/// came in half a second comes at once.
+#[test]
+fn clocks_that_were_set_change_nothing() {
+    const MS: u64 = 1_000_000;
+    for (i, ahead_ms) in [900, 3000, 20_000].into_iter().enumerate() {
+        let followed = run_and_repeated(&format!("follow_clock_{i}"), |messages| {
+            let begin_ns = messages[0].header.log_time;
+            for message in messages {
+                let header = &mut message.header;
+                match (header.log_time - begin_ns) / MS {
+                    1000..2000 => header.log_time += ahead_ms * MS,
+                    2200..2700 => header.log_time = begin_ns + 2700 * MS,
+                    _ => {}
+                }
+            }
+        });
+        assert_eq!(followed.difference, None, "{ahead_ms}");
+        assert!(followed.unchecked.is_empty(), "{followed:?}");
+        assert!(followed.ticks >= 20, "{followed:?}");
+    }
+}
+
+/// A publisher that is none of the configuration's sends on a topic of it.
+#[test]
+fn what_a_live_run_could_not_decode_does_not_stop_it() {
+    let followed = run_and_repeated("follow_stray", |messages| {
+        let mut stray = nth(messages, "/vehicle/speed", 20).clone();
+        stray.header.channel_id = STRAY;
+        stray.data = b"hello".to_vec();
+        messages.insert(300, stray);
+    });
+    assert_eq!(followed.difference, None);
+    assert!(followed.ticks >= 30, "{followed:?}");
 }
 
 /// A run of this machine repeated by a processor of 2013, emulated: AVX2 and fused multiply-add, no AVX-512.

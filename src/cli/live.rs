@@ -1,6 +1,9 @@
 //! `umm run` and `umm play`: live on zenoh.
 
-use super::{Failure, replay::print_engine};
+use super::{
+    Failure,
+    replay::{print_engine, same_file},
+};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
@@ -19,11 +22,13 @@ use umm::runtime::{Mode, RunError, Runtime, run as drive};
 use umm::sink::mcap_file::McapFile;
 use umm::sink::state_file::StateFile;
 use umm::sink::threaded::ThreadedSink;
+use umm::sink::watched::{Fault, Watched};
 use umm::sink::zenoh::{ZenohSink, health_reporter};
-use umm::sink::{Channel, Fault, Output, Sink, SinkError, Tee};
+use umm::sink::{Channel, Output, Sink, SinkError, Tee};
 use umm::source::Inlet;
 use umm::source::recorder::{Recorder, Recording, RecordingEnd};
-use umm::source::zenoh::{SensorClock, ZenohSource};
+use umm::source::sensor_clock::SensorClock;
+use umm::source::zenoh::ZenohSource;
 use umm::time::WallClock;
 use umm::watchdog::{Pulse, Watchdog};
 use umm::zenoh_session;
@@ -108,7 +113,35 @@ fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
     Ok(stop)
 }
 
+/// Longest run that can be asked for, seconds: a year.
+const LONGEST_S: f64 = 365.0 * 86_400.0;
+
+/// What the command line says that no run can do.
+fn check(arguments: &RunArguments) -> Result<(), Failure> {
+    let seconds = arguments.seconds.unwrap_or(0.0);
+    if !(0.0..=LONGEST_S).contains(&seconds) {
+        return Err(format!("--seconds {seconds}: must lie in 0..={LONGEST_S}").into());
+    }
+    let files = [
+        ("--out", &arguments.out),
+        ("--record", &arguments.record),
+        ("--state", &arguments.state),
+    ];
+    for (i, (name, file)) in files.iter().enumerate() {
+        for (other_name, other) in &files[i + 1..] {
+            if let (Some(file), Some(other)) = (file, other)
+                && same_file(file, other)
+            {
+                let file = file.display();
+                return Err(format!("{name} and {other_name} are the same file, {file}").into());
+            }
+        }
+    }
+    Ok(())
+}
+
 pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
+    check(arguments)?;
     let mut config = config::load(&arguments.config)?;
     arguments.endpoints.apply(&mut config.live);
     if let Some(weights) = &arguments.weights {
@@ -117,8 +150,9 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let weights = run::weights(&config)?;
     let stop = stop_flag()?;
     let session = zenoh_session::open(&config.live)?;
-    let mut sinks: Vec<Box<dyn Sink>> =
-        vec![Box::new(ZenohSink::declare(&session, &config.live.prefix)?)];
+    let network = Watched::new(ZenohSink::declare(&session, &config.live.prefix)?);
+    let mut faults = vec![network.fault()];
+    let mut disk: Vec<Box<dyn Sink>> = Vec::new();
     let restored = restored(arguments, &config, &weights);
     if let Some(out) = &arguments.out {
         let mut facts = run::facts(&config, &weights, "live");
@@ -132,16 +166,24 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
             // What the run begins with is an input of it.
             file.publish(&keyframe_output(keyframe, &umm::keyframe::encode(keyframe)))?;
         }
-        sinks.push(match arguments.keyframes {
-            true => Box::new(file),
-            false => Box::new(WithoutKeyframes(file)),
+        let file = Watched::new(OutputLog {
+            file,
+            keyframes: arguments.keyframes,
         });
+        faults.push(file.fault());
+        disk.push(Box::new(file));
     }
     if let Some(state) = &arguments.state {
-        sinks.push(Box::new(StateFile::new(state)));
+        let state = Watched::new(StateFile::new(state));
+        faults.push(state.fault());
+        disk.push(Box::new(state));
     }
-    let sink = ThreadedSink::new(Box::new(Tee(sinks)));
-    let mut faults = vec![sink.fault()];
+    // The disk may stand still: the network does not wait for it.
+    let mut stages: Vec<Box<dyn Sink>> = vec![Box::new(network)];
+    if !disk.is_empty() {
+        stages.push(Box::new(Tee(disk)));
+    }
+    let sink = ThreadedSink::stages(stages)?;
     let dropped = sink.dropped();
     let (recorder, recording) = match &arguments.record {
         Some(path) => Recording::create(path).map(|(a, b)| (Some(a), Some(b)))?,
@@ -211,19 +253,22 @@ struct Begin {
     limit: Option<Duration>,
 }
 
-/// An output log that leaves keyframes to the state file.
-struct WithoutKeyframes(McapFile);
+/// The output log, which may leave keyframes to the state file.
+struct OutputLog {
+    file: McapFile,
+    keyframes: bool,
+}
 
-impl Sink for WithoutKeyframes {
+impl Sink for OutputLog {
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
         match output.channel {
-            Channel::Keyframe => Ok(()),
-            _ => self.0.publish(output),
+            Channel::Keyframe if !self.keyframes => Ok(()),
+            _ => self.file.publish(output),
         }
     }
 
     fn finish(&mut self) -> Result<(), SinkError> {
-        self.0.finish()
+        self.file.finish()
     }
 }
 
@@ -276,8 +321,9 @@ fn live(
     // The backend has its own: the file's pages are not to be locked with them.
     drop(weights);
     for fault in &how.faults {
-        runtime.watch(Arc::clone(fault));
+        runtime.watch(fault.clone());
     }
+    runtime.watch_drops(Arc::clone(&how.dropped));
     if let Some(keyframe) = &how.restored {
         match runtime.restart(keyframe) {
             Ok(()) => say!(
@@ -332,6 +378,9 @@ fn live(
     let dropped = how.dropped.load(Ordering::Relaxed);
     if dropped > 0 {
         say!("warning: {dropped} outputs were dropped: sinks were too slow");
+    }
+    for fault in how.faults.iter().filter_map(Fault::get) {
+        say!("warning: {fault}");
     }
     Ok(ended?)
 }

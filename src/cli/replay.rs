@@ -259,7 +259,15 @@ pub fn file_name(path: &Path) -> String {
 }
 
 pub fn same_file(a: &Path, b: &Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+    // A file that is still to be made has a folder.
+    let place = |path: &Path| {
+        path.canonicalize().ok().or_else(|| {
+            let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new(".")).canonicalize().ok()?;
+            Some(folder.join(path.file_name()?))
+        })
+    };
+    matches!((place(a), place(b)), (Some(a), Some(b)) if a == b)
 }
 
 fn progress_bar() -> ProgressBar {

@@ -139,8 +139,17 @@ fn check(config: &Config) -> Result<(), Fault> {
             return Err(fault(key, format!("{key} must be at least 1")));
         }
     }
+    /// Moments: a gigabyte of embeddings.
+    const MOST_MOMENTS: usize = 1_000_000;
+    if engine.moments > MOST_MOMENTS {
+        let reason = format!("moments = {} is over {MOST_MOMENTS}", engine.moments);
+        return Err(fault("moments", reason));
+    }
     const LONGEST_MS: u64 = 3_600_000;
     for (key, value) in [
+        ("deadline_ms", engine.deadline_ms.unwrap_or(0)),
+        ("valid_for_ms", engine.valid_for_ms.unwrap_or(0)),
+        ("keyframe_every_ms", engine.keyframe_every_ms),
         ("period_ms", engine.period_ms),
         ("window_ms", engine.window_ms),
         ("context_ms", engine.context_ms),
@@ -175,6 +184,7 @@ fn check(config: &Config) -> Result<(), Fault> {
         ));
     }
     check_realtime(config).map_err(|(key, reason)| fault(key, reason))?;
+    check_outputs(config).map_err(|(key, reason)| fault(key, reason))?;
     if config.topics.is_empty() {
         return Err(fault("topic", "no [[topic]]: name at least one".to_owned()));
     }
@@ -197,6 +207,25 @@ fn check(config: &Config) -> Result<(), Fault> {
                 reason: format!("topic {} is named twice", topic.name),
             });
         }
+    }
+    Ok(())
+}
+
+fn check_outputs(config: &Config) -> Result<(), (&'static str, String)> {
+    const HIGHEST_HZ: f64 = 1000.0;
+    let thumbnails_hz = config.output.thumbnails_hz;
+    if !(0.0..=HIGHEST_HZ).contains(&thumbnails_hz) {
+        let reason = format!("thumbnails_hz = {thumbnails_hz} is outside 0..={HIGHEST_HZ}");
+        return Err(("thumbnails_hz", reason));
+    }
+    // Zenoh's keys, without its wildcards: parts that are not empty, between slashes.
+    let prefix = &config.live.prefix;
+    let is_name = |part: &str| !part.is_empty() && !part.contains(['*', '$', '?', '#']);
+    if !prefix.split('/').all(is_name) {
+        let reason = format!(
+            "prefix = {prefix:?} is no name for outputs: use parts between slashes, without * $ ? #"
+        );
+        return Err(("prefix", reason));
     }
     Ok(())
 }
@@ -229,6 +258,18 @@ fn check_topic(topic: &TopicConfig) -> Result<(), (&'static str, String)> {
         if value.is_some_and(|v| v == 0 || v > MOST_SAMPLES) {
             return Err((key, format!("{key} must lie in 1..={MOST_SAMPLES}")));
         }
+    }
+    const MOST_TOKENS: usize = 1 << 20;
+    let (capacity, context) = (topic.capacity, topic.context_capacity);
+    for (key, value) in [("capacity", capacity), ("context_capacity", context)] {
+        if value.is_some_and(|v| v > MOST_TOKENS) {
+            return Err((key, format!("{key} is over {MOST_TOKENS} tokens")));
+        }
+    }
+    const LONGEST_BLOCK_MS: u64 = 10_000;
+    if topic.max_block_ms.is_some_and(|v| v > LONGEST_BLOCK_MS) {
+        let reason = format!("max_block_ms is over {LONGEST_BLOCK_MS}");
+        return Err(("max_block_ms", reason));
     }
     let telemetry = topic.kind == Modality::Telemetry;
     if telemetry && topic.signals.is_empty() {

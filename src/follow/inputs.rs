@@ -1,44 +1,63 @@
 //! The recorded inputs of a run that is repeated.
+//!
+//! A live run's clock may have been set ahead or back, or stood still, while it was recorded: no time says how far on a sample
+//! is to be found, nor when one is not wanted any more. So both files are looked through first: the journal for the samples
+//! its ticks took, the recording for the samples there are. While the run is repeated the recording is read as far on as the
+//! next sample asks for, and what is passed over is kept where a later tick takes it.
 
+use super::journal::Journal;
 use crate::config::Config;
-use crate::proto::{JournalEntry, SampleRef};
+use crate::proto::SampleRef;
 use crate::queue::QueueReceiver;
 use crate::sample::Sample;
+use crate::source::mcap_log::McapLog;
 use crate::source::replay::{Replay, Speed};
 use crate::source::{Inlet, Progress, Source, SourceError};
 use crate::time::LogClock;
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
 
-/// An input this much later than a tick's close cannot be among its samples.
-const MARGIN_NS: u64 = 1_000_000_000;
+/// What a sample is known by: topic, the count of its publisher, and arrival. MCAP counts in 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    topic: usize,
+    sequence: u32,
+    log_time_ns: u64,
+}
 
-/// Recorded inputs, and those of them that no tick has taken yet.
+impl Key {
+    fn of(topic: usize, wanted: &SampleRef) -> Key {
+        Key {
+            topic,
+            sequence: wanted.sequence as u32,
+            log_time_ns: wanted.log_time_ns,
+        }
+    }
+}
+
+/// Recorded inputs, and those of them that a later tick takes.
 pub(super) struct Inputs {
     source: Replay,
     queues: Vec<QueueReceiver>,
-    waiting: Vec<VecDeque<Sample>>,
-    /// Log time of the message read last.
-    read_to_ns: u64,
-    /// Capture times before this one are not looked for any more.
-    needed_from_ns: u64,
-    /// Times the log time went back while reading.
-    jumps_back: u32,
+    recorded: HashSet<Key>,
+    /// How many ticks take a sample that has not been read yet.
+    wanted: HashMap<Key, u32>,
+    waiting: HashMap<Key, VecDeque<Sample>>,
     ended: bool,
 }
 
 impl Inputs {
-    /// Of a log.
-    pub fn open(log: &Path, config: &Config) -> Result<Inputs, SourceError> {
+    /// Of a recording, for the ticks of a journal.
+    pub fn open(log: &Path, journal: &Path, config: &Config) -> Result<Inputs, SourceError> {
         let (inlet, queues) = Inlet::new(config);
-        let source = Replay::open(log, inlet, LogClock::default(), Speed::Fastest, None)?;
+        let recorded = recorded(log, &inlet)?;
+        let wanted = wanted(journal, &inlet, config)?;
         Ok(Inputs {
-            source,
-            waiting: queues.iter().map(|_| VecDeque::new()).collect(),
+            source: Replay::open_recording(log, inlet, LogClock::default(), Speed::Fastest)?,
             queues,
-            read_to_ns: 0,
-            needed_from_ns: 0,
-            jumps_back: 0,
+            recorded,
+            wanted,
+            waiting: HashMap::new(),
             ended: false,
         })
     }
@@ -48,62 +67,91 @@ impl Inputs {
         &mut self,
         topic: usize,
         wanted: &SampleRef,
-        entry: &JournalEntry,
     ) -> Result<Option<Sample>, SourceError> {
-        // MCAP counts in 32 bits.
-        let same = |s: &Sample| {
-            s.sequence == wanted.sequence & u64::from(u32::MAX)
-                && s.log_time_ns == wanted.log_time_ns
-        };
-        let mut looked_at = 0;
+        let key = Key::of(topic, wanted);
+        if !self.recorded.contains(&key) {
+            return Ok(None);
+        }
         loop {
-            let waiting = &mut self.waiting[topic];
-            if let Some(at) = waiting.range(looked_at..).position(same) {
-                return Ok(waiting.remove(looked_at + at));
+            if let Some(sample) = self.take(key) {
+                return Ok(Some(sample));
             }
-            looked_at = waiting.len();
-            // Every epoch after the first begins with a clock that went back: before that, times are of the last one.
-            let in_epoch = self.jumps_back + 1 >= entry.epoch;
-            let past = self.read_to_ns > entry.close_time_ns.saturating_add(MARGIN_NS);
-            if self.ended || (in_epoch && past) {
+            if self.ended {
                 return Ok(None);
             }
-            if self.read_more(entry.epoch)? {
-                looked_at = 0;
-            }
+            self.read_more()?;
         }
     }
 
-    /// Reads on, on behalf of a tick of `epoch`; whether what waited was forgotten.
-    fn read_more(&mut self, epoch: u32) -> Result<bool, SourceError> {
-        let mut forgotten = false;
+    /// A sample of a tick that is not repeated.
+    pub fn pass_over(&mut self, topic: usize, wanted: &SampleRef) {
+        let key = Key::of(topic, wanted);
+        if self.take(key).is_none()
+            && let Some(count) = self.wanted.get_mut(&key)
+        {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    fn take(&mut self, key: Key) -> Option<Sample> {
+        let of_key = self.waiting.get_mut(&key)?;
+        let sample = of_key.pop_front();
+        if of_key.is_empty() {
+            self.waiting.remove(&key);
+        }
+        sample
+    }
+
+    fn read_more(&mut self) -> Result<(), SourceError> {
         self.ended = self.source.poll(None)? == Progress::Ended;
-        for topic in 0..self.queues.len() {
-            while let Some(sample) = self.queues[topic].pop() {
-                let back_ns = self.read_to_ns.saturating_sub(sample.log_time_ns);
-                if back_ns > MARGIN_NS {
-                    if self.jumps_back + 1 < epoch {
-                        // Of an epoch the journal has no more ticks of.
-                        self.waiting.iter_mut().for_each(VecDeque::clear);
-                        forgotten = true;
-                    }
-                    self.jumps_back += 1;
-                }
-                self.read_to_ns = sample.log_time_ns;
-                // What lies in a hole of the journal is not kept.
-                if sample.capture_time_ns >= self.needed_from_ns {
-                    self.waiting[topic].push_back(sample);
+        for (topic, queue) in self.queues.iter().enumerate() {
+            while let Some(sample) = queue.pop() {
+                let key = Key {
+                    topic,
+                    sequence: sample.sequence as u32,
+                    log_time_ns: sample.log_time_ns,
+                };
+                if let Some(count) = self.wanted.get_mut(&key).filter(|count| **count > 0) {
+                    *count -= 1;
+                    self.waiting.entry(key).or_default().push_back(sample);
                 }
             }
         }
-        Ok(forgotten)
+        Ok(())
     }
+}
 
-    /// Forgets what no later tick can take, now and while reading on.
-    pub fn forget_before(&mut self, time_ns: u64) {
-        self.needed_from_ns = time_ns;
-        for waiting in &mut self.waiting {
-            waiting.retain(|s| s.capture_time_ns >= time_ns);
+/// The samples of a recording.
+fn recorded(log: &Path, inlet: &Inlet) -> Result<HashSet<Key>, SourceError> {
+    let mut log = McapLog::open_in_file_order(log)?;
+    let mut keys = HashSet::new();
+    while let Some(message) = log.next_message()? {
+        let channel = log.channel(message.channel_id);
+        if let Some(topic) = channel.and_then(|c| inlet.find(&c.topic)) {
+            keys.insert(Key {
+                topic,
+                sequence: message.sequence,
+                log_time_ns: message.log_time_ns,
+            });
         }
     }
+    Ok(keys)
+}
+
+/// How many ticks of a journal took each sample.
+fn wanted(
+    journal: &Path,
+    inlet: &Inlet,
+    config: &Config,
+) -> Result<HashMap<Key, u32>, SourceError> {
+    let mut journal = Journal::open(journal, &config.live.prefix)?;
+    let mut counts = HashMap::new();
+    while let Some(entry) = journal.next_entry()? {
+        for wanted in &entry.samples {
+            if let Some(topic) = inlet.find(&wanted.topic) {
+                *counts.entry(Key::of(topic, wanted)).or_insert(0) += 1;
+            }
+        }
+    }
+    Ok(counts)
 }

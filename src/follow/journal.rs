@@ -21,7 +21,8 @@ impl Journal {
     /// Of an output log.
     pub fn open(path: &Path, prefix: &str) -> Result<Journal, SourceError> {
         Ok(Journal {
-            log: McapLog::open_as_recorded(path).map_err(journal_error)?,
+            // A clock that was set back does not change what came after what.
+            log: McapLog::open_in_file_order(path).map_err(journal_error)?,
             topic: format!("{prefix}/{}", Channel::Journal.name()),
             keyframe_topic: format!("{prefix}/{}", Channel::Keyframe.name()),
             keyframe: None,

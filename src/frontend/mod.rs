@@ -28,9 +28,11 @@ pub enum FrontEndError {
         /// Why.
         reason: String,
     },
-    /// A PCM sample that is NaN or infinite.
-    #[error("PCM sample {index} is {value}")]
-    NotFinite {
+    /// A PCM sample that is not a number, or far beyond full scale.
+    #[error(
+        "PCM sample {index} is {value}: samples in f32 lie between -1 and 1, is the topic's `audio` format right?"
+    )]
+    NotPcm {
         /// Index in the block.
         index: usize,
         /// The value.

@@ -3,10 +3,14 @@
 use super::FrontEndError;
 use crate::decode::{AudioView, SampleFormat};
 
+/// Full scale is 1; what is scaled as integers of 16 bits is still let in, as clipped. Anything larger is no sound, and would
+/// in the end make the model's numbers infinite.
+const MOST: f32 = 65_536.0;
+
 /// Appends the mean of the channels of every frame to `out`.
 ///
 /// # Errors
-/// [`FrontEndError::NotFinite`]; `out` is then as before.
+/// [`FrontEndError::NotPcm`]; `out` is then as before.
 pub fn mono_into(view: &AudioView<'_>, out: &mut Vec<f32>) -> Result<(), FrontEndError> {
     let before = out.len();
     let channels = usize::from(view.channels);
@@ -28,10 +32,44 @@ pub fn mono_into(view: &AudioView<'_>, out: &mut Vec<f32>) -> Result<(), FrontEn
             sum * inverse
         })),
     }
-    if let Some(index) = out[before..].iter().position(|s| !s.is_finite()) {
+    let sound = |s: &f32| (-MOST..=MOST).contains(s);
+    if let Some(index) = out[before..].iter().position(|s| !sound(s)) {
         let value = out[before + index];
         out.truncate(before);
-        return Err(FrontEndError::NotFinite { index, value });
+        return Err(FrontEndError::NotPcm { index, value });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_sound_is_refused_and_leaves_nothing() {
+        let mono = |samples: &[f32], channels| {
+            let data: Vec<u8> = samples.iter().flat_map(|s| s.to_le_bytes()).collect();
+            let view = AudioView {
+                rate_hz: 16_000,
+                channels,
+                format: SampleFormat::F32Le,
+                data: &data,
+            };
+            let mut out = vec![0.5];
+            let made = mono_into(&view, &mut out);
+            made.map(|()| out.split_off(1)).map_err(|error| {
+                assert_eq!(out, [0.5]);
+                error
+            })
+        };
+        assert_eq!(mono(&[0.5, -32_768.0], 1), Ok(vec![0.5, -32_768.0]));
+        assert_eq!(mono(&[1.0, 0.0, -1.0, -1.0], 2), Ok(vec![0.5, -1.0]));
+        for value in [1e5, -1e37, f32::MAX, f32::INFINITY, f32::NAN] {
+            let error = mono(&[0.0, value], 1).unwrap_err();
+            assert!(
+                matches!(error, FrontEndError::NotPcm { index: 1, .. }),
+                "{error}"
+            );
+        }
+    }
 }

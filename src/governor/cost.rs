@@ -24,9 +24,40 @@ pub struct Rehearsed {
     pub caption_bytes: usize,
 }
 
-/// What is left from tick to tick of a front end's start value that no tick has proved: messages may be much lighter than what
-/// was rehearsed, and a plan that is never tried would never show it.
+impl Rehearsed {
+    /// Takes over what was quicker in another rehearsal of the same plan.
+    pub fn quickest(&mut self, other: &Rehearsed) {
+        for (stage, ns) in other.times.iter() {
+            // The caption of another rehearsal may have another length: its bytes go with it.
+            let bytes = |r: &Rehearsed| r.caption_bytes.max(1) as f64;
+            let (own_by, other_by) = match stage {
+                Stage::Caption => (bytes(self), bytes(other)),
+                _ => (1.0, 1.0),
+            };
+            let own_ns = self.times.get(stage);
+            if own_ns.is_none_or(|own_ns| ns as f64 / other_by < own_ns as f64 / own_by) {
+                self.times.set(stage, ns);
+                if stage == Stage::Caption {
+                    self.caption_bytes = other.caption_bytes;
+                }
+            }
+        }
+    }
+}
+
+/// Stages whose start values are doubted until a tick proves them: what they are given was made up, or whether they run at all
+/// is a plan's whole difference, so that nothing else tells of them.
+const GUESSED: [Stage; 2] = [Stage::FrontEnd, Stage::Caption];
+
+/// What is left of such a value from tick to tick: messages may be much lighter than what was rehearsed, or the machine was
+/// busy then, and a plan that is never tried would never show it.
 const DOUBT: f64 = 0.95;
+
+/// Stages that take a tick's tokens: no more than in proportion to them.
+const BY_ROWS: [Stage; 3] = [Stage::Adapter, Stage::Encoder, Stage::Fusion];
+
+/// How far above proportion a richer plan's time may be beside a poorer one's: tokens fit some kernels better than others.
+const PROPORTION: f64 = 2.0;
 
 /// A ring of the last ratios of measured to quiet time.
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,8 +100,8 @@ impl Ratios {
 pub(super) struct CostModel {
     /// `[plan][stage]`; none while unknown.
     quiet_ns: [[Option<f64>; STAGES]; Plan::ALL.len()],
-    /// Front ends' times that were rehearsed, on another message than will come; a tick has not shown its own yet.
-    guessed: [bool; Plan::ALL.len()],
+    /// Times of [`GUESSED`] stages as they were rehearsed, until a tick shows its own.
+    guessed: [[Option<f64>; GUESSED.len()]; Plan::ALL.len()],
     /// Tokens of a usual tick under each plan: one with fewer says little.
     rows: [usize; Plan::ALL.len()],
     /// Whatever the plan: a machine is slow for all of them.
@@ -97,7 +128,7 @@ impl CostModel {
         }
         CostModel {
             guessed: quiet_ns
-                .map(|of_plan: [Option<f64>; STAGES]| of_plan[Stage::FrontEnd.index()].is_some()),
+                .map(|of_plan: [Option<f64>; STAGES]| GUESSED.map(|stage| of_plan[stage.index()])),
             quiet_ns,
             rows: rehearsed.map(|r| r.rows),
             slowdown: [Ratios::default(); STAGES],
@@ -129,7 +160,8 @@ impl CostModel {
         let usual = rows >= self.rows[plan.index()];
         self.doubt();
         if usual {
-            self.prove(plan, times);
+            self.prove(plan, times, caption_bytes);
+            self.bound(plan, times);
         }
         let (mut quiet_sum_ns, mut sum_ns) = (0.0, 0.0);
         let mut measured = [false; STAGES];
@@ -160,29 +192,49 @@ impl CostModel {
         left_out.for_each(|(slowdown, _)| slowdown.push(others));
     }
 
-    /// Rehearsed front ends of plans that do not run count less and less.
+    /// What was rehearsed of stages that do not run counts less and less.
     fn doubt(&mut self) {
-        let front_end = Stage::FrontEnd.index();
-        let guesses = self.quiet_ns.iter_mut().zip(self.guessed);
-        for (quiet_ns, _) in guesses.filter(|(_, guessed)| *guessed) {
-            quiet_ns[front_end] = quiet_ns[front_end].map(|ns| (ns * DOUBT).max(1.0));
+        for (quiet_ns, guessed) in self.quiet_ns.iter_mut().zip(self.guessed) {
+            let stages = GUESSED.into_iter().zip(guessed);
+            for (stage, _) in stages.filter(|(_, guessed)| guessed.is_some()) {
+                let quiet_ns = &mut quiet_ns[stage.index()];
+                *quiet_ns = quiet_ns.map(|ns| (ns * DOUBT).max(1.0));
+            }
         }
     }
 
-    /// The first usual tick of a plan says what its front end takes, and that no poorer plan's takes longer.
-    fn prove(&mut self, plan: Plan, times: &StageTimes) {
-        let front_end = Stage::FrontEnd;
-        let measured = times.iter().find(|(stage, _)| *stage == front_end);
-        let Some((_, ns)) = measured.filter(|_| self.guessed[plan.index()]) else {
-            return;
-        };
-        let plans = Plan::ALL.into_iter().zip(&mut self.quiet_ns);
-        for ((of, quiet_ns), guessed) in plans.zip(&mut self.guessed) {
-            if of >= plan && *guessed {
-                // A longer one is a slow machine's, until it proves to be usual.
-                let quiet_ns = &mut quiet_ns[front_end.index()];
-                *quiet_ns = quiet_ns.map(|guess| guess.min(ns as f64).max(1.0));
-                *guessed = false;
+    /// The first usual tick of a plan says what its guessed stages take, and that no poorer plan's take longer.
+    fn prove(&mut self, plan: Plan, times: &StageTimes, caption_bytes: usize) {
+        for (stage, ns) in by_the_byte(times, caption_bytes) {
+            let Some(which) = GUESSED.iter().position(|guessed| *guessed == stage) else {
+                continue;
+            };
+            if self.guessed[plan.index()][which].is_none() {
+                continue;
+            }
+            let plans = Plan::ALL.into_iter().zip(&mut self.quiet_ns);
+            for ((of, quiet_ns), guessed) in plans.zip(&mut self.guessed) {
+                if let Some(guess_ns) = guessed[which].take_if(|_| of >= plan) {
+                    // A longer one is a slow machine's, until it proves to be usual.
+                    quiet_ns[stage.index()] = Some(guess_ns.min(ns).max(1.0));
+                }
+            }
+        }
+    }
+
+    /// What a plan takes bounds what richer ones can take: they may have been rehearsed on a busy machine, and are not tried
+    /// while they seem too slow.
+    fn bound(&mut self, plan: Plan, times: &StageTimes) {
+        let own_rows = self.rows[plan.index()].max(1) as f64;
+        for richer in Plan::ALL.into_iter().filter(|richer| *richer < plan) {
+            let share = self.rows[richer.index()] as f64 / own_rows;
+            for stage in BY_ROWS {
+                let quiet_ns = &mut self.quiet_ns[richer.index()][stage.index()];
+                if let (Some(quiet_ns), Some(ns)) = (quiet_ns, times.get(stage)) {
+                    *quiet_ns = quiet_ns
+                        .min(ns as f64 * share.max(1.0) * PROPORTION)
+                        .max(1.0);
+                }
             }
         }
     }
@@ -228,6 +280,37 @@ mod tests {
             cost.observe(Plan::AudioTelemetry, &times(10), 0, 0);
         }
         assert!(front_end_ns(&cost, Plan::Full) < 10_000);
+    }
+
+    /// All but the poorest plan's stages were rehearsed while the machine was taken away.
+    #[test]
+    fn a_busy_rehearsal_is_forgotten() {
+        let mut rehearsed = [Rehearsed::default(); Plan::ALL.len()];
+        let plans = Plan::ALL.into_iter().zip(&mut rehearsed);
+        for (plan, rehearsed) in plans.filter(|(plan, _)| plan.computes()) {
+            let busy = if plan < Plan::AudioTelemetry { 100 } else { 1 };
+            for stage in [
+                Stage::Adapter,
+                Stage::Encoder,
+                Stage::Fusion,
+                Stage::Caption,
+            ] {
+                rehearsed.times.set(stage, busy * 1_000_000);
+            }
+            rehearsed.rows = if plan < Plan::AudioTelemetry { 64 } else { 16 };
+            rehearsed.caption_bytes = usize::from(plan.captions());
+        }
+        let mut cost = CostModel::new(&rehearsed);
+        assert!(cost.high_ns(Plan::Full, &Stage::ALL) >= 400_000_000);
+        let mut tick = StageTimes::default();
+        for stage in [Stage::Adapter, Stage::Encoder, Stage::Fusion] {
+            tick.set(stage, 1_000_000);
+        }
+        for _ in 0..100 {
+            cost.observe(Plan::AudioTelemetry, &tick, 16, 0);
+        }
+        let high_ns = cost.high_ns(Plan::Full, &Stage::ALL);
+        assert!(high_ns <= 30_000_000, "{high_ns}");
     }
 
     #[test]

@@ -73,6 +73,34 @@ impl StepOutputs {
         }
     }
 
+    /// No results yet.
+    fn clear(&mut self) {
+        let HeadOutputs {
+            events,
+            scene,
+            motion,
+            embedding,
+        } = &mut self.heads;
+        for values in [events, scene, motion, embedding] {
+            values.fill(0.0);
+        }
+        self.gates = Default::default();
+        self.valid = Default::default();
+        self.nearest.clear();
+    }
+
+    /// Whether every result is a number.
+    pub fn is_finite(&self) -> bool {
+        let heads = [
+            &self.heads.events,
+            &self.heads.scene,
+            &self.heads.motion,
+            &self.heads.embedding,
+        ];
+        let mut all = heads.into_iter().flatten().chain(&self.gates);
+        all.all(|v| v.is_finite())
+    }
+
     fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.slice("events", &mut self.heads.events)?;
         archive.slice("scene", &mut self.heads.scene)?;
@@ -226,10 +254,11 @@ impl Network {
         Ok((first, others_own.into_iter().map(assemble).collect()))
     }
 
-    /// Forgets the context and counts rotary time from `origin_ns`.
+    /// Forgets context and results, and counts rotary time from `origin_ns`.
     pub fn begin_epoch(&mut self, origin_ns: i64) {
         self.context.clear();
         self.caption.clear();
+        self.outputs.clear();
         self.origin_ns = origin_ns;
     }
 

@@ -193,6 +193,14 @@ impl Weights {
     /// # Errors
     /// [`WeightsError::Io`].
     pub fn save(&self, path: &Path) -> Result<(), WeightsError> {
+        // It is written beside and put in its place: what is no file, a device, must not be replaced.
+        if std::fs::metadata(path).is_ok_and(|facts| !facts.is_file()) {
+            let source = std::io::Error::other("not a file, weights are not written there");
+            return Err(WeightsError::Io {
+                path: path.to_owned(),
+                source,
+            });
+        }
         let (views, metadata) = self.as_file()?;
         let written = safetensors::serialize_to_file(views, Some(metadata), path);
         written.map_err(|error| match error {

@@ -4,8 +4,10 @@ use crate::archive::{Archive, Archived};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::proto::health::State;
-use crate::sink::Fault;
+use crate::sink::watched::Fault;
 use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Deadlines missed in a row after which a run is degraded.
 const MISSES_TO_DEGRADE: u32 = 3;
@@ -16,8 +18,11 @@ pub(super) struct Health {
     required: Vec<Required>,
     shortened: Vec<Shortened>,
     misses_in_a_row: u32,
+    /// Results that are no numbers.
+    not_finite: bool,
     /// Of sinks and recordings.
     faults: Vec<Fault>,
+    drops: Option<Drops>,
 }
 
 /// A topic the configuration requires.
@@ -35,6 +40,17 @@ struct Shortened {
     /// What is said while it is; its memory is there from the start.
     reason: String,
 }
+
+/// Outputs that found no room on their way out.
+struct Drops {
+    dropped: Arc<AtomicU64>,
+    seen: u64,
+    /// Ticks since the last one.
+    ticks_since: u32,
+}
+
+/// Ticks for which a run is degraded after outputs were dropped.
+const DROPS_DEGRADE_FOR: u32 = 20;
 
 /// Room for [`Shortened::reason`], the topic's name left out.
 const SHORTENED_BYTES: usize = 64;
@@ -77,13 +93,24 @@ impl Health {
                 })
                 .collect(),
             misses_in_a_row: 0,
+            not_finite: false,
             faults: Vec::new(),
+            drops: None,
         }
     }
 
     /// From now on a fault is a reason.
     pub fn watch(&mut self, fault: Fault) {
         self.faults.push(fault);
+    }
+
+    /// From now on it is a reason that this has grown.
+    pub fn watch_drops(&mut self, dropped: Arc<AtomicU64>) {
+        self.drops = Some(Drops {
+            dropped,
+            seen: 0,
+            ticks_since: DROPS_DEGRADE_FOR,
+        });
     }
 
     /// To or from a keyframe: all that the next tick does not judge anew.
@@ -103,6 +130,15 @@ impl Health {
         } else {
             self.misses_in_a_row.saturating_add(1)
         };
+        if let Some(drops) = &mut self.drops {
+            let now = drops.dropped.load(Ordering::Relaxed);
+            drops.ticks_since = match now > drops.seen {
+                true => 0,
+                false => drops.ticks_since.saturating_add(1),
+            };
+            drops.seen = now;
+        }
+        self.not_finite = !engine.network().outputs().is_finite();
         let topics = &engine.report().topics;
         for required in &mut self.required {
             required.missing = topics[required.topic].missing;
@@ -112,7 +148,7 @@ impl Health {
         }
         self.state = if topics.iter().all(|t| t.newest_ns.is_none()) {
             State::Starting
-        } else if topics.iter().all(|t| t.missing) {
+        } else if topics.iter().all(|t| t.missing) || self.not_finite {
             State::Failed
         } else if self.reasons().next().is_some() {
             State::Degraded
@@ -126,11 +162,16 @@ impl Health {
         let missing = self.required.iter().filter(|r| r.missing);
         let shortened = self.shortened.iter().filter(|s| s.now);
         let late = self.misses_in_a_row >= MISSES_TO_DEGRADE;
-        let faults = self.faults.iter().filter_map(|f| f.get());
+        let faults = self.faults.iter().filter_map(Fault::get);
+        let dropping = |d: &Drops| d.ticks_since < DROPS_DEGRADE_FOR;
+        let dropping = self.drops.as_ref().is_some_and(dropping);
+        let not_finite = "results are not numbers: look at the weights";
         missing
             .map(|r| r.reason.as_str())
+            .chain(self.not_finite.then_some(not_finite))
             .chain(shortened.map(|s| s.reason.as_str()))
             .chain(late.then_some("deadlines missed in a row"))
-            .chain(faults.map(String::as_str))
+            .chain(faults)
+            .chain(dropping.then_some("outputs are dropped: a disk or the network is too slow"))
     }
 }

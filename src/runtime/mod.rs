@@ -20,7 +20,8 @@ use crate::model::stage::{Stage, StageTimes};
 use crate::model::weights::Weights;
 use crate::output::{MeasuredTick, Outputs, Planned};
 use crate::queue::QueueReceiver;
-use crate::sink::{Channel, Fault, Output, Parcel, Sink, SinkError};
+use crate::sink::watched::Fault;
+use crate::sink::{Channel, Output, Parcel, Sink, SinkError};
 use crate::source::{Progress, Source, SourceError};
 use crate::time::Clock;
 use crate::timing::Timing;
@@ -30,6 +31,8 @@ use health::Health;
 pub use rehearsal::full_ticks;
 use stopwatch::{Budget, Stopwatch};
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 pub use together::{DueTick, run_together};
 
 /// What a replay computes.
@@ -173,6 +176,11 @@ impl Runtime {
     /// From now on the run's health says what has gone wrong there.
     pub fn watch(&mut self, fault: Fault) {
         self.health.watch(fault);
+    }
+
+    /// From now on the run's health says when this count of dropped outputs grows.
+    pub fn watch_drops(&mut self, dropped: Arc<AtomicU64>) {
+        self.health.watch_drops(dropped);
     }
 
     /// The clock reading at which the next tick closes at the latest.

@@ -115,10 +115,11 @@ impl McapFile {
 }
 
 impl Sink for McapFile {
-    /// The first failure is an error; after it outputs are let go.
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
         if self.closed {
-            return Ok(());
+            return Err(SinkError::Closed {
+                path: self.path.clone(),
+            });
         }
         let written = self.write(output);
         self.closed = written.is_err();

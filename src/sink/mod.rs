@@ -7,11 +7,11 @@ pub mod mcap_file;
 pub mod state_file;
 pub mod threaded;
 mod thumbnail;
+pub mod watched;
 #[cfg(feature = "zenoh")]
 pub mod zenoh;
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
 
 /// Which stream of outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -134,6 +134,12 @@ pub enum SinkError {
         /// Why.
         source: mcap::McapError,
     },
+    /// Written to before a failure, and not since.
+    #[error("{}: not written any more", path.display())]
+    Closed {
+        /// The file.
+        path: PathBuf,
+    },
     /// Sending.
     #[error("{0}")]
     Transport(String),
@@ -186,6 +192,3 @@ impl Sink for Tee {
         each.fold(Ok(()), Result::and)
     }
 }
-
-/// What went wrong on another thread, once it has; the run looks at it and says so in its health.
-pub type Fault = Arc<OnceLock<String>>;

@@ -1,21 +1,24 @@
-//! A sink on a thread of its own. Buffers circulate between the two sides; when none is free the output is dropped and
-//! counted, the tick loop never waits. Nor does it wake the thread, but after a pause: the thread looks for outputs by itself.
+//! Sinks on threads of their own. Buffers circulate between the two sides; when none is free the output is dropped and
+//! counted, the tick loop never waits. Nor does it wake a thread, but after a pause: the threads look for outputs by themselves.
+//!
+//! Sinks that may hold each other up are *stages*, each a thread that hands outputs on to the next one's: a disk that stands
+//! still keeps nothing from the network before it. Keyframes are the last stage's alone.
 
-use super::{Channel, Fault, Output, Parcel, Sink, SinkError};
+use super::{Channel, Output, Parcel, Sink, SinkError};
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-/// Outputs that may wait for the sink: several seconds of ticks.
+/// Outputs that may wait for a stage: several seconds of ticks.
 const BUFFERS: usize = 256;
 
 /// Room every buffer has from the start, its pages in memory; larger outputs grow it once.
 const BUFFER_BYTES: usize = 16 << 10;
 
-/// Thumbnails that may wait. They are larger than all else but keyframes: with buffers of their own, which grow once, the
-/// others stay small.
+/// Thumbnails that may wait for a stage. They are larger than all else but keyframes: with buffers of their own, which grow
+/// once, the others stay small.
 const THUMBNAIL_BUFFERS: usize = 4;
 
 /// Room a thumbnail's buffer has from the start: an image of 224 pixels a side.
@@ -24,27 +27,54 @@ const THUMBNAIL_BYTES: usize = 224 * 224 * 3;
 /// Keyframes that may wait, each in its maker's buffer: the run's own, and one that it makes at its end.
 const KEYFRAMES: usize = 2;
 
-/// How often the sink's thread looks for outputs while they come. Waking it would cost the tick loop a system call a tick;
+/// How often a sink's thread looks for outputs while they come. Waking it would cost the tick loop a system call a tick;
 /// looking costs an output half of this, and the machine some microseconds each time.
 const LOOK: Duration = Duration::from_micros(500);
 
-/// After this long without an output the thread sleeps, and the next frame wakes it.
+/// After this long without an output a thread sleeps, and the next frame wakes it.
 const SLEEPS_AFTER: Duration = Duration::from_secs(1);
 
 /// How often a sleeping sink thread looks at its stop flag.
 const IDLE: Duration = Duration::from_millis(20);
 
+/// What waits for one stage.
+struct Waiting {
+    parcels: ArrayQueue<Parcel>,
+    /// The thread must be woken.
+    sleeps: AtomicBool,
+    stop: AtomicBool,
+}
+
+impl Waiting {
+    fn new() -> Waiting {
+        Waiting {
+            parcels: ArrayQueue::new(BUFFERS + THUMBNAIL_BUFFERS + KEYFRAMES),
+            sleeps: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    /// Hands a parcel to the thread; returns it where there is no room.
+    fn send(&self, parcel: Parcel, thread: Option<&Thread>) -> Option<Parcel> {
+        let refused = self.parcels.push(parcel).err();
+        if self.sleeps.load(Ordering::SeqCst)
+            && let Some(thread) = thread
+        {
+            self.sleeps.store(false, Ordering::SeqCst);
+            thread.unpark();
+        }
+        refused
+    }
+}
+
 struct Shared {
-    full: ArrayQueue<Parcel>,
+    /// In the stages' order.
+    waiting: Vec<Waiting>,
     free: ArrayQueue<Vec<u8>>,
     free_thumbnails: ArrayQueue<Vec<u8>>,
     /// Keyframes' buffers, to be taken back.
     returned: ArrayQueue<Vec<u8>>,
     dropped: Arc<AtomicU64>,
-    fault: Fault,
-    /// The thread must be woken.
-    sleeps: AtomicBool,
-    stop: AtomicBool,
 }
 
 fn buffers(n: usize, bytes: usize) -> ArrayQueue<Vec<u8>> {
@@ -64,101 +94,147 @@ impl Shared {
             _ => &self.free,
         }
     }
+
+    fn count_dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// The tick loop's end.
 pub struct ThreadedSink {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<Result<(), SinkError>>>,
+    threads: Vec<JoinHandle<Result<(), SinkError>>>,
+}
+
+/// One stage's thread.
+struct Stage {
+    shared: Arc<Shared>,
+    index: usize,
+    sink: Box<dyn Sink>,
+    /// The next one's thread; none for the last.
+    next: Option<Thread>,
 }
 
 impl ThreadedSink {
-    /// Moves `inner` to a new thread. Its first failure is the thread's [`ThreadedSink::fault`] and comes out of
-    /// [`Sink::finish`]; it goes on being given outputs, since what it stands for may come back.
-    pub fn new(mut inner: Box<dyn Sink>) -> ThreadedSink {
-        let shared = Arc::new(Shared {
-            full: ArrayQueue::new(BUFFERS + THUMBNAIL_BUFFERS + KEYFRAMES),
-            free: buffers(BUFFERS, BUFFER_BYTES),
-            free_thumbnails: buffers(THUMBNAIL_BUFFERS, THUMBNAIL_BYTES),
-            returned: ArrayQueue::new(KEYFRAMES),
-            dropped: Arc::default(),
-            fault: Fault::default(),
-            sleeps: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
-        });
-        let theirs = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("umm-sink".to_owned())
-            .spawn(move || drain(&theirs, inner.as_mut()))
-            .ok();
-        ThreadedSink { shared, thread }
+    /// Moves `inner` to a new thread. Its first failure comes out of [`Sink::finish`]; it goes on being given outputs, since
+    /// what it stands for may come back.
+    ///
+    /// # Errors
+    /// [`SinkError::Transport`] where there can be no thread.
+    pub fn new(inner: Box<dyn Sink>) -> Result<ThreadedSink, SinkError> {
+        ThreadedSink::stages(vec![inner])
     }
 
-    /// Outputs dropped because the sink was too slow.
+    /// Moves each of `sinks` to a thread of its own: a later one is given an output when the earlier ones are done with it.
+    ///
+    /// # Errors
+    /// [`SinkError::Transport`] where there can be no threads.
+    pub fn stages(sinks: Vec<Box<dyn Sink>>) -> Result<ThreadedSink, SinkError> {
+        let n = sinks.len();
+        let shared = Arc::new(Shared {
+            waiting: sinks.iter().map(|_| Waiting::new()).collect(),
+            // As many as can wait for all stages: one that stands still leaves those before it theirs.
+            free: buffers(n * BUFFERS, BUFFER_BYTES),
+            free_thumbnails: buffers(n * THUMBNAIL_BUFFERS, THUMBNAIL_BYTES),
+            returned: ArrayQueue::new(KEYFRAMES),
+            dropped: Arc::default(),
+        });
+        let mut threads = Vec::with_capacity(n);
+        let mut next = None;
+        for (index, sink) in sinks.into_iter().enumerate().rev() {
+            let mut stage = Stage {
+                shared: Arc::clone(&shared),
+                index,
+                sink,
+                next: next.take(),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("umm-sink-{index}"))
+                .spawn(move || stage.drain())
+                .map_err(|e| SinkError::Transport(format!("no thread for outputs: {e}")))?;
+            next = Some(thread.thread().clone());
+            threads.push(thread);
+        }
+        threads.reverse();
+        Ok(ThreadedSink { shared, threads })
+    }
+
+    /// Outputs dropped because a sink was too slow.
     pub fn dropped(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.shared.dropped)
     }
 
-    /// What has gone wrong.
-    pub fn fault(&self) -> Fault {
-        Arc::clone(&self.shared.fault)
-    }
-}
-
-fn drain(shared: &Shared, sink: &mut dyn Sink) -> Result<(), SinkError> {
-    let mut failed = Ok(());
-    let mut last_output = Instant::now();
-    loop {
-        // Read before the queue: a stop that is seen means that everything before it is in the queue.
-        let stopping = shared.stop.load(Ordering::Acquire);
-        let mut any = false;
-        while let Some(mut parcel) = shared.full.pop() {
-            any = true;
-            parcel.seal();
-            let published = sink.publish(&parcel.output());
-            if let Err(error) = published {
-                shared.fault.get_or_init(|| format!("outputs: {error}"));
-                failed = failed.and(Err(error));
-            }
-            let _ = shared.free_of(parcel.channel).push(parcel.payload);
-        }
-        if stopping {
-            let finished = sink.finish();
-            return failed.and(finished);
-        }
-        if any {
-            last_output = Instant::now();
-            shared.sleeps.store(false, Ordering::SeqCst);
-        }
-        if last_output.elapsed() < SLEEPS_AFTER {
-            std::thread::sleep(LOOK);
-            continue;
-        }
-        shared.sleeps.store(true, Ordering::SeqCst);
-        // What came before that was seen is found here; what comes after wakes.
-        if shared.full.is_empty() {
-            std::thread::park_timeout(IDLE);
+    /// Hands a parcel to the first stage; returns it where there is no room.
+    fn send(&self, parcel: Parcel) -> Option<Parcel> {
+        let thread = self.threads.first().map(JoinHandle::thread);
+        match self.shared.waiting.first() {
+            Some(first) => first.send(parcel, thread),
+            None => Some(parcel),
         }
     }
-}
 
-impl ThreadedSink {
     /// Counts an output that does not go out; its buffer is not wanted.
     fn drop_output(&self, parcel: Parcel) -> Vec<u8> {
-        self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        self.shared.count_dropped();
         parcel.payload
     }
+}
 
-    /// Hands a parcel to the thread; returns it where there is no room.
-    fn send(&self, parcel: Parcel) -> Option<Parcel> {
-        let refused = self.shared.full.push(parcel).err();
-        if self.shared.sleeps.load(Ordering::SeqCst)
-            && let Some(thread) = &self.thread
-        {
-            self.shared.sleeps.store(false, Ordering::SeqCst);
-            thread.thread().unpark();
+impl Stage {
+    fn drain(&mut self) -> Result<(), SinkError> {
+        let shared = Arc::clone(&self.shared);
+        let waiting = &shared.waiting[self.index];
+        let mut failed = Ok(());
+        let mut last_output = Instant::now();
+        loop {
+            // Read before the queue: a stop that is seen means that everything before it is in the queue.
+            let stopping = waiting.stop.load(Ordering::Acquire);
+            let mut any = false;
+            while let Some(parcel) = waiting.parcels.pop() {
+                any = true;
+                failed = failed.and(self.pass(parcel));
+            }
+            if stopping {
+                let finished = self.sink.finish();
+                return failed.and(finished);
+            }
+            if any {
+                last_output = Instant::now();
+                waiting.sleeps.store(false, Ordering::SeqCst);
+            }
+            if last_output.elapsed() < SLEEPS_AFTER {
+                std::thread::sleep(LOOK);
+                continue;
+            }
+            waiting.sleeps.store(true, Ordering::SeqCst);
+            // What came before that was seen is found here; what comes after wakes.
+            if waiting.parcels.is_empty() {
+                std::thread::park_timeout(IDLE);
+            }
         }
-        refused
+    }
+
+    /// Publishes an output and passes its buffer on.
+    fn pass(&mut self, mut parcel: Parcel) -> Result<(), SinkError> {
+        let next = self.shared.waiting.get(self.index + 1);
+        let published = match (next, parcel.channel) {
+            (Some(_), Channel::Keyframe) => Ok(()),
+            (Some(_), _) => self.sink.publish(&parcel.output()),
+            (None, _) => {
+                parcel.seal();
+                self.sink.publish(&parcel.output())
+            }
+        };
+        let done = match next {
+            Some(next) => next
+                .send(parcel, self.next.as_ref())
+                .inspect(|_| self.shared.count_dropped()),
+            None => Some(parcel),
+        };
+        if let Some(done) = done {
+            let _ = self.shared.free_of(done.channel).push(done.payload);
+        }
+        published
     }
 }
 
@@ -166,18 +242,21 @@ impl Sink for ThreadedSink {
     /// A keyframe is to be handed over.
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
         let Some(mut payload) = self.shared.free_of(output.channel).pop() else {
-            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            self.shared.count_dropped();
             return Ok(());
         };
         payload.clear();
         payload.extend_from_slice(output.payload);
-        // As many places as buffers: there is always one for a buffer that was free.
-        let _ = self.send(Parcel {
+        let refused = self.send(Parcel {
             channel: output.channel,
             publish_time_ns: output.publish_time_ns,
             about_time_ns: output.about_time_ns,
             payload,
         });
+        if let Some(refused) = refused {
+            let channel = refused.channel;
+            let _ = self.shared.free_of(channel).push(self.drop_output(refused));
+        }
         Ok(())
     }
 
@@ -200,21 +279,25 @@ impl Sink for ThreadedSink {
     }
 
     fn finish(&mut self) -> Result<(), SinkError> {
-        self.shared.stop.store(true, Ordering::Release);
-        let Some(thread) = self.thread.take() else {
-            return Ok(());
-        };
-        thread.thread().unpark();
-        match thread.join() {
-            Ok(result) => result,
-            Err(_) => Err(SinkError::Transport("the sink thread panicked".to_owned())),
+        let mut finished = Ok(());
+        for (waiting, thread) in self.shared.waiting.iter().zip(self.threads.drain(..)) {
+            waiting.stop.store(true, Ordering::Release);
+            thread.thread().unpark();
+            let ended = thread.join().unwrap_or_else(|_| {
+                Err(SinkError::Transport(
+                    "a thread for outputs panicked".to_owned(),
+                ))
+            });
+            finished = finished.and(ended);
         }
+        finished
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sink::watched::Watched;
     use std::sync::Mutex;
     use std::sync::atomic::AtomicUsize;
 
@@ -259,7 +342,7 @@ mod tests {
     fn everything_arrives_in_order() {
         let inner = Inner::default();
         let got = Arc::clone(&inner.got);
-        let mut sink = ThreadedSink::new(Box::new(inner));
+        let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
         let channels = [Channel::Fused, Channel::Journal, Channel::Thumbnail];
         (0..BUFFERS / 2).for_each(|i| publish(&mut sink, channels[i % 3], i));
         let dropped = sink.dropped();
@@ -274,10 +357,10 @@ mod tests {
     fn an_output_after_a_long_pause_goes_out_at_once() {
         let inner = Inner::default();
         let got = Arc::clone(&inner.got);
-        let mut sink = ThreadedSink::new(Box::new(inner));
+        let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
         publish(&mut sink, Channel::Fused, 0);
         let until = Instant::now() + 20 * SLEEPS_AFTER;
-        while !sink.shared.sleeps.load(Ordering::SeqCst) {
+        while !sink.shared.waiting[0].sleeps.load(Ordering::SeqCst) {
             assert!(Instant::now() < until, "it never sleeps");
             std::thread::sleep(LOOK);
         }
@@ -296,11 +379,12 @@ mod tests {
             ..Inner::default()
         };
         let got = Arc::clone(&inner.got);
-        let mut sink = ThreadedSink::new(Box::new(inner));
-        let fault = sink.fault();
+        let inner = Watched::new(inner);
+        let fault = inner.fault();
+        let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
         (0..6).for_each(|i| publish(&mut sink, Channel::Fused, i));
         assert!(sink.finish().is_err());
-        assert_eq!(fault.get().map(String::as_str), Some("outputs: no space"));
+        assert_eq!(fault.get(), None, "the next ones went out");
         assert_eq!(got.lock().unwrap().len(), 5);
     }
 
@@ -309,7 +393,7 @@ mod tests {
         let inner = Inner::default();
         let (got, shut) = (Arc::clone(&inner.got), Arc::clone(&inner.shut));
         shut.store(true, Ordering::Release);
-        let mut sink = ThreadedSink::new(Box::new(inner));
+        let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
         let dropped = sink.dropped();
         const MORE: usize = 10;
         (0..BUFFERS + MORE).for_each(|i| publish(&mut sink, Channel::Fused, i));
@@ -324,7 +408,7 @@ mod tests {
         let inner = Inner::default();
         let (got, shut) = (Arc::clone(&inner.got), Arc::clone(&inner.shut));
         shut.store(true, Ordering::Release);
-        let mut sink = ThreadedSink::new(Box::new(inner));
+        let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
         let hand_over = |sink: &mut ThreadedSink, channel, byte| {
             let parcel = Parcel {
                 channel,
@@ -358,5 +442,33 @@ mod tests {
         let got = got.lock().unwrap();
         assert_eq!(got.len(), 1 + THUMBNAIL_BUFFERS);
         assert_eq!(got[0], sealed);
+    }
+
+    /// The second of two stages stands still: the first goes on, and is not even short of buffers.
+    #[test]
+    fn a_stage_that_stands_still_keeps_nothing_from_those_before_it() {
+        let (first, second) = (Inner::default(), Inner::default());
+        let (got, late) = (Arc::clone(&first.got), Arc::clone(&second.got));
+        let shut = Arc::clone(&second.shut);
+        shut.store(true, Ordering::Release);
+        let mut sink = ThreadedSink::stages(vec![Box::new(first), Box::new(second)]).unwrap();
+        const MORE: usize = 100;
+        for i in 0..BUFFERS + THUMBNAIL_BUFFERS + KEYFRAMES + MORE {
+            publish(&mut sink, Channel::Fused, i);
+            let until = Instant::now() + 20 * SLEEPS_AFTER;
+            while got.lock().unwrap().len() <= i {
+                assert!(Instant::now() < until, "the first stage stands still too");
+                std::thread::yield_now();
+            }
+        }
+        let dropped = sink.dropped();
+        shut.store(false, Ordering::Release);
+        sink.finish().unwrap();
+        let (all, late) = (got.lock().unwrap(), late.lock().unwrap());
+        let lost = dropped.load(Ordering::Relaxed) as usize;
+        // One was being published when the rest had to wait.
+        assert!((MORE - 1..=MORE).contains(&lost), "{lost}");
+        assert_eq!(late.len() + lost, all.len());
+        assert_eq!(late[..], all[..late.len()]);
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! **Order.** [`McapLog::open`] delivers messages by log time; messages of one time stay in file order. Chunks whose times
 //! overlap are merged. A log whose clock was set back while it was recorded, a loop or a simulator's reset, must not be
-//! sorted: [`McapLog::open_as_recorded`] notices by a channel's own log times going back, and delivers in file order then. Opening walks the file from record to record without unpacking anything (`scan`), so the
-//! order needs no index, and a log without a summary section, unchunked or cut, is read the same way as a whole one.
+//! sorted: [`McapLog::open_as_recorded`] notices by a channel's own log times going back, and delivers in file order then;
+//! [`McapLog::open_in_file_order`] always does. Opening walks the file from record to record without unpacking anything
+//! (`scan`), so the order needs no index, and a log without a summary section, unchunked or cut, is read the same way as a whole
+//! one.
 //!
 //! **Memory.** A chunk is in memory while its messages are being delivered: for chunks that follow each other in time,
 //! one. Where more than [`MAX_MERGED_BYTES`] of chunks overlap, those needed last are let go of and read again.
@@ -192,6 +194,14 @@ impl McapLog {
     /// [`LogError`] when the file cannot be read or is no MCAP file.
     pub fn open(path: &Path) -> Result<McapLog, LogError> {
         McapLog::open_in(path, Order::ByTime)
+    }
+
+    /// Opens a log to be delivered in file order.
+    ///
+    /// # Errors
+    /// [`LogError`] when the file cannot be read or is no MCAP file.
+    pub fn open_in_file_order(path: &Path) -> Result<McapLog, LogError> {
+        McapLog::open_in(path, Order::ByFile)
     }
 
     /// Opens a log to be delivered as it was recorded: by log time, or, where the recording's clock was set back, in file

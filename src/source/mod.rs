@@ -6,6 +6,7 @@
 pub mod mcap_log;
 pub mod recorder;
 pub mod replay;
+pub mod sensor_clock;
 #[cfg(feature = "zenoh")]
 pub mod zenoh;
 

@@ -1,8 +1,9 @@
 //! Records what a live run receives, as an MCAP log of its own: any tool reads it, and a replay that follows the run's
 //! journal needs it. Callbacks hand messages over without waiting; a thread writes them.
 
+use crate::sink::SinkError;
 use crate::sink::mcap_file::create_log;
-use crate::sink::{Fault, SinkError};
+use crate::sink::watched::Fault;
 use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
 use std::collections::BTreeMap;
@@ -28,6 +29,9 @@ const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
 /// How often an idle writer looks at its queue.
 const IDLE: Duration = Duration::from_millis(5);
+
+/// Most channels of a recording: topics times encodings. Messages of further ones are left out.
+const MAX_CHANNELS: usize = 1024;
 
 /// What a channel of the recording is called and how its messages are encoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,7 +137,7 @@ impl Recording {
 
     /// Why writing has ended, if it has.
     pub fn fault(&self) -> Fault {
-        Arc::clone(&self.shared.fault)
+        self.shared.fault.clone()
     }
 
     /// Writes what still waits and closes the file.
@@ -166,18 +170,19 @@ impl RecordingFile {
             let stopping = counts.stop.load(Ordering::Acquire);
             while let Some(message) = shared.queue.pop() {
                 let bytes = message.payload.len();
-                if failure.is_none() {
-                    failure = self.write(&message).err();
-                } else {
+                let written = match failure {
+                    None => self.write(&message),
+                    Some(_) => Ok(false),
+                };
+                if !matches!(written, Ok(true)) {
                     counts.dropped.fetch_add(1, Ordering::Relaxed);
                 }
+                failure = failure.or(written.err());
                 counts.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             }
             if let Some(failure) = &failure {
                 let path = self.path.display();
-                shared
-                    .fault
-                    .get_or_init(|| format!("recording: {path}: {failure}"));
+                shared.fault.set(|| format!("recording: {path}: {failure}"));
             }
             if stopping {
                 // After half a record nothing could be read: a failed file is left as it is.
@@ -201,8 +206,11 @@ impl RecordingFile {
         }
     }
 
-    fn write(&mut self, message: &Recorded) -> Result<(), mcap::McapError> {
-        let channel_id = self.channel(&message.channel)?;
+    /// Whether it was written: not where there are too many channels.
+    fn write(&mut self, message: &Recorded) -> Result<bool, mcap::McapError> {
+        let Some(channel_id) = self.channel(&message.channel)? else {
+            return Ok(false);
+        };
         let header = mcap::records::MessageHeader {
             channel_id,
             // MCAP counts in 32 bits.
@@ -213,16 +221,19 @@ impl RecordingFile {
         self.writer
             .write_to_known_channel(&header, &message.payload)?;
         self.written += 1;
-        Ok(())
+        Ok(true)
     }
 
-    fn channel(&mut self, channel: &Arc<RecordedChannel>) -> Result<u16, mcap::McapError> {
-        let known = self
-            .channels
-            .iter()
-            .find(|(of, _)| Arc::ptr_eq(of, channel));
+    fn channel(&mut self, channel: &Arc<RecordedChannel>) -> Result<Option<u16>, mcap::McapError> {
+        let channels = &self.channels;
+        let known = channels.iter().find(|(of, _)| Arc::ptr_eq(of, channel));
+        // Publishers of two encodings may take turns.
+        let known = known.or_else(|| channels.iter().find(|(of, _)| of == channel));
         if let Some((_, id)) = known {
-            return Ok(*id);
+            return Ok(Some(*id));
+        }
+        if channels.len() == MAX_CHANNELS {
+            return Ok(None);
         }
         // The definition does not travel with live messages: a name without one is all there is to say.
         let schema = match &channel.schema {
@@ -236,6 +247,6 @@ impl RecordingFile {
             &BTreeMap::new(),
         )?;
         self.channels.push((Arc::clone(channel), id));
-        Ok(id)
+        Ok(Some(id))
     }
 }

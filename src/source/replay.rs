@@ -10,7 +10,7 @@ use crate::decode::Schema;
 use crate::keyframe::KeyframeError;
 use crate::sample::{Format, Sample, TopicIndex};
 use crate::time::LogClock;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -64,9 +64,34 @@ impl Replay {
     /// Opens a log and binds its channels to the configured topics. `passed_through` names a topic to be copied.
     ///
     /// # Errors
-    /// [`SourceError`] when the log cannot be read, when a topic's messages are not what the configuration says, or
+    /// [`SourceError`] when the log cannot be read, when none of a topic's channels has what the configuration says, or
     /// when none of the configured topics is there.
     pub fn open(
+        path: &Path,
+        inlet: Inlet,
+        clock: LogClock,
+        speed: Speed,
+        passed_through: Option<String>,
+    ) -> Result<Replay, SourceError> {
+        let replay = Replay::open_unchecked(path, inlet, clock, speed, passed_through)?;
+        replay.check_topics(path)?;
+        Ok(replay)
+    }
+
+    /// Opens the recording of a live run: what could not be decoded then cannot be now, and is no reason to stop.
+    ///
+    /// # Errors
+    /// [`SourceError`] when the log cannot be read.
+    pub fn open_recording(
+        path: &Path,
+        inlet: Inlet,
+        clock: LogClock,
+        speed: Speed,
+    ) -> Result<Replay, SourceError> {
+        Replay::open_unchecked(path, inlet, clock, speed, None)
+    }
+
+    fn open_unchecked(
         path: &Path,
         inlet: Inlet,
         clock: LogClock,
@@ -88,7 +113,6 @@ impl Replay {
             pass: Vec::new(),
             summary,
         };
-        replay.check_topics(path)?;
         replay.next = replay.log.next_message()?;
         if let Some(first) = &replay.next {
             replay.clock.set_ns(first.log_time_ns);
@@ -97,20 +121,26 @@ impl Replay {
     }
 
     fn check_topics(&self, path: &Path) -> Result<(), SourceError> {
-        let mut found = false;
+        // Of each topic, whether one of its channels can be used: another publisher's may be anything.
+        let mut topics: BTreeMap<TopicIndex, Result<(), SourceError>> = BTreeMap::new();
         for channel in &self.summary.channels {
             let Some(topic) = self.inlet.find(&channel.topic) else {
                 continue;
             };
-            found = true;
-            self.bind(topic, channel)
-                .map_err(|source| SourceError::Bind {
-                    topic: channel.topic.clone(),
-                    source,
-                })?;
+            let bound = self.bind(topic, channel).map(drop);
+            let bound = bound.map_err(|source| SourceError::Bind {
+                topic: channel.topic.clone(),
+                source,
+            });
+            let known = topics.remove(&topic);
+            let either = match known {
+                Some(other) => other.or(bound),
+                None => bound,
+            };
+            topics.insert(topic, either);
         }
-        if found || self.summary.channels.is_empty() {
-            return Ok(());
+        if !topics.is_empty() || self.summary.channels.is_empty() {
+            return topics.into_values().collect();
         }
         let channels = self.summary.channels.iter();
         Err(SourceError::NoTopics {

@@ -1,14 +1,14 @@
 //! Live input over zenoh. Callbacks stamp and queue; the tick thread only sleeps until something is there or due.
 
 use super::recorder::{Recorded, RecordedChannel, Recorder};
+use super::sensor_clock::SensorClock;
 use super::{Inlet, Progress, Source, SourceError};
-use crate::config::Config;
 use crate::decode::Schema;
 use crate::sample::{Format, Sample, TopicIndex};
-use crate::time::{Clock, WallClock};
+use crate::time::Clock;
 use crate::zenoh_session::{Attachment, key, split_encoding};
 use bytes::Bytes;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
 use std::time::Duration;
@@ -18,74 +18,6 @@ use zenoh::{Session, Wait};
 
 /// Longest sleep: how soon a stop is noticed.
 const MAX_SLEEP: Duration = Duration::from_millis(50);
-
-/// Samples in a row that must disagree with the clock before it is set anew: one broken stamp must not move time.
-const EVIDENCE: u64 = 8;
-
-/// The sensors' time: the wall clock, or, where capture times come from another clock, the wall clock shifted so that
-/// the first sample arrives the moment it was captured.
-#[derive(Clone)]
-pub struct SensorClock(Arc<SensorTime>);
-
-struct SensorTime {
-    wall: WallClock,
-    /// Wall time less sensor time.
-    offset_ns: AtomicI64,
-    /// Capture times further ahead of it, or further behind, are of no use: they are of another clock.
-    ahead_ns: u64,
-    behind_ns: u64,
-    seen: AtomicBool,
-    disagreeing: AtomicU64,
-}
-
-impl SensorClock {
-    /// The wall clock until a sample says otherwise: one that the configuration's `max_future_ms` or `window_ms` would
-    /// refuse.
-    pub fn new(config: &Config) -> SensorClock {
-        let align = config.align();
-        SensorClock(Arc::new(SensorTime {
-            wall: WallClock::new(),
-            offset_ns: AtomicI64::new(0),
-            ahead_ns: align.max_future_ns,
-            behind_ns: align.window_ns,
-            seen: AtomicBool::new(false),
-            disagreeing: AtomicU64::new(0),
-        }))
-    }
-
-    /// Looks at a sample's capture time.
-    fn observe(&self, capture_ns: u64) {
-        let time = &self.0;
-        let now_ns = self.now_ns();
-        let ahead = capture_ns.saturating_sub(now_ns) > time.ahead_ns;
-        let behind = now_ns.saturating_sub(capture_ns) > time.behind_ns;
-        if !ahead && !behind {
-            time.disagreeing.store(0, Ordering::Relaxed);
-            time.seen.store(true, Ordering::Relaxed);
-            return;
-        }
-        let evidence = time.disagreeing.fetch_add(1, Ordering::Relaxed) + 1;
-        if evidence >= EVIDENCE || !time.seen.swap(true, Ordering::Relaxed) {
-            let offset_ns = time.wall.now_ns() as i64 - capture_ns as i64;
-            time.offset_ns.store(offset_ns, Ordering::Release);
-            time.disagreeing.store(0, Ordering::Relaxed);
-        }
-    }
-
-    /// Wall time less sensor time; 0 while they are the same.
-    pub fn offset_ns(&self) -> i64 {
-        self.0.offset_ns.load(Ordering::Acquire)
-    }
-}
-
-impl Clock for SensorClock {
-    fn now_ns(&self) -> u64 {
-        let offset_ns = self.offset_ns();
-        (self.0.wall.now_ns() as i64)
-            .saturating_sub(offset_ns)
-            .max(0) as u64
-    }
-}
 
 /// Subscriptions of a run.
 pub struct ZenohSource {
@@ -172,7 +104,7 @@ impl Reception {
         let capture_time_ns = self
             .inlet
             .stamp(self.topic, publish_ns, arrival_ns, &payload, &format);
-        self.clock.observe(capture_time_ns);
+        self.clock.observe(self.topic, capture_time_ns);
         let log_time_ns = self.clock.now_ns();
         if let Some(recorder) = &self.recorder {
             recorder.record(Recorded {

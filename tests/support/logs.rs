@@ -69,6 +69,9 @@ pub struct Message {
     pub data: Vec<u8>,
 }
 
+/// A message with this channel is put on one of its topic that has no schema and no encoding.
+pub const STRAY: u16 = u16::MAX;
+
 /// Rewrites a log, message by message.
 pub fn rewrite(from: &Path, to: &Path, edit: impl FnOnce(&mut Vec<Message>)) {
     let bytes = std::fs::read(from).unwrap();
@@ -100,7 +103,11 @@ pub fn rewrite(from: &Path, to: &Path, edit: impl FnOnce(&mut Vec<Message>)) {
         });
     }
     edit(&mut messages);
-    for message in &messages {
+    for message in &mut messages {
+        if message.header.channel_id == STRAY {
+            let channel = writer.add_channel(0, &message.topic, "", &BTreeMap::new());
+            message.header.channel_id = channel.unwrap();
+        }
         writer
             .write_to_known_channel(&message.header, &message.data)
             .unwrap();

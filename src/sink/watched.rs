@@ -1,0 +1,125 @@
+//! Sinks whose failures are known to the run, each by itself.
+
+use super::{Channel, Output, Sink, SinkError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// What is wrong on another thread; the run looks at it and says so in its health. Reading it takes no lock.
+#[derive(Clone, Debug, Default)]
+pub struct Fault(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    lasts: AtomicBool,
+    /// What it was the first time.
+    text: OnceLock<String>,
+}
+
+impl Fault {
+    /// It is wrong from now on.
+    pub fn set(&self, text: impl FnOnce() -> String) {
+        self.0.text.get_or_init(text);
+        self.0.lasts.store(true, Ordering::Release);
+    }
+
+    /// It is right again.
+    pub fn clear(&self) {
+        self.0.lasts.store(false, Ordering::Release);
+    }
+
+    /// What is wrong, while it is.
+    pub fn get(&self) -> Option<&str> {
+        let lasts = self.0.lasts.load(Ordering::Acquire);
+        self.0.text.get().filter(|_| lasts).map(String::as_str)
+    }
+}
+
+/// A sink with a [`Fault`], which lasts until an output of the kind that failed goes out again.
+pub struct Watched<S> {
+    sink: S,
+    fault: Fault,
+    failed: Option<Channel>,
+}
+
+impl<S: Sink> Watched<S> {
+    /// Watches `sink`.
+    pub fn new(sink: S) -> Watched<S> {
+        Watched {
+            sink,
+            fault: Fault::default(),
+            failed: None,
+        }
+    }
+
+    /// What is wrong with it.
+    pub fn fault(&self) -> Fault {
+        self.fault.clone()
+    }
+}
+
+impl<S: Sink> Sink for Watched<S> {
+    fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
+        let published = self.sink.publish(output);
+        match &published {
+            Err(error) => {
+                self.fault.set(|| format!("outputs: {error}"));
+                self.failed = Some(output.channel);
+            }
+            Ok(()) if self.failed == Some(output.channel) => {
+                self.fault.clear();
+                self.failed = None;
+            }
+            Ok(()) => {}
+        }
+        published
+    }
+
+    fn finish(&mut self) -> Result<(), SinkError> {
+        self.sink.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails while told to, keyframes alone.
+    struct Full(Arc<AtomicBool>);
+
+    impl Sink for Full {
+        fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
+            match self.0.load(Ordering::Relaxed) && output.channel == Channel::Keyframe {
+                true => Err(SinkError::Transport("no space".to_owned())),
+                false => Ok(()),
+            }
+        }
+        fn finish(&mut self) -> Result<(), SinkError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_fault_lasts_until_the_same_goes_out_again() {
+        let full = Arc::new(AtomicBool::new(false));
+        let mut sink = Watched::new(Full(Arc::clone(&full)));
+        let fault = sink.fault();
+        let mut publish = |channel| {
+            let output = Output {
+                channel,
+                publish_time_ns: 0,
+                about_time_ns: 0,
+                payload: &[],
+            };
+            let _ = sink.publish(&output);
+            fault.get().map(str::to_owned)
+        };
+        assert_eq!(publish(Channel::Keyframe), None);
+        full.store(true, Ordering::Relaxed);
+        let said = Some("outputs: no space".to_owned());
+        assert_eq!(publish(Channel::Keyframe), said);
+        assert_eq!(publish(Channel::Fused), said);
+        full.store(false, Ordering::Relaxed);
+        assert_eq!(publish(Channel::Fused), said);
+        assert_eq!(publish(Channel::Keyframe), None);
+    }
+}
