@@ -134,6 +134,41 @@ fn mistakes_are_named() {
     );
 }
 
+/// Refused before anything is opened or listened on.
+#[cfg(feature = "zenoh")]
+#[test]
+fn a_run_that_cannot_be_is_refused_at_once() {
+    let dir = folder("cli_run");
+    for seconds in ["nan", "inf", "1e300", "-0.5"] {
+        let seconds = format!("--seconds={seconds}");
+        let arguments = ["run", "--config", CONFIG, &seconds];
+        fails(&dir, &arguments, &["--seconds", "must lie in"]);
+    }
+    for (one, other) in [
+        ("--out", "--record"),
+        ("--out", "--state"),
+        ("--record", "--state"),
+    ] {
+        let arguments = ["run", "--config", CONFIG, one, "a.mcap", other, "./a.mcap"];
+        fails(&dir, &arguments, &[one, other, "same file"]);
+    }
+    assert!(!dir.join("a.mcap").exists());
+}
+
+/// Weights are put in the place of what was there, which must not be a device.
+#[cfg(unix)]
+#[test]
+fn a_device_is_not_replaced_by_weights() {
+    let dir = folder("cli_device");
+    let device = Path::new("/dev/null");
+    fails(
+        &dir,
+        &["model", "init", "-o", "/dev/null"],
+        &["/dev/null", "not a file"],
+    );
+    assert!(!device.metadata().unwrap().is_file());
+}
+
 /// The log itself must not be overwritten by its own output.
 #[test]
 fn a_log_is_not_its_own_output() {

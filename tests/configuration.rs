@@ -104,3 +104,32 @@ fn errors_name_file_line_and_the_nearest_key() {
     );
     refused("[engine]\nperiod_ms == 1\n", 2, &[]);
 }
+
+/// What would allocate without end, overflow, or be refused by the transport later on.
+#[test]
+fn values_that_no_run_can_have_are_refused() {
+    const TOPIC: &str = "[[topic]]\nname = \"/a\"\nkind = \"audio\"\nrate_hz = 10\n";
+    for (key, value) in [
+        ("moments", "100000000"),
+        ("valid_for_ms", "18446744073709551"),
+        ("deadline_ms", "18446744073709551"),
+        ("keyframe_every_ms", "18446744073709551"),
+    ] {
+        refused(&format!("[engine]\n{key} = {value}\n"), 2, &[key, "over"]);
+    }
+    for (key, value) in [
+        ("capacity", "4294967296"),
+        ("context_capacity", "4294967296"),
+        ("max_block_ms", "100000000"),
+    ] {
+        refused(&format!("{TOPIC}{key} = {value}\n"), 5, &["/a", key]);
+    }
+    for hz in ["nan", "inf", "-1.0", "1e300"] {
+        let text = format!("{TOPIC}[output]\nthumbnails_hz = {hz}\n");
+        refused(&text, 6, &["thumbnails_hz"]);
+    }
+    for prefix in ["", "**", "umm/*", "/umm", "a//b", "a?"] {
+        let text = format!("{TOPIC}[live]\nprefix = \"{prefix}\"\n");
+        refused(&text, 6, &["prefix", "no name for outputs"]);
+    }
+}

@@ -101,6 +101,8 @@ impl Fault {
                 if topic == self.topic {
                     header = i + 1;
                 }
+            } else if line.starts_with('[') && !line.starts_with("[topic") {
+                topic = None;
             }
             let key = line.split(['=', '.', ' ']).next().unwrap_or("");
             if topic == self.topic && key == self.key {

@@ -28,11 +28,11 @@ use crate::timing::Timing;
 use due::Due;
 use freeze::Keyframes;
 use health::Health;
-pub use rehearsal::full_ticks;
-use stopwatch::{Budget, Stopwatch};
-
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use stopwatch::{Budget, Stopwatch};
+
+pub use rehearsal::full_ticks;
 pub use together::{DueTick, run_together};
 
 /// What a replay computes.

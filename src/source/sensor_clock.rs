@@ -273,9 +273,9 @@ mod tests {
             let from_ns = self.wall_ns;
             self.wall_ns += ms * MS;
             for at_ms in 0..ms {
-                for topic in 0..EVERY_MS.len() {
+                for (topic, every_ms) in EVERY_MS.into_iter().enumerate() {
                     let captured_ns = from_ns + at_ms * MS;
-                    if (captured_ns / MS).is_multiple_of(EVERY_MS[topic]) {
+                    if (captured_ns / MS).is_multiple_of(every_ms) {
                         self.sample(topic, captured_ns.saturating_add_signed(-behind_ns));
                     }
                 }
