@@ -152,6 +152,8 @@ fn a_run_that_cannot_be_is_refused_at_once() {
         let arguments = ["run", "--config", CONFIG, one, "a.mcap", other, "./a.mcap"];
         fails(&dir, &arguments, &[one, other, "same file"]);
     }
+    let arguments = ["run", "--config", CONFIG, "--out", "s.new", "--state", "s"];
+    fails(&dir, &arguments, &["--out", "--state with .new"]);
     assert!(!dir.join("a.mcap").exists());
 }
 

@@ -225,7 +225,7 @@ fn keyframe_seeds() -> Vec<Vec<u8>> {
             .rehearse(tick, 100_000_000, plan, &mut probe)
             .unwrap();
         keyframe.engine.clear();
-        keyframe.rows = vec![0; engine.row_bytes()];
+        keyframe.rows = vec![0; engine.frozen_sizes().rows];
         let (rows, mut marks) = (&mut keyframe.rows, Vec::new());
         engine
             .freeze_into(&mut keyframe.engine, Rows::to(rows, &mut marks))

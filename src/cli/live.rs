@@ -1,11 +1,10 @@
-//! `umm run` and `umm play`: live on zenoh.
+//! `umm run`: live on zenoh.
 
 use super::{
     Failure,
     replay::{print_engine, same_file},
 };
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +14,6 @@ use umm::backend::cpu::{Cpu, Path as CpuPath};
 use umm::config::{self, Config, LiveConfig};
 use umm::keyframe::Identity;
 use umm::model::weights::Weights;
-use umm::play::{PlayOptions, play as play_log};
 use umm::proto::Keyframe;
 use umm::run::{self, on_realtime_thread};
 use umm::runtime::{Mode, RunError, Runtime, run as drive};
@@ -53,7 +51,7 @@ pub struct Endpoints {
 }
 
 impl Endpoints {
-    fn apply(&self, live: &mut LiveConfig) {
+    pub fn apply(&self, live: &mut LiveConfig) {
         if !self.listen.is_empty() {
             live.listen.clone_from(&self.listen);
         }
@@ -91,22 +89,8 @@ pub struct RunArguments {
     endpoints: Endpoints,
 }
 
-#[derive(Args)]
-pub struct PlayArguments {
-    /// MCAP log
-    log: PathBuf,
-    /// Times real time
-    #[arg(long, default_value_t = 1.0)]
-    speed: f64,
-    /// Seconds to wait for a subscriber
-    #[arg(long, default_value_t = 30.0)]
-    wait: f64,
-    #[command(flatten)]
-    endpoints: Endpoints,
-}
-
 /// A flag that SIGINT and SIGTERM set.
-fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
+pub fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     ctrlc::set_handler(move || flag.store(true, Ordering::Release))?;
@@ -122,10 +106,12 @@ fn check(arguments: &RunArguments) -> Result<(), Failure> {
     if !(0.0..=LONGEST_S).contains(&seconds) {
         return Err(format!("--seconds {seconds}: must lie in 0..={LONGEST_S}").into());
     }
+    let beside = arguments.state.as_deref().map(StateFile::beside);
     let files = [
         ("--out", &arguments.out),
         ("--record", &arguments.record),
         ("--state", &arguments.state),
+        ("--state with .new", &beside),
     ];
     for (i, (name, file)) in files.iter().enumerate() {
         for (other_name, other) in &files[i + 1..] {
@@ -408,42 +394,4 @@ fn print_end(config: &Config, runtime: &Runtime, clock: &SensorClock) {
         say!("capture times came from a clock {hours:.1} h behind this machine's");
     }
     super::replay::print_ledger(config, runtime.ledger());
-}
-
-pub fn play(arguments: &PlayArguments) -> Result<(), Failure> {
-    if !(arguments.speed.is_finite() && arguments.speed > 0.0) {
-        return Err(format!("--speed {}: must be above 0", arguments.speed).into());
-    }
-    if !(0.0..=86_400.0).contains(&arguments.wait) {
-        return Err(format!("--wait {}: must lie in 0..=86400", arguments.wait).into());
-    }
-    let mut live = LiveConfig::default();
-    arguments.endpoints.apply(&mut live);
-    let stop = stop_flag()?;
-    let session = zenoh_session::open(&live)?;
-    let style =
-        ProgressStyle::with_template("playing {bar:40} {percent:>3}%  {pos}/{len}  {elapsed}");
-    let bar = ProgressBar::new(0);
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let options = PlayOptions {
-        speed: arguments.speed,
-        wait: Duration::from_secs_f64(arguments.wait),
-    };
-    let played = play_log(
-        &session,
-        &arguments.log,
-        options,
-        &stop,
-        &mut |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        },
-    );
-    bar.finish_and_clear();
-    let played = played?;
-    say!("published {} messages", played.messages);
-    if let Some(fault) = played.end.describe() {
-        say!("warning: the log is not whole: {fault}");
-    }
-    Ok(())
 }

@@ -13,6 +13,8 @@ mod doctor;
 #[cfg(feature = "zenoh")]
 mod live;
 mod model;
+#[cfg(feature = "zenoh")]
+mod play;
 mod replay;
 mod table;
 mod together;
@@ -43,7 +45,7 @@ enum Command {
     Run(live::RunArguments),
     /// Publish a log's messages on zenoh, keeping topics, encodings and time stamps
     #[cfg(feature = "zenoh")]
-    Play(live::PlayArguments),
+    Play(play::PlayArguments),
     /// Write the report of an output log: one self-contained HTML page
     Report(ReportArguments),
     /// Measure what this machine can do and say what holds it back
@@ -76,7 +78,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         #[cfg(feature = "zenoh")]
         Command::Run(arguments) => live::run(&arguments),
         #[cfg(feature = "zenoh")]
-        Command::Play(arguments) => live::play(&arguments),
+        Command::Play(arguments) => play::play(&arguments),
         Command::Report(arguments) => report(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Model(command) => model::run(&command),

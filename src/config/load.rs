@@ -1,6 +1,6 @@
 //! Reading and checking a configuration file.
 
-use super::{Config, TopicConfig};
+use super::{Config, EngineConfig, TopicConfig};
 use crate::backend::MAX_TOPICS;
 use crate::governor::Plan;
 use crate::model::spec::Modality;
@@ -114,77 +114,12 @@ impl Fault {
 }
 
 fn check(config: &Config) -> Result<(), Fault> {
-    let engine = &config.engine;
     let fault = |key: &'static str, reason: String| Fault {
         topic: None,
         key,
         reason,
     };
-    if engine.plans.is_empty() || engine.plans.windows(2).any(|p| p[0] >= p[1]) {
-        let names: Vec<&str> = Plan::ALL.iter().map(|p| p.name()).collect();
-        let reason = format!(
-            "plans must name at least one, in this order: {}",
-            names.join(", ")
-        );
-        return Err(fault("plans", reason));
-    }
-    let at_least_one = [
-        ("period_ms", engine.period_ms),
-        ("window_ms", engine.window_ms),
-        ("threads", engine.threads as u64),
-        ("moments", engine.moments as u64),
-        ("max_gap_ms", engine.max_gap_ms),
-        ("keyframe_every_ms", engine.keyframe_every_ms),
-    ];
-    for (key, value) in at_least_one {
-        if value == 0 {
-            return Err(fault(key, format!("{key} must be at least 1")));
-        }
-    }
-    /// Moments: a gigabyte of embeddings.
-    const MOST_MOMENTS: usize = 1_000_000;
-    if engine.moments > MOST_MOMENTS {
-        let reason = format!("moments = {} is over {MOST_MOMENTS}", engine.moments);
-        return Err(fault("moments", reason));
-    }
-    const LONGEST_MS: u64 = 3_600_000;
-    for (key, value) in [
-        ("deadline_ms", engine.deadline_ms.unwrap_or(0)),
-        ("valid_for_ms", engine.valid_for_ms.unwrap_or(0)),
-        ("keyframe_every_ms", engine.keyframe_every_ms),
-        ("period_ms", engine.period_ms),
-        ("window_ms", engine.window_ms),
-        ("context_ms", engine.context_ms),
-        ("max_wait_ms", engine.max_wait_ms),
-        ("epoch_jump_ms", engine.epoch_jump_ms),
-        ("max_future_ms", engine.max_future_ms),
-        ("max_gap_ms", engine.max_gap_ms),
-    ] {
-        if value > LONGEST_MS {
-            return Err(fault(
-                key,
-                format!("{key} = {value} is over {LONGEST_MS} (an hour)"),
-            ));
-        }
-    }
-    if engine.window_ms < engine.period_ms {
-        return Err(fault(
-            "window_ms",
-            format!(
-                "window_ms = {} is shorter than period_ms = {}: no tick would see the one before",
-                engine.window_ms, engine.period_ms
-            ),
-        ));
-    }
-    if engine.context_ms > 0 && engine.context_ms <= engine.window_ms {
-        return Err(fault(
-            "context_ms",
-            format!(
-                "context_ms = {} does not reach behind window_ms = {}: make it longer, or 0 for no long context",
-                engine.context_ms, engine.window_ms
-            ),
-        ));
-    }
+    check_engine(&config.engine).map_err(|(key, reason)| fault(key, reason))?;
     check_realtime(config).map_err(|(key, reason)| fault(key, reason))?;
     check_outputs(config).map_err(|(key, reason)| fault(key, reason))?;
     if config.topics.is_empty() {
@@ -209,6 +144,75 @@ fn check(config: &Config) -> Result<(), Fault> {
                 reason: format!("topic {} is named twice", topic.name),
             });
         }
+    }
+    Ok(())
+}
+
+fn check_engine(engine: &EngineConfig) -> Result<(), (&'static str, String)> {
+    if engine.plans.is_empty() || engine.plans.windows(2).any(|p| p[0] >= p[1]) {
+        let names: Vec<&str> = Plan::ALL.iter().map(|p| p.name()).collect();
+        let reason = format!(
+            "plans must name at least one, in this order: {}",
+            names.join(", ")
+        );
+        return Err(("plans", reason));
+    }
+    let at_least_one = [
+        ("period_ms", engine.period_ms),
+        ("window_ms", engine.window_ms),
+        ("threads", engine.threads as u64),
+        ("moments", engine.moments as u64),
+        ("max_gap_ms", engine.max_gap_ms),
+        ("keyframe_every_ms", engine.keyframe_every_ms),
+    ];
+    for (key, value) in at_least_one {
+        if value == 0 {
+            return Err((key, format!("{key} must be at least 1")));
+        }
+    }
+    /// Moments: a gigabyte of embeddings.
+    const MOST_MOMENTS: usize = 1_000_000;
+    if engine.moments > MOST_MOMENTS {
+        let reason = format!("moments = {} is over {MOST_MOMENTS}", engine.moments);
+        return Err(("moments", reason));
+    }
+    const LONGEST_MS: u64 = 3_600_000;
+    for (key, value) in [
+        ("deadline_ms", engine.deadline_ms.unwrap_or(0)),
+        ("valid_for_ms", engine.valid_for_ms.unwrap_or(0)),
+        ("keyframe_every_ms", engine.keyframe_every_ms),
+        ("period_ms", engine.period_ms),
+        ("window_ms", engine.window_ms),
+        ("context_ms", engine.context_ms),
+        ("max_wait_ms", engine.max_wait_ms),
+        ("epoch_jump_ms", engine.epoch_jump_ms),
+        ("max_future_ms", engine.max_future_ms),
+        ("max_gap_ms", engine.max_gap_ms),
+    ] {
+        if value > LONGEST_MS {
+            return Err((
+                key,
+                format!("{key} = {value} is over {LONGEST_MS} (an hour)"),
+            ));
+        }
+    }
+    if engine.window_ms < engine.period_ms {
+        return Err((
+            "window_ms",
+            format!(
+                "window_ms = {} is shorter than period_ms = {}: no tick would see the one before",
+                engine.window_ms, engine.period_ms
+            ),
+        ));
+    }
+    if engine.context_ms > 0 && engine.context_ms <= engine.window_ms {
+        return Err((
+            "context_ms",
+            format!(
+                "context_ms = {} does not reach behind window_ms = {}: make it longer, or 0 for no long context",
+                engine.context_ms, engine.window_ms
+            ),
+        ));
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use crate::model::network::{LaneStep, Network, NetworkConfig, Stream, TickMoment
 use crate::model::spec::{Modality, ModelSpec};
 use crate::model::stage::{Stage, StageProbe};
 use crate::time::NS_PER_MS;
-use crate::umm::rows::Rows;
+use crate::umm::rows::{Rows, Sizes};
 use context_span::ContextSpan;
 use input::TopicInput;
 use xxhash_rust::xxh3::Xxh3;
@@ -82,6 +82,15 @@ pub struct Engine {
     report: TickReport,
     window_ns: u64,
     thumbnail_topic: Option<usize>,
+}
+
+/// Bytes of a frozen state.
+#[derive(Clone, Copy, Debug)]
+pub struct FrozenSizes {
+    /// Of what lies in the rings: always so many.
+    pub rows: usize,
+    /// Of all else, usually no more.
+    pub most_rest: usize,
 }
 
 /// An engine that cannot be built.
@@ -251,19 +260,28 @@ impl Engine {
     /// The state between two ticks as bytes, appended to `out`, and what lies in the rings to `rows`; see [`Engine::thaw`].
     ///
     /// # Errors
-    /// [`ArchiveError::Short`] when `rows` is not an image of [`Engine::row_bytes`].
+    /// [`ArchiveError::Short`] when `rows` is not an image of [`FrozenSizes::rows`].
     pub fn freeze_into(&mut self, out: &mut Vec<u8>, mut rows: Rows<'_>) -> Archived {
         self.archive(&mut Archive::Write(out), &mut rows)
     }
 
-    /// Bytes of what lies in the rings.
-    pub fn row_bytes(&mut self) -> usize {
-        let mut rows = Rows::Measure(0);
+    /// How large a frozen state is.
+    pub fn frozen_sizes(&mut self) -> FrozenSizes {
+        /// Beside a slot's row: times, and a moment's number.
+        const SLOT_BYTES: usize = 2 * size_of::<u64>();
+        /// Front ends, results, counts.
+        const OTHER_BYTES: usize = 256 << 10;
+        let mut rows = Rows::Measure(Sizes::default());
         // Measuring cannot fail.
         let _ = self.archive(&mut Archive::Write(&mut Vec::new()), &mut rows);
-        match rows {
-            Rows::Measure(bytes) => bytes,
-            _ => 0,
+        let sizes = match rows {
+            Rows::Measure(sizes) => sizes,
+            _ => Sizes::default(),
+        };
+        let caption = self.network.most_caption_bytes();
+        FrozenSizes {
+            rows: sizes.bytes,
+            most_rest: sizes.slots * SLOT_BYTES + caption + OTHER_BYTES,
         }
     }
 

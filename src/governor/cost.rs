@@ -56,6 +56,9 @@ const DOUBT: f64 = 0.95;
 /// Stages that take a tick's tokens: no more than in proportion to them.
 const BY_ROWS: [Stage; 3] = [Stage::Adapter, Stage::Encoder, Stage::Fusion];
 
+/// For so many ticks a plan's own tick is believed rather than what poorer ones let expect: a minute at ten a second.
+const TRIED_FOR: u64 = 600;
+
 /// How far above proportion a richer plan's time may be beside a poorer one's: tokens fit some kernels better than others.
 const PROPORTION: f64 = 2.0;
 
@@ -102,6 +105,10 @@ pub(super) struct CostModel {
     quiet_ns: [[Option<f64>; STAGES]; Plan::ALL.len()],
     /// Times of [`GUESSED`] stages as they were rehearsed, until a tick shows its own.
     guessed: [[Option<f64>; GUESSED.len()]; Plan::ALL.len()],
+    /// What [`CostModel::bound`] has put lower, as it was.
+    unbounded_ns: [[Option<f64>; STAGES]; Plan::ALL.len()],
+    /// Ticks since each plan's last usual one.
+    untried: [u64; Plan::ALL.len()],
     /// Tokens of a usual tick under each plan: one with fewer says little.
     rows: [usize; Plan::ALL.len()],
     /// Whatever the plan: a machine is slow for all of them.
@@ -130,6 +137,8 @@ impl CostModel {
             guessed: quiet_ns
                 .map(|of_plan: [Option<f64>; STAGES]| GUESSED.map(|stage| of_plan[stage.index()])),
             quiet_ns,
+            unbounded_ns: [[None; STAGES]; Plan::ALL.len()],
+            untried: [TRIED_FOR; Plan::ALL.len()],
             rows: rehearsed.map(|r| r.rows),
             slowdown: [Ratios::default(); STAGES],
         }
@@ -159,8 +168,10 @@ impl CostModel {
     pub fn observe(&mut self, plan: Plan, times: &StageTimes, rows: usize, caption_bytes: usize) {
         let usual = rows >= self.rows[plan.index()];
         self.doubt();
+        self.untried = self.untried.map(|ticks| ticks.saturating_add(1));
         if usual {
             self.prove(plan, times, caption_bytes);
+            self.unbind(plan, times);
             self.bound(plan, times);
         }
         let (mut quiet_sum_ns, mut sum_ns) = (0.0, 0.0);
@@ -222,19 +233,40 @@ impl CostModel {
         }
     }
 
-    /// What a plan takes bounds what richer ones can take: they may have been rehearsed on a busy machine, and are not tried
-    /// while they seem too slow.
+    /// What a plan takes bounds what richer ones seem to take: they may have been rehearsed on a busy machine, and are not tried
+    /// while they seem too slow. Where they really are, a tick of theirs says so, and that holds for a while.
     fn bound(&mut self, plan: Plan, times: &StageTimes) {
         let own_rows = self.rows[plan.index()].max(1) as f64;
         for richer in Plan::ALL.into_iter().filter(|richer| *richer < plan) {
-            let share = self.rows[richer.index()] as f64 / own_rows;
+            let r = richer.index();
+            if self.untried[r] < TRIED_FOR {
+                continue;
+            }
+            let share = f64::max(self.rows[r] as f64 / own_rows, 1.0);
             for stage in BY_ROWS {
-                let quiet_ns = &mut self.quiet_ns[richer.index()][stage.index()];
-                if let (Some(quiet_ns), Some(ns)) = (quiet_ns, times.get(stage)) {
-                    *quiet_ns = quiet_ns
-                        .min(ns as f64 * share.max(1.0) * PROPORTION)
-                        .max(1.0);
+                let s = stage.index();
+                let (Some(quiet_ns), Some(ns)) = (self.quiet_ns[r][s], times.get(stage)) else {
+                    continue;
+                };
+                let most_ns = f64::max(ns as f64 * share * PROPORTION, 1.0);
+                if most_ns < quiet_ns {
+                    self.unbounded_ns[r][s].get_or_insert(quiet_ns);
+                    self.quiet_ns[r][s] = Some(most_ns);
                 }
+            }
+        }
+    }
+
+    /// A plan's own usual tick tells more than what poorer ones let expect.
+    fn unbind(&mut self, plan: Plan, times: &StageTimes) {
+        let p = plan.index();
+        self.untried[p] = 0;
+        for stage in BY_ROWS {
+            let s = stage.index();
+            let unbounded_ns = self.unbounded_ns[p][s].take();
+            if let (Some(unbounded_ns), Some(ns)) = (unbounded_ns, times.get(stage)) {
+                let bounded_ns = self.quiet_ns[p][s].unwrap_or(unbounded_ns);
+                self.quiet_ns[p][s] = Some(unbounded_ns.min(bounded_ns.max(ns as f64)));
             }
         }
     }
@@ -309,8 +341,18 @@ mod tests {
         for _ in 0..100 {
             cost.observe(Plan::AudioTelemetry, &tick, 16, 0);
         }
-        let high_ns = cost.high_ns(Plan::Full, &Stage::ALL);
-        assert!(high_ns <= 30_000_000, "{high_ns}");
+        let high_ns = |cost: &CostModel| cost.high_ns(Plan::Full, &Stage::ALL);
+        assert!(high_ns(&cost) <= 30_000_000, "{}", high_ns(&cost));
+        // It was not the machine: a tick of its own says so, and is not forgotten at once.
+        let mut slow = tick;
+        slow.set(Stage::Encoder, 90_000_000);
+        cost.observe(Plan::Full, &slow, 64, 0);
+        for _ in 0..TRIED_FOR - 1 {
+            cost.observe(Plan::AudioTelemetry, &tick, 16, 0);
+            assert!(high_ns(&cost) >= 90_000_000, "{}", high_ns(&cost));
+        }
+        (0..2).for_each(|_| cost.observe(Plan::AudioTelemetry, &tick, 16, 0));
+        assert!(high_ns(&cost) <= 30_000_000, "{}", high_ns(&cost));
     }
 
     #[test]

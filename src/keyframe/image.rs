@@ -6,7 +6,7 @@ use crate::sink::Sink;
 use crate::umm::ring::RingMark;
 use crate::umm::rows::Rows;
 use prost::Message;
-use prost::encoding::{WireType, encode_key, encode_varint, key_len};
+use prost::encoding::{WireType, encode_key, encode_varint};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Numbers of the fields `rows` and `checksum` of `umm.Keyframe`.
@@ -19,8 +19,8 @@ const CHECKSUM_BYTES: usize = 1 + size_of::<u64>();
 /// The key of the checksum: a fixed number of 64 bits.
 const CHECKSUM_KEY: u8 = (CHECKSUM_FIELD as u8) << 3 | WireType::SixtyFourBit as u8;
 
-/// Room for all but the rows, so that the first keyframes do not grow the buffer.
-const REST_BYTES: usize = 256 << 10;
+/// Room for the run's part, the message's other fields and what their lengths take.
+const OTHER_BYTES: usize = 64 << 10;
 
 /// The buffer and what is known of it.
 #[derive(Debug)]
@@ -32,9 +32,9 @@ pub struct KeyframeImage {
 }
 
 impl KeyframeImage {
-    /// For rings of so many bytes.
-    pub fn new(row_bytes: usize) -> KeyframeImage {
-        let mut message = Vec::with_capacity(2 * key_len(ROWS_FIELD) + 16 + row_bytes + REST_BYTES);
+    /// For rings of so many bytes, and so many of all else of the engine.
+    pub fn new(row_bytes: usize, most_rest: usize) -> KeyframeImage {
+        let mut message = Vec::with_capacity(row_bytes + most_rest + OTHER_BYTES);
         encode_key(ROWS_FIELD, WireType::LengthDelimited, &mut message);
         encode_varint(row_bytes as u64, &mut message);
         let start = message.len();
@@ -108,7 +108,7 @@ mod tests {
         };
         // Lengths of one, two and three bytes.
         for row_bytes in [0, 100, 1000, 100_000] {
-            let mut image = KeyframeImage::new(row_bytes);
+            let mut image = KeyframeImage::new(row_bytes, 0);
             let Rows::Write { image: rows, .. } = image.rows() else {
                 panic!("it is written to");
             };

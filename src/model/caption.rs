@@ -103,6 +103,13 @@ impl Caption {
         self.complete = true;
     }
 
+    /// Most bytes it takes of a keyframe, its caches full.
+    pub fn most_bytes(&self) -> usize {
+        let rows = 2 * (self.max_len + self.fused_rows);
+        let cached = self.caches.iter().map(|c| rows * c.own.row.len);
+        cached.sum::<usize>() * size_of::<f32>() + self.max_len * size_of::<u32>()
+    }
+
     /// To or from a keyframe.
     pub fn archive(&mut self, archive: &mut Archive<'_>, backend: &mut dyn Backend) -> Archived {
         archive.list("caption", &mut self.tokens, self.max_len)?;

@@ -87,6 +87,8 @@ impl StepOutputs {
         self.gates = Default::default();
         self.valid = Default::default();
         self.nearest.clear();
+        self.digests = Default::default();
+        self.caption_steps = 0;
     }
 
     /// Whether every result is a number.
@@ -287,6 +289,11 @@ impl Network {
         self.caption.archive(archive, backend)?;
         self.moments.archive(archive, rows)?;
         self.outputs.archive(archive)
+    }
+
+    /// Most bytes the caption takes of a keyframe.
+    pub fn most_caption_bytes(&self) -> usize {
+        self.caption.most_bytes()
     }
 
     /// One tick: appends the batch to the context and leaves the results in [`Network::outputs`].

@@ -30,11 +30,14 @@ impl Runtime {
     /// # Errors
     /// None that a run can cause.
     pub fn take_keyframes(&mut self, every_ticks: u64) -> Result<(), RunError> {
+        let sizes = self.engine.frozen_sizes();
+        let mut rest = self.identity.keyframe();
+        rest.engine.reserve_exact(sizes.most_rest);
         let mut keyframes = Keyframes {
             every_ticks: every_ticks.max(1),
             taken_at: self.ticks,
-            rest: self.identity.keyframe(),
-            image: KeyframeImage::new(self.engine.row_bytes()),
+            rest,
+            image: KeyframeImage::new(sizes.rows, sizes.most_rest),
             awaited: Vec::new(),
         };
         // The first write touches all of the image: not the first keyframe's business.
@@ -73,7 +76,8 @@ impl Runtime {
         };
         if !keyframes.image.reclaim(self.sink.as_mut()) {
             // The sink may keep it for long: the last one is made from the beginning.
-            keyframes.image = KeyframeImage::new(self.engine.row_bytes());
+            let sizes = self.engine.frozen_sizes();
+            keyframes.image = KeyframeImage::new(sizes.rows, sizes.most_rest);
         }
         self.publish_keyframe(0, clock)
     }

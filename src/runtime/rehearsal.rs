@@ -152,5 +152,8 @@ mod tests {
         }
         assert_eq!(front_end_ns(Plan::AudioTelemetry), None);
         assert!(engine.thumbnail().is_none());
+        let outputs = engine.network().outputs();
+        assert_eq!((outputs.digests, outputs.caption_steps), ([0; 4], 0));
+        assert!(outputs.heads.embedding.iter().all(|v| *v == 0.0));
     }
 }

@@ -15,12 +15,17 @@ pub struct StateFile {
 impl StateFile {
     /// Of this name; created with the first keyframe.
     pub fn new(path: &Path) -> StateFile {
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(".new");
         StateFile {
             path: path.to_owned(),
-            beside: beside.into(),
+            beside: StateFile::beside(path),
         }
+    }
+
+    /// Where the next keyframe is written before it takes its place.
+    pub fn beside(path: &Path) -> PathBuf {
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".new");
+        beside.into()
     }
 
     fn replace(&self, bytes: &[u8]) -> std::io::Result<()> {

@@ -7,7 +7,7 @@
 use super::{Channel, Output, Parcel, Sink, SinkError};
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,8 @@ const IDLE: Duration = Duration::from_millis(20);
 /// What waits for one stage.
 struct Waiting {
     parcels: ArrayQueue<Parcel>,
+    /// Of the parcels: no more than their buffers' share, so that other stages have theirs.
+    thumbnails: AtomicUsize,
     /// The thread must be woken.
     sleeps: AtomicBool,
     stop: AtomicBool,
@@ -49,6 +51,7 @@ impl Waiting {
     fn new() -> Waiting {
         Waiting {
             parcels: ArrayQueue::new(BUFFERS + THUMBNAIL_BUFFERS + KEYFRAMES),
+            thumbnails: AtomicUsize::new(0),
             sleeps: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         }
@@ -56,7 +59,7 @@ impl Waiting {
 
     /// Hands a parcel to the thread; returns it where there is no room.
     fn send(&self, parcel: Parcel, thread: Option<&Thread>) -> Option<Parcel> {
-        let refused = self.parcels.push(parcel).err();
+        let refused = self.push(parcel);
         if self.sleeps.load(Ordering::SeqCst)
             && let Some(thread) = thread
         {
@@ -64,6 +67,32 @@ impl Waiting {
             thread.unpark();
         }
         refused
+    }
+}
+
+impl Waiting {
+    fn push(&self, parcel: Parcel) -> Option<Parcel> {
+        if parcel.channel != Channel::Thumbnail {
+            return self.parcels.push(parcel).err();
+        }
+        // One thread pushes: the count can only fall meanwhile.
+        if self.thumbnails.load(Ordering::Acquire) == THUMBNAIL_BUFFERS {
+            return Some(parcel);
+        }
+        self.thumbnails.fetch_add(1, Ordering::AcqRel);
+        let refused = self.parcels.push(parcel).err();
+        if refused.is_some() {
+            self.thumbnails.fetch_sub(1, Ordering::AcqRel);
+        }
+        refused
+    }
+
+    fn pop(&self) -> Option<Parcel> {
+        let parcel = self.parcels.pop()?;
+        if parcel.channel == Channel::Thumbnail {
+            self.thumbnails.fetch_sub(1, Ordering::AcqRel);
+        }
+        Some(parcel)
     }
 }
 
@@ -190,7 +219,7 @@ impl Stage {
             // Read before the queue: a stop that is seen means that everything before it is in the queue.
             let stopping = waiting.stop.load(Ordering::Acquire);
             let mut any = false;
-            while let Some(parcel) = waiting.parcels.pop() {
+            while let Some(parcel) = waiting.pop() {
                 any = true;
                 failed = failed.and(self.pass(parcel));
             }
@@ -270,7 +299,12 @@ impl Sink for ThreadedSink {
         };
         match self.send(parcel) {
             None => Ok(exchange),
-            Some(refused) => Ok(Some(self.drop_output(refused))),
+            Some(refused) => {
+                if let Some(buffer) = exchange {
+                    let _ = self.shared.free_of(refused.channel).push(buffer);
+                }
+                Ok(Some(self.drop_output(refused)))
+            }
         }
     }
 
@@ -295,180 +329,4 @@ impl Sink for ThreadedSink {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sink::watched::Watched;
-    use std::sync::Mutex;
-    use std::sync::atomic::AtomicUsize;
-
-    /// Keeps what it gets; fails at the third output; waits while the gate is shut.
-    #[derive(Default)]
-    struct Inner {
-        got: Arc<Mutex<Vec<Vec<u8>>>>,
-        shut: Arc<AtomicBool>,
-        fails_at: Option<usize>,
-        seen: AtomicUsize,
-    }
-
-    impl Sink for Inner {
-        fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
-            while self.shut.load(Ordering::Acquire) {
-                std::thread::yield_now();
-            }
-            let seen = self.seen.fetch_add(1, Ordering::Relaxed);
-            if self.fails_at == Some(seen) {
-                return Err(SinkError::Transport("no space".to_owned()));
-            }
-            self.got.lock().unwrap().push(output.payload.to_vec());
-            Ok(())
-        }
-        fn finish(&mut self) -> Result<(), SinkError> {
-            Ok(())
-        }
-    }
-
-    fn publish(sink: &mut ThreadedSink, channel: Channel, number: usize) {
-        let payload = number.to_le_bytes();
-        let output = Output {
-            channel,
-            publish_time_ns: 0,
-            about_time_ns: 0,
-            payload: &payload,
-        };
-        sink.publish(&output).unwrap();
-    }
-
-    #[test]
-    fn everything_arrives_in_order() {
-        let inner = Inner::default();
-        let got = Arc::clone(&inner.got);
-        let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
-        let channels = [Channel::Fused, Channel::Journal, Channel::Thumbnail];
-        (0..BUFFERS / 2).for_each(|i| publish(&mut sink, channels[i % 3], i));
-        let dropped = sink.dropped();
-        sink.finish().unwrap();
-        let lost = dropped.load(Ordering::Relaxed) as usize;
-        let got = got.lock().unwrap();
-        assert_eq!(got.len() + lost, BUFFERS / 2);
-        assert!(got.is_sorted_by_key(|b| usize::from_le_bytes(b[..].try_into().unwrap())));
-    }
-
-    #[test]
-    fn an_output_after_a_long_pause_goes_out_at_once() {
-        let inner = Inner::default();
-        let got = Arc::clone(&inner.got);
-        let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
-        publish(&mut sink, Channel::Fused, 0);
-        let until = Instant::now() + 20 * SLEEPS_AFTER;
-        while !sink.shared.waiting[0].sleeps.load(Ordering::SeqCst) {
-            assert!(Instant::now() < until, "it never sleeps");
-            std::thread::sleep(LOOK);
-        }
-        publish(&mut sink, Channel::Fused, 1);
-        while got.lock().unwrap().len() < 2 {
-            assert!(Instant::now() < until, "it does not go out");
-            std::thread::sleep(LOOK);
-        }
-        sink.finish().unwrap();
-    }
-
-    #[test]
-    fn a_failure_is_known_and_the_rest_still_goes_out() {
-        let inner = Inner {
-            fails_at: Some(2),
-            ..Inner::default()
-        };
-        let got = Arc::clone(&inner.got);
-        let inner = Watched::new(inner);
-        let fault = inner.fault();
-        let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
-        (0..6).for_each(|i| publish(&mut sink, Channel::Fused, i));
-        assert!(sink.finish().is_err());
-        assert_eq!(fault.get(), None, "the next ones went out");
-        assert_eq!(got.lock().unwrap().len(), 5);
-    }
-
-    #[test]
-    fn a_sink_that_stands_still_costs_outputs_and_no_time() {
-        let inner = Inner::default();
-        let (got, shut) = (Arc::clone(&inner.got), Arc::clone(&inner.shut));
-        shut.store(true, Ordering::Release);
-        let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
-        let dropped = sink.dropped();
-        const MORE: usize = 10;
-        (0..BUFFERS + MORE).for_each(|i| publish(&mut sink, Channel::Fused, i));
-        assert_eq!(dropped.load(Ordering::Relaxed), MORE as u64);
-        shut.store(false, Ordering::Release);
-        sink.finish().unwrap();
-        assert_eq!(got.lock().unwrap().len(), BUFFERS);
-    }
-
-    #[test]
-    fn a_keyframe_is_sealed_and_comes_back_and_a_thumbnail_is_exchanged() {
-        let inner = Inner::default();
-        let (got, shut) = (Arc::clone(&inner.got), Arc::clone(&inner.shut));
-        shut.store(true, Ordering::Release);
-        let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
-        let hand_over = |sink: &mut ThreadedSink, channel, byte| {
-            let parcel = Parcel {
-                channel,
-                publish_time_ns: 0,
-                about_time_ns: 0,
-                payload: vec![byte; 100],
-            };
-            sink.hand_over(parcel).unwrap()
-        };
-        assert_eq!(hand_over(&mut sink, Channel::Keyframe, 1), None);
-        assert_eq!(sink.take_back(), None, "the thread waits");
-        for i in 0..THUMBNAIL_BUFFERS {
-            let given = hand_over(&mut sink, Channel::Thumbnail, i as u8);
-            assert!(given.is_some_and(|given| given.len() == THUMBNAIL_BYTES));
-        }
-        let given = hand_over(&mut sink, Channel::Thumbnail, 7);
-        assert_eq!(given, Some(vec![7; 100]), "none is free");
-        assert_eq!(sink.dropped().load(Ordering::Relaxed), 1);
-        shut.store(false, Ordering::Release);
-        let until = Instant::now() + 20 * SLEEPS_AFTER;
-        let back = loop {
-            assert!(Instant::now() < until, "it does not come back");
-            if let Some(back) = sink.take_back() {
-                break back;
-            }
-        };
-        sink.finish().unwrap();
-        assert_eq!(back[..100], [1; 100]);
-        let mut sealed = vec![1; 100];
-        crate::keyframe::image::seal(&mut sealed);
-        let got = got.lock().unwrap();
-        assert_eq!(got.len(), 1 + THUMBNAIL_BUFFERS);
-        assert_eq!(got[0], sealed);
-    }
-
-    /// The second of two stages stands still: the first goes on, and is not even short of buffers.
-    #[test]
-    fn a_stage_that_stands_still_keeps_nothing_from_those_before_it() {
-        let (first, second) = (Inner::default(), Inner::default());
-        let (got, late) = (Arc::clone(&first.got), Arc::clone(&second.got));
-        let shut = Arc::clone(&second.shut);
-        shut.store(true, Ordering::Release);
-        let mut sink = ThreadedSink::stages(vec![Box::new(first), Box::new(second)]).unwrap();
-        const MORE: usize = 100;
-        for i in 0..BUFFERS + THUMBNAIL_BUFFERS + KEYFRAMES + MORE {
-            publish(&mut sink, Channel::Fused, i);
-            let until = Instant::now() + 20 * SLEEPS_AFTER;
-            while got.lock().unwrap().len() <= i {
-                assert!(Instant::now() < until, "the first stage stands still too");
-                std::thread::yield_now();
-            }
-        }
-        let dropped = sink.dropped();
-        shut.store(false, Ordering::Release);
-        sink.finish().unwrap();
-        let (all, late) = (got.lock().unwrap(), late.lock().unwrap());
-        let lost = dropped.load(Ordering::Relaxed) as usize;
-        // One was being published when the rest had to wait.
-        assert!((MORE - 1..=MORE).contains(&lost), "{lost}");
-        assert_eq!(late.len() + lost, all.len());
-        assert_eq!(late[..], all[..late.len()]);
-    }
-}
+mod tests;

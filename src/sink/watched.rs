@@ -1,8 +1,11 @@
 //! Sinks whose failures are known to the run, each by itself.
 
 use super::{Channel, Output, Sink, SinkError};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+
+/// Different texts one fault can have; after so many it keeps the last.
+const TEXTS: usize = 8;
 
 /// What is wrong on another thread; the run looks at it and says so in its health. Reading it takes no lock.
 #[derive(Clone, Debug, Default)]
@@ -10,27 +13,32 @@ pub struct Fault(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    lasts: AtomicBool,
-    /// What it was the first time.
-    text: OnceLock<String>,
+    /// Filled from the front; never changed.
+    texts: [OnceLock<String>; TEXTS],
+    /// One more than the place of the text that holds now; 0 for none.
+    now: AtomicUsize,
 }
 
 impl Fault {
-    /// It is wrong from now on.
-    pub fn set(&self, text: impl FnOnce() -> String) {
-        self.0.text.get_or_init(text);
-        self.0.lasts.store(true, Ordering::Release);
+    /// It is wrong from now on. To be called by one thread.
+    pub fn set(&self, text: String) {
+        let texts = &self.0.texts;
+        let known = texts.iter().position(|t| t.get() == Some(&text));
+        let free = || texts.iter().position(|t| t.get().is_none());
+        let place = known.or_else(free).unwrap_or(TEXTS - 1);
+        texts[place].get_or_init(|| text);
+        self.0.now.store(place + 1, Ordering::Release);
     }
 
     /// It is right again.
     pub fn clear(&self) {
-        self.0.lasts.store(false, Ordering::Release);
+        self.0.now.store(0, Ordering::Release);
     }
 
     /// What is wrong, while it is.
     pub fn get(&self) -> Option<&str> {
-        let lasts = self.0.lasts.load(Ordering::Acquire);
-        self.0.text.get().filter(|_| lasts).map(String::as_str)
+        let place = self.0.now.load(Ordering::Acquire).checked_sub(1)?;
+        self.0.texts.get(place)?.get().map(String::as_str)
     }
 }
 
@@ -62,7 +70,7 @@ impl<S: Sink> Sink for Watched<S> {
         let published = self.sink.publish(output);
         match &published {
             Err(error) => {
-                self.fault.set(|| format!("outputs: {error}"));
+                self.fault.set(format!("outputs: {error}"));
                 self.failed = Some(output.channel);
             }
             Ok(()) if self.failed == Some(output.channel) => {
@@ -82,6 +90,7 @@ impl<S: Sink> Sink for Watched<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicBool;
 
     /// Fails while told to, keyframes alone.
     struct Full(Arc<AtomicBool>);
@@ -121,5 +130,24 @@ mod tests {
         full.store(false, Ordering::Relaxed);
         assert_eq!(publish(Channel::Fused), said);
         assert_eq!(publish(Channel::Keyframe), None);
+    }
+
+    #[test]
+    fn a_fault_says_what_is_wrong_now() {
+        let fault = Fault::default();
+        for i in 0..3 * TEXTS {
+            fault.set(format!("{i}"));
+            fault.set("no space".to_owned());
+            let _ = fault.get();
+            fault.clear();
+            assert_eq!(fault.get(), None);
+        }
+        let fault = Fault::default();
+        fault.set("no space".to_owned());
+        fault.clear();
+        fault.set("denied".to_owned());
+        assert_eq!(fault.get(), Some("denied"));
+        fault.set("no space".to_owned());
+        assert_eq!(fault.get(), Some("no space"));
     }
 }

@@ -93,7 +93,7 @@ impl Recorder {
 pub struct RecordingEnd {
     /// Messages written.
     pub written: u64,
-    /// Messages left out because the disk was too slow, or had failed.
+    /// Messages left out because the disk was too slow or had failed, or because there were too many channels.
     pub dropped: u64,
     /// Why writing ended early.
     pub error: Option<SinkError>,
@@ -182,7 +182,7 @@ impl RecordingFile {
             }
             if let Some(failure) = &failure {
                 let path = self.path.display();
-                shared.fault.set(|| format!("recording: {path}: {failure}"));
+                shared.fault.set(format!("recording: {path}: {failure}"));
             }
             if stopping {
                 // After half a record nothing could be read: a failed file is left as it is.

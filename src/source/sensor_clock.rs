@@ -93,13 +93,27 @@ impl Votes {
         wall_ns: u64,
         offset_ns: i64,
     ) -> Option<i64> {
+        let silent_ns = wall_ns.saturating_sub(std::mem::replace(&mut self.last_ns, wall_ns));
+        let mut changed = None;
+        if silent_ns > SILENCE_NS {
+            changed = self.end_period(wall_ns, offset_ns);
+            self.begin_period(wall_ns);
+        }
+        let offset_ns = changed.unwrap_or(offset_ns);
+        self.vote(index, capture_ns, wall_ns, offset_ns).or(changed)
+    }
+
+    /// As [`Votes::sample`], within a period.
+    fn vote(
+        &mut self,
+        index: TopicIndex,
+        capture_ns: u64,
+        wall_ns: u64,
+        offset_ns: i64,
+    ) -> Option<i64> {
         let delay_ns = (wall_ns as i64).saturating_sub_unsigned(capture_ns);
         let late_ns = delay_ns.saturating_sub(offset_ns);
         let (ahead, behind) = (late_ns < -self.ahead_ns, late_ns > self.behind_ns);
-        let silent_ns = wall_ns.saturating_sub(std::mem::replace(&mut self.last_ns, wall_ns));
-        if silent_ns > SILENCE_NS {
-            self.begin_period(wall_ns);
-        }
         if !std::mem::replace(&mut self.seen, true) {
             return (ahead || behind).then_some(delay_ns);
         }
@@ -119,17 +133,28 @@ impl Votes {
         } else {
             None
         };
-        let over = wall_ns.saturating_sub(self.period_began_ns) >= PERIOD_NS;
-        let changed = leapt.or_else(|| over.then(|| self.correct(wall_ns, offset_ns)).flatten());
-        if changed.is_some() {
+        if leapt.is_some() {
+            for topic in &mut self.topics {
+                (topic.ahead, topic.behind_since_ns) = (0, None);
+            }
+            self.begin_period(wall_ns);
+        }
+        leapt.or_else(|| self.end_period(wall_ns, offset_ns))
+    }
+
+    /// The offset that a period asks for which is over, and the next one.
+    fn end_period(&mut self, wall_ns: u64, offset_ns: i64) -> Option<i64> {
+        if wall_ns.saturating_sub(self.period_began_ns) < PERIOD_NS {
+            return None;
+        }
+        let corrected = self.correct(wall_ns, offset_ns);
+        if corrected.is_some() {
             for topic in &mut self.topics {
                 (topic.ahead, topic.behind_since_ns) = (0, None);
             }
         }
-        if changed.is_some() || over {
-            self.begin_period(wall_ns);
-        }
-        changed
+        self.begin_period(wall_ns);
+        corrected
     }
 
     /// The offset that a period's samples ask for.
@@ -137,7 +162,8 @@ impl Votes {
         if offset_ns == 0 {
             return None;
         }
-        let of_wall = |t: &Topic| t.least_ns.filter(|d| (EARLY_NS..=OF_WALL_NS).contains(d));
+        let usual = EARLY_NS.max(-self.ahead_ns)..=OF_WALL_NS.min(self.behind_ns);
+        let of_wall = |t: &Topic| t.least_ns.filter(|d| usual.contains(d));
         if self.most(wall_ns, of_wall).is_some() {
             return Some(0);
         }
@@ -341,6 +367,32 @@ mod tests {
         assert_eq!(drive.offset_ns, -3 * S / 2);
         drive.go(2500, |_| Some(JITTER_NS));
         assert_eq!(drive.offset_ns, 0);
+    }
+
+    /// Inputs that are all slow: a false offset is given up between them as well.
+    #[test]
+    fn slow_inputs_correct_the_clock_too() {
+        let mut drive = Drive::new();
+        for second in 0..12 {
+            let delay_ns = if second < 6 { -3 * S / 2 } else { JITTER_NS };
+            drive.wall_ns += 1000 * MS;
+            for topic in 0..3 {
+                drive.sample(topic, drive.wall_ns.saturating_add_signed(-delay_ns));
+            }
+            if second == 5 {
+                assert_eq!(drive.offset_ns, -3 * S / 2);
+            }
+        }
+        assert_eq!(drive.offset_ns, 0);
+    }
+
+    /// Sensors that are further ahead of the wall clock than the configuration allows, and less than is usual.
+    #[test]
+    fn tight_bounds_do_not_make_it_flap() {
+        let mut drive = Drive::new();
+        drive.votes = Votes::new(EVERY_MS.len(), 20 * MS, 400 * MS);
+        drive.go(10_000, |_| Some(-30 * MS as i64));
+        assert_eq!((drive.offset_ns, drive.changes), (-30 * MS as i64, 1));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! They lie there slot by slot, as in the arena, so that a row keeps its place and an image of them is brought up to date by
 //! copying what was written since: what a keyframe costs the tick loop is what the ticks since the last one have added, not
-//! the context.
+//! the context. (Times and numbers, some bytes a slot, are written whole, beside the rows.)
 
 use super::ring::{Ring, RingMark, Spans};
 use crate::archive::{ArchiveError, Archived};
@@ -11,11 +11,20 @@ use crate::backend::{Backend, Region};
 /// Named in errors.
 const WHAT: &str = "rows of the rings";
 
+/// Sizes of all rings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Bytes of their rows.
+    pub bytes: usize,
+    /// Slots in all.
+    pub slots: usize,
+}
+
 /// Where the rows of all rings go to or come from. Rings are visited in one order, always.
 #[derive(Debug)]
 pub enum Rows<'a> {
-    /// How many bytes they take.
-    Measure(usize),
+    /// How large they are.
+    Measure(Sizes),
     /// To an image of that many bytes.
     Write {
         /// What is left of it.
@@ -42,7 +51,10 @@ impl<'a> Rows<'a> {
     /// Which slots of the next ring's buffers are to be copied.
     pub fn next_ring(&mut self, ring: &Ring) -> Spans {
         match self {
-            Rows::Measure(_) => Spans::one(0..0),
+            Rows::Measure(sizes) => {
+                sizes.slots += ring.capacity();
+                Spans::one(0..0)
+            }
             Rows::Read(_) => Spans::one(0..ring.capacity()),
             Rows::Write { marks, rings, .. } => {
                 let slots = ring.written_since(marks.get(*rings).copied());
@@ -70,7 +82,7 @@ impl<'a> Rows<'a> {
         let row_bytes = width * size_of::<f32>();
         let len = region.len * size_of::<f32>();
         match self {
-            Rows::Measure(bytes) => *bytes += len,
+            Rows::Measure(sizes) => sizes.bytes += len,
             Rows::Write { image, .. } => {
                 let place = take_mut(image, len)?;
                 for slots in slots.iter() {
@@ -92,7 +104,7 @@ impl<'a> Rows<'a> {
         let row_bytes = width * size_of::<f32>();
         let values: &mut [u8] = bytemuck::cast_slice_mut(values);
         match self {
-            Rows::Measure(bytes) => *bytes += values.len(),
+            Rows::Measure(sizes) => sizes.bytes += values.len(),
             Rows::Write { image, .. } => {
                 let place = take_mut(image, values.len())?;
                 for slots in slots.iter() {
@@ -215,8 +227,9 @@ mod tests {
             .map(|(i, _)| i)
             .collect();
         assert_eq!(copied, [0, 5, 6, CAPACITY]);
-        let mut measure = Rows::Measure(0);
+        let mut measure = Rows::Measure(Sizes::default());
         rings.iter_mut().for_each(|r| r.rows(&mut measure));
-        assert!(matches!(measure, Rows::Measure(len) if len == image.len()));
+        let slots = 2 * CAPACITY;
+        assert!(matches!(measure, Rows::Measure(s) if (s.bytes, s.slots) == (image.len(), slots)));
     }
 }

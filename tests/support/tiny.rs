@@ -13,7 +13,7 @@ use umm::model::spec::{Modality, ModelSpec};
 use umm::model::stage::NoProbe;
 use umm::model::weights::Weights;
 use umm::umm::compression::Compression;
-use umm::umm::rows::Rows;
+use umm::umm::rows::{Rows, Sizes};
 
 pub const ORIGIN_NS: i64 = 1_700_000_000_123_456_789;
 pub const PERIOD_NS: i64 = 100_000_000;
@@ -255,13 +255,13 @@ pub struct Frozen {
 }
 
 pub fn freeze(network: &mut Network) -> Frozen {
-    let mut measured = Rows::Measure(0);
+    let mut measured = Rows::Measure(Sizes::default());
     let archive = &mut Archive::Write(&mut Vec::new());
     network.archive(archive, &mut measured).unwrap();
-    let Rows::Measure(row_bytes) = measured else {
+    let Rows::Measure(sizes) = measured else {
         panic!("it still measures");
     };
-    let (mut state, mut rows) = (Vec::new(), vec![0; row_bytes]);
+    let (mut state, mut rows) = (Vec::new(), vec![0; sizes.bytes]);
     let (archive, mut marks) = (&mut Archive::Write(&mut state), Vec::new());
     let to = &mut Rows::to(&mut rows, &mut marks);
     network.archive(archive, to).unwrap();

@@ -1,0 +1,180 @@
+//! Stages that stand still, fail, and are slow.
+
+use super::*;
+use crate::sink::watched::Watched;
+use std::sync::Mutex;
+
+/// Keeps what it gets; fails at the third output; waits while the gate is shut.
+#[derive(Default)]
+struct Inner {
+    got: Arc<Mutex<Vec<Vec<u8>>>>,
+    shut: Arc<AtomicBool>,
+    fails_at: Option<usize>,
+    seen: AtomicUsize,
+}
+
+impl Sink for Inner {
+    fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
+        while self.shut.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        let seen = self.seen.fetch_add(1, Ordering::Relaxed);
+        if self.fails_at == Some(seen) {
+            return Err(SinkError::Transport("no space".to_owned()));
+        }
+        self.got.lock().unwrap().push(output.payload.to_vec());
+        Ok(())
+    }
+    fn finish(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+}
+
+fn publish(sink: &mut ThreadedSink, channel: Channel, number: usize) {
+    let payload = number.to_le_bytes();
+    let output = Output {
+        channel,
+        publish_time_ns: 0,
+        about_time_ns: 0,
+        payload: &payload,
+    };
+    sink.publish(&output).unwrap();
+}
+
+#[test]
+fn everything_arrives_in_order() {
+    let inner = Inner::default();
+    let got = Arc::clone(&inner.got);
+    let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
+    let channels = [Channel::Fused, Channel::Journal, Channel::Thumbnail];
+    (0..BUFFERS / 2).for_each(|i| publish(&mut sink, channels[i % 3], i));
+    let dropped = sink.dropped();
+    sink.finish().unwrap();
+    let lost = dropped.load(Ordering::Relaxed) as usize;
+    let got = got.lock().unwrap();
+    assert_eq!(got.len() + lost, BUFFERS / 2);
+    assert!(got.is_sorted_by_key(|b| usize::from_le_bytes(b[..].try_into().unwrap())));
+}
+
+#[test]
+fn an_output_after_a_long_pause_goes_out_at_once() {
+    let inner = Inner::default();
+    let got = Arc::clone(&inner.got);
+    let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
+    publish(&mut sink, Channel::Fused, 0);
+    let until = Instant::now() + 20 * SLEEPS_AFTER;
+    while !sink.shared.waiting[0].sleeps.load(Ordering::SeqCst) {
+        assert!(Instant::now() < until, "it never sleeps");
+        std::thread::sleep(LOOK);
+    }
+    publish(&mut sink, Channel::Fused, 1);
+    while got.lock().unwrap().len() < 2 {
+        assert!(Instant::now() < until, "it does not go out");
+        std::thread::sleep(LOOK);
+    }
+    sink.finish().unwrap();
+}
+
+#[test]
+fn a_failure_is_known_and_the_rest_still_goes_out() {
+    let inner = Inner {
+        fails_at: Some(2),
+        ..Inner::default()
+    };
+    let got = Arc::clone(&inner.got);
+    let inner = Watched::new(inner);
+    let fault = inner.fault();
+    let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
+    (0..6).for_each(|i| publish(&mut sink, Channel::Fused, i));
+    assert!(sink.finish().is_err());
+    assert_eq!(fault.get(), None, "the next ones went out");
+    assert_eq!(got.lock().unwrap().len(), 5);
+}
+
+#[test]
+fn a_sink_that_stands_still_costs_outputs_and_no_time() {
+    let inner = Inner::default();
+    let (got, shut) = (Arc::clone(&inner.got), Arc::clone(&inner.shut));
+    shut.store(true, Ordering::Release);
+    let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
+    let dropped = sink.dropped();
+    const MORE: usize = 10;
+    (0..BUFFERS + MORE).for_each(|i| publish(&mut sink, Channel::Fused, i));
+    assert_eq!(dropped.load(Ordering::Relaxed), MORE as u64);
+    shut.store(false, Ordering::Release);
+    sink.finish().unwrap();
+    assert_eq!(got.lock().unwrap().len(), BUFFERS);
+}
+
+#[test]
+fn a_keyframe_is_sealed_and_comes_back_and_a_thumbnail_is_exchanged() {
+    let inner = Inner::default();
+    let (got, shut) = (Arc::clone(&inner.got), Arc::clone(&inner.shut));
+    shut.store(true, Ordering::Release);
+    let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
+    let hand_over = |sink: &mut ThreadedSink, channel, byte| {
+        let parcel = Parcel {
+            channel,
+            publish_time_ns: 0,
+            about_time_ns: 0,
+            payload: vec![byte; 100],
+        };
+        sink.hand_over(parcel).unwrap()
+    };
+    assert_eq!(hand_over(&mut sink, Channel::Keyframe, 1), None);
+    assert_eq!(sink.take_back(), None, "the thread waits");
+    for i in 0..THUMBNAIL_BUFFERS {
+        let given = hand_over(&mut sink, Channel::Thumbnail, i as u8);
+        assert!(given.is_some_and(|given| given.len() == THUMBNAIL_BYTES));
+    }
+    let given = hand_over(&mut sink, Channel::Thumbnail, 7);
+    assert_eq!(given, Some(vec![7; 100]), "none is free");
+    assert_eq!(sink.dropped().load(Ordering::Relaxed), 1);
+    shut.store(false, Ordering::Release);
+    let until = Instant::now() + 20 * SLEEPS_AFTER;
+    let back = loop {
+        assert!(Instant::now() < until, "it does not come back");
+        if let Some(back) = sink.take_back() {
+            break back;
+        }
+    };
+    sink.finish().unwrap();
+    assert_eq!(back[..100], [1; 100]);
+    let mut sealed = vec![1; 100];
+    crate::keyframe::image::seal(&mut sealed);
+    let got = got.lock().unwrap();
+    assert_eq!(got.len(), 1 + THUMBNAIL_BUFFERS);
+    assert_eq!(got[0], sealed);
+}
+
+/// The second of two stages stands still: the first goes on, and is short of no kind of buffers.
+#[test]
+fn a_stage_that_stands_still_keeps_nothing_from_those_before_it() {
+    let (first, second) = (Inner::default(), Inner::default());
+    let (got, late) = (Arc::clone(&first.got), Arc::clone(&second.got));
+    let shut = Arc::clone(&second.shut);
+    shut.store(true, Ordering::Release);
+    let mut sink = ThreadedSink::stages(vec![Box::new(first), Box::new(second)]).unwrap();
+    const MORE: usize = 100;
+    const OUTPUTS: usize = BUFFERS + THUMBNAIL_BUFFERS + KEYFRAMES + MORE;
+    for i in 0..OUTPUTS {
+        // More thumbnails than there are buffers for them.
+        let thumbnail = i.is_multiple_of(OUTPUTS / 20);
+        let channels = [Channel::Fused, Channel::Thumbnail];
+        publish(&mut sink, channels[usize::from(thumbnail)], i);
+        let until = Instant::now() + 20 * SLEEPS_AFTER;
+        while got.lock().unwrap().len() <= i {
+            assert!(Instant::now() < until, "the first stage stands still too");
+            std::thread::yield_now();
+        }
+    }
+    let dropped = sink.dropped();
+    shut.store(false, Ordering::Release);
+    sink.finish().unwrap();
+    let (all, late) = (got.lock().unwrap(), late.lock().unwrap());
+    let lost = dropped.load(Ordering::Relaxed) as usize;
+    assert!(lost >= MORE - THUMBNAIL_BUFFERS, "{lost}");
+    assert_eq!(late.len() + lost, OUTPUTS);
+    assert_eq!(all.len(), OUTPUTS);
+    assert!(late.is_sorted_by_key(|b| usize::from_le_bytes(b[..].try_into().unwrap())));
+}
