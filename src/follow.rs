@@ -67,6 +67,7 @@ fn follow_here(
     weights: &Weights,
 ) -> Result<Followed, Error> {
     let inputs = Inputs::open(log, journal, config)?;
+    let inputs_end = inputs.end().clone();
     let mut journal = Journal::open(journal, &config.live.prefix)?;
     let backend = Box::new(Cpu::with_precision(CpuPath::Fast, config.engine.precision));
     let mut follower = Follower {
@@ -83,6 +84,9 @@ fn follow_here(
     };
     while let Some(entry) = journal.next_entry()? {
         if let Some(what) = follower.entry(&entry, journal.keyframe())? {
+            if follower.inputs_were_cut(&entry, &what) {
+                break;
+            }
             follower.followed.difference = Some(Difference {
                 tick: entry.tick,
                 epoch: entry.epoch,
@@ -97,6 +101,7 @@ fn follow_here(
         followed.difference = Some(hole.first);
     }
     followed.journal_end = journal.end();
+    followed.inputs_end = inputs_end;
     Ok(followed)
 }
 
@@ -161,6 +166,16 @@ impl Follower<'_> {
             self.passed(entry);
         }
         Ok(what)
+    }
+
+    /// Whether an entry cannot be repeated because the recording ends before it.
+    fn inputs_were_cut(&self, entry: &JournalEntry, what: &What) -> bool {
+        let What::NotRecorded { topic, sequence } = what else {
+            return false;
+        };
+        let mut samples = entry.samples.iter();
+        let missing = samples.find(|s| s.topic == *topic && s.sequence == *sequence);
+        missing.is_some_and(|missing| self.inputs.were_cut_before(missing))
     }
 
     /// Nothing of this entry is needed.

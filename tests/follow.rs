@@ -140,6 +140,24 @@ fn clocks_that_were_set_change_nothing() {
     }
 }
 
+/// A kill while recording: the journal reaches further than the inputs.
+#[test]
+fn inputs_that_were_cut_are_repeated_as_far_as_they_go() {
+    let dir = folder("follow_cut");
+    let path = |file: &str| dir.join(file);
+    drive(&path("drive.mcap"), 3.0);
+    let (inputs, out) = (path("drive.mcap"), path("out.mcap"));
+    let config = shipped("demo.toml");
+    replay_to(&inputs, &config, &out, Speed::Fastest).unwrap();
+    let bytes = std::fs::read(&inputs).unwrap();
+    std::fs::write(&inputs, &bytes[..bytes.len() * 2 / 3]).unwrap();
+    let weights = umm::run::weights(&config).unwrap();
+    let followed = follow(&inputs, &out, &config, &weights).unwrap();
+    assert_eq!(followed.difference, None);
+    assert!(followed.inputs_end.cut.is_some());
+    assert!((10..28).contains(&followed.ticks), "{followed:?}");
+}
+
 /// A publisher that is none of the configuration's sends on a topic of it.
 #[test]
 fn what_a_live_run_could_not_decode_does_not_stop_it() {

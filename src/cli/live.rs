@@ -179,6 +179,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let begin = Begin {
         faults,
         dropped,
+        not_recorded: recording.as_ref().map(Recording::dropped),
         restored,
         keyframes: arguments.keyframes || arguments.state.is_some(),
         limit: arguments.seconds.map(Duration::from_secs_f64),
@@ -234,6 +235,8 @@ struct Begin {
     faults: Vec<Fault>,
     /// Outputs that found no buffer free.
     dropped: Arc<AtomicU64>,
+    /// Messages that were not recorded.
+    not_recorded: Option<Arc<AtomicU64>>,
     restored: Option<Keyframe>,
     keyframes: bool,
     limit: Option<Duration>,
@@ -309,7 +312,16 @@ fn live(
     for fault in &how.faults {
         runtime.watch(fault.clone());
     }
-    runtime.watch_drops(Arc::clone(&how.dropped));
+    runtime.watch_drops(
+        "outputs are dropped: a disk or the network is too slow",
+        Arc::clone(&how.dropped),
+    );
+    if let Some(dropped) = &how.not_recorded {
+        runtime.watch_drops(
+            "messages are not recorded: the disk is too slow for them, or full",
+            Arc::clone(dropped),
+        );
+    }
     if let Some(keyframe) = &how.restored {
         match runtime.restart(keyframe) {
             Ok(()) => say!(

@@ -156,6 +156,9 @@ fn keyframe(
 fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
     let weights = run::weights(config)?;
     let followed = umm::follow::follow(log, journal, config, &weights)?;
+    if let Some(fault) = followed.inputs_end.describe() {
+        say!("warning: the inputs are not whole, what lies behind is not repeated: {fault}");
+    }
     if let Some(fault) = followed.journal_end.describe() {
         say!("warning: the journal is not whole: {fault}");
     }

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::proto::SampleRef;
 use crate::queue::QueueReceiver;
 use crate::sample::Sample;
-use crate::source::mcap_log::McapLog;
+use crate::source::mcap_log::{LogEnd, McapLog};
 use crate::source::replay::{Replay, Speed};
 use crate::source::{Inlet, Progress, Source, SourceError};
 use crate::time::LogClock;
@@ -39,7 +39,7 @@ impl Key {
 pub(super) struct Inputs {
     source: Replay,
     queues: Vec<QueueReceiver>,
-    recorded: HashSet<Key>,
+    recorded: Recorded,
     /// How many ticks take a sample that has not been read yet.
     wanted: HashMap<Key, u32>,
     waiting: HashMap<Key, VecDeque<Sample>>,
@@ -69,7 +69,7 @@ impl Inputs {
         wanted: &SampleRef,
     ) -> Result<Option<Sample>, SourceError> {
         let key = Key::of(topic, wanted);
-        if !self.recorded.contains(&key) {
+        if !self.recorded.keys.contains(&key) {
             return Ok(None);
         }
         loop {
@@ -81,6 +81,16 @@ impl Inputs {
             }
             self.read_more()?;
         }
+    }
+
+    /// How the recording ended.
+    pub fn end(&self) -> &LogEnd {
+        &self.recorded.end
+    }
+
+    /// Whether a sample is missing because the recording was cut before it.
+    pub fn were_cut_before(&self, wanted: &SampleRef) -> bool {
+        self.recorded.end.cut.is_some() && wanted.log_time_ns >= self.recorded.last_ns
     }
 
     /// A sample of a tick that is not repeated.
@@ -122,10 +132,18 @@ impl Inputs {
 }
 
 /// The samples of a recording.
-fn recorded(log: &Path, inlet: &Inlet) -> Result<HashSet<Key>, SourceError> {
+struct Recorded {
+    keys: HashSet<Key>,
+    /// Arrival of the last one.
+    last_ns: u64,
+    end: LogEnd,
+}
+
+fn recorded(log: &Path, inlet: &Inlet) -> Result<Recorded, SourceError> {
     let mut log = McapLog::open_in_file_order(log)?;
-    let mut keys = HashSet::new();
+    let (mut keys, mut last_ns) = (HashSet::new(), 0);
     while let Some(message) = log.next_message()? {
+        last_ns = message.log_time_ns;
         let channel = log.channel(message.channel_id);
         if let Some(topic) = channel.and_then(|c| inlet.find(&c.topic)) {
             keys.insert(Key {
@@ -135,7 +153,11 @@ fn recorded(log: &Path, inlet: &Inlet) -> Result<HashSet<Key>, SourceError> {
             });
         }
     }
-    Ok(keys)
+    Ok(Recorded {
+        keys,
+        last_ns,
+        end: log.end(),
+    })
 }
 
 /// How many ticks of a journal took each sample.

@@ -128,4 +128,7 @@ pub struct Followed {
     pub difference: Option<Difference>,
     /// How the journal ended.
     pub journal_end: LogEnd,
+    /// How the inputs ended. Where they were cut, as by a kill, what the journal has behind that cannot be repeated, and is no
+    /// difference.
+    pub inputs_end: LogEnd,
 }

@@ -22,7 +22,7 @@ pub(super) struct Health {
     not_finite: bool,
     /// Of sinks and recordings.
     faults: Vec<Fault>,
-    drops: Option<Drops>,
+    drops: Vec<Drops>,
 }
 
 /// A topic the configuration requires.
@@ -41,15 +41,17 @@ struct Shortened {
     reason: String,
 }
 
-/// Outputs that found no room on their way out.
+/// What found no room on its way out.
 struct Drops {
+    /// What is said while it grows.
+    reason: &'static str,
     dropped: Arc<AtomicU64>,
     seen: u64,
     /// Ticks since the last one.
     ticks_since: u32,
 }
 
-/// Ticks for which a run is degraded after outputs were dropped.
+/// Ticks for which a run is degraded after something was dropped.
 const DROPS_DEGRADE_FOR: u32 = 20;
 
 /// Room for [`Shortened::reason`], the topic's name left out.
@@ -95,7 +97,7 @@ impl Health {
             misses_in_a_row: 0,
             not_finite: false,
             faults: Vec::new(),
-            drops: None,
+            drops: Vec::new(),
         }
     }
 
@@ -105,8 +107,9 @@ impl Health {
     }
 
     /// From now on it is a reason that this has grown.
-    pub fn watch_drops(&mut self, dropped: Arc<AtomicU64>) {
-        self.drops = Some(Drops {
+    pub fn watch_drops(&mut self, reason: &'static str, dropped: Arc<AtomicU64>) {
+        self.drops.push(Drops {
+            reason,
             dropped,
             seen: 0,
             ticks_since: DROPS_DEGRADE_FOR,
@@ -130,7 +133,7 @@ impl Health {
         } else {
             self.misses_in_a_row.saturating_add(1)
         };
-        if let Some(drops) = &mut self.drops {
+        for drops in &mut self.drops {
             let now = drops.dropped.load(Ordering::Relaxed);
             drops.ticks_since = match now > drops.seen {
                 true => 0,
@@ -163,8 +166,8 @@ impl Health {
         let shortened = self.shortened.iter().filter(|s| s.now);
         let late = self.misses_in_a_row >= MISSES_TO_DEGRADE;
         let faults = self.faults.iter().filter_map(Fault::get);
-        let dropping = |d: &Drops| d.ticks_since < DROPS_DEGRADE_FOR;
-        let dropping = self.drops.as_ref().is_some_and(dropping);
+        let dropping = |d: &&Drops| d.ticks_since < DROPS_DEGRADE_FOR;
+        let dropping = self.drops.iter().filter(dropping);
         let not_finite = "results are not numbers: look at the weights";
         missing
             .map(|r| r.reason.as_str())
@@ -172,6 +175,6 @@ impl Health {
             .chain(shortened.map(|s| s.reason.as_str()))
             .chain(late.then_some("deadlines missed in a row"))
             .chain(faults)
-            .chain(dropping.then_some("outputs are dropped: a disk or the network is too slow"))
+            .chain(dropping.map(|d| d.reason))
     }
 }

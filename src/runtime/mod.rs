@@ -178,9 +178,9 @@ impl Runtime {
         self.health.watch(fault);
     }
 
-    /// From now on the run's health says when this count of dropped outputs grows.
-    pub fn watch_drops(&mut self, dropped: Arc<AtomicU64>) {
-        self.health.watch_drops(dropped);
+    /// From now on the run's health gives this reason while the count grows.
+    pub fn watch_drops(&mut self, reason: &'static str, dropped: Arc<AtomicU64>) {
+        self.health.watch_drops(reason, dropped);
     }
 
     /// The clock reading at which the next tick closes at the latest.

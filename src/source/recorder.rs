@@ -61,7 +61,7 @@ pub struct Recorded {
 #[derive(Default)]
 struct Counts {
     waiting_bytes: AtomicUsize,
-    dropped: AtomicU64,
+    dropped: Arc<AtomicU64>,
     stop: AtomicBool,
 }
 
@@ -138,6 +138,11 @@ impl Recording {
     /// Why writing has ended, if it has.
     pub fn fault(&self) -> Fault {
         self.shared.fault.clone()
+    }
+
+    /// Messages left out so far, see [`RecordingEnd::dropped`].
+    pub fn dropped(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.shared.counts.dropped)
     }
 
     /// Writes what still waits and closes the file.

@@ -9,9 +9,9 @@
 //!   follows as soon as most topics show a few in a row;
 //! - stamps too far *behind* may be what was held back: the clock follows when most topics have shown nothing else for
 //!   [`BEHIND_LASTS_NS`], which is longer than a backlog takes to arrive;
-//! - once a second, of each topic the sample that was least late is looked at. Where most agree with the wall clock, an
-//!   offset is given up; where most are late or early by the same, a clock that is not the wall clock is corrected: it drifts,
-//!   or it was set while messages were held back.
+//! - once a second, of each topic the sample that was least late is looked at. Where most are early, the clock is set; where most
+//!   agree with the wall clock, an offset is given up; where most are late by much, a clock that is not the wall clock is set:
+//!   messages were held back when it was set last. Smaller errors of such a clock, its drift, are followed slowly.
 //!
 //! On the wall clock itself lateness is latency and changes nothing.
 
@@ -41,6 +41,10 @@ const SILENCE_NS: u64 = 500_000_000;
 /// Lateness that is no error of the clock: transport, and sensors that take their time. Earliness has none but jitter.
 const LATE_NS: i64 = 200_000_000;
 const EARLY_NS: i64 = -50_000_000;
+
+/// An error of another clock that is left alone, and the share of a larger one that a period corrects.
+const EXACT_NS: i64 = 5_000_000;
+const FOLLOW: i64 = 4;
 
 /// Lateness on the wall clock with which stamps are still taken to be of it.
 const OF_WALL_NS: i64 = 500_000_000;
@@ -159,21 +163,25 @@ impl Votes {
 
     /// The offset that a period's samples ask for.
     fn correct(&self, wall_ns: u64, offset_ns: i64) -> Option<i64> {
+        let late_by = |t: &Topic| Some(t.least_ns?.saturating_sub(offset_ns));
+        let early = |t: &Topic| late_by(t).filter(|late_ns| *late_ns < EARLY_NS);
         if offset_ns == 0 {
-            return None;
+            return self.most(wall_ns, early);
         }
         let usual = EARLY_NS.max(-self.ahead_ns)..=OF_WALL_NS.min(self.behind_ns);
         let of_wall = |t: &Topic| t.least_ns.filter(|d| usual.contains(d));
         if self.most(wall_ns, of_wall).is_some() {
             return Some(0);
         }
-        let late = |t: &Topic| t.least_ns.filter(|d| d.saturating_sub(offset_ns) > LATE_NS);
-        let early = |t: &Topic| {
-            t.least_ns
-                .filter(|d| d.saturating_sub(offset_ns) < EARLY_NS)
+        let late = |t: &Topic| late_by(t).filter(|late_ns| *late_ns > LATE_NS);
+        let stepped = self.most(wall_ns, early);
+        let stepped = stepped.or_else(|| self.most(wall_ns, late));
+        let followed = || {
+            let error_ns = self.most(wall_ns, late_by)?;
+            (error_ns.abs() > EXACT_NS).then_some(error_ns / FOLLOW)
         };
-        self.most(wall_ns, late)
-            .or_else(|| self.most(wall_ns, early))
+        let change_ns = stepped.or_else(followed)?;
+        Some(offset_ns.saturating_add(change_ns))
     }
 
     /// The middle of what topics say, where more than half of those that vote say something.
@@ -404,6 +412,41 @@ mod tests {
             drive.go(3000, |_| Some(behind_ns + JITTER_NS));
             let off_ns = drive.offset_ns - behind_ns;
             assert!(off_ns.abs() <= JITTER_NS, "{off_ns} of {behind_ns}");
+        }
+    }
+
+    /// By less than the run would refuse, and by just about as much, where some topics are refused and others not.
+    #[test]
+    fn sensors_ahead_of_the_wall_clock_are_followed() {
+        for ahead_ns in [S / 10, 9 * S / 10, 1_006 * MS as i64] {
+            let mut drive = Drive::new();
+            drive.go(4000, |topic| Some(topic as i64 * JITTER_NS));
+            drive.go(2500, |topic| Some(topic as i64 * JITTER_NS - ahead_ns));
+            let off_ns = drive.offset_ns + ahead_ns;
+            assert!((0..=4 * JITTER_NS).contains(&off_ns), "{off_ns}");
+            drive.go(2500, |topic| Some(topic as i64 * JITTER_NS));
+            assert_eq!(drive.offset_ns, 0);
+        }
+    }
+
+    /// A hundred parts in a million for an hour: the clock is never further off than a deadline has room for.
+    #[test]
+    fn slow_drift_is_followed_closely() {
+        const AWAY_NS: i64 = 50_000 * S;
+        for parts_in_a_million in [-100, 100] {
+            let mut drive = Drive::new();
+            drive.go(1000, |_| Some(AWAY_NS));
+            let begin_ns = drive.wall_ns;
+            for minute in 1..=60 {
+                // A second of each minute is enough to correct it in, and the rest goes faster.
+                drive.wall_ns = begin_ns + minute * 60_000 * MS;
+                for _ in 0..10_000 {
+                    let off_ns = (drive.wall_ns - begin_ns) as i64 / 1_000_000 * parts_in_a_million;
+                    drive.go(1, |_| Some(AWAY_NS + off_ns));
+                    let error_ns = drive.offset_ns - AWAY_NS - off_ns;
+                    assert!(error_ns.abs() < 15 * MS as i64, "{error_ns}");
+                }
+            }
         }
     }
 
