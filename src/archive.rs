@@ -167,11 +167,7 @@ impl Archive<'_> {
         match self {
             Archive::Write(out) => out.extend_from_slice(text.as_bytes()),
             Archive::Read(bytes) => {
-                let (mine, rest) = bytes
-                    .split_at_checked(len)
-                    .ok_or(ArchiveError::Short(what))?;
-                *text = String::from_utf8_lossy(mine).into_owned();
-                *bytes = rest;
+                *text = String::from_utf8_lossy(take(bytes, len, what)?).into_owned();
             }
         }
         Ok(())
@@ -187,6 +183,21 @@ impl Archive<'_> {
             _ => Ok(()),
         }
     }
+}
+
+/// The first `len` of `bytes`, which move on; `what` names them.
+///
+/// # Errors
+/// [`ArchiveError::Short`] when there are fewer.
+pub(crate) fn take<'a>(
+    bytes: &mut &'a [u8],
+    len: usize,
+    what: &'static str,
+) -> Result<&'a [u8], ArchiveError> {
+    let short = ArchiveError::Short(what);
+    let (mine, rest) = bytes.split_at_checked(len).ok_or(short)?;
+    *bytes = rest;
+    Ok(mine)
 }
 
 fn check_most(what: &'static str, found: u64, expected: u64) -> Archived {

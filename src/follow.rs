@@ -16,9 +16,10 @@ use crate::ledger::Ledger;
 use crate::model::network::DIGEST_STAGES;
 use crate::model::stage::{Stage, StageProbe};
 use crate::model::weights::Weights;
-use crate::proto::{JournalEntry, Keyframe};
+use crate::proto::{JournalEntry, Keyframe, SampleRef};
 use crate::run::Error;
 use crate::runtime::RunError;
+use crate::sample::TopicIndex;
 use crate::source::SourceError;
 use inputs::Inputs;
 use journal::Journal;
@@ -181,8 +182,7 @@ impl Follower<'_> {
     /// Nothing of this entry is needed.
     fn pass_over(&mut self, entry: &JournalEntry) {
         for wanted in &entry.samples {
-            let mut topics = self.config.topics.iter();
-            if let Some(topic) = topics.position(|t| t.name == wanted.topic) {
+            if let Some(topic) = topic_of(self.config, wanted) {
                 self.inputs.pass_over(topic, wanted);
             }
         }
@@ -291,6 +291,10 @@ impl Follower<'_> {
     }
 }
 
+fn topic_of(config: &Config, wanted: &SampleRef) -> Option<TopicIndex> {
+    config.topics.iter().position(|t| t.name == wanted.topic)
+}
+
 /// Puts the tick together as the journal has it; what is in the way, if anything.
 fn assemble(
     entry: &JournalEntry,
@@ -307,7 +311,7 @@ fn assemble(
     tick.reason = CloseReason::default();
     tick.taken.clear();
     for wanted in &entry.samples {
-        let Some(topic) = config.topics.iter().position(|t| t.name == wanted.topic) else {
+        let Some(topic) = topic_of(config, wanted) else {
             let topic = wanted.topic.clone();
             return Ok(Some(What::UnknownTopic { topic }));
         };

@@ -3,6 +3,7 @@
 use super::{RunError, Runtime};
 use crate::align::Awaited;
 use crate::archive::{Archive, Archived};
+use crate::engine::Engine;
 use crate::keyframe::image::KeyframeImage;
 use crate::keyframe::{Identity, KeyframeError};
 use crate::proto;
@@ -24,20 +25,25 @@ pub(super) struct Keyframes {
     awaited: Vec<Awaited>,
 }
 
+fn new_image(engine: &mut Engine) -> KeyframeImage {
+    let sizes = engine.frozen_sizes();
+    KeyframeImage::new(sizes.rows, sizes.most_rest)
+}
+
 impl Runtime {
     /// From now on takes a keyframe every so many ticks.
     ///
     /// # Errors
     /// None that a run can cause.
     pub fn take_keyframes(&mut self, every_ticks: u64) -> Result<(), RunError> {
-        let sizes = self.engine.frozen_sizes();
         let mut rest = self.identity.keyframe();
-        rest.engine.reserve_exact(sizes.most_rest);
+        rest.engine
+            .reserve_exact(self.engine.frozen_sizes().most_rest);
         let mut keyframes = Keyframes {
             every_ticks: every_ticks.max(1),
             taken_at: self.ticks,
             rest,
-            image: KeyframeImage::new(sizes.rows, sizes.most_rest),
+            image: new_image(&mut self.engine),
             awaited: Vec::new(),
         };
         // The first write touches all of the image: not the first keyframe's business.
@@ -76,8 +82,7 @@ impl Runtime {
         };
         if !keyframes.image.reclaim(self.sink.as_mut()) {
             // The sink may keep it for long: the last one is made from the beginning.
-            let sizes = self.engine.frozen_sizes();
-            keyframes.image = KeyframeImage::new(sizes.rows, sizes.most_rest);
+            keyframes.image = new_image(&mut self.engine);
         }
         self.publish_keyframe(0, clock)
     }

@@ -104,18 +104,21 @@ impl Votes {
             self.begin_period(wall_ns);
         }
         let offset_ns = changed.unwrap_or(offset_ns);
-        self.vote(index, capture_ns, wall_ns, offset_ns).or(changed)
+        let delay_ns = (wall_ns as i64).saturating_sub_unsigned(capture_ns);
+        let leapt = self.vote(index, delay_ns, wall_ns, offset_ns);
+        leapt
+            .or_else(|| self.end_period(wall_ns, offset_ns))
+            .or(changed)
     }
 
-    /// As [`Votes::sample`], within a period.
+    /// The offset that samples out of bounds ask for, this one among them.
     fn vote(
         &mut self,
         index: TopicIndex,
-        capture_ns: u64,
+        delay_ns: i64,
         wall_ns: u64,
         offset_ns: i64,
     ) -> Option<i64> {
-        let delay_ns = (wall_ns as i64).saturating_sub_unsigned(capture_ns);
         let late_ns = delay_ns.saturating_sub(offset_ns);
         let (ahead, behind) = (late_ns < -self.ahead_ns, late_ns > self.behind_ns);
         if !std::mem::replace(&mut self.seen, true) {
@@ -138,12 +141,17 @@ impl Votes {
             None
         };
         if leapt.is_some() {
-            for topic in &mut self.topics {
-                (topic.ahead, topic.behind_since_ns) = (0, None);
-            }
+            self.forget_bounds();
             self.begin_period(wall_ns);
         }
-        leapt.or_else(|| self.end_period(wall_ns, offset_ns))
+        leapt
+    }
+
+    /// Samples out of the bounds of a clock that has been set.
+    fn forget_bounds(&mut self) {
+        for topic in &mut self.topics {
+            (topic.ahead, topic.behind_since_ns) = (0, None);
+        }
     }
 
     /// The offset that a period asks for which is over, and the next one.
@@ -153,9 +161,7 @@ impl Votes {
         }
         let corrected = self.correct(wall_ns, offset_ns);
         if corrected.is_some() {
-            for topic in &mut self.topics {
-                (topic.ahead, topic.behind_since_ns) = (0, None);
-            }
+            self.forget_bounds();
         }
         self.begin_period(wall_ns);
         corrected

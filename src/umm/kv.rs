@@ -3,7 +3,7 @@
 use super::arena::ArenaPlan;
 use super::ring::Spans;
 use super::rows::Rows;
-use crate::archive::{Archive, ArchiveError, Archived};
+use crate::archive::{Archive, Archived, take};
 use crate::backend::{Backend, KvSegment, Region, Visibility};
 use std::ops::Range;
 
@@ -107,7 +107,7 @@ impl KvRing {
     /// These few slots, to or from a keyframe: keys, then values.
     ///
     /// # Errors
-    /// [`ArchiveError`].
+    /// [`crate::archive::ArchiveError`].
     pub fn archive(
         &self,
         archive: &mut Archive<'_>,
@@ -136,10 +136,7 @@ fn archive_rows(
                 backend.download_bytes(rows, &mut out[at..]);
             }
             Archive::Read(bytes) => {
-                let short = ArchiveError::Short("keys and values");
-                let (mine, rest) = bytes.split_at_checked(len).ok_or(short)?;
-                backend.upload_bytes(rows, mine);
-                *bytes = rest;
+                backend.upload_bytes(rows, take(bytes, len, "keys and values")?);
             }
         }
     }

@@ -5,7 +5,7 @@
 //! the context. (Times and numbers, some bytes a slot, are written whole, beside the rows.)
 
 use super::ring::{Ring, RingMark, Spans};
-use crate::archive::{ArchiveError, Archived};
+use crate::archive::{ArchiveError, Archived, take};
 use crate::backend::{Backend, Region};
 
 /// Named in errors.
@@ -91,7 +91,7 @@ impl<'a> Rows<'a> {
                     backend.download_bytes(rows, bytes);
                 }
             }
-            Rows::Read(image) => backend.upload_bytes(region, take(image, len)?),
+            Rows::Read(image) => backend.upload_bytes(region, take(image, len, WHAT)?),
         }
         Ok(())
     }
@@ -112,7 +112,7 @@ impl<'a> Rows<'a> {
                     place[bytes.clone()].copy_from_slice(&values[bytes]);
                 }
             }
-            Rows::Read(image) => values.copy_from_slice(take(image, values.len())?),
+            Rows::Read(image) => values.copy_from_slice(take(image, values.len(), WHAT)?),
         }
         Ok(())
     }
@@ -127,14 +127,6 @@ impl<'a> Rows<'a> {
             _ => Ok(()),
         }
     }
-}
-
-fn take<'a>(image: &mut &'a [u8], len: usize) -> Result<&'a [u8], ArchiveError> {
-    let (place, rest) = image
-        .split_at_checked(len)
-        .ok_or(ArchiveError::Short(WHAT))?;
-    *image = rest;
-    Ok(place)
 }
 
 fn take_mut<'a>(image: &mut &'a mut [u8], len: usize) -> Result<&'a mut [u8], ArchiveError> {
