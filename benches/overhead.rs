@@ -142,7 +142,8 @@ fn live_ticks(config: &Config, seconds: f64) -> Live {
             Replay::open(&log, inlet, clock.clone(), Speed::Fastest, None).expect("the drive");
         let file = McapFile::create(&out, "umm", facts(config, &weights, "bench")).expect("a file");
         let backend = Box::new(Cpu::with_precision(Path::Fast, config.engine.precision));
-        let sink = Box::new(ThreadedSink::new(Box::new(file)).expect("a thread"));
+        let sink =
+            Box::new(ThreadedSink::new(Box::new(file), config, &weights.spec).expect("a thread"));
         let stopwatch = Box::new(WallClock::new());
         let mut runtime = Runtime::new(
             config,
@@ -165,15 +166,14 @@ fn live_ticks(config: &Config, seconds: f64) -> Live {
                 continue;
             }
             ticks = runtime.ticks();
-            let stages = &runtime.last_frame().budget.as_ref().expect("live").stages;
-            let engine_ns: u64 = stages.iter().map(|s| s.duration_ns).sum();
+            let engine_ns = runtime.last_stages().before_publish_ns();
             live.outside_ns.push(took_ns.saturating_sub(engine_ns));
             let warm = live.outside_ns.len() > WARM_UP;
             live.allocated += usize::from(ALLOCATIONS.get() > before && warm);
             live.machine_ns.push(fixed_work());
+            let start = Instant::now();
+            runtime.between_ticks(0, &clock).expect("a keyframe");
             if ticks.is_multiple_of(every_ticks) {
-                let start = Instant::now();
-                runtime.keyframe_if_due(0, &clock).expect("a keyframe");
                 live.keyframe_ns.push(start.elapsed().as_nanos() as u64);
             }
         }

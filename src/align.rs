@@ -118,8 +118,8 @@ pub struct Tick {
     pub skipped: u64,
     /// The first tick of an epoch.
     pub first_of_epoch: bool,
-    /// Samples, by topic, then capture time, then arrival. Once the engine has run the tick also those it has fallen back
-    /// on, each behind the others of its topic.
+    /// Samples, by topic, then capture time, then arrival; those the engine falls back on are put behind the others of their
+    /// topic. Once its front ends are done with them there are none.
     pub taken: Vec<Taken>,
     /// Samples the tick passed over for newer ones, in the same order, at most [`SPARE_SAMPLES`] a topic. The ledger has
     /// them as superseded.
@@ -127,13 +127,18 @@ pub struct Tick {
 }
 
 impl Tick {
-    /// With room for what the ticks of these topics usually hold.
-    pub fn with_room(config: &AlignConfig) -> Tick {
+    /// Samples that a tick of these topics usually takes at most.
+    pub fn usual_taken(config: &AlignConfig) -> usize {
         /// A tick that takes more than this of a topic grows its list.
         const USUAL_PER_TOPIC: usize = 32;
         let usual = |rule: &TopicRule| rule.per_tick.min(USUAL_PER_TOPIC) + SPARE_SAMPLES;
+        config.topics.iter().map(usual).sum()
+    }
+
+    /// With room for what the ticks of these topics usually hold.
+    pub fn with_room(config: &AlignConfig) -> Tick {
         Tick {
-            taken: Vec::with_capacity(config.topics.iter().map(usual).sum()),
+            taken: Vec::with_capacity(Tick::usual_taken(config)),
             spare: Vec::with_capacity(config.topics.len() * SPARE_SAMPLES),
             ..Tick::default()
         }

@@ -275,7 +275,7 @@ impl Follower<'_> {
         let followed = &mut self.followed;
         followed.ticks += 1;
         followed.ticks_without_heads += u64::from(self.known == Known::AllButMoments);
-        followed.samples += self.tick.taken.len() as u64;
+        followed.samples += self.engine.report().samples.len() as u64;
         let here = (entry.epoch, entry.tick);
         if let Some(hole) = self.hole.take() {
             followed.unchecked_count += 1;

@@ -35,15 +35,11 @@ pub enum KeyframeError {
     /// The log cannot be read.
     #[error("the log with the keyframes: {0}")]
     Log(#[from] LogError),
-    /// There is none to begin at.
-    #[error(
-        "{file} has no keyframe at or before that time{first}; write some with `umm replay --keyframes`"
-    )]
+    /// The log has none at all.
+    #[error("{file} has no keyframes; write some with `umm replay --keyframes`")]
     None {
         /// The log.
         file: String,
-        /// Where its first one is.
-        first: String,
     },
     /// It is of something else.
     #[error(
@@ -195,7 +191,7 @@ pub fn read_file(path: &Path) -> Result<Option<proto::Keyframe>, KeyframeError> 
     decode(&bytes).map(Some)
 }
 
-/// The last keyframe of an output log taken at or before the clock reading `at_ns`.
+/// The last keyframe of an output log taken at or before the clock reading `at_ns`; none where all are later.
 ///
 /// # Errors
 /// [`KeyframeError`].
@@ -203,11 +199,10 @@ pub fn read_before(
     output_log: &Path,
     prefix: &str,
     at_ns: u64,
-) -> Result<proto::Keyframe, KeyframeError> {
+) -> Result<Option<proto::Keyframe>, KeyframeError> {
     let topic = format!("{prefix}/{}", Channel::Keyframe.name());
     let mut log = McapLog::open_as_recorded(output_log)?;
-    let mut best = None;
-    let mut first_ns = None;
+    let (mut best, mut any) = (None, false);
     while let Some(message) = log.next_message()? {
         if log
             .channel(message.channel_id)
@@ -215,17 +210,14 @@ pub fn read_before(
         {
             continue;
         }
-        first_ns.get_or_insert(message.log_time_ns);
+        any = true;
         if message.log_time_ns <= at_ns {
             best = Some(message.data);
         }
     }
-    let best = best.ok_or_else(|| KeyframeError::None {
-        file: output_log.display().to_string(),
-        first: first_ns.map_or_else(String::new, |first_ns| {
-            let later_s = first_ns.saturating_sub(at_ns) as f64 * 1e-9;
-            format!(" (its first is {later_s:.1} s later)")
-        }),
-    })?;
-    decode(&best)
+    if !any {
+        let file = output_log.display().to_string();
+        return Err(KeyframeError::None { file });
+    }
+    best.map(|bytes| decode(&bytes)).transpose()
 }

@@ -62,6 +62,18 @@ impl Ledger {
         }
     }
 
+    /// Becomes that one, in the memory it has.
+    pub fn copy_from(&mut self, other: &Ledger) {
+        for (own, topic) in self.topics.iter_mut().zip(&other.topics) {
+            let mut last_error = std::mem::take(&mut own.last_error);
+            last_error.clone_from(&topic.last_error);
+            *own = TopicLedger {
+                last_error,
+                ..*topic
+            };
+        }
+    }
+
     /// To or from a keyframe.
     pub(crate) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         for topic in &mut self.topics {

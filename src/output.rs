@@ -1,36 +1,24 @@
-//! Builds and encodes the outputs of a tick: fused frame, journal entry, ledger and health.
+//! The outputs of a tick: fused frame, journal entry, ledger and health.
 //!
-//! The messages are kept and overwritten, and the buffer reused: after the first ticks nothing is allocated.
+//! The tick's thread takes them down in a [`TickRecord`]; [`Messages`] makes messages of it, encoded. They are kept and
+//! overwritten, and the buffer reused: after the first ticks nothing is allocated.
 
-use crate::align::Tick;
+pub mod record;
+
 use crate::config::Config;
-use crate::engine::{Engine, TickReport};
-use crate::frontend::quality::Reason;
+use crate::frontend::quality;
 use crate::governor::Plan;
-use crate::ledger::Ledger;
-use crate::model::network::{DIGEST_STAGES, Network};
+use crate::model::network::DIGEST_STAGES;
 use crate::model::spec::{Modality, ModelSpec};
-use crate::model::stage::{Stage, StageTimes};
+use crate::model::stage::Stage;
 use crate::proto;
+use crate::sink::{Channel, Output, SinkError};
 use prost::Message;
+use record::{MAX_REASON_BYTES, TickRecord, most_reasons};
 use std::fmt::Write;
-
-/// Longest reason, the topic's name in it left out.
-const MAX_REASON_BYTES: usize = 64;
-
-/// Reasons in a health message that are about no topic, beside two of each: missing, context shortened.
-const RUN_REASONS: usize = 8;
 
 /// Stages whose times a frame can carry. Always all of them: a list that changes its length allocates.
 const BEFORE_PUBLISH: &[Stage] = Stage::ALL.split_at(Stage::ALL.len() - 1).0;
-
-/// What a live tick took.
-pub struct MeasuredTick {
-    /// So far: all but the publication.
-    pub stages: StageTimes,
-    /// Newest sample used to publication.
-    pub end_to_end_ns: u64,
-}
 
 /// The plan of a tick.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,7 +30,7 @@ pub struct Planned {
 }
 
 /// The messages of a run.
-pub struct Outputs {
+pub struct Messages {
     frame: proto::FusedFrame,
     journal: proto::JournalEntry,
     ledger: proto::Ledger,
@@ -50,7 +38,6 @@ pub struct Outputs {
     buffer: Vec<u8>,
     valid_for_ns: u64,
     deadline_ns: u64,
-    restored_ns: Option<u64>,
     topic_names: Vec<String>,
     /// Sample references not in use, kept with their strings' memory.
     spare_refs: Vec<proto::SampleRef>,
@@ -58,9 +45,12 @@ pub struct Outputs {
     spare_strings: Vec<String>,
 }
 
-impl Outputs {
+/// How many messages a tick has.
+pub const MESSAGES: u64 = 4;
+
+impl Messages {
     /// Messages for a configuration and a model.
-    pub fn new(config: &Config, spec: &ModelSpec) -> Outputs {
+    pub fn new(config: &Config, spec: &ModelSpec) -> Messages {
         let scores = |names: &[String]| {
             let score = |name: &String| proto::ClassScore {
                 name: name.clone(),
@@ -87,7 +77,7 @@ impl Outputs {
                 .iter()
                 .map(|m| proto::ModalityState {
                     modality: m.name().to_owned(),
-                    quality_reasons: Vec::with_capacity(Reason::ALL.len()),
+                    quality_reasons: Vec::with_capacity(quality::Reason::ALL.len()),
                     ..Default::default()
                 })
                 .collect(),
@@ -128,7 +118,7 @@ impl Outputs {
             stage: (*stage).to_owned(),
             digest: String::with_capacity(16),
         };
-        Outputs {
+        Messages {
             frame,
             journal: proto::JournalEntry {
                 stage_digests: DIGEST_STAGES.iter().map(stage_digest).collect(),
@@ -136,104 +126,103 @@ impl Outputs {
             },
             ledger,
             health: proto::Health {
-                reasons: Vec::with_capacity(2 * config.topics.len() + RUN_REASONS),
+                reasons: Vec::with_capacity(most_reasons(config.topics.len())),
                 ..Default::default()
             },
             buffer: Vec::with_capacity(16 << 10),
             valid_for_ns: config.valid_for_ns(),
             deadline_ns: config.deadline_ns(),
-            restored_ns: None,
             topic_names: config.topics.iter().map(|t| t.name.clone()).collect(),
             spare_refs: Vec::new(),
             // As many as can be needed at once, each with room for a reason.
-            spare_strings: (0..Modality::ALL.len() * Reason::ALL.len()
-                + 2 * config.topics.len()
-                + RUN_REASONS)
+            spare_strings: (0..Modality::ALL.len() * quality::Reason::ALL.len()
+                + most_reasons(config.topics.len()))
                 .map(|_| String::with_capacity(MAX_REASON_BYTES + longest_name))
                 .collect(),
         }
     }
 
-    /// The fused frame of the last tick, encoded.
-    pub fn fused(
+    /// Publishes all that a tick says, its health last. Where one message fails the others still go out; the first failure is
+    /// the result.
+    ///
+    /// # Errors
+    /// What `publish` fails with.
+    pub fn publish(
         &mut self,
-        tick: &Tick,
-        engine: &Engine,
-        epoch_reason: &str,
-        publish_time_ns: u64,
-        planned: Planned,
-        measured: Option<&MeasuredTick>,
-    ) -> &[u8] {
-        let report = engine.report();
-        let frame = &mut self.frame;
-        frame.tick = tick.tick;
-        frame.tick_time_ns = tick.tick_time_ns;
-        frame.epoch = tick.epoch;
-        frame.publish_time_ns = publish_time_ns;
-        frame.valid_until_ns = tick.tick_time_ns.saturating_add(self.valid_for_ns);
-        frame.skipped_ticks = tick.skipped;
-        frame.restored_age_ns = self
-            .restored_ns
-            .map_or(0, |restored| tick.tick_time_ns.saturating_sub(restored));
-        set_string(&mut frame.epoch_reason, epoch_reason);
-        set_hex(&mut frame.digest, report.digest);
-        let plan = frame.plan.get_or_insert_default();
-        set_string(&mut plan.name, planned.plan.name());
-        set_string(&mut plan.reason, planned.reason);
-        fill_results(frame, engine.network());
-        fill_states(frame, &mut self.spare_strings, report, engine.network());
-        let budget = frame.budget.get_or_insert_default();
-        let used = report.newest_used_ns;
-        budget.measured = measured.is_some();
-        budget.deadline_ns = self.deadline_ns;
-        budget.end_to_end_ns = measured.map_or_else(
-            || used.map_or(0, |newest| publish_time_ns.saturating_sub(newest)),
-            |m| m.end_to_end_ns,
-        );
-        budget.deadline_met = budget.end_to_end_ns <= self.deadline_ns;
-        let stages = if measured.is_some() {
-            BEFORE_PUBLISH
-        } else {
-            &[]
+        record: &TickRecord,
+        publish: &mut dyn FnMut(&Output<'_>) -> Result<(), SinkError>,
+    ) -> Result<(), SinkError> {
+        let mut publish = |channel, payload: &[u8]| {
+            publish(&Output {
+                channel,
+                publish_time_ns: record.publish_time_ns,
+                about_time_ns: record.tick_time_ns,
+                payload,
+            })
         };
+        let fused = publish(Channel::Fused, self.fused(record));
+        let journal = publish(Channel::Journal, self.journal(record));
+        let ledger = publish(Channel::Ledger, self.ledger(record));
+        let health = publish(Channel::Health, self.health(record));
+        fused.and(journal).and(ledger).and(health)
+    }
+
+    fn fused(&mut self, record: &TickRecord) -> &[u8] {
+        let frame = &mut self.frame;
+        frame.tick = record.tick;
+        frame.tick_time_ns = record.tick_time_ns;
+        frame.epoch = record.epoch;
+        frame.publish_time_ns = record.publish_time_ns;
+        frame.valid_until_ns = record.tick_time_ns.saturating_add(self.valid_for_ns);
+        frame.skipped_ticks = record.skipped_ticks;
+        let restored_age_ns = |restored_ns| record.tick_time_ns.saturating_sub(restored_ns);
+        frame.restored_age_ns = record.restored_ns.map_or(0, restored_age_ns);
+        set_string(&mut frame.epoch_reason, &record.epoch_reason);
+        set_hex(&mut frame.digest, record.report.digest);
+        let plan = frame.plan.get_or_insert_default();
+        set_string(&mut plan.name, record.planned.plan.name());
+        set_string(&mut plan.reason, record.planned.reason);
+        fill_results(frame, record);
+        fill_states(frame, &mut self.spare_strings, record);
+        let budget = frame.budget.get_or_insert_default();
+        budget.measured = record.stages.is_some();
+        budget.deadline_ns = self.deadline_ns;
+        budget.end_to_end_ns = record.end_to_end_ns();
+        budget.deadline_met = budget.end_to_end_ns <= self.deadline_ns;
+        let stages = record.stages.map_or(&[][..], |_| BEFORE_PUBLISH);
         budget.stages.resize_with(stages.len(), Default::default);
         for (out, stage) in budget.stages.iter_mut().zip(stages) {
             set_string(&mut out.stage, stage.name());
-            out.duration_ns = measured.and_then(|m| m.stages.get(*stage)).unwrap_or(0);
+            out.duration_ns = record.stages.and_then(|s| s.get(*stage)).unwrap_or(0);
         }
         encode(&self.frame, &mut self.buffer)
     }
 
-    /// The journal entry of the last tick, encoded.
-    pub fn journal(&mut self, tick: &Tick, engine: &Engine, planned: Planned) -> &[u8] {
+    fn journal(&mut self, record: &TickRecord) -> &[u8] {
         let journal = &mut self.journal;
-        set_string(&mut journal.plan, planned.plan.name());
-        set_string(&mut journal.plan_reason, planned.reason);
-        journal.caption_steps = engine.network().outputs().caption_steps as u32;
-        journal.tick = tick.tick;
-        journal.tick_time_ns = tick.tick_time_ns;
-        journal.epoch = tick.epoch;
-        journal.close_time_ns = tick.close_time_ns;
-        journal.origin_ns = tick.origin_ns;
-        set_string(&mut journal.close_reason, tick.reason.text());
-        set_hex(&mut journal.digest, engine.report().digest);
-        set_hex(
-            &mut journal.previous_digest,
-            engine.report().previous_digest,
-        );
-        let digests = engine.network().outputs().digests;
-        for (out, digest) in journal.stage_digests.iter_mut().zip(digests) {
+        set_string(&mut journal.plan, record.planned.plan.name());
+        set_string(&mut journal.plan_reason, record.planned.reason);
+        journal.caption_steps = record.step.caption_steps as u32;
+        journal.tick = record.tick;
+        journal.tick_time_ns = record.tick_time_ns;
+        journal.epoch = record.epoch;
+        journal.close_time_ns = record.close_time_ns;
+        journal.origin_ns = record.origin_ns;
+        set_string(&mut journal.close_reason, record.close_reason.text());
+        set_hex(&mut journal.digest, record.report.digest);
+        set_hex(&mut journal.previous_digest, record.report.previous_digest);
+        for (out, digest) in journal.stage_digests.iter_mut().zip(record.step.digests) {
             set_hex(&mut out.digest, digest);
         }
-        while journal.samples.len() > tick.taken.len() {
+        let samples = &record.report.samples;
+        while journal.samples.len() > samples.len() {
             self.spare_refs.extend(journal.samples.pop());
         }
-        while journal.samples.len() < tick.taken.len() {
+        while journal.samples.len() < samples.len() {
             let spare = self.spare_refs.pop().unwrap_or_default();
             journal.samples.push(spare);
         }
-        for (out, taken) in journal.samples.iter_mut().zip(&tick.taken) {
-            let sample = &taken.sample;
+        for (out, sample) in journal.samples.iter_mut().zip(samples) {
             set_string(&mut out.topic, &self.topic_names[sample.topic]);
             out.sequence = sample.sequence;
             out.capture_time_ns = sample.capture_time_ns;
@@ -242,12 +231,11 @@ impl Outputs {
         encode(&self.journal, &mut self.buffer)
     }
 
-    /// The ledger after the last tick, encoded.
-    pub fn ledger(&mut self, tick: &Tick, ledger: &Ledger) -> &[u8] {
-        self.ledger.tick = tick.tick;
-        self.ledger.tick_time_ns = tick.tick_time_ns;
-        self.ledger.closes = ledger.closes();
-        for (out, topic) in self.ledger.topics.iter_mut().zip(&ledger.topics) {
+    fn ledger(&mut self, record: &TickRecord) -> &[u8] {
+        self.ledger.tick = record.tick;
+        self.ledger.tick_time_ns = record.tick_time_ns;
+        self.ledger.closes = record.ledger.closes();
+        for (out, topic) in self.ledger.topics.iter_mut().zip(&record.ledger.topics) {
             out.received = topic.received;
             out.fused = topic.fused;
             out.late_dropped = topic.late_dropped;
@@ -262,24 +250,14 @@ impl Outputs {
         encode(&self.ledger, &mut self.buffer)
     }
 
-    /// The state of the run after so many ticks, encoded.
-    pub fn health<'r>(
-        &mut self,
-        time_ns: u64,
-        ticks: u64,
-        state: proto::health::State,
-        reasons: impl Iterator<Item = &'r str>,
-    ) -> &[u8] {
-        self.health.time_ns = time_ns;
-        self.health.state = state.into();
-        self.health.heartbeat = ticks;
+    fn health(&mut self, record: &TickRecord) -> &[u8] {
+        let health = &record.health;
+        self.health.time_ns = record.publish_time_ns;
+        self.health.state = health.state.into();
+        self.health.heartbeat = health.ticks;
+        let reasons = health.reasons.iter();
         set_strings(&mut self.health.reasons, &mut self.spare_strings, reasons);
         encode(&self.health, &mut self.buffer)
-    }
-
-    /// From now on frames say how old the context is that the run began with; none for one that began without.
-    pub fn set_restored(&mut self, tick_time_ns: Option<u64>) {
-        self.restored_ns = tick_time_ns;
     }
 
     /// The fused frame built last.
@@ -295,9 +273,8 @@ fn encode<'a>(message: &impl Message, buffer: &'a mut Vec<u8>) -> &'a [u8] {
     buffer
 }
 
-fn fill_results(frame: &mut proto::FusedFrame, network: &Network) {
-    let outputs = network.outputs();
-    let heads = &outputs.heads;
+fn fill_results(frame: &mut proto::FusedFrame, record: &TickRecord) {
+    let heads = &record.step.heads;
     for (out, score) in frame.events.iter_mut().zip(&heads.events) {
         out.score = *score;
     }
@@ -308,34 +285,27 @@ fn fill_results(frame: &mut proto::FusedFrame, network: &Network) {
         out.value = *value;
     }
     frame.embedding.copy_from_slice(&heads.embedding);
-    frame
-        .nearest
-        .resize_with(outputs.nearest.len(), Default::default);
-    for (out, nearest) in frame.nearest.iter_mut().zip(&outputs.nearest) {
+    let nearest = &record.step.nearest;
+    frame.nearest.resize_with(nearest.len(), Default::default);
+    for (out, nearest) in frame.nearest.iter_mut().zip(nearest) {
         out.tick = nearest.tick;
         out.tick_time_ns = nearest.tick_time_ns as u64;
         out.similarity = nearest.similarity;
     }
     let caption = frame.caption.get_or_insert_default();
-    let view = network.caption();
-    set_lossy(&mut caption.text, view.bytes());
-    caption.complete = view.complete();
-    caption.started_tick = view.started_tick();
-    caption.tokens_this_tick = outputs.caption_steps as u32;
+    set_lossy(&mut caption.text, &record.caption.bytes);
+    caption.complete = record.caption.complete;
+    caption.started_tick = record.caption.started_tick;
+    caption.tokens_this_tick = record.step.caption_steps as u32;
 }
 
-fn fill_states(
-    frame: &mut proto::FusedFrame,
-    spare: &mut Vec<String>,
-    report: &TickReport,
-    network: &Network,
-) {
-    let gates = network.outputs().gates;
+fn fill_states(frame: &mut proto::FusedFrame, spare: &mut Vec<String>, record: &TickRecord) {
+    let report = &record.report;
     for ((out, state), gate) in frame
         .modalities
         .iter_mut()
         .zip(&report.modalities)
-        .zip(gates)
+        .zip(record.step.gates)
     {
         out.missing = state.missing;
         out.age_ns = state.age_ns;
@@ -382,11 +352,11 @@ fn set_hex(out: &mut String, digest: u64) {
 }
 
 /// The bytes as text, those that are not UTF-8 replaced.
-fn set_lossy(out: &mut String, bytes: impl Iterator<Item = u8>) {
+fn set_lossy(out: &mut String, bytes: &[u8]) {
     out.clear();
     let mut pending = [0_u8; 4];
     let mut n = 0;
-    for byte in bytes {
+    for &byte in bytes {
         pending[n] = byte;
         n += 1;
         match std::str::from_utf8(&pending[..n]) {

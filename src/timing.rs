@@ -12,6 +12,66 @@ const MAX_NS: u64 = 60_000_000_000;
 /// Significant digits of a quantile.
 const DIGITS: u8 = 3;
 
+/// Ticks that can be noted at most before the histograms have them.
+const NOTED: usize = 256;
+
+/// So many are worth going to the histograms for between two ticks.
+const WORTH_COUNTING: usize = 32;
+
+/// Notes the times of ticks. The histograms lie far apart in memory, and a tick that went to all of them would wait longer for it
+/// than for all else it notes: they get many ticks at once, between two.
+#[derive(Clone, Debug)]
+pub struct TimeNotes {
+    noted: Vec<Noted>,
+    timing: Timing,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Noted {
+    stages: StageTimes,
+    total_ns: u64,
+    lead_ns: Option<u64>,
+}
+
+impl Default for TimeNotes {
+    fn default() -> TimeNotes {
+        TimeNotes {
+            noted: Vec::with_capacity(NOTED),
+            timing: Timing::new(),
+        }
+    }
+}
+
+impl TimeNotes {
+    /// Notes one tick, see [`Timing::record`].
+    pub fn note(&mut self, stages: &StageTimes, total_ns: u64, lead_ns: Option<u64>) {
+        self.noted.push(Noted {
+            stages: *stages,
+            total_ns,
+            lead_ns,
+        });
+        if self.noted.len() == NOTED {
+            self.timing();
+        }
+    }
+
+    /// No tick is running: what is noted may be counted.
+    pub fn rest(&mut self) {
+        if self.noted.len() >= WORTH_COUNTING {
+            self.timing();
+        }
+    }
+
+    /// The histograms of all ticks so far.
+    pub fn timing(&mut self) -> &Timing {
+        for tick in self.noted.drain(..) {
+            self.timing
+                .record(&tick.stages, tick.total_ns, tick.lead_ns);
+        }
+        &self.timing
+    }
+}
+
 /// Histograms of a run.
 #[derive(Clone, Debug)]
 pub struct Timing {
@@ -134,4 +194,35 @@ pub fn sidecar_path(output_log: &Path) -> PathBuf {
 pub fn write_sidecar(output_log: &Path, facts: &BTreeMap<String, String>) -> std::io::Result<()> {
     let json = serde_json::to_string_pretty(facts)?;
     std::fs::write(sidecar_path(output_log), json)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_counts() {
+        let (mut notes, mut timing) = (TimeNotes::default(), Timing::new());
+        for tick in 1..=2 * NOTED as u64 + 1 {
+            let mut stages = StageTimes::default();
+            stages.set(Stage::Encoder, 1000 * tick);
+            let lead_ns = tick.is_multiple_of(2).then_some(tick);
+            notes.note(&stages, 2000 * tick, lead_ns);
+            timing.record(&stages, 2000 * tick, lead_ns);
+            if tick > NOTED as u64 {
+                notes.rest();
+            }
+            assert!(
+                notes.noted.len()
+                    < if tick > NOTED as u64 {
+                        WORTH_COUNTING
+                    } else {
+                        NOTED
+                    }
+            );
+        }
+        let of = |t: &Timing| (t.stages().collect::<Vec<_>>(), t.total(), t.lead());
+        assert_eq!(of(notes.timing()), of(&timing));
+        assert_eq!(of(notes.timing()), of(&timing), "looking adds nothing");
+    }
 }

@@ -188,7 +188,7 @@ fn allocations_of_steady_ticks(config: &Config, warm_up: u64, ticks: u64, mode: 
             clock.set_ns(time_ns);
             let before = ALLOCATIONS.get();
             runtime.advance(clock.now_ns(), &clock).unwrap();
-            runtime.keyframe_if_due(tick, &clock).unwrap();
+            runtime.between_ticks(tick, &clock).unwrap();
             if tick >= warm_up {
                 counted += ALLOCATIONS.get() - before;
             }

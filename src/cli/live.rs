@@ -169,7 +169,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     if !disk.is_empty() {
         stages.push(Box::new(Tee(disk)));
     }
-    let sink = ThreadedSink::stages(stages)?;
+    let sink = ThreadedSink::stages(stages, &config, &weights.spec)?;
     let dropped = sink.dropped();
     let (recorder, recording) = match &arguments.record {
         Some(path) => Recording::create(path).map(|(a, b)| (Some(a), Some(b)))?,
@@ -372,7 +372,7 @@ fn live(
         }
         Ok(())
     });
-    print_end(config, &runtime, &clock);
+    print_end(config, &mut runtime, &clock);
     let dropped = how.dropped.load(Ordering::Relaxed);
     if dropped > 0 {
         say!("warning: {dropped} outputs were dropped: sinks were too slow");
@@ -384,7 +384,7 @@ fn live(
 }
 
 /// What the run has come to.
-fn print_end(config: &Config, runtime: &Runtime, clock: &SensorClock) {
+fn print_end(config: &Config, runtime: &mut Runtime, clock: &SensorClock) {
     let total = runtime.timing().total();
     let lead = runtime.timing().lead();
     say!(

@@ -74,7 +74,7 @@ pub fn run(arguments: &ReplayArguments) -> Result<(), Failure> {
         (None, None) => PathBuf::from("fused.mcap"),
     };
     let from = match (arguments.from, &arguments.keyframes_of) {
-        (Some(seconds), Some(of)) => Some(keyframe(log, &out, &config, seconds, of)?),
+        (Some(seconds), Some(of)) => keyframe(log, &out, &config, seconds, of)?,
         _ => None,
     };
     let options = ReplayOptions {
@@ -124,32 +124,37 @@ fn several(arguments: &ReplayArguments, config: &Config) -> Result<(), Failure> 
     together::replay(&arguments.logs, config, dir, &options(arguments)?)
 }
 
-/// The keyframe at or before `seconds` into the log.
+/// The keyframe at or before `seconds` into the log; none where the first one is later.
 fn keyframe(
     log: &Path,
     out: &Path,
     config: &Config,
     seconds: f64,
     of: &Path,
-) -> Result<Keyframe, Failure> {
+) -> Result<Option<Keyframe>, Failure> {
     if !(0.0..=1e9).contains(&seconds) {
         return Err(format!("--from {seconds}: must be 0 or more").into());
     }
     if same_file(of, out) {
         return Err(format!("--out {} would overwrite the keyframes", of.display()).into());
     }
-    let span = summarize(log)?.span_ns;
-    let at_ns = span.map_or(0, |(first_ns, _)| {
-        first_ns.saturating_add((seconds * 1e9) as u64)
-    });
-    let keyframe = umm::keyframe::read_before(of, &config.live.prefix, at_ns)?;
+    let (first_ns, last_ns) = summarize(log)?.span_ns.unwrap_or_default();
+    let at_ns = first_ns.saturating_add((seconds * 1e9) as u64);
+    if at_ns > last_ns {
+        let (log, long_s) = (log.display(), (last_ns - first_ns) as f64 * 1e-9);
+        return Err(format!("--from {seconds}: {log} is {long_s:.1} s long").into());
+    }
+    let Some(keyframe) = umm::keyframe::read_before(of, &config.live.prefix, at_ns)? else {
+        say!("the first keyframe lies behind {seconds} s: begins with the log");
+        return Ok(None);
+    };
     let before_s = at_ns.saturating_sub(keyframe.clock_ns) as f64 * 1e-9;
     say!(
         "begins after tick {} of epoch {}, {before_s:.1} s before {seconds} s",
         keyframe.tick,
         keyframe.epoch
     );
-    Ok(keyframe)
+    Ok(Some(keyframe))
 }
 
 /// Repeats a run and says whether it came to the same digests.

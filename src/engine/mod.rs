@@ -54,9 +54,24 @@ pub struct ModalityReport {
     pub reasons: Vec<&'static str>,
 }
 
+/// A sample that was taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SampleId {
+    /// Topic, by its place in the configuration.
+    pub topic: usize,
+    /// The publisher's count.
+    pub sequence: u64,
+    /// The sensor's stamp.
+    pub capture_time_ns: u64,
+    /// Arrival.
+    pub log_time_ns: u64,
+}
+
 /// Everything about the last tick that is not in the network's outputs.
 #[derive(Clone, Debug, Default)]
 pub struct TickReport {
+    /// The samples it took, in the order they were tried.
+    pub samples: Vec<SampleId>,
     /// In the configuration's order.
     pub topics: Vec<TopicReport>,
     /// In the order of [`Modality::ALL`].
@@ -67,6 +82,32 @@ pub struct TickReport {
     pub digest: u64,
     /// Of the tick before.
     pub previous_digest: u64,
+}
+
+impl TickReport {
+    /// Becomes that one, in the memory it has.
+    pub fn copy_from(&mut self, other: &TickReport) {
+        let TickReport {
+            samples,
+            topics,
+            modalities,
+            newest_used_ns,
+            digest,
+            previous_digest,
+        } = other;
+        self.samples.clone_from(samples);
+        self.topics.clone_from(topics);
+        for (own, modality) in self.modalities.iter_mut().zip(modalities) {
+            let mut reasons = std::mem::take(&mut own.reasons);
+            reasons.clone_from(&modality.reasons);
+            *own = ModalityReport {
+                reasons,
+                ..*modality
+            };
+        }
+        self.newest_used_ns = *newest_used_ns;
+        (self.digest, self.previous_digest) = (*digest, *previous_digest);
+    }
 }
 
 /// Decoders' front ends and the network of one stream.
@@ -171,6 +212,7 @@ impl Engine {
             moment: TickMoment::default(),
             pool: PoolWork::default(),
             report: TickReport {
+                samples: Vec::with_capacity(Tick::usual_taken(&config.align())),
                 topics: vec![TopicReport::default(); config.topics.len()],
                 modalities: std::array::from_fn(modality_report),
                 ..TickReport::default()
@@ -219,6 +261,9 @@ impl Engine {
         let plan = probe.after_front_end(plan);
         self.pool_camera(plan);
         self.update_report(tick.tick_time_ns);
+        if plan.computes() {
+            self.measure_context(tick.tick_time_ns);
+        }
         self.moment = TickMoment {
             tick: tick.tick,
             tick_time_ns: tick.tick_time_ns as i64,
@@ -240,7 +285,6 @@ impl Engine {
     pub fn conclude(&mut self, tick: &Tick, plan: Plan) {
         if plan.computes() {
             self.mark_missing();
-            self.measure_context(tick.tick_time_ns);
         }
         self.chain_digest(tick);
     }
@@ -346,10 +390,24 @@ impl Engine {
                 }
             }
         }
-        tick.spare.clear();
+        self.let_go(tick);
         for (index, input) in self.inputs.iter_mut().enumerate() {
             input.finish_tick(index, tick.tick_time_ns, &mut self.batch);
         }
+    }
+
+    /// Notes which samples were tried, and gives their memory back: a camera's driver may wait for its.
+    fn let_go(&mut self, tick: &mut Tick) {
+        let samples = tick.taken.iter().map(|taken| SampleId {
+            topic: taken.sample.topic,
+            sequence: taken.sample.sequence,
+            capture_time_ns: taken.sample.capture_time_ns,
+            log_time_ns: taken.sample.log_time_ns,
+        });
+        self.report.samples.clear();
+        self.report.samples.extend(samples);
+        tick.taken.clear();
+        tick.spare.clear();
     }
 
     /// Decodes a sample and appends its tokens; its fate goes to the ledger either way.
@@ -486,12 +544,10 @@ impl Engine {
         hasher.update(&self.report.digest.to_le_bytes());
         hasher.update(&tick.epoch.to_le_bytes());
         hasher.update(&tick.tick.to_le_bytes());
-        for taken in &tick.taken {
-            let sample = &taken.sample;
-            hasher.update(&(sample.topic as u64).to_le_bytes());
-            hasher.update(&sample.sequence.to_le_bytes());
-            hasher.update(&sample.capture_time_ns.to_le_bytes());
-            hasher.update(&sample.log_time_ns.to_le_bytes());
+        for id in &self.report.samples {
+            let (topic, sequence) = (id.topic as u64, id.sequence);
+            let words = [topic, sequence, id.capture_time_ns, id.log_time_ns];
+            hasher.update(bytemuck::bytes_of(&words.map(u64::to_le)));
         }
         for digest in self.network.outputs().digests {
             hasher.update(&digest.to_le_bytes());

@@ -84,7 +84,7 @@ impl Reason {
             Reason::Fits => "fits the deadline",
             Reason::TooSlow => "richer plans would miss the deadline",
             Reason::Recovering => "richer plans fit again, not yet for long enough",
-            Reason::TooOld => "samples were too old at the close to meet the deadline",
+            Reason::TooOld => "samples were too old at the close for any plan to meet the deadline",
             Reason::Late => "no plan meets the deadline; this one keeps up with the ticks",
             Reason::Behind => "ticks have piled up",
             Reason::Overran => "an earlier stage of the tick overran",

@@ -22,6 +22,28 @@ pub struct HeadOutputs {
     pub embedding: Vec<f32>,
 }
 
+impl HeadOutputs {
+    /// The results, and their names in a keyframe.
+    pub(super) fn each(&self) -> [(&'static str, &Vec<f32>); 4] {
+        [
+            ("events", &self.events),
+            ("scene", &self.scene),
+            ("motion", &self.motion),
+            ("embedding", &self.embedding),
+        ]
+    }
+
+    /// [`HeadOutputs::each`], to be written.
+    pub(super) fn each_mut(&mut self) -> [(&'static str, &mut Vec<f32>); 4] {
+        [
+            ("events", &mut self.events),
+            ("scene", &mut self.scene),
+            ("motion", &mut self.motion),
+            ("embedding", &mut self.embedding),
+        ]
+    }
+}
+
 /// Weights and work space of the heads.
 #[derive(Debug)]
 pub(super) struct Heads {

@@ -60,7 +60,8 @@ pub struct StepOutputs {
 }
 
 impl StepOutputs {
-    fn of(spec: &ModelSpec) -> StepOutputs {
+    /// As wide as a model's, all zero.
+    pub fn of(spec: &ModelSpec) -> StepOutputs {
         StepOutputs {
             heads: HeadOutputs {
                 events: vec![0.0; spec.events.len()],
@@ -75,13 +76,7 @@ impl StepOutputs {
 
     /// No results yet.
     fn clear(&mut self) {
-        let HeadOutputs {
-            events,
-            scene,
-            motion,
-            embedding,
-        } = &mut self.heads;
-        for values in [events, scene, motion, embedding] {
+        for (_, values) in self.heads.each_mut() {
             values.fill(0.0);
         }
         self.gates = Default::default();
@@ -93,21 +88,33 @@ impl StepOutputs {
 
     /// Whether every result is a number.
     pub fn is_finite(&self) -> bool {
-        let heads = [
-            &self.heads.events,
-            &self.heads.scene,
-            &self.heads.motion,
-            &self.heads.embedding,
-        ];
-        let mut all = heads.into_iter().flatten().chain(&self.gates);
+        let heads = self.heads.each().into_iter().flat_map(|(_, values)| values);
+        let mut all = heads.chain(&self.gates);
         all.all(|v| v.is_finite())
     }
 
+    /// Becomes those, in the memory it has.
+    pub fn copy_from(&mut self, other: &StepOutputs) {
+        let StepOutputs {
+            heads,
+            gates,
+            valid,
+            nearest,
+            caption_steps,
+            digests,
+        } = other;
+        for ((_, own), (_, values)) in self.heads.each_mut().into_iter().zip(heads.each()) {
+            own.clone_from(values);
+        }
+        (self.gates, self.valid) = (*gates, *valid);
+        self.nearest.clone_from(nearest);
+        (self.caption_steps, self.digests) = (*caption_steps, *digests);
+    }
+
     fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
-        archive.slice("events", &mut self.heads.events)?;
-        archive.slice("scene", &mut self.heads.scene)?;
-        archive.slice("motion", &mut self.heads.motion)?;
-        archive.slice("embedding", &mut self.heads.embedding)?;
+        for (name, values) in self.heads.each_mut() {
+            archive.slice(name, values)?;
+        }
         archive.slice("gates", &mut self.gates)?;
         archive.slice("digests", &mut self.digests)?;
         for valid in &mut self.valid {

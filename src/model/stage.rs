@@ -17,7 +17,7 @@ pub enum Stage {
     Heads,
     /// Caption steps.
     Caption,
-    /// Encoding of outputs.
+    /// The outputs: taken down, and encoded where no other thread does it.
     Publish,
 }
 
@@ -99,6 +99,11 @@ impl StageTimes {
     pub fn iter(&self) -> impl Iterator<Item = (Stage, u64)> {
         let times = Stage::ALL.into_iter().zip(self.0);
         times.filter_map(|(stage, ns)| Some((stage, ns?)))
+    }
+
+    /// All but the publication.
+    pub fn before_publish_ns(&self) -> u64 {
+        self.sum_ns() - self.get(Stage::Publish).unwrap_or(0)
     }
 
     /// All of them together.

@@ -87,7 +87,7 @@ impl Lane {
                 .pass_through(log_ns, publish_ns, &message.data)?;
         }
         let position = self.source.position();
-        self.runtime.keyframe_if_due(position, &self.clock)
+        self.runtime.between_ticks(position, &self.clock)
     }
 
     /// The tick that is closed.
@@ -100,8 +100,8 @@ impl Lane {
     }
 
     /// What a lane that is complete has come to.
-    pub fn replayed(&self) -> Replayed {
-        let runtime = &self.runtime;
+    pub fn replayed(&mut self) -> Replayed {
+        let runtime = &mut self.runtime;
         let span = self.source.summary().span_ns.unwrap_or((0, 0));
         Replayed {
             ticks: runtime.ticks(),

@@ -74,7 +74,7 @@ impl Runtime {
 
     fn begin_epoch(&mut self, now_ns: u64, back_ns: u64) {
         self.aligner.begin_epoch(now_ns);
-        self.outputs.set_restored(None);
+        self.restored_ns = None;
         self.epoch_reason.clear();
         let back_s = back_ns as f64 * 1e-9;
         // Writing to a String cannot fail.

@@ -52,12 +52,13 @@ impl Runtime {
         Ok(())
     }
 
-    /// Publishes a keyframe if one is due; to be called between ticks, `delivered` being the source's position. While the sink
-    /// is not done with the last one, it waits.
+    /// What is left to do between ticks: publishes a keyframe if one is due, `delivered` being the source's position (while the
+    /// sink is not done with the last one, it waits), and counts the times of ticks that are over.
     ///
     /// # Errors
     /// [`RunError`] from the sink.
-    pub fn keyframe_if_due(&mut self, delivered: u64, clock: &dyn Clock) -> Result<(), RunError> {
+    pub fn between_ticks(&mut self, delivered: u64, clock: &dyn Clock) -> Result<(), RunError> {
+        self.times.rest();
         let ticks = self.ticks;
         let due = |k: &Keyframes| ticks / k.every_ticks > k.taken_at / k.every_ticks;
         if !self.keyframes.as_ref().is_some_and(due) {
@@ -187,7 +188,7 @@ impl Runtime {
         self.engine.thaw(&keyframe.engine, &keyframe.rows)?;
         self.aligner
             .go_on(keyframe.epoch, keyframe.origin_ns, keyframe.tick);
-        self.outputs.set_restored(Some(keyframe.tick_time_ns));
+        self.restored_ns = Some(keyframe.tick_time_ns);
         Ok(())
     }
 }

@@ -18,13 +18,14 @@ use crate::keyframe::{Identity, KeyframeError};
 use crate::ledger::Ledger;
 use crate::model::stage::{Stage, StageTimes};
 use crate::model::weights::Weights;
-use crate::output::{MeasuredTick, Outputs, Planned};
+use crate::output::record::{Occasion, TickRecord};
+use crate::output::{Messages, Planned};
 use crate::queue::QueueReceiver;
 use crate::sink::watched::Fault;
 use crate::sink::{Channel, Output, Parcel, Sink, SinkError};
 use crate::source::{Progress, Source, SourceError};
 use crate::time::Clock;
-use crate::timing::Timing;
+use crate::timing::{TimeNotes, Timing};
 use due::Due;
 use freeze::Keyframes;
 use health::Health;
@@ -80,14 +81,20 @@ pub struct Runtime {
     queues: Vec<QueueReceiver>,
     aligner: Aligner,
     engine: Engine,
-    outputs: Outputs,
+    record: Box<TickRecord>,
+    /// Makes messages of the record where the sink does not.
+    messages: Messages,
+    deadline_ns: u64,
+    /// Tick time of the context that a restarted run began with.
+    restored_ns: Option<u64>,
     sink: Box<dyn Sink>,
     mode: Mode,
     /// Of a live run; a replay has all the time it needs.
     governor: Option<Governor>,
     /// Measures stages; in a replay another clock than the run's.
     stopwatch: Box<dyn Clock>,
-    timing: Timing,
+    times: TimeNotes,
+    last_stages: StageTimes,
     due: Due,
     tick: Tick,
     epoch_reason: String,
@@ -150,13 +157,17 @@ impl Runtime {
             queues,
             tick: Tick::with_room(&align),
             aligner: Aligner::new(align),
-            outputs: Outputs::new(config, &weights.spec),
+            record: Box::new(TickRecord::with_room(config, &weights.spec)),
+            messages: Messages::new(config, &weights.spec),
+            deadline_ns: config.deadline_ns(),
+            restored_ns: None,
             engine,
             sink,
             mode,
             governor,
             stopwatch,
-            timing: Timing::new(),
+            times: TimeNotes::default(),
+            last_stages: StageTimes::default(),
             due: Due::default(),
             epoch_reason: String::new(),
             health: Health::new(config),
@@ -237,8 +248,12 @@ impl Runtime {
         publish_time_ns: u64,
         payload: &[u8],
     ) -> Result<(), RunError> {
-        let message = output(Channel::GroundTruth, log_time_ns, publish_time_ns, payload);
-        Ok(self.sink.publish(&message)?)
+        Ok(self.sink.publish(&Output {
+            channel: Channel::GroundTruth,
+            publish_time_ns: log_time_ns,
+            about_time_ns: publish_time_ns,
+            payload,
+        })?)
     }
 
     fn take_samples(&mut self, now_ns: u64) {
@@ -302,7 +317,8 @@ impl Runtime {
         }
         let newest_ns = self.engine.report().newest_used_ns;
         let lead_ns = newest_ns.map(|newest_ns| published_ns.saturating_sub(newest_ns));
-        self.timing.record(times, total_ns, lead_ns);
+        self.times.note(times, total_ns, lead_ns);
+        self.last_stages = *times;
         self.ticks += 1;
         self.ticks_of_plan[plan.index()] += 1;
         self.epoch_reason.clear();
@@ -326,51 +342,31 @@ impl Runtime {
         planned: Planned,
         stages: &StageTimes,
     ) -> Result<u64, RunError> {
-        let tick = &self.tick;
-        let (publish_ns, measured) = match self.mode {
-            Mode::Replay => (tick.close_time_ns, None),
-            Mode::Live => {
-                let now_ns = clock.now_ns();
-                let newest_ns = self.engine.report().newest_used_ns;
-                let end_to_end_ns = newest_ns.map_or(0, |newest| now_ns.saturating_sub(newest));
-                (now_ns, Some(end_to_end_ns))
-            }
+        let live = self.mode == Mode::Live;
+        let publish_time_ns = match live {
+            true => clock.now_ns(),
+            false => self.tick.close_time_ns,
         };
-        let measured = measured.map(|end_to_end_ns| MeasuredTick {
-            stages: *stages,
-            end_to_end_ns,
-        });
-        let about_ns = tick.tick_time_ns;
-        let sink = self.sink.as_mut();
-        let fused = self.outputs.fused(
-            tick,
-            &self.engine,
-            &self.epoch_reason,
-            publish_ns,
+        self.record.fill(&Occasion {
+            tick: &self.tick,
+            engine: &self.engine,
+            ledger: self.aligner.ledger(),
             planned,
-            measured.as_ref(),
-        );
-        sink.publish(&output(Channel::Fused, publish_ns, about_ns, fused))?;
-        let journal = self.outputs.journal(tick, &self.engine, planned);
-        sink.publish(&output(Channel::Journal, publish_ns, about_ns, journal))?;
-        let ledger = self.outputs.ledger(tick, self.aligner.ledger());
-        sink.publish(&output(Channel::Ledger, publish_ns, about_ns, ledger))?;
-        let met = self
-            .outputs
-            .last_frame()
-            .budget
-            .as_ref()
-            .is_none_or(|b| b.deadline_met || !b.measured);
+            stages: live.then_some(*stages),
+            publish_time_ns,
+            restored_ns: self.restored_ns,
+            epoch_reason: &self.epoch_reason,
+        });
+        let met = !live || self.record.end_to_end_ns() <= self.deadline_ns;
         self.misses += u64::from(!met);
         self.health.update(&self.engine, met);
         let (state, reasons) = (self.health.state(), self.health.reasons());
         // This tick is done with its health message, the last thing it must say.
-        let health = self
-            .outputs
-            .health(publish_ns, self.ticks + 1, state, reasons);
-        sink.publish(&output(Channel::Health, publish_ns, about_ns, health))?;
-        self.publish_thumbnail(publish_ns)?;
-        Ok(publish_ns)
+        self.record.set_health(state, reasons, self.ticks + 1);
+        self.sink
+            .publish_tick(&mut self.record, &mut self.messages)?;
+        self.publish_thumbnail(publish_time_ns)?;
+        Ok(publish_time_ns)
     }
 
     /// The thumbnail where one is due, without a copy: the sink gives another buffer for it.
@@ -416,8 +412,13 @@ impl Runtime {
     }
 
     /// Times per stage.
-    pub fn timing(&self) -> &Timing {
-        &self.timing
+    pub fn timing(&mut self) -> &Timing {
+        self.times.timing()
+    }
+
+    /// Times of the last tick.
+    pub fn last_stages(&self) -> &StageTimes {
+        &self.last_stages
     }
 
     /// The engine.
@@ -425,28 +426,14 @@ impl Runtime {
         &self.engine
     }
 
-    /// The last fused frame.
+    /// The last fused frame of a run whose sink leaves its encoding to the tick's thread.
     pub fn last_frame(&self) -> &crate::proto::FusedFrame {
-        self.outputs.last_frame()
+        self.messages.last_frame()
     }
 
     /// The last closed tick.
     pub fn last_tick(&self) -> &Tick {
         &self.tick
-    }
-}
-
-fn output(
-    channel: Channel,
-    publish_time_ns: u64,
-    about_time_ns: u64,
-    payload: &[u8],
-) -> Output<'_> {
-    Output {
-        channel,
-        publish_time_ns,
-        about_time_ns,
-        payload,
     }
 }
 
@@ -464,7 +451,7 @@ pub fn run<S: Source>(
         let progress = source.poll(runtime.next_deadline_ns())?;
         runtime.advance(clock.now_ns(), clock)?;
         each(source, runtime)?;
-        runtime.keyframe_if_due(source.position(), clock)?;
+        runtime.between_ticks(source.position(), clock)?;
         if progress == Progress::Ended {
             return runtime.finish(clock);
         }

@@ -1,7 +1,8 @@
 //! Sinks: where outputs go. The seam is [`Sink`].
 //!
 //! An output arrives encoded; a sink only stores or sends it. [`threaded`] moves any sink to a thread of its own, behind a
-//! bounded pool of buffers, so that the tick loop of a live run never waits for a disk or a network.
+//! bounded pool of records and buffers, so that the tick loop of a live run never waits for a disk or a network, nor for the
+//! encoding of what it says.
 
 pub mod mcap_file;
 pub mod state_file;
@@ -11,6 +12,8 @@ pub mod watched;
 #[cfg(feature = "zenoh")]
 pub mod zenoh;
 
+use crate::output::Messages;
+use crate::output::record::TickRecord;
 use std::path::PathBuf;
 
 /// Which stream of outputs.
@@ -152,6 +155,19 @@ pub trait Sink: Send {
     /// # Errors
     /// [`SinkError`]; the caller decides whether the run goes on.
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError>;
+
+    /// Publishes the messages of a tick. A sink with threads of its own may take the record for them, which have messages of
+    /// their own, and leave another in its place.
+    ///
+    /// # Errors
+    /// As [`Sink::publish`].
+    fn publish_tick(
+        &mut self,
+        record: &mut Box<TickRecord>,
+        messages: &mut Messages,
+    ) -> Result<(), SinkError> {
+        messages.publish(record, &mut |output| self.publish(output))
+    }
 
     /// Stores or sends a large output, which is not copied. What is returned takes the buffer's place: for a thumbnail another
     /// one, for a keyframe the same, or none, and [`Sink::take_back`] has it later.

@@ -1,18 +1,26 @@
-//! Sinks on threads of their own. Buffers circulate between the two sides; when none is free the output is dropped and
-//! counted, the tick loop never waits. Nor does it wake a thread, but after a pause: the threads look for outputs by themselves.
+//! Sinks on threads of their own. A tick's record goes over as it is, in exchange for one that is free, and the first thread
+//! makes messages of it. Records and buffers circulate; when none is free the outputs are dropped and counted, the tick loop
+//! never waits. Nor does it wake a thread, but after a pause: the threads look for outputs by themselves.
 //!
 //! Sinks that may hold each other up are *stages*, each a thread that hands outputs on to the next one's: a disk that stands
 //! still keeps nothing from the network before it. Keyframes are the last stage's alone.
 
 use super::{Channel, Output, Parcel, Sink, SinkError};
+use crate::config::Config;
+use crate::model::spec::ModelSpec;
+use crate::output::record::TickRecord;
+use crate::output::{MESSAGES, Messages};
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-/// Outputs that may wait for a stage: several seconds of ticks.
-const BUFFERS: usize = 256;
+/// Ticks that may wait for the first stage: several seconds of them.
+const RECORDS: usize = 64;
+
+/// Encoded outputs that may wait for a stage: as many ticks.
+const BUFFERS: usize = RECORDS * MESSAGES as usize;
 
 /// Room every buffer has from the start, its pages in memory; larger outputs grow it once.
 const BUFFER_BYTES: usize = 16 << 10;
@@ -37,9 +45,22 @@ const SLEEPS_AFTER: Duration = Duration::from_secs(1);
 /// How often a sleeping sink thread looks at its stop flag.
 const IDLE: Duration = Duration::from_millis(20);
 
+/// What is handed to a stage.
+enum Item {
+    Parcel(Parcel),
+    /// To the first alone.
+    Tick(Box<TickRecord>),
+}
+
+impl Item {
+    fn is_thumbnail(&self) -> bool {
+        matches!(self, Item::Parcel(parcel) if parcel.channel == Channel::Thumbnail)
+    }
+}
+
 /// What waits for one stage.
 struct Waiting {
-    parcels: ArrayQueue<Parcel>,
+    items: ArrayQueue<Item>,
     /// Of the parcels: no more than their buffers' share, so that other stages have theirs.
     thumbnails: AtomicUsize,
     /// The thread must be woken.
@@ -50,16 +71,16 @@ struct Waiting {
 impl Waiting {
     fn new() -> Waiting {
         Waiting {
-            parcels: ArrayQueue::new(BUFFERS + THUMBNAIL_BUFFERS + KEYFRAMES),
+            items: ArrayQueue::new(RECORDS + BUFFERS + THUMBNAIL_BUFFERS + KEYFRAMES),
             thumbnails: AtomicUsize::new(0),
             sleeps: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         }
     }
 
-    /// Hands a parcel to the thread; returns it where there is no room.
-    fn send(&self, parcel: Parcel, thread: Option<&Thread>) -> Option<Parcel> {
-        let refused = self.push(parcel);
+    /// Hands an item to the thread; returns it where there is no room.
+    fn send(&self, item: Item, thread: Option<&Thread>) -> Option<Item> {
+        let refused = self.push(item);
         if self.sleeps.load(Ordering::SeqCst)
             && let Some(thread) = thread
         {
@@ -71,34 +92,35 @@ impl Waiting {
 }
 
 impl Waiting {
-    fn push(&self, parcel: Parcel) -> Option<Parcel> {
-        if parcel.channel != Channel::Thumbnail {
-            return self.parcels.push(parcel).err();
+    fn push(&self, item: Item) -> Option<Item> {
+        if !item.is_thumbnail() {
+            return self.items.push(item).err();
         }
         // One thread pushes: the count can only fall meanwhile.
         if self.thumbnails.load(Ordering::Acquire) == THUMBNAIL_BUFFERS {
-            return Some(parcel);
+            return Some(item);
         }
         self.thumbnails.fetch_add(1, Ordering::AcqRel);
-        let refused = self.parcels.push(parcel).err();
+        let refused = self.items.push(item).err();
         if refused.is_some() {
             self.thumbnails.fetch_sub(1, Ordering::AcqRel);
         }
         refused
     }
 
-    fn pop(&self) -> Option<Parcel> {
-        let parcel = self.parcels.pop()?;
-        if parcel.channel == Channel::Thumbnail {
+    fn pop(&self) -> Option<Item> {
+        let item = self.items.pop()?;
+        if item.is_thumbnail() {
             self.thumbnails.fetch_sub(1, Ordering::AcqRel);
         }
-        Some(parcel)
+        Some(item)
     }
 }
 
 struct Shared {
     /// In the stages' order.
     waiting: Vec<Waiting>,
+    free_records: ArrayQueue<Box<TickRecord>>,
     free: ArrayQueue<Vec<u8>>,
     free_thumbnails: ArrayQueue<Vec<u8>>,
     /// Keyframes' buffers, to be taken back.
@@ -124,8 +146,52 @@ impl Shared {
         }
     }
 
-    fn count_dropped(&self) {
-        self.dropped.fetch_add(1, Ordering::Relaxed);
+    /// A copy of an output, where a buffer is free.
+    fn copy(&self, output: &Output<'_>) -> Option<Parcel> {
+        let mut payload = self.free_of(output.channel).pop()?;
+        payload.clear();
+        payload.extend_from_slice(output.payload);
+        Some(Parcel {
+            channel: output.channel,
+            publish_time_ns: output.publish_time_ns,
+            about_time_ns: output.about_time_ns,
+            payload,
+        })
+    }
+
+    /// Hands a copy of an output to a stage, or counts it as dropped.
+    fn send_copy(&self, output: &Output<'_>, stage: &Waiting, thread: Option<&Thread>) {
+        let refused = match self.copy(output) {
+            Some(copy) => stage.send(Item::Parcel(copy), thread),
+            None => return self.count_dropped(1),
+        };
+        if let Some(refused) = refused {
+            self.drop_item(refused);
+        }
+    }
+
+    /// What did not find room is counted; its memory is free again.
+    fn drop_item(&self, item: Item) {
+        self.count_dropped(match item {
+            Item::Parcel(_) => 1,
+            Item::Tick(_) => MESSAGES,
+        });
+        self.release(item);
+    }
+
+    fn release(&self, item: Item) {
+        match item {
+            Item::Parcel(parcel) => {
+                let _ = self.free_of(parcel.channel).push(parcel.payload);
+            }
+            Item::Tick(record) => {
+                let _ = self.free_records.push(record);
+            }
+        }
+    }
+
+    fn count_dropped(&self, outputs: u64) {
+        self.dropped.fetch_add(outputs, Ordering::Relaxed);
     }
 }
 
@@ -140,6 +206,8 @@ struct Stage {
     shared: Arc<Shared>,
     index: usize,
     sink: Box<dyn Sink>,
+    /// The first one's: the others are given what it has encoded.
+    messages: Option<Messages>,
     /// The next one's thread; none for the last.
     next: Option<Thread>,
 }
@@ -150,18 +218,31 @@ impl ThreadedSink {
     ///
     /// # Errors
     /// [`SinkError::Transport`] where there can be no thread.
-    pub fn new(inner: Box<dyn Sink>) -> Result<ThreadedSink, SinkError> {
-        ThreadedSink::stages(vec![inner])
+    pub fn new(
+        inner: Box<dyn Sink>,
+        config: &Config,
+        spec: &ModelSpec,
+    ) -> Result<ThreadedSink, SinkError> {
+        ThreadedSink::stages(vec![inner], config, spec)
     }
 
     /// Moves each of `sinks` to a thread of its own: a later one is given an output when the earlier ones are done with it.
     ///
     /// # Errors
     /// [`SinkError::Transport`] where there can be no threads.
-    pub fn stages(sinks: Vec<Box<dyn Sink>>) -> Result<ThreadedSink, SinkError> {
+    pub fn stages(
+        sinks: Vec<Box<dyn Sink>>,
+        config: &Config,
+        spec: &ModelSpec,
+    ) -> Result<ThreadedSink, SinkError> {
         let n = sinks.len();
+        let free_records = ArrayQueue::new(RECORDS);
+        for _ in 0..RECORDS {
+            let _ = free_records.push(Box::new(TickRecord::with_room(config, spec)));
+        }
         let shared = Arc::new(Shared {
             waiting: sinks.iter().map(|_| Waiting::new()).collect(),
+            free_records,
             // As many as can wait for all stages: one that stands still leaves those before it theirs.
             free: buffers(n * BUFFERS, BUFFER_BYTES),
             free_thumbnails: buffers(n * THUMBNAIL_BUFFERS, THUMBNAIL_BYTES),
@@ -175,6 +256,7 @@ impl ThreadedSink {
                 shared: Arc::clone(&shared),
                 index,
                 sink,
+                messages: (index == 0).then(|| Messages::new(config, spec)),
                 next: next.take(),
             };
             let thread = std::thread::Builder::new()
@@ -193,19 +275,10 @@ impl ThreadedSink {
         Arc::clone(&self.shared.dropped)
     }
 
-    /// Hands a parcel to the first stage; returns it where there is no room.
-    fn send(&self, parcel: Parcel) -> Option<Parcel> {
+    /// The first stage and its thread.
+    fn first(&self) -> Option<(&Waiting, &Thread)> {
         let thread = self.threads.first().map(JoinHandle::thread);
-        match self.shared.waiting.first() {
-            Some(first) => first.send(parcel, thread),
-            None => Some(parcel),
-        }
-    }
-
-    /// Counts an output that does not go out; its buffer is not wanted.
-    fn drop_output(&self, parcel: Parcel) -> Vec<u8> {
-        self.shared.count_dropped();
-        parcel.payload
+        self.shared.waiting.first().zip(thread)
     }
 }
 
@@ -219,9 +292,12 @@ impl Stage {
             // Read before the queue: a stop that is seen means that everything before it is in the queue.
             let stopping = waiting.stop.load(Ordering::Acquire);
             let mut any = false;
-            while let Some(parcel) = waiting.pop() {
+            while let Some(item) = waiting.pop() {
                 any = true;
-                failed = failed.and(self.pass(parcel));
+                failed = failed.and(match item {
+                    Item::Parcel(parcel) => self.pass(parcel),
+                    Item::Tick(record) => self.tell(record),
+                });
             }
             if stopping {
                 let finished = self.sink.finish();
@@ -237,7 +313,7 @@ impl Stage {
             }
             waiting.sleeps.store(true, Ordering::SeqCst);
             // What came before that was seen is found here; what comes after wakes.
-            if waiting.parcels.is_empty() {
+            if waiting.items.is_empty() {
                 std::thread::park_timeout(IDLE);
             }
         }
@@ -254,15 +330,31 @@ impl Stage {
                 self.sink.publish(&parcel.output())
             }
         };
-        let done = match next {
-            Some(next) => next
-                .send(parcel, self.next.as_ref())
-                .inspect(|_| self.shared.count_dropped()),
-            None => Some(parcel),
-        };
-        if let Some(done) = done {
-            let _ = self.shared.free_of(done.channel).push(done.payload);
+        let done = Item::Parcel(parcel);
+        match next {
+            Some(next) => {
+                if let Some(refused) = next.send(done, self.next.as_ref()) {
+                    self.shared.drop_item(refused);
+                }
+            }
+            None => self.shared.release(done),
         }
+        published
+    }
+
+    /// Publishes the messages of a tick, and copies of them by the next stage.
+    fn tell(&mut self, record: Box<TickRecord>) -> Result<(), SinkError> {
+        let next = self.shared.waiting.get(self.index + 1);
+        let mut publish = |output: &Output<'_>| {
+            let published = self.sink.publish(output);
+            if let Some(next) = next {
+                self.shared.send_copy(output, next, self.next.as_ref());
+            }
+            published
+        };
+        let messages = self.messages.as_mut();
+        let published = messages.map_or(Ok(()), |m| m.publish(&record, &mut publish));
+        self.shared.release(Item::Tick(record));
         published
     }
 }
@@ -270,42 +362,56 @@ impl Stage {
 impl Sink for ThreadedSink {
     /// A keyframe is to be handed over.
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
-        let Some(mut payload) = self.shared.free_of(output.channel).pop() else {
-            self.shared.count_dropped();
+        if let Some((first, thread)) = self.first() {
+            self.shared.send_copy(output, first, Some(thread));
+        }
+        Ok(())
+    }
+
+    fn publish_tick(
+        &mut self,
+        record: &mut Box<TickRecord>,
+        _: &mut Messages,
+    ) -> Result<(), SinkError> {
+        let Some(free) = self.shared.free_records.pop() else {
+            self.shared.count_dropped(MESSAGES);
             return Ok(());
         };
-        payload.clear();
-        payload.extend_from_slice(output.payload);
-        let refused = self.send(Parcel {
-            channel: output.channel,
-            publish_time_ns: output.publish_time_ns,
-            about_time_ns: output.about_time_ns,
-            payload,
-        });
-        if let Some(refused) = refused {
-            let channel = refused.channel;
-            let _ = self.shared.free_of(channel).push(self.drop_output(refused));
+        let taken = std::mem::replace(record, free);
+        if let Some((first, thread)) = self.first()
+            && let Some(refused) = first.send(Item::Tick(taken), Some(thread))
+        {
+            self.shared.drop_item(refused);
         }
         Ok(())
     }
 
     fn hand_over(&mut self, parcel: Parcel) -> Result<Option<Vec<u8>>, SinkError> {
-        let exchange = match parcel.channel {
+        let channel = parcel.channel;
+        let exchange = match channel {
             Channel::Keyframe => None,
             channel => match self.shared.free_of(channel).pop() {
                 Some(free) => Some(free),
-                None => return Ok(Some(self.drop_output(parcel))),
+                None => {
+                    self.shared.count_dropped(1);
+                    return Ok(Some(parcel.payload));
+                }
             },
         };
-        match self.send(parcel) {
-            None => Ok(exchange),
-            Some(refused) => {
-                if let Some(buffer) = exchange {
-                    let _ = self.shared.free_of(refused.channel).push(buffer);
-                }
-                Ok(Some(self.drop_output(refused)))
-            }
+        let Some((first, thread)) = self.first() else {
+            return Ok(Some(parcel.payload));
+        };
+        let Some(refused) = first.send(Item::Parcel(parcel), Some(thread)) else {
+            return Ok(exchange);
+        };
+        if let Some(buffer) = exchange {
+            let _ = self.shared.free_of(channel).push(buffer);
         }
+        self.shared.count_dropped(1);
+        Ok(match refused {
+            Item::Parcel(parcel) => Some(parcel.payload),
+            Item::Tick(_) => None,
+        })
     }
 
     fn take_back(&mut self) -> Option<Vec<u8>> {

@@ -30,6 +30,17 @@ impl Sink for Inner {
     }
 }
 
+fn configured() -> (Config, ModelSpec) {
+    let text = "[[topic]]\nname = \"/imu\"\nkind = \"telemetry\"\nrate_hz = 100\n";
+    let config = crate::config::from_text(text, "test").unwrap();
+    (config, ModelSpec::preset("nano", 7).unwrap())
+}
+
+fn stages(sinks: Vec<Box<dyn Sink>>) -> ThreadedSink {
+    let (config, spec) = configured();
+    ThreadedSink::stages(sinks, &config, &spec).unwrap()
+}
+
 fn publish(sink: &mut ThreadedSink, channel: Channel, number: usize) {
     let payload = number.to_le_bytes();
     let output = Output {
@@ -45,7 +56,7 @@ fn publish(sink: &mut ThreadedSink, channel: Channel, number: usize) {
 fn everything_arrives_in_order() {
     let inner = Inner::default();
     let got = Arc::clone(&inner.got);
-    let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
+    let mut sink = stages(vec![Box::new(inner)]);
     let channels = [Channel::Fused, Channel::Journal, Channel::Thumbnail];
     (0..BUFFERS / 2).for_each(|i| publish(&mut sink, channels[i % 3], i));
     let dropped = sink.dropped();
@@ -60,7 +71,7 @@ fn everything_arrives_in_order() {
 fn an_output_after_a_long_pause_goes_out_at_once() {
     let inner = Inner::default();
     let got = Arc::clone(&inner.got);
-    let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
+    let mut sink = stages(vec![Box::new(inner)]);
     publish(&mut sink, Channel::Fused, 0);
     let until = Instant::now() + 20 * SLEEPS_AFTER;
     while !sink.shared.waiting[0].sleeps.load(Ordering::SeqCst) {
@@ -84,7 +95,7 @@ fn a_failure_is_known_and_the_rest_still_goes_out() {
     let got = Arc::clone(&inner.got);
     let inner = Watched::new(inner);
     let fault = inner.fault();
-    let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
+    let mut sink = stages(vec![Box::new(inner)]);
     (0..6).for_each(|i| publish(&mut sink, Channel::Fused, i));
     assert!(sink.finish().is_err());
     assert_eq!(fault.get(), None, "the next ones went out");
@@ -96,7 +107,7 @@ fn a_sink_that_stands_still_costs_outputs_and_no_time() {
     let inner = Inner::default();
     let (got, shut) = (Arc::clone(&inner.got), Arc::clone(&inner.shut));
     shut.store(true, Ordering::Release);
-    let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
+    let mut sink = stages(vec![Box::new(inner)]);
     let dropped = sink.dropped();
     const MORE: usize = 10;
     (0..BUFFERS + MORE).for_each(|i| publish(&mut sink, Channel::Fused, i));
@@ -111,7 +122,7 @@ fn a_keyframe_is_sealed_and_comes_back_and_a_thumbnail_is_exchanged() {
     let inner = Inner::default();
     let (got, shut) = (Arc::clone(&inner.got), Arc::clone(&inner.shut));
     shut.store(true, Ordering::Release);
-    let mut sink = ThreadedSink::new(Box::new(inner)).unwrap();
+    let mut sink = stages(vec![Box::new(inner)]);
     let hand_over = |sink: &mut ThreadedSink, channel, byte| {
         let parcel = Parcel {
             channel,
@@ -154,7 +165,7 @@ fn a_stage_that_stands_still_keeps_nothing_from_those_before_it() {
     let (got, late) = (Arc::clone(&first.got), Arc::clone(&second.got));
     let shut = Arc::clone(&second.shut);
     shut.store(true, Ordering::Release);
-    let mut sink = ThreadedSink::stages(vec![Box::new(first), Box::new(second)]).unwrap();
+    let mut sink = stages(vec![Box::new(first), Box::new(second)]);
     const MORE: usize = 100;
     const OUTPUTS: usize = BUFFERS + THUMBNAIL_BUFFERS + KEYFRAMES + MORE;
     for i in 0..OUTPUTS {
@@ -177,4 +188,36 @@ fn a_stage_that_stands_still_keeps_nothing_from_those_before_it() {
     assert_eq!(late.len() + lost, OUTPUTS);
     assert_eq!(all.len(), OUTPUTS);
     assert!(late.is_sorted_by_key(|b| usize::from_le_bytes(b[..].try_into().unwrap())));
+}
+
+/// A tick's messages are those that the tick's thread would have made, on every stage, and what does not fit is counted.
+#[test]
+fn a_tick_is_encoded_by_the_first_stage_and_goes_on_to_the_next() {
+    const TICKS: usize = RECORDS + 10;
+    let (config, spec) = configured();
+    let mut messages = Messages::new(&config, &spec);
+    let (first, second, mut alone) = (Inner::default(), Inner::default(), Inner::default());
+    let (got, late) = (Arc::clone(&first.got), Arc::clone(&second.got));
+    let expected = Arc::clone(&alone.got);
+    let shut = Arc::clone(&first.shut);
+    shut.store(true, Ordering::Release);
+    let mut sink = stages(vec![Box::new(first), Box::new(second)]);
+    let mut record = Box::new(TickRecord::with_room(&config, &spec));
+    for tick in 0..TICKS {
+        record.tick = tick as u64;
+        record.epoch_reason.clear();
+        record.epoch_reason.push_str("clock jumped back");
+        alone.publish_tick(&mut record, &mut messages).unwrap();
+        sink.publish_tick(&mut record, &mut messages).unwrap();
+    }
+    let dropped = sink.dropped();
+    let lost = dropped.load(Ordering::Relaxed) as usize;
+    assert_eq!(lost, (TICKS - RECORDS) * MESSAGES as usize);
+    shut.store(false, Ordering::Release);
+    sink.finish().unwrap();
+    let expected = &expected.lock().unwrap()[..RECORDS * MESSAGES as usize];
+    assert_eq!(*got.lock().unwrap(), expected);
+    let lost_late = dropped.load(Ordering::Relaxed) as usize - lost;
+    assert_eq!(late.lock().unwrap().len() + lost_late, expected.len());
+    assert!(late.lock().unwrap().iter().all(|m| expected.contains(m)));
 }
