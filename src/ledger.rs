@@ -5,6 +5,7 @@
 //! fail; a sample that vanishes without an entry is a defect.
 
 use crate::archive::{Archive, Archived};
+use std::fmt::Write;
 
 /// Longest error kept in a keyframe.
 const MAX_ERROR_BYTES: usize = 1 << 16;
@@ -35,6 +36,13 @@ pub struct TopicLedger {
 }
 
 impl TopicLedger {
+    /// What is wrong with a sample, in the memory of the last error.
+    pub fn set_error(&mut self, sequence: u64, what: std::fmt::Arguments<'_>) {
+        self.last_error.clear();
+        // Writing to a String cannot fail.
+        let _ = write!(self.last_error, "sequence {sequence}: {what}");
+    }
+
     /// Whether every received sample has exactly one fate.
     pub fn closes(&self) -> bool {
         self.received

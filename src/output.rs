@@ -351,24 +351,41 @@ fn set_hex(out: &mut String, digest: u64) {
     let _ = write!(out, "{digest:016x}");
 }
 
-/// The bytes as text, those that are not UTF-8 replaced.
+/// The bytes as text, those that are not UTF-8 replaced; a character at the end that is not whole yet is left for later.
 fn set_lossy(out: &mut String, bytes: &[u8]) {
     out.clear();
-    let mut pending = [0_u8; 4];
-    let mut n = 0;
-    for &byte in bytes {
-        pending[n] = byte;
-        n += 1;
-        match std::str::from_utf8(&pending[..n]) {
-            Ok(text) => {
-                out.push_str(text);
-                n = 0;
-            }
-            Err(error) if error.error_len().is_some() || n == pending.len() => {
-                out.push(char::REPLACEMENT_CHARACTER);
-                n = 0;
-            }
-            Err(_) => {}
+    let mut chunks = bytes.utf8_chunks().peekable();
+    while let Some(chunk) = chunks.next() {
+        out.push_str(chunk.valid());
+        let unfinished = || {
+            let error = std::str::from_utf8(chunk.invalid()).err();
+            error.is_some_and(|e| e.error_len().is_none())
+        };
+        let last = chunks.peek().is_none();
+        if !(chunk.invalid().is_empty() || (last && unfinished())) {
+            out.push(char::REPLACEMENT_CHARACTER);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_text_is_replaced_and_nothing_else() {
+        let mut text = String::new();
+        let cases: [(&[u8], &str); 6] = [
+            (b"", ""),
+            ("caf\u{e9} \u{1f697}".as_bytes(), "caf\u{e9} \u{1f697}"),
+            (b"\xffab", "\u{fffd}ab"),
+            (b"\xe2a", "\u{fffd}a"),
+            (b"a\xe2\x82", "a"),
+            (b"a\xe2\x82\xff", "a\u{fffd}\u{fffd}"),
+        ];
+        for (bytes, expected) in cases {
+            set_lossy(&mut text, bytes);
+            assert_eq!(text, expected, "{bytes:?}");
         }
     }
 }

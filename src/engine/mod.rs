@@ -2,10 +2,12 @@
 //! clock.
 
 mod context_span;
+mod freeze;
 mod input;
+mod rehearsal;
+mod report;
 
 use crate::align::{Taken, Tick};
-use crate::archive::{Archive, ArchiveError, Archived};
 use crate::config::{Config, TopicConfig};
 use crate::frontend::quality::Reason;
 use crate::governor::Plan;
@@ -15,100 +17,13 @@ use crate::model::network::{LaneStep, Network, NetworkConfig, Stream, TickMoment
 use crate::model::spec::{Modality, ModelSpec};
 use crate::model::stage::{Stage, StageProbe};
 use crate::time::NS_PER_MS;
-use crate::umm::rows::{Rows, Sizes};
 use context_span::ContextSpan;
 use input::TopicInput;
 use xxhash_rust::xxh3::Xxh3;
 
+pub use freeze::FrozenSizes;
 pub use input::InputError;
-
-/// What a topic contributed to the last tick.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TopicReport {
-    /// Samples decoded and used.
-    pub samples_used: u32,
-    /// Capture time of the newest sample ever used in this epoch.
-    pub newest_ns: Option<u64>,
-    /// Nothing usable within the window.
-    pub missing: bool,
-    /// Age at tick time of the newest sample used; 0 when missing.
-    pub age_ns: u64,
-    /// 0..1.
-    pub quality: f32,
-    /// How far back its context reaches, where it has brought more than its ring holds of the window.
-    pub shortened_to_ns: Option<u64>,
-}
-
-/// What a modality contributed to the last tick.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ModalityReport {
-    /// No token of it lies within the window.
-    pub missing: bool,
-    /// Age at tick time of the newest sample used; 0 when missing.
-    pub age_ns: u64,
-    /// Tokens added.
-    pub tokens: u32,
-    /// The least of its topics' qualities; 0 when missing.
-    pub quality: f32,
-    /// What lowers it.
-    pub reasons: Vec<&'static str>,
-}
-
-/// A sample that was taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SampleId {
-    /// Topic, by its place in the configuration.
-    pub topic: usize,
-    /// The publisher's count.
-    pub sequence: u64,
-    /// The sensor's stamp.
-    pub capture_time_ns: u64,
-    /// Arrival.
-    pub log_time_ns: u64,
-}
-
-/// Everything about the last tick that is not in the network's outputs.
-#[derive(Clone, Debug, Default)]
-pub struct TickReport {
-    /// The samples it took, in the order they were tried.
-    pub samples: Vec<SampleId>,
-    /// In the configuration's order.
-    pub topics: Vec<TopicReport>,
-    /// In the order of [`Modality::ALL`].
-    pub modalities: [ModalityReport; Modality::ALL.len()],
-    /// Capture time of the newest sample this tick took.
-    pub newest_used_ns: Option<u64>,
-    /// Chained over ticks: inputs taken, and the digests of every stage.
-    pub digest: u64,
-    /// Of the tick before.
-    pub previous_digest: u64,
-}
-
-impl TickReport {
-    /// Becomes that one, in the memory it has.
-    pub fn copy_from(&mut self, other: &TickReport) {
-        let TickReport {
-            samples,
-            topics,
-            modalities,
-            newest_used_ns,
-            digest,
-            previous_digest,
-        } = other;
-        self.samples.clone_from(samples);
-        self.topics.clone_from(topics);
-        for (own, modality) in self.modalities.iter_mut().zip(modalities) {
-            let mut reasons = std::mem::take(&mut own.reasons);
-            reasons.clone_from(&modality.reasons);
-            *own = ModalityReport {
-                reasons,
-                ..*modality
-            };
-        }
-        self.newest_used_ns = *newest_used_ns;
-        (self.digest, self.previous_digest) = (*digest, *previous_digest);
-    }
-}
+pub use report::{ModalityReport, SampleId, TickReport, TopicReport};
 
 /// Decoders' front ends and the network of one stream.
 pub struct Engine {
@@ -123,15 +38,6 @@ pub struct Engine {
     report: TickReport,
     window_ns: u64,
     thumbnail_topic: Option<usize>,
-}
-
-/// Bytes of a frozen state.
-#[derive(Clone, Copy, Debug)]
-pub struct FrozenSizes {
-    /// Of what lies in the rings: always so many.
-    pub rows: usize,
-    /// Of all else, usually no more.
-    pub most_rest: usize,
 }
 
 /// An engine that cannot be built.
@@ -301,65 +207,6 @@ impl Engine {
         }
     }
 
-    /// The state between two ticks as bytes, appended to `out`, and what lies in the rings to `rows`; see [`Engine::thaw`].
-    ///
-    /// # Errors
-    /// [`ArchiveError::Short`] when `rows` is not an image of [`FrozenSizes::rows`].
-    pub fn freeze_into(&mut self, out: &mut Vec<u8>, mut rows: Rows<'_>) -> Archived {
-        self.archive(&mut Archive::Write(out), &mut rows)
-    }
-
-    /// How large a frozen state is.
-    pub fn frozen_sizes(&mut self) -> FrozenSizes {
-        /// Beside a slot's row: times, and a moment's number.
-        const SLOT_BYTES: usize = 2 * size_of::<u64>();
-        /// Front ends, results, counts.
-        const OTHER_BYTES: usize = 256 << 10;
-        let mut rows = Rows::Measure(Sizes::default());
-        // Measuring cannot fail.
-        let _ = self.archive(&mut Archive::Write(&mut Vec::new()), &mut rows);
-        let sizes = match rows {
-            Rows::Measure(sizes) => sizes,
-            _ => Sizes::default(),
-        };
-        let caption = self.network.most_caption_bytes();
-        FrozenSizes {
-            rows: sizes.bytes,
-            most_rest: sizes.slots * SLOT_BYTES + caption + OTHER_BYTES,
-        }
-    }
-
-    /// Takes over a frozen state: the next step is what it would have been there.
-    ///
-    /// # Errors
-    /// [`ArchiveError`] for bytes of another configuration or model; the engine is then as new.
-    pub fn thaw(&mut self, bytes: &[u8], rows: &[u8]) -> Result<(), ArchiveError> {
-        let (mut archive, mut rows) = (Archive::Read(bytes), Rows::Read(rows));
-        let thawed = self.archive(&mut archive, &mut rows);
-        let thawed = thawed
-            .and_then(|()| archive.end())
-            .and_then(|()| rows.end());
-        if thawed.is_err() {
-            self.forget();
-            self.begin_epoch(0);
-            self.report.digest = 0;
-        }
-        thawed
-    }
-
-    fn archive(&mut self, archive: &mut Archive<'_>, rows: &mut Rows<'_>) -> Archived {
-        self.network.archive(archive, rows)?;
-        self.inputs
-            .iter_mut()
-            .try_for_each(|input| input.archive(archive))?;
-        for (topic, span) in self.report.topics.iter_mut().zip(&mut self.spans) {
-            archive.option("newest sample", &mut topic.newest_ns)?;
-            archive.option("shortened context", &mut topic.shortened_to_ns)?;
-            span.archive(archive)?;
-        }
-        archive.number("digest", &mut self.report.digest)
-    }
-
     fn begin_epoch(&mut self, origin_ns: u64) {
         self.network.begin_epoch(origin_ns as i64);
         self.inputs.iter_mut().for_each(TopicInput::reset);
@@ -416,7 +263,7 @@ impl Engine {
         let index = sample.topic;
         if let Err(error) = self.inputs[index].take(index, sample, &mut self.batch) {
             entry.undecodable += 1;
-            entry.last_error = format!("sequence {}: {error}", sample.sequence);
+            entry.set_error(sample.sequence, format_args!("{error}"));
             return Err(());
         }
         entry.fused += 1;
@@ -427,53 +274,6 @@ impl Engine {
         report.newest_ns = report.newest_ns.max(capture);
         self.report.newest_used_ns = self.report.newest_used_ns.max(capture);
         Ok(())
-    }
-
-    /// From now on rehearsals decode this JPEG for every camera topic, and say how long that took.
-    pub fn rehearse_with(&mut self, jpeg: &[u8]) {
-        self.inputs.iter_mut().for_each(|i| i.set_picture(jpeg));
-    }
-
-    /// Steps on blank input at tick `tick` of a run that has not begun, to learn what a plan costs.
-    ///
-    /// # Errors
-    /// As [`Engine::step`].
-    pub fn rehearse(
-        &mut self,
-        tick: u64,
-        period_ns: u64,
-        plan: Plan,
-        probe: &mut dyn StageProbe,
-    ) -> Result<(), crate::umm::ring::ChunkTooLong> {
-        self.batch.clear();
-        let time_ns = (tick * period_ns) as i64;
-        let mut decoded = false;
-        for (index, input) in self.inputs.iter_mut().enumerate() {
-            // A tick in which every plan that sees the camera at all sees it.
-            if takes(plan, self.modality_of[index], 0) {
-                decoded |= input.rehearse(index, time_ns, period_ns, &mut self.batch);
-            }
-        }
-        if decoded {
-            probe.ended(Stage::FrontEnd);
-        }
-        self.pool_camera(plan);
-        let moment = TickMoment {
-            tick,
-            tick_time_ns: time_ns,
-            quality: [1.0; Modality::ALL.len()],
-        };
-        self.network.step(&moment, &self.batch, probe)
-    }
-
-    /// Forgets everything: what a rehearsal left behind.
-    pub fn forget(&mut self) {
-        self.network.forget();
-        self.batch.clear();
-        for input in &mut self.inputs {
-            input.set_picture(&[]);
-            input.reset();
-        }
     }
 
     /// Chains the next tick to this digest: that of a tick computed elsewhere.

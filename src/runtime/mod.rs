@@ -6,6 +6,7 @@
 mod due;
 mod freeze;
 mod health;
+mod publish;
 mod rehearsal;
 mod stopwatch;
 mod together;
@@ -18,11 +19,11 @@ use crate::keyframe::{Identity, KeyframeError};
 use crate::ledger::Ledger;
 use crate::model::stage::{Stage, StageTimes};
 use crate::model::weights::Weights;
-use crate::output::record::{Occasion, TickRecord};
+use crate::output::record::TickRecord;
 use crate::output::{Messages, Planned};
 use crate::queue::QueueReceiver;
 use crate::sink::watched::Fault;
-use crate::sink::{Channel, Output, Parcel, Sink, SinkError};
+use crate::sink::{Sink, SinkError};
 use crate::source::{Progress, Source, SourceError};
 use crate::time::Clock;
 use crate::timing::{TimeNotes, Timing};
@@ -238,24 +239,6 @@ impl Runtime {
         Ok(self.sink.finish()?)
     }
 
-    /// Passes a message through to the output log.
-    ///
-    /// # Errors
-    /// [`RunError::Sink`].
-    pub fn pass_through(
-        &mut self,
-        log_time_ns: u64,
-        publish_time_ns: u64,
-        payload: &[u8],
-    ) -> Result<(), RunError> {
-        Ok(self.sink.publish(&Output {
-            channel: Channel::GroundTruth,
-            publish_time_ns: log_time_ns,
-            about_time_ns: publish_time_ns,
-            payload,
-        })?)
-    }
-
     fn take_samples(&mut self, now_ns: u64) {
         for (topic, queue) in self.queues.iter().enumerate() {
             let overflowed = queue.take_overflowed();
@@ -266,9 +249,10 @@ impl Runtime {
                 let sequence = sample.sequence;
                 if let Err(Refused::Future { ahead_ns }) = self.aligner.offer(sample, now_ns) {
                     let ledger = &mut self.aligner.ledger_mut().topics[topic];
-                    ledger.last_error = format!(
-                        "sequence {sequence}: its stamp is {:.3} s ahead of the clock; see `max_future_ms` and `stamp`",
-                        ahead_ns as f64 * 1e-9
+                    let ahead_s = ahead_ns as f64 * 1e-9;
+                    ledger.set_error(
+                        sequence,
+                        format_args!("its stamp is {ahead_s:.3} s ahead of the clock; see `max_future_ms` and `stamp`"),
                     );
                 }
             }
@@ -333,62 +317,6 @@ impl Runtime {
             tick_time_ns: self.tick.tick_time_ns,
             newest_ns: taken.map(|t| t.sample.capture_time_ns).max(),
         }))
-    }
-
-    /// Publishes everything of the tick; returns the publish time.
-    fn publish(
-        &mut self,
-        clock: &dyn Clock,
-        planned: Planned,
-        stages: &StageTimes,
-    ) -> Result<u64, RunError> {
-        let live = self.mode == Mode::Live;
-        let publish_time_ns = match live {
-            true => clock.now_ns(),
-            false => self.tick.close_time_ns,
-        };
-        self.record.fill(&Occasion {
-            tick: &self.tick,
-            engine: &self.engine,
-            ledger: self.aligner.ledger(),
-            planned,
-            stages: live.then_some(*stages),
-            publish_time_ns,
-            restored_ns: self.restored_ns,
-            epoch_reason: &self.epoch_reason,
-        });
-        let met = !live || self.record.end_to_end_ns() <= self.deadline_ns;
-        self.misses += u64::from(!met);
-        self.health.update(&self.engine, met);
-        let (state, reasons) = (self.health.state(), self.health.reasons());
-        // This tick is done with its health message, the last thing it must say.
-        self.record.set_health(state, reasons, self.ticks + 1);
-        self.sink
-            .publish_tick(&mut self.record, &mut self.messages)?;
-        self.publish_thumbnail(publish_time_ns)?;
-        Ok(publish_time_ns)
-    }
-
-    /// The thumbnail where one is due, without a copy: the sink gives another buffer for it.
-    fn publish_thumbnail(&mut self, publish_ns: u64) -> Result<(), RunError> {
-        let due = self.thumbnail_every > 0 && self.ticks.is_multiple_of(self.thumbnail_every);
-        let Some((rgb, capture_ns)) = self.engine.thumbnail().filter(|_| due) else {
-            return Ok(());
-        };
-        let bytes = rgb.len();
-        let parcel = Parcel {
-            channel: Channel::Thumbnail,
-            publish_time_ns: publish_ns,
-            about_time_ns: capture_ns,
-            payload: std::mem::take(rgb),
-        };
-        let (buffer, published) = match self.sink.hand_over(parcel) {
-            Ok(buffer) => (buffer, Ok(())),
-            Err(error) => (None, Err(error)),
-        };
-        *rgb = buffer.unwrap_or_default();
-        rgb.resize(bytes, 0);
-        Ok(published?)
     }
 
     /// Where every sample went.

@@ -5,35 +5,18 @@
 //! Sinks that may hold each other up are *stages*, each a thread that hands outputs on to the next one's: a disk that stands
 //! still keeps nothing from the network before it. Keyframes are the last stage's alone.
 
+mod pool;
+
 use super::{Channel, Output, Parcel, Sink, SinkError};
 use crate::config::Config;
 use crate::model::spec::ModelSpec;
 use crate::output::record::TickRecord;
 use crate::output::{MESSAGES, Messages};
-use crossbeam_queue::ArrayQueue;
+use pool::{Item, Shared, Waiting};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
-
-/// Ticks that may wait for the first stage: several seconds of them.
-const RECORDS: usize = 64;
-
-/// Encoded outputs that may wait for a stage: as many ticks.
-const BUFFERS: usize = RECORDS * MESSAGES as usize;
-
-/// Room every buffer has from the start, its pages in memory; larger outputs grow it once.
-const BUFFER_BYTES: usize = 16 << 10;
-
-/// Thumbnails that may wait for a stage. They are larger than all else but keyframes: with buffers of their own, which grow
-/// once, the others stay small.
-const THUMBNAIL_BUFFERS: usize = 4;
-
-/// Room a thumbnail's buffer has from the start: an image of 224 pixels a side.
-const THUMBNAIL_BYTES: usize = 224 * 224 * 3;
-
-/// Keyframes that may wait, each in its maker's buffer: the run's own, and one that it makes at its end.
-const KEYFRAMES: usize = 2;
 
 /// How often a sink's thread looks for outputs while they come. Waking it would cost the tick loop a system call a tick;
 /// looking costs an output half of this, and the machine some microseconds each time.
@@ -44,156 +27,6 @@ const SLEEPS_AFTER: Duration = Duration::from_secs(1);
 
 /// How often a sleeping sink thread looks at its stop flag.
 const IDLE: Duration = Duration::from_millis(20);
-
-/// What is handed to a stage.
-enum Item {
-    Parcel(Parcel),
-    /// To the first alone.
-    Tick(Box<TickRecord>),
-}
-
-impl Item {
-    fn is_thumbnail(&self) -> bool {
-        matches!(self, Item::Parcel(parcel) if parcel.channel == Channel::Thumbnail)
-    }
-}
-
-/// What waits for one stage.
-struct Waiting {
-    items: ArrayQueue<Item>,
-    /// Of the parcels: no more than their buffers' share, so that other stages have theirs.
-    thumbnails: AtomicUsize,
-    /// The thread must be woken.
-    sleeps: AtomicBool,
-    stop: AtomicBool,
-}
-
-impl Waiting {
-    fn new() -> Waiting {
-        Waiting {
-            items: ArrayQueue::new(RECORDS + BUFFERS + THUMBNAIL_BUFFERS + KEYFRAMES),
-            thumbnails: AtomicUsize::new(0),
-            sleeps: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
-        }
-    }
-
-    /// Hands an item to the thread; returns it where there is no room.
-    fn send(&self, item: Item, thread: Option<&Thread>) -> Option<Item> {
-        let refused = self.push(item);
-        if self.sleeps.load(Ordering::SeqCst)
-            && let Some(thread) = thread
-        {
-            self.sleeps.store(false, Ordering::SeqCst);
-            thread.unpark();
-        }
-        refused
-    }
-}
-
-impl Waiting {
-    fn push(&self, item: Item) -> Option<Item> {
-        if !item.is_thumbnail() {
-            return self.items.push(item).err();
-        }
-        // One thread pushes: the count can only fall meanwhile.
-        if self.thumbnails.load(Ordering::Acquire) == THUMBNAIL_BUFFERS {
-            return Some(item);
-        }
-        self.thumbnails.fetch_add(1, Ordering::AcqRel);
-        let refused = self.items.push(item).err();
-        if refused.is_some() {
-            self.thumbnails.fetch_sub(1, Ordering::AcqRel);
-        }
-        refused
-    }
-
-    fn pop(&self) -> Option<Item> {
-        let item = self.items.pop()?;
-        if item.is_thumbnail() {
-            self.thumbnails.fetch_sub(1, Ordering::AcqRel);
-        }
-        Some(item)
-    }
-}
-
-struct Shared {
-    /// In the stages' order.
-    waiting: Vec<Waiting>,
-    free_records: ArrayQueue<Box<TickRecord>>,
-    free: ArrayQueue<Vec<u8>>,
-    free_thumbnails: ArrayQueue<Vec<u8>>,
-    /// Keyframes' buffers, to be taken back.
-    returned: ArrayQueue<Vec<u8>>,
-    dropped: Arc<AtomicU64>,
-}
-
-fn buffers(n: usize, bytes: usize) -> ArrayQueue<Vec<u8>> {
-    let queue = ArrayQueue::new(n);
-    for _ in 0..n {
-        // Written to, so that the first output finds its pages in memory.
-        let _ = queue.push(vec![u8::MAX; bytes]);
-    }
-    queue
-}
-
-impl Shared {
-    fn free_of(&self, channel: Channel) -> &ArrayQueue<Vec<u8>> {
-        match channel {
-            Channel::Thumbnail => &self.free_thumbnails,
-            Channel::Keyframe => &self.returned,
-            _ => &self.free,
-        }
-    }
-
-    /// A copy of an output, where a buffer is free.
-    fn copy(&self, output: &Output<'_>) -> Option<Parcel> {
-        let mut payload = self.free_of(output.channel).pop()?;
-        payload.clear();
-        payload.extend_from_slice(output.payload);
-        Some(Parcel {
-            channel: output.channel,
-            publish_time_ns: output.publish_time_ns,
-            about_time_ns: output.about_time_ns,
-            payload,
-        })
-    }
-
-    /// Hands a copy of an output to a stage, or counts it as dropped.
-    fn send_copy(&self, output: &Output<'_>, stage: &Waiting, thread: Option<&Thread>) {
-        let refused = match self.copy(output) {
-            Some(copy) => stage.send(Item::Parcel(copy), thread),
-            None => return self.count_dropped(1),
-        };
-        if let Some(refused) = refused {
-            self.drop_item(refused);
-        }
-    }
-
-    /// What did not find room is counted; its memory is free again.
-    fn drop_item(&self, item: Item) {
-        self.count_dropped(match item {
-            Item::Parcel(_) => 1,
-            Item::Tick(_) => MESSAGES,
-        });
-        self.release(item);
-    }
-
-    fn release(&self, item: Item) {
-        match item {
-            Item::Parcel(parcel) => {
-                let _ = self.free_of(parcel.channel).push(parcel.payload);
-            }
-            Item::Tick(record) => {
-                let _ = self.free_records.push(record);
-            }
-        }
-    }
-
-    fn count_dropped(&self, outputs: u64) {
-        self.dropped.fetch_add(outputs, Ordering::Relaxed);
-    }
-}
 
 /// The tick loop's end.
 pub struct ThreadedSink {
@@ -236,19 +69,7 @@ impl ThreadedSink {
         spec: &ModelSpec,
     ) -> Result<ThreadedSink, SinkError> {
         let n = sinks.len();
-        let free_records = ArrayQueue::new(RECORDS);
-        for _ in 0..RECORDS {
-            let _ = free_records.push(Box::new(TickRecord::with_room(config, spec)));
-        }
-        let shared = Arc::new(Shared {
-            waiting: sinks.iter().map(|_| Waiting::new()).collect(),
-            free_records,
-            // As many as can wait for all stages: one that stands still leaves those before it theirs.
-            free: buffers(n * BUFFERS, BUFFER_BYTES),
-            free_thumbnails: buffers(n * THUMBNAIL_BUFFERS, THUMBNAIL_BYTES),
-            returned: ArrayQueue::new(KEYFRAMES),
-            dropped: Arc::default(),
-        });
+        let shared = Arc::new(Shared::new(n, config, spec));
         let mut threads = Vec::with_capacity(n);
         let mut next = None;
         for (index, sink) in sinks.into_iter().enumerate().rev() {
@@ -313,7 +134,7 @@ impl Stage {
             }
             waiting.sleeps.store(true, Ordering::SeqCst);
             // What came before that was seen is found here; what comes after wakes.
-            if waiting.items.is_empty() {
+            if waiting.is_empty() {
                 std::thread::park_timeout(IDLE);
             }
         }

@@ -1,8 +1,10 @@
 //! Stages that stand still, fail, and are slow.
 
+use super::pool::{BUFFERS, KEYFRAMES, RECORDS, THUMBNAIL_BUFFERS, THUMBNAIL_BYTES};
 use super::*;
 use crate::sink::watched::Watched;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 /// Keeps what it gets; fails at the third output; waits while the gate is shut.
 #[derive(Default)]
@@ -31,7 +33,7 @@ impl Sink for Inner {
 }
 
 fn configured() -> (Config, ModelSpec) {
-    let text = "[[topic]]\nname = \"/imu\"\nkind = \"telemetry\"\nrate_hz = 100\n";
+    let text = "[[topic]]\nname = \"/mic\"\nkind = \"audio\"\nrate_hz = 10\n";
     let config = crate::config::from_text(text, "test").unwrap();
     (config, ModelSpec::preset("nano", 7).unwrap())
 }
@@ -167,7 +169,7 @@ fn a_stage_that_stands_still_keeps_nothing_from_those_before_it() {
     shut.store(true, Ordering::Release);
     let mut sink = stages(vec![Box::new(first), Box::new(second)]);
     const MORE: usize = 100;
-    const OUTPUTS: usize = BUFFERS + THUMBNAIL_BUFFERS + KEYFRAMES + MORE;
+    const OUTPUTS: usize = RECORDS + BUFFERS + THUMBNAIL_BUFFERS + KEYFRAMES + MORE;
     for i in 0..OUTPUTS {
         // More thumbnails than there are buffers for them.
         let thumbnail = i.is_multiple_of(OUTPUTS / 20);

@@ -1,0 +1,84 @@
+//! What a tick says, on its way to the sink.
+
+use super::{Mode, RunError, Runtime};
+use crate::model::stage::StageTimes;
+use crate::output::Planned;
+use crate::output::record::Occasion;
+use crate::sink::{Channel, Output, Parcel};
+use crate::time::Clock;
+
+impl Runtime {
+    /// Passes a message through to the output log.
+    ///
+    /// # Errors
+    /// [`RunError::Sink`].
+    pub fn pass_through(
+        &mut self,
+        log_time_ns: u64,
+        publish_time_ns: u64,
+        payload: &[u8],
+    ) -> Result<(), RunError> {
+        Ok(self.sink.publish(&Output {
+            channel: Channel::GroundTruth,
+            publish_time_ns: log_time_ns,
+            about_time_ns: publish_time_ns,
+            payload,
+        })?)
+    }
+
+    /// Publishes everything of the tick; returns the publish time.
+    pub(super) fn publish(
+        &mut self,
+        clock: &dyn Clock,
+        planned: Planned,
+        stages: &StageTimes,
+    ) -> Result<u64, RunError> {
+        let live = self.mode == Mode::Live;
+        let publish_time_ns = match live {
+            true => clock.now_ns(),
+            false => self.tick.close_time_ns,
+        };
+        self.record.fill(&Occasion {
+            tick: &self.tick,
+            engine: &self.engine,
+            ledger: self.aligner.ledger(),
+            planned,
+            stages: live.then_some(*stages),
+            publish_time_ns,
+            restored_ns: self.restored_ns,
+            epoch_reason: &self.epoch_reason,
+        });
+        let met = !live || self.record.end_to_end_ns() <= self.deadline_ns;
+        self.misses += u64::from(!met);
+        self.health.update(&self.engine, met);
+        let (state, reasons) = (self.health.state(), self.health.reasons());
+        // This tick is done with its health message, the last thing it must say.
+        self.record.set_health(state, reasons, self.ticks + 1);
+        self.sink
+            .publish_tick(&mut self.record, &mut self.messages)?;
+        self.publish_thumbnail(publish_time_ns)?;
+        Ok(publish_time_ns)
+    }
+
+    /// The thumbnail where one is due, without a copy: the sink gives another buffer for it.
+    fn publish_thumbnail(&mut self, publish_ns: u64) -> Result<(), RunError> {
+        let due = self.thumbnail_every > 0 && self.ticks.is_multiple_of(self.thumbnail_every);
+        let Some((rgb, capture_ns)) = self.engine.thumbnail().filter(|_| due) else {
+            return Ok(());
+        };
+        let bytes = rgb.len();
+        let parcel = Parcel {
+            channel: Channel::Thumbnail,
+            publish_time_ns: publish_ns,
+            about_time_ns: capture_ns,
+            payload: std::mem::take(rgb),
+        };
+        let (buffer, published) = match self.sink.hand_over(parcel) {
+            Ok(buffer) => (buffer, Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        *rgb = buffer.unwrap_or_default();
+        rgb.resize(bytes, 0);
+        Ok(published?)
+    }
+}
