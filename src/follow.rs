@@ -115,9 +115,9 @@ enum Known {
     AllButMoments,
 }
 
-/// A hole that is being passed over.
+/// A hole that is being passed over: in the journal, or in what was recorded.
 struct Hole {
-    /// The entry behind it.
+    /// The first entry that could not be repeated, and why.
     first: Difference,
     /// Entries passed over since.
     entries: u64,
@@ -146,20 +146,17 @@ impl Follower<'_> {
         keyframe: Option<&[u8]>,
     ) -> Result<Option<What>, Error> {
         if !self.knows_before(entry, keyframe)? {
-            let hole = self.hole.get_or_insert(Hole {
-                first: Difference {
-                    tick: entry.tick,
-                    epoch: entry.epoch,
-                    what: What::Hole,
-                },
-                entries: 0,
-            });
-            hole.entries += 1;
-            self.pass_over(entry);
+            self.pass_over(entry, &entry.samples, What::Hole);
             return Ok(None);
         }
         let found = assemble(entry, self.config, &mut self.inputs, &mut self.tick)?;
         let what = match found {
+            Some(what @ What::NotRecorded { .. }) if !self.inputs_were_cut(entry, &what) => {
+                // Those before the missing one have been taken.
+                let rest = self.tick.taken.len() + 1;
+                self.pass_over(entry, &entry.samples[rest..], what);
+                return Ok(None);
+            }
             Some(what) => Some(what),
             None => self.step(entry)?,
         };
@@ -179,9 +176,18 @@ impl Follower<'_> {
         missing.is_some_and(|missing| self.inputs.were_cut_before(missing))
     }
 
-    /// Nothing of this entry is needed.
-    fn pass_over(&mut self, entry: &JournalEntry) {
-        for wanted in &entry.samples {
+    /// This entry cannot be repeated, nor what builds on it: none of its `samples` is needed.
+    fn pass_over(&mut self, entry: &JournalEntry, samples: &[SampleRef], because: What) {
+        let hole = self.hole.get_or_insert(Hole {
+            first: Difference {
+                tick: entry.tick,
+                epoch: entry.epoch,
+                what: because,
+            },
+            entries: 0,
+        });
+        hole.entries += 1;
+        for wanted in samples {
             if let Some(topic) = topic_of(self.config, wanted) {
                 self.inputs.pass_over(topic, wanted);
             }
@@ -203,7 +209,7 @@ impl Follower<'_> {
         // Journals from before there was this field leave it empty.
         let previous = &entry.previous_digest;
         let here = |engine: &Engine| *previous == hex(engine.report().digest);
-        let follows = previous.is_empty() || (self.hole.is_none() && here(&self.engine));
+        let follows = self.hole.is_none() && (previous.is_empty() || here(&self.engine));
         if follows && self.known == Known::All {
             return Ok(true);
         }
@@ -284,6 +290,7 @@ impl Follower<'_> {
                     after: self.last.unwrap_or((hole.first.epoch, 0)),
                     until: here,
                     entries: hole.entries,
+                    because: hole.first.what,
                 });
             }
         }

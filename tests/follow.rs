@@ -211,6 +211,15 @@ fn without_entries(messages: &mut Vec<Message>, lost: std::ops::Range<u64>) {
 
 /// The demo's drive replayed with keyframes each second, its journal holed, and followed.
 fn with_keyframes(name: &str, edit: impl FnOnce(&mut Vec<Message>)) -> (u64, Followed) {
+    with_keyframes_of(name, |_| {}, edit)
+}
+
+/// The same with the recorded inputs edited too.
+fn with_keyframes_of(
+    name: &str,
+    edit_inputs: impl FnOnce(&mut Vec<Message>),
+    edit: impl FnOnce(&mut Vec<Message>),
+) -> (u64, Followed) {
     let dir = folder(name);
     let path = |file: &str| dir.join(file);
     drive(&path("a.mcap"), 5.0);
@@ -235,8 +244,34 @@ fn with_keyframes(name: &str, edit: impl FnOnce(&mut Vec<Message>)) -> (u64, Fol
         &mut watch,
     );
     rewrite(&path("out.mcap"), &path("holed.mcap"), edit);
-    let followed = follow(&path("a.mcap"), &path("holed.mcap"), &config, &weights).unwrap();
+    rewrite(&path("a.mcap"), &path("inputs.mcap"), edit_inputs);
+    let inputs = path("inputs.mcap");
+    let followed = follow(&inputs, &path("holed.mcap"), &config, &weights).unwrap();
     (replayed.unwrap().ticks, followed)
+}
+
+#[test]
+fn behind_an_input_that_was_not_recorded_it_goes_on_from_the_next_keyframe() {
+    let without_audio = |messages: &mut Vec<Message>| {
+        let of_audio = |m: &Message| m.topic == "/audio/mic" && m.header.sequence == 70;
+        messages.retain(|m| !of_audio(m));
+    };
+    let (ticks, followed) = with_keyframes_of("follow_missing_input", without_audio, |_| {});
+    assert_eq!(followed.difference, None);
+    let [gap] = &followed.unchecked[..] else {
+        panic!("{:?}", followed.unchecked);
+    };
+    let (topic, sequence) = ("/audio/mic".to_owned(), 70);
+    assert_eq!(gap.because, What::NotRecorded { topic, sequence });
+    // A keyframe lies behind tick 20.
+    assert_eq!(gap.until, (1, 21));
+    assert_eq!(gap.entries, 20 - gap.after.1);
+    assert_eq!(followed.ticks, ticks - gap.entries);
+    let said = gap.to_string();
+    assert!(
+        said.contains("do not hold sample 70 of /audio/mic"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -252,6 +287,7 @@ fn behind_a_hole_it_goes_on_from_the_next_keyframe() {
         after: (1, after),
         until: (1, until),
         entries,
+        because: What::Hole,
     };
     assert_eq!(followed.unchecked, [gap(12, 21, 5), gap(33, 41, 6)]);
     assert_eq!(followed.ticks, ticks - 8 - 7);
@@ -299,6 +335,7 @@ fn behind_a_hole_it_goes_on_with_the_next_epoch() {
         after: (1, 4),
         until: (2, 1),
         entries: an_epoch - 7,
+        because: What::Hole,
     };
     assert_eq!(followed.unchecked, [gap]);
 }

@@ -44,8 +44,14 @@ pub enum What {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "tick {} of epoch {}: ", self.tick, self.epoch)?;
-        match &self.what {
+        let Difference { tick, epoch, what } = self;
+        write!(f, "tick {tick} of epoch {epoch}: {what}")
+    }
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             What::NotRecorded { topic, sequence } => write!(
                 f,
                 "the inputs do not hold sample {sequence} of {topic}, which the run used"
@@ -69,15 +75,18 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Ticks between two others that could not be checked: the journal has no entries of theirs, or none of what came before.
+/// Ticks between two others that could not be checked: the journal has no entries of theirs, or the recording not their samples, or
+/// none of what came before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unchecked {
     /// Epoch and tick checked last before.
     pub after: (u32, u64),
     /// Epoch and tick checked next.
     pub until: (u32, u64),
-    /// Entries of the journal in between, passed over because the context was not known.
+    /// Entries of the journal in between that were passed over.
     pub entries: u64,
+    /// [`What::Hole`] or [`What::NotRecorded`]: where it began.
+    pub because: What,
 }
 
 impl fmt::Display for Unchecked {
@@ -95,6 +104,9 @@ impl fmt::Display for Unchecked {
                 f,
                 "the ticks after tick {tick} of epoch {epoch}, before tick {next_tick} of epoch {next_epoch},"
             )?;
+        }
+        if let What::NotRecorded { .. } = self.because {
+            return write!(f, " could not be checked: {}", self.because);
         }
         write!(f, " could not be checked: the journal has a hole there")?;
         if self.entries > 0 {
@@ -124,7 +136,8 @@ pub struct Followed {
     pub unchecked: Vec<Unchecked>,
     /// Gaps that were passed over, all.
     pub unchecked_count: u64,
-    /// The first that did not; nothing after it was looked at. A hole with nothing behind it to go on from is one.
+    /// The first that did not; nothing after it was looked at. A hole, or a sample that was not recorded, is one where nothing to go
+    /// on from came behind it.
     pub difference: Option<Difference>,
     /// How the journal ended.
     pub journal_end: LogEnd,
