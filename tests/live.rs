@@ -470,6 +470,9 @@ fn a_full_disk_is_said_and_the_run_goes_on() {
         reasons.contains("recording: ") && reasons.contains("outputs: "),
         "{reasons}"
     );
+    assert!(said.contains("messages were not recorded"), "{said}");
+    let left_out = |h: &Health| h.reasons.iter().any(|r| r.contains("not recorded"));
+    assert!(last.iter().any(left_out), "{reasons}");
     // Up to there everything is whole.
     let again = path("again.mcap");
     let replayed = wait(

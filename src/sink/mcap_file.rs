@@ -1,6 +1,7 @@
 //! The output log: an MCAP file with every schema embedded, in chunks of 1 MB, flushed regularly so that a crash loses
 //! little. The same outputs give the same bytes.
 
+use super::until_failure::UntilFailure;
 use super::{Channel, Output, Sink, SinkError, thumbnail};
 use crate::proto;
 use foxglove::Encode;
@@ -21,18 +22,18 @@ const FLUSH_EVERY: u64 = 10;
 pub struct McapFile {
     path: PathBuf,
     prefix: String,
-    writer: mcap::Writer<BufWriter<File>>,
+    writer: LogWriter,
     channels: HashMap<Channel, (u16, u32)>,
     frames: u64,
     /// Finished, or failed: nothing more is written, since after half a record nothing could be read.
     closed: bool,
 }
 
+/// What writes a log; after a failure the file is left as it is.
+pub(crate) type LogWriter = mcap::Writer<BufWriter<UntilFailure<File>>>;
+
 /// Creates an MCAP file of compressed chunks, replacing an older one.
-pub(crate) fn create_log(
-    path: &Path,
-    chunk_bytes: u64,
-) -> Result<mcap::Writer<BufWriter<File>>, SinkError> {
+pub(crate) fn create_log(path: &Path, chunk_bytes: u64) -> Result<LogWriter, SinkError> {
     let file = File::create(path).map_err(|source| SinkError::Io {
         path: path.to_owned(),
         source,
@@ -42,7 +43,7 @@ pub(crate) fn create_log(
         .compression(Some(mcap::Compression::Lz4))
         .profile("")
         .library(concat!("umm ", env!("CARGO_PKG_VERSION")))
-        .create(BufWriter::new(file))
+        .create(BufWriter::new(UntilFailure::new(file)))
         .map_err(|source| SinkError::Mcap {
             path: path.to_owned(),
             source,

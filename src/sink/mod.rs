@@ -8,6 +8,7 @@ pub mod mcap_file;
 pub mod state_file;
 pub mod threaded;
 mod thumbnail;
+pub(crate) mod until_failure;
 pub mod watched;
 #[cfg(feature = "zenoh")]
 pub mod zenoh;

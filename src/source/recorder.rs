@@ -2,13 +2,11 @@
 //! journal needs it. Callbacks hand messages over without waiting; a thread writes them.
 
 use crate::sink::SinkError;
-use crate::sink::mcap_file::create_log;
+use crate::sink::mcap_file::{LogWriter, create_log};
 use crate::sink::watched::Fault;
 use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -160,7 +158,7 @@ impl Recording {
 
 struct RecordingFile {
     path: PathBuf,
-    writer: mcap::Writer<BufWriter<File>>,
+    writer: LogWriter,
     channels: Vec<(Arc<RecordedChannel>, u16)>,
     written: u64,
 }

@@ -216,6 +216,15 @@ fn a_tick_is_encoded_by_the_first_stage_and_goes_on_to_the_next() {
     let lost = dropped.load(Ordering::Relaxed) as usize;
     assert_eq!(lost, (TICKS - RECORDS) * MESSAGES as usize);
     shut.store(false, Ordering::Release);
+    let until = Instant::now() + 20 * SLEEPS_AFTER;
+    while got.lock().unwrap().len() < RECORDS * MESSAGES as usize {
+        assert!(Instant::now() < until, "the records do not go out");
+        std::thread::yield_now();
+    }
+    while sink.shared.free_records.len() < RECORDS {
+        assert!(Instant::now() < until, "the records are not free again");
+        std::thread::yield_now();
+    }
     sink.finish().unwrap();
     let expected = &expected.lock().unwrap()[..RECORDS * MESSAGES as usize];
     assert_eq!(*got.lock().unwrap(), expected);

@@ -1,0 +1,486 @@
+//! Handling of faults that no other test would miss: each of these fails where it is taken out.
+
+mod support;
+
+use bytes::Bytes;
+use foxglove::Encode;
+use foxglove::messages as fox;
+use support::logs::{Message, drive, faulty, folder, outputs};
+use umm::align::{AlignConfig, Aligner, Late, Refused, Taken, Tick, TopicRule};
+use umm::decode::{AudioFormat, Decoder, SampleFormat, Schema};
+use umm::model::spec::Modality;
+use umm::proto::{Health, health::State};
+use umm::queue::Keep;
+use umm::sample::Sample;
+use umm::sink::state_file::StateFile;
+use umm::sink::{Channel, Output, Sink};
+
+const CAMERA: &str = "/camera/front/image";
+const MS: u64 = 1_000_000;
+const START_NS: u64 = 1_700_000_000_000 * MS;
+
+fn bound(kind: Modality, name: &str) -> Decoder {
+    let schema = Schema {
+        name,
+        encoding: "",
+        data: &[],
+    };
+    let audio = AudioFormat {
+        rate_hz: 48_000,
+        channels: 2,
+        format: SampleFormat::S16Le,
+    };
+    Decoder::bind(kind, Some(schema), "protobuf", &[], Some(audio)).unwrap()
+}
+
+fn protobuf(m: &impl Encode) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    m.encode(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_raw_image_of_the_wrong_size_is_refused() {
+    let decoder = bound(Modality::Camera, "foxglove.RawImage");
+    let image = |step, n| {
+        let raw = fox::RawImage {
+            width: 4,
+            height: 2,
+            encoding: "rgb8".into(),
+            step,
+            data: vec![7; n].into(),
+            ..Default::default()
+        };
+        let bytes = protobuf(&raw);
+        decoder.image(&bytes, &mut Vec::new()).map(drop)
+    };
+    image(12, 24).unwrap();
+    for (step, n) in [(12, 23), (12, 0), (16, 24), (11, 24)] {
+        let error = image(step, n).unwrap_err().to_string();
+        assert!(error.contains("bytes a row needs"), "{error}");
+    }
+}
+
+#[test]
+fn audio_of_no_rate_or_half_a_frame_is_refused() {
+    let decoder = bound(Modality::Audio, "foxglove.RawAudio");
+    let audio = |sample_rate, number_of_channels, n| {
+        let raw = fox::RawAudio {
+            format: "pcm-s16".into(),
+            sample_rate,
+            number_of_channels,
+            data: vec![0; n].into(),
+            ..Default::default()
+        };
+        let bytes = protobuf(&raw);
+        decoder.audio(&bytes, &mut Vec::new()).map(drop)
+    };
+    audio(16_000, 2, 8).unwrap();
+    for (rate, channels, n) in [
+        (0, 1, 8),
+        (3999, 1, 8),
+        (u32::MAX, 1, 8),
+        (16_000, 0, 8),
+        (16_000, 65, 260),
+    ] {
+        assert!(audio(rate, channels, n).is_err(), "{rate} {channels}");
+    }
+}
+
+#[test]
+fn audio_of_half_a_frame_is_refused() {
+    let decoder = bound(Modality::Audio, "foxglove.RawAudio");
+    for n in [1, 2, 3, 6] {
+        let raw = fox::RawAudio {
+            format: "pcm-s16".into(),
+            sample_rate: 16_000,
+            number_of_channels: 2,
+            data: vec![0; n].into(),
+            ..Default::default()
+        };
+        assert!(
+            decoder.audio(&protobuf(&raw), &mut Vec::new()).is_err(),
+            "{n}"
+        );
+    }
+}
+
+#[test]
+fn a_text_cut_in_its_middle_is_an_error() {
+    let decoder = bound(Modality::Text, "foxglove.Log");
+    let bytes = protobuf(&fox::Log {
+        message: "turn left".into(),
+        ..Default::default()
+    });
+    let end = bytes.windows(9).position(|w| w == b"turn left").unwrap() + 9;
+    for n in end - 9..end {
+        assert!(decoder.text(&bytes[..n], &mut Vec::new()).is_err(), "{n}");
+    }
+    decoder.text(&bytes[..end], &mut Vec::new()).unwrap();
+}
+
+fn jpeg() -> Vec<u8> {
+    let pixels: Vec<u8> = (0..64 * 64 * 3).map(|i| (i * 7919 % 251) as u8).collect();
+    let mut bytes = Vec::new();
+    jpeg_encoder::Encoder::new(&mut bytes, 90)
+        .encode(&pixels, 64, 64, jpeg_encoder::ColorType::Rgb)
+        .unwrap();
+    bytes
+}
+
+#[test]
+fn a_cut_jpeg_is_refused() {
+    use umm::frontend::image_codec::{RgbImage, jpeg_into};
+    let (whole, mut out) = (jpeg(), RgbImage::default());
+    jpeg_into(&whole, &mut out).unwrap();
+    for part in [2, 4] {
+        assert!(
+            jpeg_into(&whole[..whole.len() - whole.len() / part], &mut out).is_err(),
+            "{part}"
+        );
+    }
+}
+
+fn align() -> AlignConfig {
+    let topic = |name: &str, required, per_tick, keep, capacity| TopicRule {
+        name: name.to_owned(),
+        required,
+        per_tick,
+        keep,
+        capacity,
+    };
+    AlignConfig {
+        period_ns: 100 * MS,
+        max_wait_ns: 50 * MS,
+        window_ns: 300 * MS,
+        late: Late::Fold,
+        epoch_jump_ns: 100 * MS,
+        max_future_ns: 1000 * MS,
+        max_gap_ns: 1000 * MS,
+        live: false,
+        topics: vec![
+            topic("camera", false, 2, Keep::Newest, 8),
+            topic("audio", false, 50, Keep::All, 16),
+        ],
+    }
+}
+
+fn sample(topic: usize, sequence: u64, at_ms: u64) -> Sample {
+    let at = START_NS + at_ms * MS;
+    Sample {
+        topic,
+        sequence,
+        capture_time_ns: at,
+        log_time_ns: at,
+        payload: Bytes::new(),
+        format: Err("none".into()),
+    }
+}
+
+#[test]
+fn a_stamp_of_the_future_is_refused() {
+    let mut aligner = Aligner::new(align());
+    let refused = aligner.offer(sample(0, 1, 5000), START_NS);
+    assert_eq!(
+        refused,
+        Err(Refused::Future {
+            ahead_ns: 5000 * MS
+        })
+    );
+    assert_eq!(aligner.ledger().topics[0].undecodable, 1);
+}
+
+#[test]
+fn equal_stamps_stay_in_the_order_of_their_arrival() {
+    let mut aligner = Aligner::new(align());
+    let mut tick = Tick::default();
+    for sequence in 0..8 {
+        aligner
+            .offer(sample(0, sequence, 50), START_NS + 60 * MS)
+            .unwrap();
+        aligner
+            .offer(sample(1, sequence, 50), START_NS + 60 * MS)
+            .unwrap();
+    }
+    assert!(aligner.flush_into(&mut tick));
+    let of = |topic| {
+        tick.taken
+            .iter()
+            .filter(|t| t.sample.topic == topic)
+            .map(|t| t.sample.sequence)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(of(0), [6, 7], "the newest two");
+    assert_eq!(of(1), (0..8).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_waits_is_bounded() {
+    let mut aligner = Aligner::new(align());
+    for sequence in 0..20 {
+        let _ = aligner.offer(sample(0, sequence, 50), START_NS + 60 * MS);
+        let _ = aligner.offer(sample(1, sequence, 50), START_NS + 60 * MS);
+    }
+    let ledger = aligner.ledger();
+    assert_eq!(
+        (ledger.topics[0].pending, ledger.topics[0].overflowed),
+        (8, 12)
+    );
+    assert_eq!(
+        (ledger.topics[1].pending, ledger.topics[1].overflowed),
+        (16, 4)
+    );
+}
+
+#[test]
+fn gaps_in_the_count_are_counted() {
+    let mut aligner = Aligner::new(align());
+    for (i, sequence) in [1, 2, 5, 3, 4, 1 << 40].into_iter().enumerate() {
+        let _ = aligner.offer(sample(0, sequence, 50 + i as u64), START_NS + 60 * MS);
+    }
+    assert_eq!(aligner.ledger().topics[0].sequence_gaps, 2);
+}
+
+#[test]
+fn a_clock_that_creeps_back_is_seen_in_the_end() {
+    let mut aligner = Aligner::new(align());
+    aligner
+        .offer(sample(0, 1, 50), START_NS + 500 * MS)
+        .unwrap();
+    let mut tick = Tick::default();
+    let at = |ms| START_NS + ms * MS;
+    assert_eq!(aligner.jumps_back(at(420)), None);
+    aligner.close_into(at(420), &mut tick);
+    assert_eq!(aligner.jumps_back(at(340)), Some(160 * MS));
+}
+
+/// Of the log `faulty` has replayed under this name.
+fn healths(name: &str) -> Vec<Health> {
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    outputs(&dir.join("out.mcap"), "umm/health")
+}
+
+fn says_missing(h: &Health) -> bool {
+    h.reasons
+        .iter()
+        .any(|r| r.contains(CAMERA) && r.contains("nothing usable"))
+}
+
+#[test]
+fn a_required_topic_that_dies_and_comes_back_is_said() {
+    let (_, frames) = faulty("handled_dies", |messages| {
+        let first = messages[0].header.log_time;
+        let dead = first + 500 * MS..first + 3300 * MS;
+        messages.retain(|m| m.topic != CAMERA || !dead.contains(&m.header.log_time));
+    });
+    let healths = healths("handled_dies");
+    let dead = |i: usize| frames[i].topics[0].missing;
+    assert!(!dead(10) && dead(30) && !dead(frames.len() - 1), "topic");
+    assert!(
+        !says_missing(&healths[10])
+            && says_missing(&healths[30])
+            && !says_missing(healths.last().unwrap())
+    );
+    assert_eq!(healths[30].state(), State::Degraded);
+    assert_eq!(healths.last().unwrap().state(), State::Nominal);
+}
+
+#[test]
+fn a_required_topic_that_never_comes_is_said() {
+    let (_, frames) = faulty("handled_never", |messages| {
+        messages.retain(|m| m.topic != CAMERA)
+    });
+    assert!(
+        frames.len() > 38
+            && frames
+                .iter()
+                .all(|f| f.topics[0].missing && f.modalities[0].missing)
+    );
+    assert!(
+        healths("handled_never")
+            .iter()
+            .all(|h| says_missing(h) && h.state() == State::Degraded)
+    );
+}
+
+#[test]
+fn an_audio_clock_that_drifts_by_a_percent_and_more_is_followed() {
+    use prost::Message as _;
+    let (_, frames) = faulty("handled_drift", |messages: &mut Vec<Message>| {
+        let first_ns = messages[0].header.log_time;
+        for m in messages.iter_mut().filter(|m| m.topic == "/audio/mic") {
+            let since_ns = m.header.log_time - first_ns;
+            let mut audio = fox::RawAudio::decode(&m.data[..]).unwrap();
+            let t = audio.timestamp.unwrap();
+            // 20000 ppm: 80 ms in the drive's four seconds, twice what starts a stream anew.
+            let ns = u64::from(t.sec()) * 1_000_000_000 + u64::from(t.nsec()) - since_ns / 50;
+            audio.timestamp = Some(fox::Timestamp::new(
+                (ns / 1_000_000_000) as u32,
+                (ns % 1_000_000_000) as u32,
+            ));
+            m.data = audio.encode_to_vec();
+        }
+    });
+    let jumps = frames
+        .iter()
+        .filter(|f| {
+            f.modalities[1]
+                .quality_reasons
+                .iter()
+                .any(|r| r == "discontinuous")
+        })
+        .count();
+    assert_eq!(jumps, 0);
+}
+
+#[test]
+fn an_epoch_s_reason_is_said_once() {
+    let (_, frames) = faulty("handled_epoch", |messages| {
+        messages.extend(messages.clone())
+    });
+    let said: Vec<_> = frames
+        .iter()
+        .filter(|f| !f.epoch_reason.is_empty())
+        .collect();
+    assert_eq!(said.len(), 1);
+    assert_eq!((said[0].epoch, said[0].tick), (2, 1));
+}
+
+#[test]
+fn a_block_of_audio_that_is_too_long_is_refused() {
+    use umm::decode::AudioView;
+    use umm::frontend::audio::AudioFrontEnd;
+    let data = vec![0; 2 * 16_000];
+    let view = AudioView {
+        rate_hz: 16_000,
+        channels: 1,
+        format: SampleFormat::S16Le,
+        data: &data,
+    };
+    assert!(AudioFrontEnd::new(4, 1000).push(&view, 0).is_ok());
+    assert!(AudioFrontEnd::new(4, 999).push(&view, 0).is_err());
+}
+
+#[test]
+fn samples_are_let_go_with_their_tick() {
+    use umm::backend::cpu::{Cpu, Path};
+    let config = support::logs::shipped("demo.toml");
+    let weights = umm::run::weights(&config).unwrap();
+    let mut engine =
+        umm::engine::Engine::new(&config, &weights, Box::new(Cpu::new(Path::Fast))).unwrap();
+    let payload = Bytes::from(vec![1; 100]);
+    let taken = |sequence| Taken {
+        sample: Sample {
+            payload: payload.clone(),
+            ..sample(0, sequence, 50)
+        },
+        late: false,
+    };
+    let mut tick = Tick {
+        tick: 1,
+        tick_time_ns: START_NS + 100 * MS,
+        origin_ns: START_NS,
+        epoch: 1,
+        first_of_epoch: true,
+        taken: vec![taken(2)],
+        spare: vec![taken(0), taken(1)],
+        ..Tick::default()
+    };
+    let mut ledger = umm::ledger::Ledger::new(config.topics.len());
+    engine
+        .step(
+            &mut tick,
+            umm::governor::Plan::Full,
+            &mut ledger,
+            &mut umm::model::stage::NoProbe,
+        )
+        .unwrap();
+    assert!(tick.taken.is_empty() && tick.spare.is_empty());
+    assert!(payload.is_unique());
+}
+
+#[test]
+fn results_that_are_no_numbers_are_said() {
+    let dir = folder("handled_finite");
+    let (log, out) = (dir.join("drive.mcap"), dir.join("out.mcap"));
+    drive(&log, 1.0);
+    let config = support::logs::shipped("demo.toml");
+    let mut weights = umm::run::weights(&config).unwrap();
+    for (name, tensor) in &mut weights.tensors {
+        if name.ends_with("weight") {
+            tensor.values.iter_mut().for_each(|v| *v *= 1e30);
+        }
+    }
+    let sink = umm::sink::mcap_file::McapFile::create(
+        &out,
+        "umm",
+        umm::run::facts(&config, &weights, "t"),
+    )
+    .unwrap();
+    let mut watch = umm::run::Watch {
+        started: &mut |_, _| {},
+        progress: &mut |_, _| {},
+    };
+    umm::run::replay(
+        &log,
+        &config,
+        &weights,
+        Box::new(sink),
+        &Default::default(),
+        &mut watch,
+    )
+    .unwrap();
+    let healths: Vec<Health> = outputs(&out, "umm/health");
+    assert!(
+        healths
+            .iter()
+            .all(|h| h.state() == State::Failed
+                && h.reasons.iter().any(|r| r.contains("not numbers"))),
+        "{:?}",
+        healths.last()
+    );
+}
+
+#[test]
+fn what_finds_no_room_in_the_recording_is_counted() {
+    use umm::source::recorder::{Recorded, RecordedChannel, Recording};
+    const SENT: u64 = 40_000;
+    let path = folder("handled_recorder").join("r.mcap");
+    let (recorder, recording) = Recording::create(&path).unwrap();
+    let channel = std::sync::Arc::new(RecordedChannel {
+        topic: "/t".into(),
+        message_encoding: "json".into(),
+        schema: None,
+    });
+    let payload = Bytes::from(vec![1; 100]);
+    for sequence in 0..SENT {
+        recorder.record(Recorded {
+            channel: channel.clone(),
+            sequence,
+            log_time_ns: sequence,
+            publish_time_ns: 0,
+            payload: payload.clone(),
+        });
+    }
+    let end = recording.finish();
+    // More than can wait, sooner than a disk takes it.
+    assert!(end.dropped > 0);
+    assert_eq!(end.written + end.dropped, SENT);
+}
+
+#[test]
+fn a_state_that_cannot_be_written_leaves_the_one_before() {
+    let dir = folder("handled_state");
+    let path = dir.join("state.umm");
+    let keyframe = |payload| Output {
+        channel: Channel::Keyframe,
+        publish_time_ns: 0,
+        about_time_ns: 0,
+        payload,
+    };
+    let mut sink = StateFile::new(&path);
+    sink.publish(&keyframe(b"first")).unwrap();
+    std::fs::create_dir(StateFile::beside(&path)).unwrap();
+    assert!(sink.publish(&keyframe(b"second")).is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), b"first");
+}
