@@ -5,8 +5,9 @@ mod support;
 use bytes::Bytes;
 use foxglove::Encode;
 use foxglove::messages as fox;
-use support::logs::{Message, drive, faulty, folder, outputs};
-use umm::align::{AlignConfig, Aligner, Late, Refused, Taken, Tick, TopicRule};
+use support::align::{MS, START_NS, align, sample, topic};
+use support::logs::{Message, drive, faulty, folder, outputs, replay_with, shipped};
+use umm::align::{Aligner, Refused, Taken, Tick};
 use umm::decode::{AudioFormat, Decoder, SampleFormat, Schema};
 use umm::model::spec::Modality;
 use umm::proto::{Health, health::State};
@@ -16,8 +17,6 @@ use umm::sink::state_file::StateFile;
 use umm::sink::{Channel, Output, Sink};
 
 const CAMERA: &str = "/camera/front/image";
-const MS: u64 = 1_000_000;
-const START_NS: u64 = 1_700_000_000_000 * MS;
 
 fn bound(kind: Modality, name: &str) -> Decoder {
     let schema = Schema {
@@ -141,45 +140,16 @@ fn a_cut_jpeg_is_refused() {
     }
 }
 
-fn align() -> AlignConfig {
-    let topic = |name: &str, required, per_tick, keep, capacity| TopicRule {
-        name: name.to_owned(),
-        required,
-        per_tick,
-        keep,
-        capacity,
-    };
-    AlignConfig {
-        period_ns: 100 * MS,
-        max_wait_ns: 50 * MS,
-        window_ns: 300 * MS,
-        late: Late::Fold,
-        epoch_jump_ns: 100 * MS,
-        max_future_ns: 1000 * MS,
-        max_gap_ns: 1000 * MS,
-        live: false,
-        topics: vec![
-            topic("camera", false, 2, Keep::Newest, 8),
-            topic("audio", false, 50, Keep::All, 16),
-        ],
-    }
-}
-
-fn sample(topic: usize, sequence: u64, at_ms: u64) -> Sample {
-    let at = START_NS + at_ms * MS;
-    Sample {
-        topic,
-        sequence,
-        capture_time_ns: at,
-        log_time_ns: at,
-        payload: Bytes::new(),
-        format: Err("none".into()),
-    }
+fn aligner() -> Aligner {
+    Aligner::new(align(vec![
+        topic("camera", false, 2, Keep::Newest, 8),
+        topic("audio", false, 50, Keep::All, 16),
+    ]))
 }
 
 #[test]
 fn a_stamp_of_the_future_is_refused() {
-    let mut aligner = Aligner::new(align());
+    let mut aligner = aligner();
     let refused = aligner.offer(sample(0, 1, 5000), START_NS);
     assert_eq!(
         refused,
@@ -192,7 +162,7 @@ fn a_stamp_of_the_future_is_refused() {
 
 #[test]
 fn equal_stamps_stay_in_the_order_of_their_arrival() {
-    let mut aligner = Aligner::new(align());
+    let mut aligner = aligner();
     let mut tick = Tick::default();
     for sequence in 0..8 {
         aligner
@@ -216,7 +186,7 @@ fn equal_stamps_stay_in_the_order_of_their_arrival() {
 
 #[test]
 fn what_waits_is_bounded() {
-    let mut aligner = Aligner::new(align());
+    let mut aligner = aligner();
     for sequence in 0..20 {
         let _ = aligner.offer(sample(0, sequence, 50), START_NS + 60 * MS);
         let _ = aligner.offer(sample(1, sequence, 50), START_NS + 60 * MS);
@@ -234,7 +204,7 @@ fn what_waits_is_bounded() {
 
 #[test]
 fn gaps_in_the_count_are_counted() {
-    let mut aligner = Aligner::new(align());
+    let mut aligner = aligner();
     for (i, sequence) in [1, 2, 5, 3, 4, 1 << 40].into_iter().enumerate() {
         let _ = aligner.offer(sample(0, sequence, 50 + i as u64), START_NS + 60 * MS);
     }
@@ -243,7 +213,7 @@ fn gaps_in_the_count_are_counted() {
 
 #[test]
 fn a_clock_that_creeps_back_is_seen_in_the_end() {
-    let mut aligner = Aligner::new(align());
+    let mut aligner = aligner();
     aligner
         .offer(sample(0, 1, 50), START_NS + 500 * MS)
         .unwrap();
@@ -364,7 +334,7 @@ fn a_block_of_audio_that_is_too_long_is_refused() {
 #[test]
 fn samples_are_let_go_with_their_tick() {
     use umm::backend::cpu::{Cpu, Path};
-    let config = support::logs::shipped("demo.toml");
+    let config = shipped("demo.toml");
     let weights = umm::run::weights(&config).unwrap();
     let mut engine =
         umm::engine::Engine::new(&config, &weights, Box::new(Cpu::new(Path::Fast))).unwrap();
@@ -404,32 +374,14 @@ fn results_that_are_no_numbers_are_said() {
     let dir = folder("handled_finite");
     let (log, out) = (dir.join("drive.mcap"), dir.join("out.mcap"));
     drive(&log, 1.0);
-    let config = support::logs::shipped("demo.toml");
+    let config = shipped("demo.toml");
     let mut weights = umm::run::weights(&config).unwrap();
     for (name, tensor) in &mut weights.tensors {
         if name.ends_with("weight") {
             tensor.values.iter_mut().for_each(|v| *v *= 1e30);
         }
     }
-    let sink = umm::sink::mcap_file::McapFile::create(
-        &out,
-        "umm",
-        umm::run::facts(&config, &weights, "t"),
-    )
-    .unwrap();
-    let mut watch = umm::run::Watch {
-        started: &mut |_, _| {},
-        progress: &mut |_, _| {},
-    };
-    umm::run::replay(
-        &log,
-        &config,
-        &weights,
-        Box::new(sink),
-        &Default::default(),
-        &mut watch,
-    )
-    .unwrap();
+    replay_with(&log, &config, &weights, &out, &Default::default()).unwrap();
     let healths: Vec<Health> = outputs(&out, "umm/health");
     assert!(
         healths

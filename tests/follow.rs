@@ -6,11 +6,13 @@ use prost::Message as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use support::logs::{Message, STRAY, drive, folder, outputs, replay_to, rewrite, shipped};
+use support::logs::{
+    Message, STRAY, drive, folder, outputs, replay_to, replay_with, rewrite, shipped,
+};
 use umm::backend::cpu::{Cpu, Path as CpuPath};
 use umm::follow::{Difference, Followed, Unchecked, What, follow};
 use umm::proto::{FusedFrame, JournalEntry};
-use umm::run::{ReplayOptions, Watch, facts, on_tick_thread, replay};
+use umm::run::{ReplayOptions, facts, on_tick_thread};
 use umm::runtime::{Mode, Runtime, run};
 use umm::sink::mcap_file::McapFile;
 use umm::source::Inlet;
@@ -81,12 +83,15 @@ fn one_changed_byte_is_named_by_tick_and_stage() {
     assert!(difference.to_string().contains("stage inputs differs"));
 }
 
+/// One block of audio is missing, 1.4 s into the drive.
+fn without_audio_70(messages: &mut Vec<Message>) {
+    let it = |m: &Message| m.topic == "/audio/mic" && m.header.sequence == 70;
+    messages.retain(|m| !it(m));
+}
+
 #[test]
 fn an_input_that_was_not_recorded_is_named() {
-    let followed = repeated("follow_missing", |messages| {
-        let of_audio = |m: &Message| m.topic == "/audio/mic" && m.header.sequence == 70;
-        messages.retain(|m| !of_audio(m));
-    });
+    let followed = repeated("follow_missing", without_audio_70);
     let what = What::NotRecorded {
         topic: "/audio/mic".to_owned(),
         sequence: 70,
@@ -225,24 +230,12 @@ fn with_keyframes_of(
     drive(&path("a.mcap"), 5.0);
     let config = shipped("demo.toml");
     let weights = umm::run::weights(&config).unwrap();
-    let sink = McapFile::create(&path("out.mcap"), "umm", facts(&config, &weights, "test"));
     let options = ReplayOptions {
         keyframes: true,
         ..ReplayOptions::default()
     };
-    let mut watch = Watch {
-        started: &mut |_, _| {},
-        progress: &mut |_, _| {},
-    };
-    let sink = Box::new(sink.unwrap());
-    let replayed = replay(
-        &path("a.mcap"),
-        &config,
-        &weights,
-        sink,
-        &options,
-        &mut watch,
-    );
+    let (inputs, out) = (path("a.mcap"), path("out.mcap"));
+    let replayed = replay_with(&inputs, &config, &weights, &out, &options);
     rewrite(&path("out.mcap"), &path("holed.mcap"), edit);
     rewrite(&path("a.mcap"), &path("inputs.mcap"), edit_inputs);
     let inputs = path("inputs.mcap");
@@ -252,11 +245,7 @@ fn with_keyframes_of(
 
 #[test]
 fn behind_an_input_that_was_not_recorded_it_goes_on_from_the_next_keyframe() {
-    let without_audio = |messages: &mut Vec<Message>| {
-        let of_audio = |m: &Message| m.topic == "/audio/mic" && m.header.sequence == 70;
-        messages.retain(|m| !of_audio(m));
-    };
-    let (ticks, followed) = with_keyframes_of("follow_missing_input", without_audio, |_| {});
+    let (ticks, followed) = with_keyframes_of("follow_missing_input", without_audio_70, |_| {});
     assert_eq!(followed.difference, None);
     let [gap] = &followed.unchecked[..] else {
         panic!("{:?}", followed.unchecked);

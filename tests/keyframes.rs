@@ -3,13 +3,12 @@
 mod support;
 
 use std::path::Path;
-use support::logs::{drive, folder, rewrite, shipped};
+use support::logs::{drive, folder, replay_with, rewrite, shipped};
 use umm::config::Config;
 use umm::keyframe::{KeyframeError, decode, encode, read_before};
 use umm::proto::Keyframe;
-use umm::run::{Error, ReplayOptions, Replayed, Watch, facts, replay, weights};
+use umm::run::{Error, ReplayOptions, Replayed, weights};
 use umm::runtime::RunError;
-use umm::sink::mcap_file::McapFile;
 
 fn replay_from(
     log: &Path,
@@ -17,18 +16,12 @@ fn replay_from(
     out: &Path,
     from: Option<Keyframe>,
 ) -> Result<Replayed, Error> {
-    let weights = weights(config)?;
-    let sink = McapFile::create(out, "umm", facts(config, &weights, "test")).unwrap();
     let options = ReplayOptions {
         keyframes: true,
         from,
         ..ReplayOptions::default()
     };
-    let mut watch = Watch {
-        started: &mut |_, _| {},
-        progress: &mut |_, _| {},
-    };
-    replay(log, config, &weights, Box::new(sink), &options, &mut watch)
+    replay_with(log, config, &weights(config)?, out, &options)
 }
 
 /// Everything a log holds: topic, times, bytes.

@@ -1,13 +1,12 @@
 //! The ledger closes at every tick, whatever arrives and however the clock moves.
 
-use bytes::Bytes;
+mod support;
+
 use proptest::prelude::*;
-use umm::align::{AlignConfig, Aligner, Late, Tick, TopicRule};
+use support::align::{MS, START_NS, align, sample, topic};
+use umm::align::{AlignConfig, Aligner, Late, Tick};
 use umm::queue::{Keep, bounded};
 use umm::sample::Sample;
-
-const MS: u64 = 1_000_000;
-const START_NS: u64 = 1_700_000_000_000 * MS;
 
 /// One event in a run.
 #[derive(Clone, Debug)]
@@ -40,27 +39,14 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 fn config(late: Late, required: bool, live: bool) -> AlignConfig {
-    let topic = |name: &str, required, per_tick, keep, capacity| TopicRule {
-        name: name.to_owned(),
-        required,
-        per_tick,
-        keep,
-        capacity,
-    };
     AlignConfig {
-        period_ns: 100 * MS,
-        max_wait_ns: 50 * MS,
-        window_ns: 300 * MS,
         late,
-        epoch_jump_ns: 100 * MS,
-        max_future_ns: 1000 * MS,
-        max_gap_ns: 1000 * MS,
         live,
-        topics: vec![
+        ..align(vec![
             topic("camera", required, 1, Keep::Newest, 8),
             topic("audio", false, 5, Keep::All, 16),
             topic("text", false, 2, Keep::Newest, 4),
-        ],
+        ])
     }
 }
 
@@ -137,12 +123,9 @@ proptest! {
                         sequence += 1;
                         run.pushed[topic] += 1;
                         queues[topic].0.push(Sample {
-                            topic,
-                            sequence,
                             capture_time_ns: now_ns.saturating_add_signed((spread_ms * i - age_ms) * MS as i64),
                             log_time_ns: now_ns,
-                            payload: Bytes::new(),
-                            format: Err("not decoded here".into()),
+                            ..sample(topic, sequence, 0)
                         });
                     }
                 }
@@ -193,14 +176,7 @@ impl Run {
 /// A tick waits for a required topic, not for ever, and not for an optional one.
 #[test]
 fn ticks_close_when_they_should() {
-    let sample = |topic, at_ms: u64| Sample {
-        topic,
-        sequence: 0,
-        capture_time_ns: START_NS + at_ms * MS,
-        log_time_ns: START_NS + at_ms * MS,
-        payload: Bytes::new(),
-        format: Err("not decoded here".into()),
-    };
+    let sample = |topic, at_ms| sample(topic, 0, at_ms);
     let at = |ms: u64| START_NS + ms * MS;
     let mut aligner = Aligner::new(config(Late::Fold, true, false));
     let mut tick = Tick::default();
@@ -231,14 +207,7 @@ fn ticks_close_when_they_should() {
 #[test]
 fn a_leap_of_the_clock_is_passed_over() {
     const YEAR_MS: u64 = 365 * 24 * 3_600_000;
-    let sample = |at_ms: u64| Sample {
-        topic: 0,
-        sequence: 0,
-        capture_time_ns: START_NS + at_ms * MS,
-        log_time_ns: START_NS + at_ms * MS,
-        payload: Bytes::new(),
-        format: Err("not decoded here".into()),
-    };
+    let sample = |at_ms| sample(0, 0, at_ms);
     let at = |ms: u64| START_NS + ms * MS;
     for sees_one in [true, false] {
         let mut aligner = Aligner::new(config(Late::Fold, true, true));

@@ -1,7 +1,6 @@
 //! Digests of what enters and leaves a tick's stages.
 
 use super::adapter::TokenBatch;
-use super::heads::HeadOutputs;
 use super::network::{StepOutputs, TickMoment};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -33,13 +32,7 @@ pub(super) fn digest_batch(moment: &TickMoment, batch: &TokenBatch) -> u64 {
 /// Of what leaves it.
 pub(super) fn digest_heads(outputs: &StepOutputs, caption: &[u32]) -> u64 {
     let mut hasher = Xxh3::new();
-    let HeadOutputs {
-        events,
-        scene,
-        motion,
-        embedding,
-    } = &outputs.heads;
-    for values in [events, scene, motion, embedding] {
+    for (_, values) in outputs.heads.each() {
         update_f32(&mut hasher, values);
     }
     update_f32(&mut hasher, &outputs.gates);

@@ -358,11 +358,6 @@ impl Runtime {
     pub fn last_frame(&self) -> &crate::proto::FusedFrame {
         self.messages.last_frame()
     }
-
-    /// The last closed tick.
-    pub fn last_tick(&self) -> &Tick {
-        &self.tick
-    }
 }
 
 /// Drives a run from its source until the source ends. `each` is called after every advance, with what has been reached.

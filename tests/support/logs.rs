@@ -6,6 +6,7 @@ use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use umm::config::{self, Config};
 use umm::demo::{DriveSpec, generate};
+use umm::model::weights::Weights;
 use umm::proto::{FusedFrame, Ledger};
 use umm::run::{ReplayOptions, Replayed, Watch, facts, replay, weights};
 use umm::sink::mcap_file::McapFile;
@@ -48,17 +49,27 @@ pub fn replay_to(
     out: &Path,
     speed: Speed,
 ) -> Result<Replayed, umm::run::Error> {
-    let weights = weights(config)?;
-    let sink = McapFile::create(out, "umm", facts(config, &weights, "test")).unwrap();
     let options = ReplayOptions {
         speed,
         ..ReplayOptions::default()
     };
+    replay_with(log, config, &weights(config)?, out, &options)
+}
+
+/// Replays with these weights, and as `options` say.
+pub fn replay_with(
+    log: &Path,
+    config: &Config,
+    weights: &Weights,
+    out: &Path,
+    options: &ReplayOptions,
+) -> Result<Replayed, umm::run::Error> {
+    let sink = McapFile::create(out, "umm", facts(config, weights, "test")).unwrap();
     let mut watch = Watch {
         started: &mut |_, _| {},
         progress: &mut |_, _| {},
     };
-    replay(log, config, &weights, Box::new(sink), &options, &mut watch)
+    replay(log, config, weights, Box::new(sink), options, &mut watch)
 }
 
 /// One message of a log under the knife.

@@ -1,6 +1,7 @@
 //! What several test programs share.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod align;
 pub mod attention;
 pub mod counting;
 pub mod files;
