@@ -66,6 +66,22 @@ struct TileConfig {
 /// How far ahead of their use weights are asked for when few rows make memory the limit.
 const PREFETCH_BYTES: usize = 4096;
 
+/// How far ahead of their use panels are asked for that lie in the second cache: behind the pair that is multiplied, where a step
+/// is short.
+const NEAR_BYTES: usize = 4096;
+
+/// Where tiles of rows lie, in bytes.
+#[derive(Clone, Copy)]
+pub(super) struct TileRows {
+    first: *const u8,
+    /// From row to row.
+    row: usize,
+    /// From one step of channels to the next.
+    step: usize,
+    /// From the first sixteen rows to the next.
+    tile: usize,
+}
+
 /// What tiles can be multiplied of.
 pub(super) trait Element: Copy {
     /// Of their products.
@@ -74,20 +90,26 @@ pub(super) trait Element: Copy {
     /// Sums of sixteen rows and two panels.
     ///
     /// # Safety
-    /// Tiles are configured; sizes as in [`Tiles::dot`]; `bytes` of a row, and from one row to the next.
-    unsafe fn dot_one(x: *const u8, weights: [*const u8; 2], bytes: [usize; 2], sums: *mut u8);
+    /// Tiles are configured; there are so many steps of rows and of panels, and places for the sums.
+    unsafe fn dot_one(x: TileRows, weights: [*const u8; 2], steps: usize, sums: *mut u8);
 
     /// Sums of thirty-two rows; asks for [`ASKED_A_STEP`] bytes of memory a step, from `ahead` bytes behind the first panel on.
     ///
     /// # Safety
     /// As [`Element::dot_one`].
     unsafe fn dot_two(
-        x: *const u8,
+        x: TileRows,
         weights: [*const u8; 2],
-        bytes: [usize; 2],
+        steps: usize,
         sums: *mut u8,
         ahead: usize,
     );
+
+    /// Sums of thirty-two rows; asks for both panels [`NEAR_BYTES`] ahead, from the second cache to the first.
+    ///
+    /// # Safety
+    /// As [`Element::dot_one`].
+    unsafe fn dot_near(x: TileRows, weights: [*const u8; 2], steps: usize, sums: *mut u8);
 }
 
 /// Sums of one row tile and one panel.
@@ -124,7 +146,7 @@ impl Tiles {
 
     /// Sums of one or two tiles of rows (`x`, `[ROW_STEP or 2 ROW_STEP][stride]`, of which `depth` are used)
     /// and two panels, `[row tile][panel]`. With two
-    /// tiles memory is asked for as `ahead` says.
+    /// tiles memory is asked for as `ahead` says; without it the panels lie near.
     ///
     /// # Panics
     /// When the sizes do not fit.
@@ -141,18 +163,59 @@ impl Tiles {
         assert!(size_of::<E::Sum>() == 4 && weights.iter().all(|w| w.len() == PANEL * depth));
         let tile = ROW_STEP * stride;
         assert!(stride >= depth && (x.len() == tile || x.len() == 2 * tile));
-        let bytes = [row_bytes, stride * size_of::<E>()];
-        let panels = weights.map(|w| w.as_ptr().cast::<u8>());
-        let (from, to) = (x.as_ptr().cast::<u8>(), sums.as_mut_ptr().cast::<u8>());
+        let rows = TileRows {
+            first: x.as_ptr().cast(),
+            row: stride * size_of::<E>(),
+            step: LINE,
+            tile: size_of_val(&x[..tile]),
+        };
+        let (steps, to) = (row_bytes / LINE, sums.as_mut_ptr().cast());
+        let panels = weights.map(|w| w.as_ptr().cast());
         // SAFETY: `self` says the tiles are configured. A step reads 64 bytes of sixteen rows, and 64 of sixteen output
-        // channels (1024 bytes), of which there are `bytes[0] / 64`: all inside the slices by the assertions. The four
-        // sums are 1024 bytes each, one after the other.
+        // channels (1024 bytes): all inside the slices by the assertions. The four sums are 1024 bytes each, one after
+        // the other.
         unsafe {
             if x.len() == tile {
-                E::dot_one(from, panels, bytes, to);
+                E::dot_one(rows, panels, steps, to);
             } else {
-                let ahead = ahead.map_or(0, |ahead| ahead.steps(row_bytes / LINE));
-                E::dot_two(from, panels, bytes, to, ahead);
+                match ahead {
+                    Some(ahead) => E::dot_two(rows, panels, steps, to, ahead.steps(steps)),
+                    None => E::dot_near(rows, panels, steps, to),
+                }
+            }
+        }
+    }
+}
+
+impl Tiles {
+    /// As [`Tiles::dot`], of panels that lie near and rows that took the place of other sums: those of the first of `tiles` (one or two)
+    /// tiles and the first panel of each step.
+    ///
+    /// # Panics
+    /// When the sizes do not fit.
+    pub(super) fn dot_in_place<E: Element>(
+        &self,
+        x: &[[[TileSums<f32>; 2]; 2]],
+        tiles: usize,
+        weights: [&[E]; 2],
+        sums: &mut [[TileSums<E::Sum>; 2]; 2],
+    ) {
+        let depth = x.len() * LINE / size_of::<E>();
+        assert!(size_of::<E::Sum>() == 4 && weights.iter().all(|w| w.len() == PANEL * depth));
+        assert!(depth > 0 && (1..=2).contains(&tiles));
+        let rows = TileRows {
+            first: x.as_ptr().cast(),
+            row: LINE,
+            step: size_of_val(&x[0]),
+            tile: size_of_val(&x[0][0]),
+        };
+        let panels = weights.map(|w| w.as_ptr().cast());
+        let to = sums.as_mut_ptr().cast();
+        // SAFETY: as in `dot`; sums of a tile are sixteen rows of 64 bytes.
+        unsafe {
+            match tiles {
+                1 => E::dot_one(rows, panels, x.len(), to),
+                _ => E::dot_near(rows, panels, x.len(), to),
             }
         }
     }
@@ -173,9 +236,9 @@ macro_rules! element {
 
             /// Memory is the limit, so weights are asked for ahead of their use.
             unsafe fn dot_one(
-                x: *const u8,
+                x: TileRows,
                 weights: [*const u8; 2],
-                bytes: [usize; 2],
+                steps: usize,
                 sums: *mut u8,
             ) {
                 // SAFETY: by the caller; prefetching reads nothing.
@@ -195,19 +258,20 @@ macro_rules! element {
                         "jnz 3b",
                         concat!($multiply, " tmm0, tmm4, tmm6"),
                         concat!($multiply, " tmm1, tmm4, tmm7"),
-                        "add {x}, 64",
+                        "add {x}, {next}",
                         "add {w0}, 1024",
                         "add {w1}, 1024",
                         "dec {steps}",
                         "jnz 2b",
                         "tilestored [{sums} + {line}*1], tmm0",
                         "tilestored [{sums} + {line}*1 + 1024], tmm1",
-                        x = inout(reg) x => _,
+                        x = inout(reg) x.first => _,
                         w0 = inout(reg) weights[0] => _,
                         w1 = inout(reg) weights[1] => _,
-                        steps = inout(reg) bytes[0] / LINE => _,
+                        steps = inout(reg) steps => _,
                         i = out(reg) _,
-                        row = in(reg) bytes[1],
+                        row = in(reg) x.row,
+                        next = in(reg) x.step,
                         line = in(reg) LINE,
                         sums = in(reg) sums,
                         ahead = const PREFETCH_BYTES,
@@ -219,9 +283,9 @@ macro_rules! element {
 
             /// What is loaded is used twice.
             unsafe fn dot_two(
-                x: *const u8,
+                x: TileRows,
                 weights: [*const u8; 2],
-                bytes: [usize; 2],
+                steps: usize,
                 sums: *mut u8,
                 ahead: usize,
             ) {
@@ -248,8 +312,8 @@ macro_rules! element {
                         "prefetcht1 [{ahead} + 256]",
                         "prefetcht1 [{ahead} + 320]",
                         "add {ahead}, {asked}",
-                        "add {x0}, 64",
-                        "add {x1}, 64",
+                        "add {x0}, {next}",
+                        "add {x1}, {next}",
                         "add {w0}, 1024",
                         "add {w1}, 1024",
                         "dec {steps}",
@@ -258,16 +322,74 @@ macro_rules! element {
                         "tilestored [{sums} + {line}*1 + 1024], tmm1",
                         "tilestored [{sums} + {line}*1 + 2048], tmm2",
                         "tilestored [{sums} + {line}*1 + 3072], tmm3",
-                        x0 = inout(reg) x => _,
-                        x1 = inout(reg) x.add(ROW_STEP * bytes[1]) => _,
+                        x0 = inout(reg) x.first => _,
+                        x1 = inout(reg) x.first.wrapping_add(x.tile) => _,
                         w0 = inout(reg) weights[0] => _,
                         w1 = inout(reg) weights[1] => _,
                         ahead = inout(reg) weights[0].wrapping_add(ahead) => _,
-                        steps = inout(reg) bytes[0] / LINE => _,
-                        row = in(reg) bytes[1],
+                        steps = inout(reg) steps => _,
+                        row = in(reg) x.row,
+                        next = in(reg) x.step,
                         line = in(reg) LINE,
                         sums = in(reg) sums,
                         asked = const ASKED_A_STEP,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack),
+                    );
+                }
+            }
+
+            /// What is loaded is used twice.
+            unsafe fn dot_near(
+                x: TileRows,
+                weights: [*const u8; 2],
+                steps: usize,
+                sums: *mut u8,
+            ) {
+                // SAFETY: by the caller; prefetching reads nothing.
+                unsafe {
+                    asm!(
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "tilezero tmm2",
+                        "tilezero tmm3",
+                        "2:",
+                        "tileloadd tmm4, [{x0} + {row}*1]",
+                        "tileloadd tmm6, [{w0} + {line}*1]",
+                        concat!($multiply, " tmm0, tmm4, tmm6"),
+                        "tileloadd tmm7, [{w1} + {line}*1]",
+                        concat!($multiply, " tmm1, tmm4, tmm7"),
+                        "tileloadd tmm5, [{x1} + {row}*1]",
+                        concat!($multiply, " tmm2, tmm5, tmm6"),
+                        concat!($multiply, " tmm3, tmm5, tmm7"),
+                        "mov {i:e}, 1024",
+                        "3:",
+                        "sub {i:e}, 64",
+                        "prefetcht0 [{w0} + {i} + {near}]",
+                        "prefetcht0 [{w1} + {i} + {near}]",
+                        "jnz 3b",
+                        "add {x0}, {next}",
+                        "add {x1}, {next}",
+                        "add {w0}, 1024",
+                        "add {w1}, 1024",
+                        "dec {steps}",
+                        "jnz 2b",
+                        "tilestored [{sums} + {line}*1], tmm0",
+                        "tilestored [{sums} + {line}*1 + 1024], tmm1",
+                        "tilestored [{sums} + {line}*1 + 2048], tmm2",
+                        "tilestored [{sums} + {line}*1 + 3072], tmm3",
+                        x0 = inout(reg) x.first => _,
+                        x1 = inout(reg) x.first.wrapping_add(x.tile) => _,
+                        w0 = inout(reg) weights[0] => _,
+                        w1 = inout(reg) weights[1] => _,
+                        steps = inout(reg) steps => _,
+                        i = out(reg) _,
+                        row = in(reg) x.row,
+                        next = in(reg) x.step,
+                        line = in(reg) LINE,
+                        sums = in(reg) sums,
+                        near = const NEAR_BYTES,
                         out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                         out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                         options(nostack),

@@ -24,12 +24,26 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     fold(lanes) + tail
 }
 
-/// `sum of f(x[i])`, in [`LANES`] partial sums folded pairwise.
+/// `sum of f(row, x[row][i])` of each of some rows of one length, in [`LANES`] partial sums folded pairwise. An addition waits for
+/// the one before it in its row, so that more rows take little longer than one.
 #[inline(always)]
-pub(super) fn sum_map(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut sum = Sum::default();
-    sum.add(x, f);
-    sum.total()
+pub(super) fn sums_of_rows<const N: usize>(
+    x: [&[f32]; N],
+    f: impl Fn(usize, f32) -> f32,
+) -> [f32; N] {
+    let mut sums = [Sum::default(); N];
+    let x = x.map(|x| x.as_chunks::<LANES>());
+    for block in 0..x[0].0.len() {
+        for (row, sum) in sums.iter_mut().enumerate() {
+            sum.add(&x[row].0[block], |v| f(row, v));
+        }
+    }
+    let mut totals = [0.0; N];
+    for (row, total) in totals.iter_mut().enumerate() {
+        sums[row].add(x[row].1, |v| f(row, v));
+        *total = sums[row].total();
+    }
+    totals
 }
 
 /// A sum taken in pieces, in [`LANES`] partial sums; only the last piece may end within a block of as many.

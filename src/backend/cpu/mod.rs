@@ -18,6 +18,7 @@ mod fast;
 mod int8;
 mod isa;
 mod kernel_rows;
+mod lines;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -35,6 +36,7 @@ pub use isa::{ISA_VARIABLE, Isa};
 use super::{Backend, Epilogue, HeadShape, LinearId, NormIds, Region, Segments, TableId};
 use crate::umm::arena::prefault;
 use int8::Int8Linear;
+use lines::Lines;
 use pages::{Pages, Pool};
 use rten_gemm::{GemmExecutor, PackedBMatrix};
 use serde::Deserialize;
@@ -145,12 +147,12 @@ pub struct Cpu {
     tables: Vec<Table>,
     gemm: GemmExecutor,
     /// Attention's result before it goes to the arena; grows to the largest call.
-    attention_out: Vec<f32>,
+    attention_out: Lines<f32>,
     /// Buffers of the attention kernels, for each thread.
     attention_scratch: Vec<attention::AttentionScratch>,
     /// Rows of a product, set apart; grow to the largest call.
     #[cfg(target_arch = "x86_64")]
-    copied_rows: Vec<f32>,
+    copied_rows: Lines<f32>,
     /// Rows in bf16; grow to the largest call.
     rounded: bf16::Activations,
     /// Rows in 8 bits; grow to the largest call.
@@ -183,10 +185,10 @@ impl Cpu {
             linears: Vec::new(),
             tables: Vec::new(),
             gemm: GemmExecutor::new(),
-            attention_out: Vec::new(),
+            attention_out: Lines::default(),
             attention_scratch: Vec::new(),
             #[cfg(target_arch = "x86_64")]
-            copied_rows: Vec::new(),
+            copied_rows: Lines::default(),
             rounded: bf16::Activations::default(),
             activations: int8::Activations::default(),
             mean_query: Vec::new(),
@@ -475,8 +477,12 @@ impl Backend for Cpu {
         }
         assert_eq!(x.len, rows * heads * head_dim, "rotary size");
         assert_eq!(table.len, rows * head_dim, "rotary table size");
+        let path = self.path;
         let (table, x) = self.pair(table, x);
-        plain::rotary_in_place(x, heads, head_dim, table);
+        match path {
+            Path::Plain => plain::rotary_in_place(x, heads, head_dim, table),
+            Path::Fast => fast::rotary_in_place(x, heads, head_dim, table),
+        }
     }
 
     fn add_rows_in_place(&mut self, out: Region, index: &[u32], table: TableId) {
@@ -517,7 +523,7 @@ impl Backend for Cpu {
             segments,
             sink: &self.tables[sink.0].values,
         };
-        self.attention_out.resize(out.len, 0.0);
+        self.attention_out.resize(out.len);
         let result = &mut self.attention_out;
         match self.path {
             Path::Plain => {

@@ -5,6 +5,7 @@
 
 use super::avx2::Two;
 use super::kernel_rows::{RowsOut, block};
+use super::lines::Lines;
 use super::math;
 use super::pages::{Part, Pool};
 use super::sixteen::{LANES, Sixteen, Vectors};
@@ -76,7 +77,7 @@ impl PackedLinear {
 pub(super) fn linear_into(
     linear: &PackedLinear,
     x: &[f32],
-    copied: &mut Vec<f32>,
+    copied: &mut Lines<f32>,
     epilogue: Epilogue,
     out: &mut [f32],
 ) {
@@ -110,9 +111,9 @@ pub(super) fn linear_into(
 }
 
 /// Rows to blocks of [`DEPTH_BLOCK`] channels, `[blocks][rows][ROW_STRIDE]`.
-fn copy_blocks_into(x: &[f32], in_dim: usize, rows: usize, copied: &mut Vec<f32>) {
+fn copy_blocks_into(x: &[f32], in_dim: usize, rows: usize, copied: &mut Lines<f32>) {
     let blocks = in_dim.div_ceil(DEPTH_BLOCK);
-    copied.resize(copied.len().max(blocks * rows * ROW_STRIDE), 0.0);
+    copied.resize(copied.len().max(blocks * rows * ROW_STRIDE));
     for (row, x) in x.chunks_exact(in_dim).enumerate() {
         for (block, x) in x.chunks(DEPTH_BLOCK).enumerate() {
             copied[(block * rows + row) * ROW_STRIDE..][..x.len()].copy_from_slice(x);

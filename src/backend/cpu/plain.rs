@@ -55,21 +55,16 @@ pub(super) fn layer_norm_into(x: &[f32], weight: &[f32], bias: &[f32], out: &mut
     }
 }
 
-/// Calls `rotate(pair, a, b)` for each pair of dimensions `(a, b)` of a head: a half of the dimensions
-/// belongs to time, a quarter to the row, a quarter to the column; within a section of `2 n`
-/// dimensions, `i` pairs with `i + n` (Su et al. 2021, arXiv:2104.09864, in the half-split layout).
-pub(crate) fn for_each_pair(head_dim: usize, mut rotate: impl FnMut(usize, usize, usize)) {
-    let mut pair = 0;
-    for (start, pairs) in [
+/// Sections of a head's dimensions, the first of each and its pairs: a half of the dimensions belongs to time, a quarter to
+/// the row, a quarter to the column; within a section of `2 n` dimensions, `i` pairs with `i + n` (Su et al. 2021,
+/// arXiv:2104.09864, in the half-split layout).
+#[inline(always)]
+pub(super) fn sections(head_dim: usize) -> [(usize, usize); 3] {
+    [
         (0, head_dim / 4),
         (head_dim / 2, head_dim / 8),
         (3 * head_dim / 4, head_dim / 8),
-    ] {
-        for i in 0..pairs {
-            rotate(pair, start + i, start + pairs + i);
-            pair += 1;
-        }
-    }
+    ]
 }
 
 pub(super) fn rotary_in_place(x: &mut [f32], heads: usize, head_dim: usize, table: &[f32]) {
@@ -79,11 +74,15 @@ pub(super) fn rotary_in_place(x: &mut [f32], heads: usize, head_dim: usize, tabl
     {
         let (cos, sin) = table.split_at(head_dim / 2);
         for head in x.chunks_exact_mut(head_dim) {
-            for_each_pair(head_dim, |pair, a, b| {
-                let (xa, xb) = (head[a], head[b]);
-                head[a] = xa * cos[pair] - xb * sin[pair];
-                head[b] = xa * sin[pair] + xb * cos[pair];
-            });
+            let mut pair = 0;
+            for (start, pairs) in sections(head_dim) {
+                for a in start..start + pairs {
+                    let (xa, xb) = (head[a], head[a + pairs]);
+                    head[a] = xa * cos[pair] - xb * sin[pair];
+                    head[a + pairs] = xa * sin[pair] + xb * cos[pair];
+                    pair += 1;
+                }
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ pub(super) mod vectors;
 
 use super::CacheForm;
 use super::isa::Isa;
+use super::lines::Lines;
 use super::math;
 use super::plain::{Attention, visible};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -70,7 +71,7 @@ pub(super) struct AttentionScratch {
     vectors: vectors::Scratch,
     narrow: narrow::Scratch,
     /// Results, `[rows][heads of this thread][head_dim]`.
-    out: Vec<f32>,
+    out: Lines<f32>,
 }
 
 /// Key/value heads that one thread works on.
@@ -133,7 +134,7 @@ impl Part<'_> {
         let width = self.width(call.shape);
         let mut out = std::mem::take(&mut self.scratch.out);
         // Every place is written.
-        out.resize(call.q_time_ns.len() * width, 0.0);
+        out.resize(call.q_time_ns.len() * width);
         self.attend(method, call, &mut out);
         self.scratch.out = out;
     }
@@ -278,17 +279,15 @@ impl Queries<'_> {
 #[derive(Default)]
 struct Packed {
     /// `[blocks][head_dim][WIDTH]`.
-    keys: Vec<f32>,
+    keys: Lines<f32>,
     /// `[blocks of the head][keys][WIDTH]`.
-    values: Vec<f32>,
+    values: Lines<f32>,
 }
 
 impl Packed {
     fn resize(&mut self, keys: usize, head_dim: usize) {
-        self.keys
-            .resize(keys.next_multiple_of(WIDTH) * head_dim, 0.0);
-        self.values
-            .resize(keys * head_dim.next_multiple_of(WIDTH), 0.0);
+        self.keys.resize(keys.next_multiple_of(WIDTH) * head_dim);
+        self.values.resize(keys * head_dim.next_multiple_of(WIDTH));
     }
 
     /// Places that belong to no key or to no element hold what was there before: what is computed from them is not used.

@@ -20,26 +20,26 @@ const HALF: usize = LANES / 2;
 
 const _: () = assert!(size_of::<Pair>() == size_of::<f32>());
 
-/// Where to; places need no alignment.
+/// Where to, and what; places need no alignment.
 struct Panels {
-    /// `[panels][depth][LANES]`.
-    keys: *mut f32,
-    panels: usize,
-    /// Elements of a key, zeros behind them.
-    depth: usize,
-    values: *mut f32,
-    /// Of the values.
-    form: Form,
+    to: *mut f32,
+    what: What,
 }
 
-enum Form {
-    /// `[blocks of the head][keys][LANES]`.
-    F32,
-    /// `[panels][pairs of keys][LANES]`.
-    Pairs {
-        /// Of values.
+#[derive(Clone, Copy)]
+enum What {
+    /// `[panels][depth][LANES]`.
+    Keys {
         panels: usize,
-        /// Of keys, zeros behind the last one.
+        /// Elements of a key, zeros behind them.
+        depth: usize,
+    },
+    /// In `f32`, `[blocks of the head][keys][LANES]`.
+    Values,
+    /// In bf16, `[panels][pairs of keys][LANES]`.
+    ValuePairs {
+        panels: usize,
+        /// Zeros behind the last key.
         pairs: usize,
     },
 }
@@ -47,57 +47,61 @@ enum Form {
 /// In `f32`.
 ///
 /// # Panics
-/// Where there are no such vectors; so does the other.
+/// Where there are no such vectors; so do the others.
 pub(super) fn pack_f32(vectors: Vectors, queries: &Queries<'_>, packed: &mut Packed) {
-    packed.resize(queries.keys.len(), queries.head_dim());
-    let to = Panels {
-        keys: packed.keys.as_mut_ptr(),
-        panels: queries.keys.len().div_ceil(LANES),
-        depth: queries.head_dim(),
-        values: packed.values.as_mut_ptr(),
-        form: Form::F32,
-    };
-    assert!(packed.keys.len() == to.panels * to.depth * LANES);
-    // SAFETY: keys as asserted, values as `resize` has it.
-    unsafe { pack(vectors, queries, &to) };
+    let (count, depth) = (queries.keys.len(), queries.head_dim());
+    packed.resize(count, depth);
+    let panels = count.div_ceil(LANES);
+    assert!(packed.keys.len() == panels * depth * LANES);
+    assert!(packed.values.len() == count * depth.next_multiple_of(LANES));
+    let keys = What::Keys { panels, depth };
+    // SAFETY: sizes are asserted.
+    unsafe {
+        pack(vectors, queries, packed.keys.as_mut_ptr(), keys);
+        pack(vectors, queries, packed.values.as_mut_ptr(), What::Values);
+    }
 }
 
-/// In bf16: keys of `depth` values with padding, `keys` of them likewise.
-pub(super) fn pack_pairs(
+/// Keys in bf16, whole panels of `depth` values with padding.
+pub(super) fn pack_key_pairs(
+    vectors: Vectors,
+    queries: &Queries<'_>,
+    depth: usize,
+    to: &mut [Pair],
+) {
+    let (panels, depth) = (to.len() * 2 / (depth * LANES), depth / 2);
+    assert!(to.len() == panels * depth * LANES && panels * LANES >= queries.keys.len());
+    let what = What::Keys { panels, depth };
+    // SAFETY: sizes are asserted.
+    unsafe { pack(vectors, queries, to.as_mut_ptr().cast(), what) };
+}
+
+/// Values in bf16, of `depth` elements and `keys` keys, both with padding.
+pub(super) fn pack_value_pairs(
     vectors: Vectors,
     queries: &Queries<'_>,
     (depth, keys): (usize, usize),
-    key_panels: &mut [Pair],
-    value_panels: &mut [Pair],
+    to: &mut [Pair],
 ) {
-    let pairs = keys / 2;
-    let to = Panels {
-        keys: key_panels.as_mut_ptr().cast(),
-        panels: keys / LANES,
-        depth: depth / 2,
-        values: value_panels.as_mut_ptr().cast(),
-        form: Form::Pairs {
-            panels: depth / LANES,
-            pairs,
-        },
-    };
-    assert!(key_panels.len() == to.panels * to.depth * LANES);
-    assert!(value_panels.len() == depth * pairs && depth.is_multiple_of(LANES));
+    let (panels, pairs) = (depth / LANES, keys / 2);
+    assert!(to.len() == panels * pairs * LANES && depth.is_multiple_of(LANES));
+    let what = What::ValuePairs { panels, pairs };
     // SAFETY: sizes are asserted.
-    unsafe { pack(vectors, queries, &to) };
+    unsafe { pack(vectors, queries, to.as_mut_ptr().cast(), what) };
 }
 
 /// # Safety
 /// The places are there.
-unsafe fn pack(vectors: Vectors, queries: &Queries<'_>, to: &Panels) {
+unsafe fn pack(vectors: Vectors, queries: &Queries<'_>, to: *mut f32, what: What) {
     assert!(vectors.available(), "no such vectors here");
+    let to = Panels { to, what };
     // SAFETY: available; the rest by the caller.
     unsafe {
         match vectors {
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2 => pack_avx2(queries, to),
+            Vectors::Avx2 => pack_avx2(queries, &to),
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx512 => pack_avx512(queries, to),
+            Vectors::Avx512 => pack_avx512(queries, &to),
             #[cfg(target_arch = "aarch64")]
             Vectors::Neon => to.pack::<Four>(queries),
         }
@@ -129,10 +133,12 @@ impl Panels {
     unsafe fn pack<S: Sixteen>(&self, queries: &Queries<'_>) {
         // SAFETY: by the caller.
         unsafe {
-            self.pack_keys::<S>(queries);
-            match self.form {
-                Form::F32 => self.pack_values::<S>(queries),
-                Form::Pairs { panels, pairs } => self.pair_values::<S>(queries, panels, pairs),
+            match self.what {
+                What::Keys { panels, depth } => self.pack_keys::<S>(queries, panels, depth),
+                What::Values => self.pack_values::<S>(queries),
+                What::ValuePairs { panels, pairs } => {
+                    self.pair_values::<S>(queries, panels, pairs);
+                }
             }
         }
     }
@@ -140,9 +146,9 @@ impl Panels {
     /// # Safety
     /// As [`Panels::pack`].
     #[inline(always)]
-    unsafe fn pack_keys<S: Sixteen>(&self, queries: &Queries<'_>) {
+    unsafe fn pack_keys<S: Sixteen>(&self, queries: &Queries<'_>, panels: usize, depth: usize) {
         let count = queries.keys.len();
-        for panel in 0..self.panels {
+        for panel in 0..panels {
             let first_key = panel * LANES;
             #[cfg(target_arch = "x86_64")]
             for i in 0..LANES {
@@ -153,10 +159,10 @@ impl Panels {
             for (i, key) in keys.iter_mut().enumerate() {
                 *key = queries.key((first_key + i).min(count - 1));
             }
-            for first in (0..self.depth).step_by(LANES) {
+            for first in (0..depth).step_by(LANES) {
                 // SAFETY: as many elements as a key has; the places by the caller.
                 unsafe {
-                    let to = self.keys.add((panel * self.depth + first) * LANES);
+                    let to = self.to.add((panel * depth + first) * LANES);
                     if first + LANES <= keys[0].len() {
                         let mut from = [std::ptr::null(); LANES];
                         for (from, key) in from.iter_mut().zip(keys) {
@@ -164,7 +170,7 @@ impl Panels {
                         }
                         S::transpose(from, to);
                     } else {
-                        let columns = (self.depth - first).min(LANES);
+                        let columns = (depth - first).min(LANES);
                         transpose_rest(&keys, first, columns, to);
                     }
                 }
@@ -184,7 +190,7 @@ impl Panels {
             for first in (0..hd).step_by(LANES) {
                 // SAFETY: as many elements as a value has; the places by the caller.
                 unsafe {
-                    let (from, to) = (value.as_ptr().add(first), self.values.add(first * count));
+                    let (from, to) = (value.as_ptr().add(first), self.to.add(first * count));
                     let to = to.add(i * LANES);
                     if first + LANES <= hd {
                         S::load(from).store(to);
@@ -212,18 +218,22 @@ impl Panels {
             }
             for panel in 0..panels {
                 let first = panel * HALF;
-                let mut from = [[0.0; HALF]; 2];
-                for (from, value) in from.iter_mut().zip(two) {
+                let mut padded = [[0.0; HALF]; 2];
+                let mut from = [std::ptr::null(); 2];
+                for ((from, padded), value) in from.iter_mut().zip(&mut padded).zip(two) {
                     let rest = value.get(first..).unwrap_or_default();
-                    match rest.first_chunk() {
-                        Some(whole) => *from = *whole,
-                        None => from[..rest.len()].copy_from_slice(rest),
-                    }
+                    *from = match rest.first_chunk::<HALF>() {
+                        Some(whole) => whole.as_ptr(),
+                        None => {
+                            padded[..rest.len()].copy_from_slice(rest);
+                            padded.as_ptr()
+                        }
+                    };
                 }
                 // SAFETY: sixteen values each; the places by the caller.
                 unsafe {
-                    let to = self.values.add((panel * pairs + pair) * LANES);
-                    S::zip_bf16(from[0].as_ptr().cast(), from[1].as_ptr().cast()).store(to);
+                    let to = self.to.add((panel * pairs + pair) * LANES);
+                    S::zip_bf16(from[0].cast(), from[1].cast()).store(to);
                 }
             }
         }

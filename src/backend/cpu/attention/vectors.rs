@@ -5,6 +5,7 @@ use super::{Packed, Queries, SCORE_BLOCK, WIDTH, weights_below};
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::avx2::Two;
 use crate::backend::cpu::kernel_rows::block;
+use crate::backend::cpu::lines::Lines;
 use crate::backend::cpu::math;
 #[cfg(target_arch = "aarch64")]
 use crate::backend::cpu::neon::Four;
@@ -23,9 +24,9 @@ pub(in crate::backend::cpu) const MAX_HEAD_DIM: usize = DEPTH_BLOCK;
 #[derive(Default)]
 pub(super) struct Scratch {
     /// `[rows together][ROW_STRIDE]`.
-    queries: Vec<f32>,
+    queries: Lines<f32>,
     /// Scores, then weights, `[blocks][rows together][ROW_STRIDE]`.
-    scores: Vec<f32>,
+    scores: Lines<f32>,
 }
 
 /// All queries.
@@ -96,8 +97,8 @@ unsafe fn attend_rows<S: Sixteen, const ACROSS: usize>(
 ) {
     let blocks = queries.keys.len().div_ceil(SCORE_BLOCK);
     let most = S::ROWS_TOGETHER;
-    scratch.queries.resize(most * ROW_STRIDE, 0.0);
-    scratch.scores.resize(blocks * most * ROW_STRIDE, 0.0);
+    scratch.queries.resize(most * ROW_STRIDE);
+    scratch.scores.resize(blocks * most * ROW_STRIDE);
     let mut first = 0;
     while first < queries.count() {
         let rows = block(queries.count() - first, most);

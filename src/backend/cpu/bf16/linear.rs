@@ -5,6 +5,7 @@ use crate::backend::Epilogue;
 use crate::backend::cpu::ahead::Ahead;
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel_rows::{RowsOut, put, row_stride};
+use crate::backend::cpu::lines::{Lines, OnLine};
 use crate::backend::cpu::pages::{Part, Pool};
 use crate::compute;
 use arrayvec::ArrayVec;
@@ -69,7 +70,7 @@ impl Bf16Linear {
 /// Rows in bf16; grow to the largest call and stay.
 #[derive(Default)]
 pub(in crate::backend::cpu) struct Activations {
-    rows: Vec<Bf16>,
+    rows: Lines<Bf16>,
 }
 
 impl Activations {
@@ -77,7 +78,7 @@ impl Activations {
         let stride = row_stride::<Bf16>(in_dim.next_multiple_of(STEP));
         let rows = (x.len() / in_dim).next_multiple_of(TILE_ROWS);
         // Rows beyond the last are read by whole tiles; what they give is not used.
-        self.rows.resize(rows * stride, Bf16::default());
+        self.rows.resize(rows * stride);
         for (x, row) in x
             .chunks_exact(in_dim)
             .zip(self.rows.chunks_exact_mut(stride))
@@ -131,7 +132,7 @@ impl Call<'_> {
         let depth = self.linear.in_dim.next_multiple_of(STEP);
         let stride = row_stride::<Bf16>(depth);
         let product = Product::new(self.isa);
-        let mut sums = [[[[0.0; PANEL]; TILE_ROWS]; 2]; 2];
+        let mut sums = OnLine([[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
         let mut ahead = Ahead::new(2 * PANEL * depth * size_of::<Bf16>(), self.out.rows());
         for pair in pairs {
             let panels = &self.linear.panels[pair * 2 * PANEL * depth..][..2 * PANEL * depth];
@@ -144,10 +145,10 @@ impl Call<'_> {
                     rows,
                     [first, second],
                     depth,
-                    &mut sums,
+                    &mut sums.0,
                     Some(&mut ahead),
                 );
-                finish(self, &sums, row, rows, pair, first, &mut ahead);
+                finish(self, &sums.0, row, rows, pair, first, &mut ahead);
             }
             ahead.next_pair();
         }

@@ -20,7 +20,7 @@ pub(super) use product::{Product, TILE_ROWS, TileSums};
 use multiversion::multiversion;
 
 /// A value in bf16: the upper half of an `f32`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
 pub(super) struct Bf16(pub u16);
 

@@ -40,6 +40,34 @@ impl Product {
         }
     }
 
+    /// Whether rows are read from where their scores were, see [`Product::dot_in_place`].
+    pub(in crate::backend::cpu) fn in_place(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.tiles.is_some();
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// As [`Product::dot`], of one or two tiles of rows that took the place of scores: [`STEP`] values of a row lie where the
+    /// first panel of its scores did.
+    ///
+    /// # Panics
+    /// Where [`Product::in_place`] is not.
+    pub(in crate::backend::cpu) fn dot_in_place(
+        &self,
+        x: &[[[TileSums; 2]; 2]],
+        tiles: usize,
+        panels: [&[Bf16]; 2],
+        sums: &mut [[TileSums; 2]; 2],
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(own) = &self.tiles {
+            return own.dot_in_place(x, tiles, panels, sums);
+        }
+        let _ = (x, panels, sums);
+        unreachable!("{tiles} tiles without the matrix extension");
+    }
+
     /// Sums over `depth` (a multiple of [`STEP`]) of the first `rows` of one or two whole tiles of rows `x`, `[16 or
     /// 32][stride]`, and of two panels, `[depth / 2][PANEL][2]`. Other rows' sums hold anything. Memory is asked
     /// for as `ahead` says.

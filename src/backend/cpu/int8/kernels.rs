@@ -144,6 +144,7 @@ mod x86 {
     use crate::backend::cpu::amx::Tiles;
     use crate::backend::cpu::int8::{DEPTH, ROW_STEP};
     use crate::backend::cpu::kernel_rows::{block, row_stride};
+    use crate::backend::cpu::lines::OnLine;
     use std::arch::x86_64::*;
 
     /// Rows of a block: with two vectors of sums each they leave registers for weights and activations.
@@ -155,19 +156,19 @@ mod x86 {
         /// AVX2 must be available.
         #[target_feature(enable = "avx2,fma")]
         pub(super) unsafe fn run_avx2(&self, panels: Range<usize>) {
-            let x = self.activations.words.as_slice();
+            let x = &self.activations.words[..];
             for panel in panels {
                 let weights = self.finish.linear.panel(panel);
                 let mut row = 0;
                 while row < self.out.rows() {
                     let n = block(self.out.rows() - row, AVX2_ROWS);
                     let x = &x[row * self.depth..(row + n) * self.depth];
-                    let mut sums = [[0_i32; PANEL]; AVX2_ROWS];
+                    let mut sums = OnLine([[0_i32; PANEL]; AVX2_ROWS]);
                     with_rows!(n, 1 2 3 4 5 6, |M| {
                         // SAFETY: the function's own condition.
-                        unsafe { dot_avx2::<M>(x, weights, self.depth, &mut sums) }
+                        unsafe { dot_avx2::<M>(x, weights, self.depth, &mut sums.0) }
                     });
-                    for (i, sums) in sums[..n].iter().enumerate() {
+                    for (i, sums) in sums.0[..n].iter().enumerate() {
                         self.put(sums, row + i, panel);
                     }
                     row += n;
@@ -180,7 +181,7 @@ mod x86 {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
         pub(super) unsafe fn run_vnni(&self, panels: Range<usize>) {
             let linear = self.finish.linear;
-            let x = self.activations.unsigned.as_slice();
+            let x = &self.activations.unsigned[..];
             for (pair, used) in pairs(panels) {
                 let weights = pair.map(|p| linear.panel(p));
                 let offsets = pair.map(|p| &linear.offset[p * PANEL..][..PANEL]);
@@ -188,12 +189,12 @@ mod x86 {
                 while row < self.out.rows() {
                     let n = block(self.out.rows() - row, VNNI_ROWS);
                     let x = &x[row * self.depth..(row + n) * self.depth];
-                    let mut sums = [[[0_i32; PANEL]; 2]; VNNI_ROWS];
+                    let mut sums = OnLine([[[0_i32; PANEL]; 2]; VNNI_ROWS]);
                     with_rows!(n, 1 2 3 4 5 6 7 8 9 10 11 12, |M| {
                         // SAFETY: the function's own condition.
-                        unsafe { dot_vnni::<M>(x, weights, offsets, self.depth, &mut sums) }
+                        unsafe { dot_vnni::<M>(x, weights, offsets, self.depth, &mut sums.0) }
                     });
-                    for (i, sums) in sums[..n].iter().enumerate() {
+                    for (i, sums) in sums.0[..n].iter().enumerate() {
                         for (sums, panel) in sums.iter().zip(pair).take(used) {
                             self.put(sums, row + i, panel);
                         }
@@ -210,7 +211,7 @@ mod x86 {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
         pub(super) unsafe fn run_amx(&self, panels: Range<usize>) {
             let tiles = Tiles::configure();
-            let mut sums = [[[[0_i32; PANEL]; ROW_STEP]; 2]; 2];
+            let mut sums = OnLine([[[[0_i32; PANEL]; ROW_STEP]; 2]; 2]);
             let mut ahead = Ahead::new(2 * PANEL * self.depth, self.out.rows());
             for (pair, used) in pairs(panels) {
                 let weights = pair.map(|p| self.finish.linear.panel(p));
@@ -223,12 +224,12 @@ mod x86 {
                         (x, stride),
                         weights,
                         self.depth,
-                        &mut sums,
+                        &mut sums.0,
                         Some(&mut ahead),
                     );
                     let rows = (self.out.rows() - first).min(2 * ROW_STEP);
                     for row in 0..rows {
-                        let sums = &sums[row / ROW_STEP];
+                        let sums = &sums.0[row / ROW_STEP];
                         for (sums, panel) in sums.iter().zip(pair).take(used) {
                             ahead.row(weights[0]);
                             self.put(&sums[row % ROW_STEP], first + row, panel);

@@ -14,6 +14,7 @@ pub(super) mod neon;
 
 use super::isa::Isa;
 use super::kernel_rows::{put, row_stride};
+use super::lines::Lines;
 use super::pages::{Part, Pool};
 use crate::backend::Epilogue;
 use multiversion::multiversion;
@@ -112,10 +113,10 @@ impl Int8Linear {
 /// Quantised rows, in the form the kernels of one instruction set read; grow to the largest call and stay.
 #[derive(Default)]
 pub(super) struct Activations {
-    bytes: Vec<i8>,
+    bytes: Lines<i8>,
     /// With 128 added.
-    unsigned: Vec<u8>,
-    words: Vec<i16>,
+    unsigned: Lines<u8>,
+    words: Lines<i16>,
     scale: Vec<f32>,
 }
 
@@ -156,11 +157,11 @@ fn quantize_rows<Q: Quantum>(
     in_dim: usize,
     stride: usize,
     padded: usize,
-    rows: &mut Vec<Q>,
+    rows: &mut Lines<Q>,
     scale: &mut [f32],
 ) {
     // Rows beyond the last are read by whole tiles; what they give is not used.
-    rows.resize(padded, Q::from_bits(0));
+    rows.resize(padded);
     let rows = rows.chunks_exact_mut(stride);
     for ((x, row), scale) in x.chunks_exact(in_dim).zip(rows).zip(scale) {
         *scale = quantize_row(x, row);
@@ -168,7 +169,7 @@ fn quantize_rows<Q: Quantum>(
 }
 
 /// How a kernel reads a quantised value.
-trait Quantum: Copy {
+trait Quantum: bytemuck::Pod {
     /// From the two's complement in the lowest bits.
     fn from_bits(bits: u32) -> Self;
 }

@@ -1,7 +1,7 @@
 //! Packing and softmax in loops that the compiler turns into vectors, for every processor: the definition for
 //! [`super::vectors`].
 
-use super::{KEYS, PANEL, Pair, ROWS, Scratch, TILE_ROWS, TileSums, weights_below};
+use super::{KEYS, PANEL, Pair, ROWS, Scores, Scratch, TILE_ROWS, weights_below};
 use crate::backend::cpu::attention::{Queries, transpose_into};
 use crate::backend::cpu::bf16::Bf16;
 use crate::backend::cpu::kernel_rows::row_stride;
@@ -75,7 +75,7 @@ pub(super) fn weigh(
     queries: &Queries<'_>,
     first: usize,
     rows: usize,
-    scores: &mut [[[TileSums; 2]; 2]],
+    scores: &mut [Scores],
     weights: &mut [Bf16],
 ) -> [f32; ROWS] {
     if target_cfg_f!(any(target_feature = "fma", target_feature = "neon")) {
@@ -90,7 +90,7 @@ fn weigh_rows<const FUSED: bool>(
     queries: &Queries<'_>,
     first: usize,
     rows: usize,
-    scores: &mut [[[TileSums; 2]; 2]],
+    scores: &mut [Scores],
     weights: &mut [Bf16],
 ) -> [f32; ROWS] {
     let mut inverse = [0.0; ROWS];

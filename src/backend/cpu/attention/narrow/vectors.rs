@@ -1,10 +1,9 @@
 //! Softmax on 512-bit vectors that round to bf16: the bits of [`super::loops`].
 
-use super::{KEYS, PANEL, ROWS, TILE_ROWS, TileSums, weights_below};
+use super::{KEYS, PANEL, Scores, TILE_ROWS, TileSums, weights_below};
 use crate::backend::cpu::attention::Queries;
 use crate::backend::cpu::avx512;
 use crate::backend::cpu::bf16::Bf16;
-use crate::backend::cpu::kernel_rows::row_stride;
 use crate::backend::cpu::sixteen::LANES;
 use std::arch::x86_64::*;
 
@@ -15,104 +14,177 @@ pub(super) fn available() -> bool {
     avx512::available() && is_x86_feature_detected!("avx512bf16")
 }
 
-/// Scores to weights of the softmax, unnormalised; returns one over each row's sum.
-///
-/// # Panics
-/// Where such vectors are not available.
-pub(super) fn weigh(
-    queries: &Queries<'_>,
-    first: usize,
-    rows: usize,
-    scores: &[[[TileSums; 2]; 2]],
-    weights: &mut [Bf16],
-) -> [f32; ROWS] {
-    assert!(available(), "no vectors of bf16 here");
-    let tile_weights = TILE_ROWS * row_stride::<Bf16>(scores.len() * KEYS);
-    let mut inverse = [0.0; ROWS];
-    let tiles = inverse
-        .chunks_exact_mut(TILE_ROWS)
-        .zip(weights.chunks_exact_mut(tile_weights.max(1)));
-    for (tile, (inverse, weights)) in tiles.enumerate().take(rows.div_ceil(TILE_ROWS)) {
-        let row = |r: usize| (tile * TILE_ROWS + r).min(rows - 1);
-        let sinks = std::array::from_fn(|r| queries.sink(first + row(r)));
-        // SAFETY: available; the rows of weights are a tile's.
-        inverse.copy_from_slice(&unsafe {
-            weigh_tile(tile, &sinks, queries.scale(), scores, weights)
-        });
-    }
-    inverse
-}
-
 /// Rows whose sums are held at once, beside all that a weight takes.
 const ROWS_HELD: usize = 8;
 
-/// All rows of a tile together: their scores lie together, and those of one row far apart.
-///
-/// # Safety
-/// AVX-512 with BF16 is available; `weights` has [`TILE_ROWS`] rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
-unsafe fn weigh_tile(
-    tile: usize,
-    sinks: &[f32; TILE_ROWS],
+/// How many pairs of tiles ahead of their use scores are asked for from the second cache.
+const SCORES_AHEAD: usize = 3;
+
+/// The softmax of a tile's rows together: their scores lie together, and those of one row far apart. Scores are seen as they
+/// come, still in the nearest cache, and weighed when all are there.
+#[repr(align(64))]
+pub(super) struct Softmax {
+    /// The largest scores, then the sums of weights, of each row and of every sixteenth key.
+    lanes: [[f32; PANEL]; TILE_ROWS],
+    sinks: [f32; TILE_ROWS],
+    /// What is added to each row's exponents.
+    less: [f32; TILE_ROWS],
+    /// Rows that have something to attend to.
+    any: __mmask16,
     scale: f32,
-    scores: &[[[TileSums; 2]; 2]],
-    weights: &mut [Bf16],
-) -> [f32; TILE_ROWS] {
-    let stride = weights.len() / TILE_ROWS;
-    assert!(stride >= scores.len() * KEYS, "rows of weights");
-    // SAFETY: sixteen scores.
-    let load = |row: &[f32; PANEL]| unsafe { _mm512_loadu_ps(row.as_ptr()) };
-    let infinity = _mm512_set1_ps(f32::NEG_INFINITY);
-    let mut largest = [infinity; TILE_ROWS];
-    for scores in scores {
-        for half in &scores[tile] {
-            for (largest, row) in largest.iter_mut().zip(half) {
-                *largest = _mm512_max_ps(load(row), *largest);
-            }
+}
+
+impl Softmax {
+    /// Of the rows from `first` on; behind the last one it is repeated.
+    ///
+    /// # Panics
+    /// Where such vectors are not available.
+    pub(super) fn new(queries: &Queries<'_>, first: usize) -> Softmax {
+        assert!(available(), "no vectors of bf16 here");
+        let last = queries.count() - 1;
+        Softmax {
+            lanes: [[f32::NEG_INFINITY; PANEL]; TILE_ROWS],
+            sinks: std::array::from_fn(|row| queries.sink((first + row).min(last))),
+            less: [0.0; TILE_ROWS],
+            any: 0,
+            scale: queries.scale(),
         }
     }
-    // SAFETY: by the caller.
-    let largest = unsafe { fold_rows(largest, |a, b| _mm512_max_ps(b, a)) };
-    let sink = load(sinks);
-    let max = _mm512_max_ps(_mm512_mul_ps(largest, _mm512_set1_ps(scale)), sink);
-    // With all keys and the sink at minus infinity there is nothing to attend to: all weights are zero.
-    let any = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(max, infinity);
-    let weigh = weights_below(scale, 0.0);
-    let log2_e = std::f32::consts::LOG2_E;
-    let less = _mm512_maskz_mul_ps(any, max, _mm512_set1_ps(-log2_e));
+
+    /// The rows' scores with some keys, `[panels]`.
+    pub(super) fn see(&mut self, scores: &[TileSums; 2]) {
+        // SAFETY: available, as there is a value; so below.
+        unsafe { see(self, scores) }
+    }
+
+    /// Weights of all scores, which were seen, unnormalised, `[TILE_ROWS][row stride]`, or in the place of the first panel's scores;
+    /// returns one over each row's sum.
+    ///
+    /// # Panics
+    /// When there are fewer places in a row than scores.
+    pub(super) fn weigh(
+        &mut self,
+        scores: &mut [Scores],
+        tile: usize,
+        weights: Option<&mut [Bf16]>,
+    ) -> [f32; TILE_ROWS] {
+        // SAFETY: see above.
+        unsafe {
+            settle(self);
+            weigh_tile(self, scores, tile, weights);
+            inverse(self)
+        }
+    }
+}
+
+/// # Safety
+/// AVX-512 is available.
+#[target_feature(enable = "avx512f")]
+unsafe fn see(softmax: &mut Softmax, [left, right]: &[TileSums; 2]) {
+    for ((largest, left), right) in softmax.lanes.iter_mut().zip(left).zip(right) {
+        // SAFETY: sixteen places each.
+        unsafe {
+            let [left, right] = [left, right].map(|scores| _mm512_loadu_ps(scores.as_ptr()));
+            let seen = _mm512_loadu_ps(largest.as_ptr());
+            let seen = _mm512_max_ps(right, _mm512_max_ps(left, seen));
+            _mm512_storeu_ps(largest.as_mut_ptr(), seen);
+        }
+    }
+}
+
+/// # Safety
+/// As [`weigh_tile`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
+unsafe fn settle(softmax: &mut Softmax) {
+    // SAFETY: sixteen places each; the rest by the caller.
+    unsafe {
+        let rows = softmax.lanes.map(|row| _mm512_loadu_ps(row.as_ptr()));
+        let largest = fold_rows(rows, |a, b| _mm512_max_ps(b, a));
+        let sink = _mm512_loadu_ps(softmax.sinks.as_ptr());
+        let scaled = _mm512_mul_ps(largest, _mm512_set1_ps(softmax.scale));
+        let max = _mm512_max_ps(scaled, sink);
+        // With all keys and the sink at minus infinity there is nothing to attend to: all weights are zero.
+        let infinity = _mm512_set1_ps(f32::NEG_INFINITY);
+        softmax.any = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(max, infinity);
+        let log2_e = _mm512_set1_ps(-std::f32::consts::LOG2_E);
+        let less = _mm512_maskz_mul_ps(softmax.any, max, log2_e);
+        softmax.less = avx512::lanes(less);
+    }
+}
+
+/// # Safety
+/// AVX-512 with BF16 is available.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
+unsafe fn weigh_tile(
+    softmax: &mut Softmax,
+    scores: &mut [Scores],
+    tile: usize,
+    weights: Option<&mut [Bf16]>,
+) {
+    let (pairs, tile) = (scores.len(), tile % scores[0].len());
+    let from: *mut f32 = scores.as_mut_ptr().cast();
+    let from = from.wrapping_add(tile * size_of::<[TileSums; 2]>() / size_of::<f32>());
+    // Where weights go, and how far apart those of two rows are and of the next keys, in bytes.
+    let (to, row_bytes, pair_bytes) = match weights {
+        Some(weights) => {
+            let stride = weights.len() / TILE_ROWS;
+            assert!(stride >= pairs * KEYS, "rows of weights");
+            let [row, pair] = [stride, KEYS].map(|len| len * size_of::<Bf16>());
+            (weights.as_mut_ptr().cast::<u8>(), row, pair)
+        }
+        None => (from.cast(), size_of::<[f32; PANEL]>(), size_of::<Scores>()),
+    };
+    let weigh = weights_below(softmax.scale, 0.0);
     let factor = _mm512_set1_ps(weigh.factor);
-    let mut sums = [_mm512_setzero_ps(); TILE_ROWS];
-    // SAFETY: by the caller.
-    let less_of = unsafe { avx512::lanes(less) };
-    for held in (0..TILE_ROWS).step_by(ROWS_HELD) {
-        let mut held_sums = [_mm512_setzero_ps(); ROWS_HELD];
-        for (pair, scores) in scores.iter().enumerate() {
-            for (r, sum) in held_sums.iter_mut().enumerate() {
-                let row = held + r;
-                let less = _mm512_set1_ps(less_of[row]);
+    for first in (0..TILE_ROWS).step_by(ROWS_HELD) {
+        let mut sums = [_mm512_setzero_ps(); ROWS_HELD];
+        for pair in 0..pairs {
+            let from = from.cast::<Scores>().wrapping_add(pair).cast::<f32>();
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let row = first + r;
+                let less = _mm512_set1_ps(softmax.less[row]);
                 let [a, b] = [0, 1].map(|half| {
-                    let t = _mm512_fmadd_ps(load(&scores[tile][half][row]), factor, less);
-                    // SAFETY: by the caller.
-                    unsafe { avx512::exp2(weigh.polynomial, weigh.lowest, t) }
+                    let from = from.wrapping_add((half * TILE_ROWS + row) * PANEL);
+                    let ahead = from.cast::<Scores>().wrapping_add(SCORES_AHEAD);
+                    // SAFETY: sixteen scores, and prefetching reads nothing; the rest by the caller.
+                    unsafe {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                        let t = _mm512_fmadd_ps(_mm512_loadu_ps(from), factor, less);
+                        avx512::exp2(weigh.polynomial, weigh.lowest, t)
+                    }
                 });
                 *sum = _mm512_add_ps(_mm512_add_ps(*sum, a), b);
                 let rounded = _mm512_cvtne2ps_pbh(b, a);
-                // SAFETY: a row of weights has the places of all scores, by the assertion.
-                unsafe {
-                    let to = weights.as_mut_ptr().add(row * stride + pair * KEYS);
-                    to.cast::<__m512bh>().write_unaligned(rounded);
-                }
+                let to = to.wrapping_add(row * row_bytes + pair * pair_bytes);
+                // SAFETY: a row has the places, by the assertion, or a panel's scores, which are not needed any more.
+                unsafe { to.cast::<__m512bh>().write_unaligned(rounded) };
             }
         }
-        sums[held..held + ROWS_HELD].copy_from_slice(&held_sums);
+        for (r, sum) in sums.iter().enumerate() {
+            // SAFETY: sixteen places.
+            unsafe { _mm512_storeu_ps(softmax.lanes[first + r].as_mut_ptr(), *sum) };
+        }
     }
-    // SAFETY: by the caller.
+}
+
+const _: () = assert!(KEYS * size_of::<Bf16>() == size_of::<[f32; PANEL]>());
+
+/// # Safety
+/// As [`weigh_tile`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
+unsafe fn inverse(softmax: &Softmax) -> [f32; TILE_ROWS] {
+    let weigh = weights_below(softmax.scale, 0.0);
+    // SAFETY: sixteen places each; the rest by the caller.
     unsafe {
-        let sum = fold_rows(sums, |a, b| _mm512_add_ps(a, b));
-        let t = _mm512_fmadd_ps(sink, _mm512_set1_ps(log2_e), less);
+        let rows = softmax.lanes.map(|row| _mm512_loadu_ps(row.as_ptr()));
+        let sum = fold_rows(rows, |a, b| _mm512_add_ps(a, b));
+        let (sink, less) = (softmax.sinks, softmax.less);
+        let [sink, less] = [sink, less].map(|lanes| _mm512_loadu_ps(lanes.as_ptr()));
+        let t = _mm512_fmadd_ps(sink, _mm512_set1_ps(std::f32::consts::LOG2_E), less);
         let sink = avx512::exp2(weigh.polynomial, weigh.lowest, t);
         let sum = _mm512_add_ps(sum, sink);
-        avx512::lanes(_mm512_maskz_div_ps(any, _mm512_set1_ps(1.0), sum))
+        let inverse = _mm512_maskz_div_ps(softmax.any, _mm512_set1_ps(1.0), sum);
+        avx512::lanes(inverse)
     }
 }
 

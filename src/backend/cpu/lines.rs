@@ -1,0 +1,83 @@
+//! Buffers that begin on a cache line: a vector or a tile's row that straddles two lines is fetched twice.
+
+use bytemuck::{Pod, Zeroable};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+/// Something on the stack that begins on a cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct OnLine<T>(pub T);
+
+/// A cache line.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// A slice that owns its memory, and grows.
+pub(super) struct Lines<T> {
+    lines: Vec<Line>,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T> Default for Lines<T> {
+    fn default() -> Lines<T> {
+        Lines {
+            lines: Vec::new(),
+            len: 0,
+            element: PhantomData,
+        }
+    }
+}
+
+impl<T: Pod> Lines<T> {
+    /// Makes it `len` elements long: what was there before stays, in places never used before are zeros. Memory is never
+    /// given back.
+    pub(super) fn resize(&mut self, len: usize) {
+        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        if lines > self.lines.len() {
+            self.lines.resize(lines, Line::zeroed());
+        }
+        self.len = len;
+    }
+}
+
+impl<T: Pod> Deref for Lines<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.lines);
+        bytemuck::cast_slice(&bytes[..self.len * size_of::<T>()])
+    }
+}
+
+impl<T: Pod> DerefMut for Lines<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.lines);
+        bytemuck::cast_slice_mut(&mut bytes[..self.len * size_of::<T>()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn they_begin_on_a_line_and_keep_what_they_hold() {
+        let mut lines = Lines::<i16>::default();
+        assert!(lines.is_empty());
+        for len in [1, 31, 32, 33, 1000] {
+            let before = lines.len();
+            lines.resize(len);
+            assert_eq!((lines.len(), lines.as_ptr() as usize % 64), (len, 0));
+            assert!(lines[..before].iter().all(|v| *v == 7));
+            assert!(lines[before..].iter().all(|v| *v == 0));
+            lines.fill(7);
+        }
+        lines.resize(2);
+        assert_eq!(*lines, [7, 7]);
+        let on_stack = [OnLine([0_u8; 3]); 2];
+        assert!(on_stack.iter().all(|v| v.0.as_ptr() as usize % 64 == 0));
+    }
+}
