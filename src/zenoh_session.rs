@@ -1,5 +1,7 @@
 //! What publisher and subscriber share on zenoh: the session's configuration, keys, encodings and attachments.
 
+mod segments;
+
 use crate::config::LiveConfig;
 use zenoh::bytes::Encoding;
 use zenoh::{Config, Session, Wait};
@@ -30,7 +32,11 @@ pub fn open(live: &LiveConfig) -> Result<Session, String> {
             .insert_json5(key, &value)
             .map_err(|e| format!("zenoh does not take {key} = {value}: {e}"))?;
     }
-    zenoh::open(config).wait().map_err(|e| {
+    let mut builder = zenoh::open(config);
+    if live.shared_memory {
+        builder = builder.with_shm_clients(segments::clients());
+    }
+    builder.wait().map_err(|e| {
         format!(
             "cannot open a zenoh session (listen {:?}, connect {:?}): {e}",
             live.listen, live.connect

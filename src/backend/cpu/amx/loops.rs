@@ -1,0 +1,230 @@
+//! The loops over tiles, in assembly.
+
+use super::LINE;
+use crate::backend::cpu::ahead::ASKED_A_STEP;
+use crate::backend::cpu::bf16::Bf16;
+use std::arch::asm;
+
+/// How far ahead of their use weights are asked for when few rows make memory the limit.
+const PREFETCH_BYTES: usize = 4096;
+
+/// How far ahead of their use panels are asked for that lie in the second cache: behind the pair that is multiplied, where a step
+/// is short.
+const NEAR_BYTES: usize = 4096;
+
+/// Where tiles of rows lie, in bytes.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct TileRows {
+    pub(super) first: *const u8,
+    /// From row to row.
+    pub(super) row: usize,
+    /// From one step of channels to the next.
+    pub(super) step: usize,
+    /// From the first sixteen rows to the next.
+    pub(super) tile: usize,
+}
+
+/// What tiles can be multiplied of.
+pub(in crate::backend::cpu) trait Element: Copy {
+    /// Of their products.
+    type Sum: Copy;
+
+    /// Sums of sixteen rows and two panels.
+    ///
+    /// # Safety
+    /// Tiles are configured; there are so many steps of rows and of panels, and places for the sums.
+    unsafe fn dot_one(x: TileRows, weights: [*const u8; 2], steps: usize, sums: *mut u8);
+
+    /// Sums of thirty-two rows; asks for [`ASKED_A_STEP`] bytes of memory a step, from `ahead` bytes behind the first panel on.
+    ///
+    /// # Safety
+    /// As [`Element::dot_one`].
+    unsafe fn dot_two(
+        x: TileRows,
+        weights: [*const u8; 2],
+        steps: usize,
+        sums: *mut u8,
+        ahead: usize,
+    );
+
+    /// Sums of thirty-two rows; asks for both panels [`NEAR_BYTES`] ahead, from the second cache to the first.
+    ///
+    /// # Safety
+    /// As [`Element::dot_one`].
+    unsafe fn dot_near(x: TileRows, weights: [*const u8; 2], steps: usize, sums: *mut u8);
+}
+
+/// The loops for an element, whose tiles `$multiply` multiplies.
+macro_rules! element {
+    ($element:ty, $sum:ty, $multiply:literal) => {
+        impl Element for $element {
+            type Sum = $sum;
+
+            /// Memory is the limit, so weights are asked for ahead of their use.
+            unsafe fn dot_one(
+                x: TileRows,
+                weights: [*const u8; 2],
+                steps: usize,
+                sums: *mut u8,
+            ) {
+                // SAFETY: by the caller; prefetching reads nothing.
+                unsafe {
+                    asm!(
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "2:",
+                        "tileloadd tmm4, [{x} + {row}*1]",
+                        "tileloadd tmm6, [{w0} + {line}*1]",
+                        "tileloadd tmm7, [{w1} + {line}*1]",
+                        "mov {i:e}, 1024",
+                        "3:",
+                        "sub {i:e}, 64",
+                        "prefetcht0 [{w0} + {i} + {ahead}]",
+                        "prefetcht0 [{w1} + {i} + {ahead}]",
+                        "jnz 3b",
+                        concat!($multiply, " tmm0, tmm4, tmm6"),
+                        concat!($multiply, " tmm1, tmm4, tmm7"),
+                        "add {x}, {next}",
+                        "add {w0}, 1024",
+                        "add {w1}, 1024",
+                        "dec {steps}",
+                        "jnz 2b",
+                        "tilestored [{sums} + {line}*1], tmm0",
+                        "tilestored [{sums} + {line}*1 + 1024], tmm1",
+                        x = inout(reg) x.first => _,
+                        w0 = inout(reg) weights[0] => _,
+                        w1 = inout(reg) weights[1] => _,
+                        steps = inout(reg) steps => _,
+                        i = out(reg) _,
+                        row = in(reg) x.row,
+                        next = in(reg) x.step,
+                        line = in(reg) LINE,
+                        sums = in(reg) sums,
+                        ahead = const PREFETCH_BYTES,
+                        out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack),
+                    );
+                }
+            }
+
+            /// What is loaded is used twice.
+            unsafe fn dot_two(
+                x: TileRows,
+                weights: [*const u8; 2],
+                steps: usize,
+                sums: *mut u8,
+                ahead: usize,
+            ) {
+                // SAFETY: by the caller; prefetching reads nothing.
+                unsafe {
+                    asm!(
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "tilezero tmm2",
+                        "tilezero tmm3",
+                        "2:",
+                        "tileloadd tmm4, [{x0} + {row}*1]",
+                        "tileloadd tmm6, [{w0} + {line}*1]",
+                        concat!($multiply, " tmm0, tmm4, tmm6"),
+                        "tileloadd tmm7, [{w1} + {line}*1]",
+                        concat!($multiply, " tmm1, tmm4, tmm7"),
+                        "tileloadd tmm5, [{x1} + {row}*1]",
+                        concat!($multiply, " tmm2, tmm5, tmm6"),
+                        concat!($multiply, " tmm3, tmm5, tmm7"),
+                        "prefetcht1 [{ahead}]",
+                        "prefetcht1 [{ahead} + 64]",
+                        "prefetcht1 [{ahead} + 128]",
+                        "prefetcht1 [{ahead} + 192]",
+                        "prefetcht1 [{ahead} + 256]",
+                        "prefetcht1 [{ahead} + 320]",
+                        "add {ahead}, {asked}",
+                        "add {x0}, {next}",
+                        "add {x1}, {next}",
+                        "add {w0}, 1024",
+                        "add {w1}, 1024",
+                        "dec {steps}",
+                        "jnz 2b",
+                        "tilestored [{sums} + {line}*1], tmm0",
+                        "tilestored [{sums} + {line}*1 + 1024], tmm1",
+                        "tilestored [{sums} + {line}*1 + 2048], tmm2",
+                        "tilestored [{sums} + {line}*1 + 3072], tmm3",
+                        x0 = inout(reg) x.first => _,
+                        x1 = inout(reg) x.first.wrapping_add(x.tile) => _,
+                        w0 = inout(reg) weights[0] => _,
+                        w1 = inout(reg) weights[1] => _,
+                        ahead = inout(reg) weights[0].wrapping_add(ahead) => _,
+                        steps = inout(reg) steps => _,
+                        row = in(reg) x.row,
+                        next = in(reg) x.step,
+                        line = in(reg) LINE,
+                        sums = in(reg) sums,
+                        asked = const ASKED_A_STEP,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack),
+                    );
+                }
+            }
+
+            /// What is loaded is used twice.
+            unsafe fn dot_near(
+                x: TileRows,
+                weights: [*const u8; 2],
+                steps: usize,
+                sums: *mut u8,
+            ) {
+                // SAFETY: by the caller; prefetching reads nothing.
+                unsafe {
+                    asm!(
+                        "tilezero tmm0",
+                        "tilezero tmm1",
+                        "tilezero tmm2",
+                        "tilezero tmm3",
+                        "2:",
+                        "tileloadd tmm4, [{x0} + {row}*1]",
+                        "tileloadd tmm6, [{w0} + {line}*1]",
+                        concat!($multiply, " tmm0, tmm4, tmm6"),
+                        "tileloadd tmm7, [{w1} + {line}*1]",
+                        concat!($multiply, " tmm1, tmm4, tmm7"),
+                        "tileloadd tmm5, [{x1} + {row}*1]",
+                        concat!($multiply, " tmm2, tmm5, tmm6"),
+                        concat!($multiply, " tmm3, tmm5, tmm7"),
+                        "mov {i:e}, 1024",
+                        "3:",
+                        "sub {i:e}, 64",
+                        "prefetcht0 [{w0} + {i} + {near}]",
+                        "prefetcht0 [{w1} + {i} + {near}]",
+                        "jnz 3b",
+                        "add {x0}, {next}",
+                        "add {x1}, {next}",
+                        "add {w0}, 1024",
+                        "add {w1}, 1024",
+                        "dec {steps}",
+                        "jnz 2b",
+                        "tilestored [{sums} + {line}*1], tmm0",
+                        "tilestored [{sums} + {line}*1 + 1024], tmm1",
+                        "tilestored [{sums} + {line}*1 + 2048], tmm2",
+                        "tilestored [{sums} + {line}*1 + 3072], tmm3",
+                        x0 = inout(reg) x.first => _,
+                        x1 = inout(reg) x.first.wrapping_add(x.tile) => _,
+                        w0 = inout(reg) weights[0] => _,
+                        w1 = inout(reg) weights[1] => _,
+                        steps = inout(reg) steps => _,
+                        i = out(reg) _,
+                        row = in(reg) x.row,
+                        next = in(reg) x.step,
+                        line = in(reg) LINE,
+                        sums = in(reg) sums,
+                        near = const NEAR_BYTES,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack),
+                    );
+                }
+            }
+        }
+    };
+}
+
+element!(i8, i32, "tdpbssd");
+element!(Bf16, f32, "tdpbf16ps");
