@@ -173,7 +173,7 @@ def timed(step):
 
 
 def contestants(bench, folder):
-    """`name -> call that returns its milliseconds`, peers first."""
+    """`name -> call that returns its milliseconds`, peers first; ours, where they go: linear layers, attention, the rest."""
     table = {}
     for rows in (ROWS, 4):
         for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
@@ -188,9 +188,8 @@ def contestants(bench, folder):
     print(f"ours: {one.name}")
     for precision in ("f32", "bf16", "int8"):
         for rows in (ROWS, 4):
-            ours = lambda p=precision, r=rows: sum(one.step(p, r))
-            table[f"umm {precision}, {rows} rows"] = ours
-        table[f"umm {precision}, {ROWS} rows, 2 threads"] = lambda p=precision: sum(two.step(p, ROWS))
+            table[f"umm {precision}, {rows} rows"] = lambda p=precision, r=rows: one.step(p, r)
+        table[f"umm {precision}, {ROWS} rows, 2 threads"] = lambda p=precision: two.step(p, ROWS)
     for precision in ("f32", "bf16"):
         attention = lambda p=precision: one.step(p, ROWS)[1] / LAYERS
         table[f"umm attention {precision}, a layer"] = attention
@@ -222,7 +221,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         table = contestants(sys.argv[1], folder)
         table = {name: run for name, run in table.items() if not any(part in name for part in without)}
-        times = {name: [] for name in table}
+        times, parts = {name: [] for name in table}, {}
         for name in list(table):
             try:
                 table[name]()
@@ -233,12 +232,19 @@ def main():
             for name, run in table.items():
                 # Recomputing takes seconds: a few times are enough.
                 if "recomputed" not in name or round_ < 3:
-                    times[name].append(run())
+                    taken = run()
+                    if isinstance(taken, list):
+                        parts.setdefault(name, []).append(taken)
+                        taken = sum(taken)
+                    times[name].append(taken)
     medians = {name: statistics.median(t) for name, t in times.items() if t}
     least = {name: min(t) for name, t in times.items() if t}
     print("\n| ms, of rounds that take turns | median | least |\n|---|---|---|")
     for name, median in medians.items():
         print(f"| {name} | {median:.2f} | {least[name]:.2f} |")
+    print("\n| medians of ours, ms | linear | attention | rest |\n|---|---|---|---|")
+    for name, taken in parts.items():
+        print(f"| {name} |", " | ".join(f"{statistics.median(part):.2f}" for part in zip(*taken)), "|")
     print("\n| ours | against | ratio of medians | of the quickest | target |\n|---|---|---|---|---|")
     for ours, peers, target in RATIOS:
         peers = [p for p in peers if p in medians]
