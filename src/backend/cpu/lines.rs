@@ -78,6 +78,7 @@ mod tests {
         lines.resize(2);
         assert_eq!(*lines, [7, 7]);
         let on_stack = [OnLine([0_u8; 3]); 2];
-        assert!(on_stack.iter().all(|v| v.0.as_ptr() as usize % 64 == 0));
+        let aligned = |v: &OnLine<[u8; 3]>| (v.0.as_ptr() as usize).is_multiple_of(64);
+        assert!(on_stack.iter().all(aligned));
     }
 }
