@@ -87,7 +87,8 @@ mod memory {
                 let layout = Layout::from_size_align(bytes, LARGE_PAGE);
                 handle_alloc_error(layout.unwrap_or(Layout::new::<u8>()));
             };
-            if bytes >= 2 * LARGE_PAGE {
+            // An interpreter that knows no such advice can still check the rest.
+            if bytes >= 2 * LARGE_PAGE && !cfg!(miri) {
                 // Where it is refused small pages do.
                 // SAFETY: the range is this mapping; the advice changes nothing of what it holds.
                 let _ = unsafe { madvise(start, bytes, MmapAdvise::MADV_HUGEPAGE) };
