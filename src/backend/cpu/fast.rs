@@ -103,32 +103,46 @@ fn norm_rows<const N: usize>(x: &[f32], weight: &[f32], bias: &[f32], out: &mut 
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]
 pub(super) fn rotary_in_place(x: &mut [f32], heads: usize, head_dim: usize, table: &[f32]) {
     match head_dim {
-        // The presets' heads, whose loops have no length to look at.
-        32 => rotate_heads(x, heads, 32, table),
-        64 => rotate_heads(x, heads, 64, table),
-        _ => rotate_heads(x, heads, head_dim, table),
+        // The presets' heads.
+        32 => rotate_heads::<4>(x, heads, 32, table),
+        64 => rotate_heads::<8>(x, heads, 64, table),
+        _ => rotate_heads::<1>(x, heads, head_dim, table),
+    }
+}
+
+/// `N` pairs at a time, which divides each section's.
+#[inline(always)]
+fn rotate_heads<const N: usize>(x: &mut [f32], heads: usize, head_dim: usize, table: &[f32]) {
+    let rows = x.chunks_exact_mut(heads * head_dim);
+    for (x, table) in rows.zip(table.chunks_exact(head_dim)) {
+        let (cos, sin) = table.split_at(head_dim / 2);
+        for head in x.chunks_exact_mut(head_dim) {
+            // Seen through, heads would be taken together, gathered element by element: four times slower with AVX-512.
+            let head = std::hint::black_box(head);
+            let (mut cos, mut sin) = (cos.as_chunks::<N>().0, sin.as_chunks::<N>().0);
+            for (start, pairs) in sections(head_dim) {
+                let (a, b) = head[start..start + 2 * pairs].split_at_mut(pairs);
+                let (a, b) = (a.as_chunks_mut::<N>().0, b.as_chunks_mut::<N>().0);
+                for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                    (*a, *b) = rotate(*a, *b, *cos, *sin);
+                }
+                (cos, sin) = (&cos[pairs / N..], &sin[pairs / N..]);
+            }
+        }
     }
 }
 
 #[inline(always)]
-fn rotate_heads(x: &mut [f32], heads: usize, head_dim: usize, table: &[f32]) {
-    let rows = x.chunks_exact_mut(heads * head_dim);
-    for (x, table) in rows.zip(table.chunks_exact(head_dim)) {
-        let (mut cos, mut sin) = table.split_at(head_dim / 2);
-        let mut sections_of_row = [(0, &cos[..0], &sin[..0]); 3];
-        for (of_row, (start, pairs)) in sections_of_row.iter_mut().zip(sections(head_dim)) {
-            *of_row = (start, &cos[..pairs], &sin[..pairs]);
-            (cos, sin) = (&cos[pairs..], &sin[pairs..]);
-        }
-        for head in x.chunks_exact_mut(head_dim) {
-            for (start, cos, sin) in sections_of_row {
-                let (a, b) = head[start..start + 2 * cos.len()].split_at_mut(cos.len());
-                for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-                    let (xa, xb) = (*a, *b);
-                    *a = xa * cos - xb * sin;
-                    *b = xa * sin + xb * cos;
-                }
-            }
-        }
+fn rotate<const N: usize>(
+    a: [f32; N],
+    b: [f32; N],
+    cos: [f32; N],
+    sin: [f32; N],
+) -> ([f32; N], [f32; N]) {
+    let mut rotated = ([0.0; N], [0.0; N]);
+    for l in 0..N {
+        rotated.0[l] = a[l] * cos[l] - b[l] * sin[l];
+        rotated.1[l] = a[l] * sin[l] + b[l] * cos[l];
     }
+    rotated
 }

@@ -54,6 +54,54 @@ pub(in crate::backend::cpu) trait Element: Copy {
     unsafe fn dot_near(x: TileRows, weights: [*const u8; 2], steps: usize, sums: *mut u8);
 }
 
+/// The loop over two tiles of rows and two panels, where what is loaded is used twice, with what asks for memory in each step.
+macro_rules! two_tiles {
+    (
+        $multiply:literal, $x:ident, $weights:ident, $steps:ident, $sums:ident,
+        [$($ask:literal,)*], $($operand:tt)*
+    ) => {
+        asm!(
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            "tileloadd tmm4, [{x0} + {row}*1]",
+            "tileloadd tmm6, [{w0} + {line}*1]",
+            concat!($multiply, " tmm0, tmm4, tmm6"),
+            "tileloadd tmm7, [{w1} + {line}*1]",
+            concat!($multiply, " tmm1, tmm4, tmm7"),
+            "tileloadd tmm5, [{x1} + {row}*1]",
+            concat!($multiply, " tmm2, tmm5, tmm6"),
+            concat!($multiply, " tmm3, tmm5, tmm7"),
+            $($ask,)*
+            "add {x0}, {next}",
+            "add {x1}, {next}",
+            "add {w0}, 1024",
+            "add {w1}, 1024",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{sums} + {line}*1], tmm0",
+            "tilestored [{sums} + {line}*1 + 1024], tmm1",
+            "tilestored [{sums} + {line}*1 + 2048], tmm2",
+            "tilestored [{sums} + {line}*1 + 3072], tmm3",
+            x0 = inout(reg) $x.first => _,
+            x1 = inout(reg) $x.first.wrapping_add($x.tile) => _,
+            w0 = inout(reg) $weights[0] => _,
+            w1 = inout(reg) $weights[1] => _,
+            steps = inout(reg) $steps => _,
+            row = in(reg) $x.row,
+            next = in(reg) $x.step,
+            line = in(reg) LINE,
+            sums = in(reg) $sums,
+            $($operand)*
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    };
+}
+
 /// The loops for an element, whose tiles `$multiply` multiplies.
 macro_rules! element {
     ($element:ty, $sum:ty, $multiply:literal) => {
@@ -107,7 +155,6 @@ macro_rules! element {
                 }
             }
 
-            /// What is loaded is used twice.
             unsafe fn dot_two(
                 x: TileRows,
                 weights: [*const u8; 2],
@@ -117,56 +164,23 @@ macro_rules! element {
             ) {
                 // SAFETY: by the caller; prefetching reads nothing.
                 unsafe {
-                    asm!(
-                        "tilezero tmm0",
-                        "tilezero tmm1",
-                        "tilezero tmm2",
-                        "tilezero tmm3",
-                        "2:",
-                        "tileloadd tmm4, [{x0} + {row}*1]",
-                        "tileloadd tmm6, [{w0} + {line}*1]",
-                        concat!($multiply, " tmm0, tmm4, tmm6"),
-                        "tileloadd tmm7, [{w1} + {line}*1]",
-                        concat!($multiply, " tmm1, tmm4, tmm7"),
-                        "tileloadd tmm5, [{x1} + {row}*1]",
-                        concat!($multiply, " tmm2, tmm5, tmm6"),
-                        concat!($multiply, " tmm3, tmm5, tmm7"),
-                        "prefetcht1 [{ahead}]",
-                        "prefetcht1 [{ahead} + 64]",
-                        "prefetcht1 [{ahead} + 128]",
-                        "prefetcht1 [{ahead} + 192]",
-                        "prefetcht1 [{ahead} + 256]",
-                        "prefetcht1 [{ahead} + 320]",
-                        "add {ahead}, {asked}",
-                        "add {x0}, {next}",
-                        "add {x1}, {next}",
-                        "add {w0}, 1024",
-                        "add {w1}, 1024",
-                        "dec {steps}",
-                        "jnz 2b",
-                        "tilestored [{sums} + {line}*1], tmm0",
-                        "tilestored [{sums} + {line}*1 + 1024], tmm1",
-                        "tilestored [{sums} + {line}*1 + 2048], tmm2",
-                        "tilestored [{sums} + {line}*1 + 3072], tmm3",
-                        x0 = inout(reg) x.first => _,
-                        x1 = inout(reg) x.first.wrapping_add(x.tile) => _,
-                        w0 = inout(reg) weights[0] => _,
-                        w1 = inout(reg) weights[1] => _,
+                    two_tiles!(
+                        $multiply, x, weights, steps, sums,
+                        [
+                            "prefetcht1 [{ahead}]",
+                            "prefetcht1 [{ahead} + 64]",
+                            "prefetcht1 [{ahead} + 128]",
+                            "prefetcht1 [{ahead} + 192]",
+                            "prefetcht1 [{ahead} + 256]",
+                            "prefetcht1 [{ahead} + 320]",
+                            "add {ahead}, {asked}",
+                        ],
                         ahead = inout(reg) weights[0].wrapping_add(ahead) => _,
-                        steps = inout(reg) steps => _,
-                        row = in(reg) x.row,
-                        next = in(reg) x.step,
-                        line = in(reg) LINE,
-                        sums = in(reg) sums,
                         asked = const ASKED_A_STEP,
-                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                        options(nostack),
                     );
                 }
             }
 
-            /// What is loaded is used twice.
             unsafe fn dot_near(
                 x: TileRows,
                 weights: [*const u8; 2],
@@ -175,50 +189,18 @@ macro_rules! element {
             ) {
                 // SAFETY: by the caller; prefetching reads nothing.
                 unsafe {
-                    asm!(
-                        "tilezero tmm0",
-                        "tilezero tmm1",
-                        "tilezero tmm2",
-                        "tilezero tmm3",
-                        "2:",
-                        "tileloadd tmm4, [{x0} + {row}*1]",
-                        "tileloadd tmm6, [{w0} + {line}*1]",
-                        concat!($multiply, " tmm0, tmm4, tmm6"),
-                        "tileloadd tmm7, [{w1} + {line}*1]",
-                        concat!($multiply, " tmm1, tmm4, tmm7"),
-                        "tileloadd tmm5, [{x1} + {row}*1]",
-                        concat!($multiply, " tmm2, tmm5, tmm6"),
-                        concat!($multiply, " tmm3, tmm5, tmm7"),
-                        "mov {i:e}, 1024",
-                        "3:",
-                        "sub {i:e}, 64",
-                        "prefetcht0 [{w0} + {i} + {near}]",
-                        "prefetcht0 [{w1} + {i} + {near}]",
-                        "jnz 3b",
-                        "add {x0}, {next}",
-                        "add {x1}, {next}",
-                        "add {w0}, 1024",
-                        "add {w1}, 1024",
-                        "dec {steps}",
-                        "jnz 2b",
-                        "tilestored [{sums} + {line}*1], tmm0",
-                        "tilestored [{sums} + {line}*1 + 1024], tmm1",
-                        "tilestored [{sums} + {line}*1 + 2048], tmm2",
-                        "tilestored [{sums} + {line}*1 + 3072], tmm3",
-                        x0 = inout(reg) x.first => _,
-                        x1 = inout(reg) x.first.wrapping_add(x.tile) => _,
-                        w0 = inout(reg) weights[0] => _,
-                        w1 = inout(reg) weights[1] => _,
-                        steps = inout(reg) steps => _,
+                    two_tiles!(
+                        $multiply, x, weights, steps, sums,
+                        [
+                            "mov {i:e}, 1024",
+                            "3:",
+                            "sub {i:e}, 64",
+                            "prefetcht0 [{w0} + {i} + {near}]",
+                            "prefetcht0 [{w1} + {i} + {near}]",
+                            "jnz 3b",
+                        ],
                         i = out(reg) _,
-                        row = in(reg) x.row,
-                        next = in(reg) x.step,
-                        line = in(reg) LINE,
-                        sums = in(reg) sums,
                         near = const NEAR_BYTES,
-                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                        options(nostack),
                     );
                 }
             }
