@@ -111,9 +111,6 @@ impl Tiles {
         sums: &mut [[TileSums<E::Sum>; 2]; 2],
         ahead: Option<&mut Ahead>,
     ) {
-        let row_bytes = depth * size_of::<E>();
-        assert!(row_bytes.is_multiple_of(LINE) && depth > 0);
-        assert!(size_of::<E::Sum>() == 4 && weights.iter().all(|w| w.len() == PANEL * depth));
         let tile = ROW_STEP * stride;
         assert!(stride >= depth && (x.len() == tile || x.len() == 2 * tile));
         let rows = TileRows {
@@ -122,21 +119,8 @@ impl Tiles {
             step: LINE,
             tile: size_of_val(&x[..tile]),
         };
-        let (steps, to) = (row_bytes / LINE, sums.as_mut_ptr().cast());
-        let panels = weights.map(|w| w.as_ptr().cast());
-        // SAFETY: `self` says the tiles are configured. A step reads 64 bytes of sixteen rows, and 64 of sixteen output
-        // channels (1024 bytes): all inside the slices by the assertions. The four sums are 1024 bytes each, one after
-        // the other.
-        unsafe {
-            if x.len() == tile {
-                E::dot_one(rows, panels, steps, to);
-            } else {
-                match ahead {
-                    Some(ahead) => E::dot_two(rows, panels, steps, to, ahead.steps(steps)),
-                    None => E::dot_near(rows, panels, steps, to),
-                }
-            }
-        }
+        // SAFETY: the rows are inside the slice by the assertion.
+        unsafe { self.multiply(rows, x.len() / tile, weights, depth, sums, ahead) }
     }
 
     /// As [`Tiles::dot`], of panels that lie near and rows that took the place of other sums: those of the first of `tiles` (one or two)
@@ -151,22 +135,43 @@ impl Tiles {
         weights: [&[E]; 2],
         sums: &mut [[TileSums<E::Sum>; 2]; 2],
     ) {
-        let depth = x.len() * LINE / size_of::<E>();
-        assert!(size_of::<E::Sum>() == 4 && weights.iter().all(|w| w.len() == PANEL * depth));
-        assert!(depth > 0 && (1..=2).contains(&tiles));
+        assert!((1..=2).contains(&tiles) && !x.is_empty());
         let rows = TileRows {
             first: x.as_ptr().cast(),
             row: LINE,
             step: size_of_val(&x[0]),
             tile: size_of_val(&x[0][0]),
         };
+        let depth = x.len() * LINE / size_of::<E>();
+        // SAFETY: sums of a tile are sixteen rows of 64 bytes, and there are two tiles a step.
+        unsafe { self.multiply(rows, tiles, weights, depth, sums, None) }
+    }
+
+    /// What both have in common.
+    ///
+    /// # Safety
+    /// There are `depth` elements in the rows of so many tiles, one or two.
+    unsafe fn multiply<E: Element>(
+        &self,
+        rows: TileRows,
+        tiles: usize,
+        weights: [&[E]; 2],
+        depth: usize,
+        sums: &mut [[TileSums<E::Sum>; 2]; 2],
+        ahead: Option<&mut Ahead>,
+    ) {
+        let row_bytes = depth * size_of::<E>();
+        assert!(row_bytes.is_multiple_of(LINE) && depth > 0);
+        assert!(size_of::<E::Sum>() == 4 && weights.iter().all(|w| w.len() == PANEL * depth));
+        let (steps, sums) = (row_bytes / LINE, sums.as_mut_ptr().cast());
         let panels = weights.map(|w| w.as_ptr().cast());
-        let to = sums.as_mut_ptr().cast();
-        // SAFETY: as in `dot`; sums of a tile are sixteen rows of 64 bytes.
+        // SAFETY: `self` says the tiles are configured. A step reads 64 bytes of sixteen rows, by the caller, and 64 of
+        // sixteen output channels (1024 bytes), by the assertions. The four sums are 1024 bytes each, one after the other.
         unsafe {
-            match tiles {
-                1 => E::dot_one(rows, panels, x.len(), to),
-                _ => E::dot_near(rows, panels, x.len(), to),
+            match (tiles, ahead) {
+                (1, _) => E::dot_one(rows, panels, steps, sums),
+                (_, Some(ahead)) => E::dot_two(rows, panels, steps, sums, ahead.steps(steps)),
+                (_, None) => E::dot_near(rows, panels, steps, sums),
             }
         }
     }

@@ -12,6 +12,9 @@ use multiversion::target::target_cfg_f;
 /// Keys and values to panels.
 pub(super) fn pack(scratch: &mut Scratch, queries: &Queries<'_>, depth: usize, keys: usize) {
     let count = queries.keys.len();
+    // A key may be shorter than a row: zeros behind it.
+    scratch.rows.resize(PANEL * depth / 2);
+    scratch.rows.fill(Pair::default());
     for (panel, columns) in scratch.keys.chunks_exact_mut(PANEL * depth / 2).enumerate() {
         let rows = scratch.rows.chunks_exact_mut(depth / 2);
         for (i, row) in rows.enumerate() {

@@ -113,8 +113,6 @@ pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch, out
 impl Scratch {
     fn resize(&mut self, depth: usize, keys: usize) {
         self.queries.resize(ROWS * row_stride::<Bf16>(depth));
-        self.rows.resize(PANEL * depth / 2);
-        self.rows.fill(Pair::default());
         self.keys.resize(keys * depth / 2);
         self.values.resize(depth * keys / 2);
         self.scores.resize(keys / KEYS);
