@@ -121,8 +121,14 @@ fn values_that_no_run_can_have_are_refused() {
         ("capacity", "4294967296"),
         ("context_capacity", "4294967296"),
         ("max_block_ms", "100000000"),
+        ("max_pixels", "1000"),
     ] {
         refused(&format!("{TOPIC}{key} = {value}\n"), 5, &["/a", key]);
+    }
+    let camera = TOPIC.replace("audio", "camera");
+    for pixels in ["0", "100000000"] {
+        let text = format!("{camera}max_pixels = {pixels}\n");
+        refused(&text, 5, &["/a", "max_pixels", "1..="]);
     }
     for hz in ["nan", "inf", "-1.0", "1e300"] {
         let text = format!("{TOPIC}[output]\nthumbnails_hz = {hz}\n");

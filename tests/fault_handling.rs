@@ -131,11 +131,51 @@ fn jpeg() -> Vec<u8> {
 fn a_cut_jpeg_is_refused() {
     use umm::frontend::image_codec::{RgbImage, jpeg_into};
     let (whole, mut out) = (jpeg(), RgbImage::default());
-    jpeg_into(&whole, &mut out).unwrap();
+    jpeg_into(&whole, 64 * 64, &mut out).unwrap();
     for part in [2, 4] {
+        let cut = &whole[..whole.len() - whole.len() / part];
+        assert!(jpeg_into(cut, 64 * 64, &mut out).is_err(), "{part}");
+    }
+}
+
+/// A few bytes can claim a picture that takes seconds to decode: what it takes is known, and refused, before.
+#[test]
+fn a_picture_that_would_hold_up_the_tick_is_refused_before_it_is_decoded() {
+    use umm::decode::{ImageView, PixelFormat};
+    use umm::frontend::camera::CameraFrontEnd;
+    let mut png_bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut png_bytes, 64, 64);
+    encoder.set_color(png::ColorType::Rgb);
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_image_data(&[7; 64 * 64 * 3]).unwrap();
+    writer.finish().unwrap();
+    let jpeg_bytes = jpeg();
+    // What claims to be larger than it is: only a refusal that comes before decoding says so.
+    let mut claims = jpeg_bytes.clone();
+    let frame = claims.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
+    claims[frame + 5..frame + 9].copy_from_slice(&[0x10, 0, 0x10, 0]);
+    let raw = [7; 64 * 64 * 3];
+    for (format, data, pixels) in [
+        (PixelFormat::Jpeg, &jpeg_bytes[..], 64 * 64),
+        (PixelFormat::Jpeg, &claims, 4096 * 4096),
+        (PixelFormat::Png, &png_bytes, 64 * 64),
+        (PixelFormat::Rgb8, &raw, 64 * 64),
+    ] {
+        let view = ImageView {
+            width: 64,
+            height: 64,
+            row_stride: 64 * 3,
+            format,
+            data,
+        };
+        let refused = |most: usize| CameraFrontEnd::new(most, 64, 32).process(&view).err();
+        let reason = refused(pixels - 1).map(|e| e.to_string());
+        let reason = reason.unwrap_or_default();
+        assert!(reason.contains("max_pixels"), "{format:?}: {reason}");
+        let enough = refused(pixels).map(|e| e.to_string());
         assert!(
-            jpeg_into(&whole[..whole.len() - whole.len() / part], &mut out).is_err(),
-            "{part}"
+            !enough.unwrap_or_default().contains("max_pixels"),
+            "{format:?}"
         );
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Config, EngineConfig, TopicConfig};
 use crate::backend::MAX_TOPICS;
+use crate::frontend::image_codec::MAX_PIXELS;
 use crate::governor::Plan;
 use crate::model::spec::Modality;
 use std::path::Path;
@@ -276,6 +277,15 @@ fn check_topic(topic: &TopicConfig) -> Result<(), (&'static str, String)> {
     if topic.max_block_ms.is_some_and(|v| v > LONGEST_BLOCK_MS) {
         let reason = format!("max_block_ms is over {LONGEST_BLOCK_MS}");
         return Err(("max_block_ms", reason));
+    }
+    let pixels = topic.max_pixels;
+    if pixels.is_some_and(|v| v == 0 || v > MAX_PIXELS) {
+        let reason = format!("max_pixels must lie in 1..={MAX_PIXELS}");
+        return Err(("max_pixels", reason));
+    }
+    if pixels.is_some() && topic.kind != Modality::Camera {
+        let reason = "only camera topics have `max_pixels`".to_owned();
+        return Err(("max_pixels", reason));
     }
     let telemetry = topic.kind == Modality::Telemetry;
     if telemetry && topic.signals.is_empty() {

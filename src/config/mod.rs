@@ -221,6 +221,8 @@ pub struct TopicConfig {
     pub audio: Option<AudioConfig>,
     /// Longest audio block accepted.
     pub max_block_ms: Option<u64>,
+    /// Most pixels of an image accepted.
+    pub max_pixels: Option<usize>,
     /// Signals of a telemetry topic, by the name the model knows.
     #[serde(default)]
     pub signals: BTreeMap<String, SignalConfig>,
@@ -266,6 +268,9 @@ pub struct SignalConfig {
 /// Longest audio block accepted where the topic does not say.
 pub const DEFAULT_MAX_BLOCK_MS: u64 = 200;
 
+/// Most pixels of an image accepted where the topic does not say: those of 3840 x 2160, and a few.
+pub const DEFAULT_MAX_PIXELS: usize = 8 << 20;
+
 /// Audio blocks a tick takes where the topic does not say.
 const AUDIO_PER_TICK: usize = 16;
 
@@ -307,6 +312,11 @@ impl TopicConfig {
     /// Longest audio block accepted.
     pub fn max_block_ms(&self) -> u64 {
         self.max_block_ms.unwrap_or(DEFAULT_MAX_BLOCK_MS)
+    }
+
+    /// Most pixels of an image accepted: a tick waits for its decoding, whatever its sender claims.
+    pub fn max_pixels(&self) -> usize {
+        self.max_pixels.unwrap_or(DEFAULT_MAX_PIXELS)
     }
 
     /// Tokens the rings hold: what the window can hold at the nominal rate, and one tick more.

@@ -83,9 +83,11 @@ pub(super) struct TopicInput {
 impl TopicInput {
     pub fn new(topic: &TopicConfig, spec: &ModelSpec) -> Result<TopicInput, InputError> {
         let kind = match topic.kind {
-            Modality::Camera => {
-                Kind::Camera(Box::new(CameraFrontEnd::new(spec.image_size, spec.patch)))
-            }
+            Modality::Camera => Kind::Camera(Box::new(CameraFrontEnd::new(
+                topic.max_pixels(),
+                spec.image_size,
+                spec.patch,
+            ))),
             Modality::Audio => Kind::Audio(Box::new(AudioFrontEnd::new(
                 spec.mel_stack,
                 topic.max_block_ms(),

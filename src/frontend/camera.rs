@@ -1,7 +1,7 @@
 //! The camera's front end: message image to patches, and its quality.
 
 use super::FrontEndError;
-use super::image_codec::{RgbImage, jpeg_into, png_into};
+use super::image_codec::{RgbImage, check_pixels, jpeg_into, png_into};
 use super::letterbox::Letterbox;
 use super::patchify::Patchify;
 use super::pixels::rgb_into;
@@ -12,6 +12,8 @@ use crate::decode::{ImageView, PixelFormat};
 
 /// State of one camera topic.
 pub struct CameraFrontEnd {
+    /// Images of more pixels are refused: they would hold up the tick.
+    max_pixels: usize,
     image: RgbImage,
     scratch: Vec<u8>,
     letterbox: Letterbox,
@@ -22,9 +24,10 @@ pub struct CameraFrontEnd {
 }
 
 impl CameraFrontEnd {
-    /// For a model that takes images of `side` pixels in patches of `patch`.
-    pub fn new(side: usize, patch: usize) -> CameraFrontEnd {
+    /// For images of at most `max_pixels` and a model that takes them with `side` pixels in patches of `patch`.
+    pub fn new(max_pixels: usize, side: usize, patch: usize) -> CameraFrontEnd {
         CameraFrontEnd {
+            max_pixels,
             image: RgbImage::default(),
             scratch: Vec::new(),
             letterbox: Letterbox::new(side),
@@ -40,10 +43,14 @@ impl CameraFrontEnd {
     /// # Errors
     /// [`FrontEndError`]; the state is then as before.
     pub fn process(&mut self, view: &ImageView<'_>) -> Result<&[f32], FrontEndError> {
+        let (image, most) = (&mut self.image, self.max_pixels);
         match view.format {
-            PixelFormat::Jpeg => jpeg_into(view.data, &mut self.image)?,
-            PixelFormat::Png => png_into(view.data, &mut self.scratch, &mut self.image)?,
-            _ => rgb_into(view, &mut self.image),
+            PixelFormat::Jpeg => jpeg_into(view.data, most, image)?,
+            PixelFormat::Png => png_into(view.data, most, &mut self.scratch, image)?,
+            _ => {
+                check_pixels(view.width as usize, view.height as usize, most)?;
+                rgb_into(view, image);
+            }
         }
         self.letterbox.fit_into(&self.image, &mut self.square);
         self.patchify.patches_into(&self.square, &mut self.patches);

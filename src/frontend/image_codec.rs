@@ -8,8 +8,11 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-/// Largest image in pixels: 64 megapixels.
+/// Most pixels that any topic may allow: 64 megapixels.
 pub const MAX_PIXELS: usize = 64 << 20;
+
+/// Scans of a progressive JPEG; encoders make some ten. Each costs as much as its picture is large, however few its bytes.
+const MAX_SCANS: usize = 32;
 
 /// An RGB image, 3 bytes a pixel, rows without padding.
 #[derive(Clone, Debug, Default)]
@@ -31,22 +34,45 @@ impl RgbImage {
     }
 }
 
-fn check_size(codec: &'static str, width: usize, height: usize) -> Result<(), FrontEndError> {
-    let side = MAX_IMAGE_SIDE as usize;
-    if width == 0 || height == 0 || width > side || height > side || width * height > MAX_PIXELS {
-        return Err(FrontEndError::Image {
-            codec,
-            reason: format!("{width} x {height} pixels, outside what is read"),
+/// Whether an image is small enough to be decoded: what it takes is known before it is.
+///
+/// # Errors
+/// [`FrontEndError::TooManyPixels`].
+pub(super) fn check_pixels(
+    width: usize,
+    height: usize,
+    max_pixels: usize,
+) -> Result<(), FrontEndError> {
+    if width.saturating_mul(height) > max_pixels {
+        return Err(FrontEndError::TooManyPixels {
+            width,
+            height,
+            max_pixels,
         });
     }
     Ok(())
 }
 
-/// Decodes a JPEG (baseline or progressive; grey, YCbCr, RGB, CMYK).
+fn check_size(
+    codec: &'static str,
+    (width, height): (usize, usize),
+    max_pixels: usize,
+) -> Result<(), FrontEndError> {
+    let sides = 1..=MAX_IMAGE_SIDE as usize;
+    if !sides.contains(&width) || !sides.contains(&height) {
+        return Err(FrontEndError::Image {
+            codec,
+            reason: format!("{width} x {height} pixels, outside what is read"),
+        });
+    }
+    check_pixels(width, height, max_pixels)
+}
+
+/// Decodes a JPEG (baseline or progressive; grey, YCbCr, RGB, CMYK) of at most `max_pixels`.
 ///
 /// # Errors
-/// [`FrontEndError::Image`].
-pub fn jpeg_into(data: &[u8], out: &mut RgbImage) -> Result<(), FrontEndError> {
+/// [`FrontEndError::Image`], [`FrontEndError::TooManyPixels`].
+pub fn jpeg_into(data: &[u8], max_pixels: usize, out: &mut RgbImage) -> Result<(), FrontEndError> {
     let error = |e: zune_jpeg::errors::DecodeErrors| FrontEndError::Image {
         codec: "jpeg",
         reason: e.to_string(),
@@ -56,13 +82,14 @@ pub fn jpeg_into(data: &[u8], out: &mut RgbImage) -> Result<(), FrontEndError> {
         .set_max_width(side)
         .set_max_height(side)
         .set_strict_mode(true)
+        .jpeg_set_max_scans(MAX_SCANS)
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(data), options);
     decoder.decode_headers().map_err(error)?;
     let (width, height) = decoder
         .info()
         .map_or((0, 0), |i| (usize::from(i.width), usize::from(i.height)));
-    check_size("jpeg", width, height)?;
+    check_size("jpeg", (width, height), max_pixels)?;
     out.resize(width, height);
     if decoder.output_buffer_size() != Some(out.data.len()) {
         return Err(FrontEndError::Image {
@@ -73,12 +100,14 @@ pub fn jpeg_into(data: &[u8], out: &mut RgbImage) -> Result<(), FrontEndError> {
     decoder.decode_into(&mut out.data).map_err(error)
 }
 
-/// Decodes a PNG of any colour type and depth; transparency is dropped, animation shows its first frame.
+/// Decodes a PNG of at most `max_pixels`, of any colour type and depth; transparency is dropped, animation shows its first
+/// frame.
 ///
 /// # Errors
-/// [`FrontEndError::Image`].
+/// [`FrontEndError::Image`], [`FrontEndError::TooManyPixels`].
 pub fn png_into(
     data: &[u8],
+    max_pixels: usize,
     scratch: &mut Vec<u8>,
     out: &mut RgbImage,
 ) -> Result<(), FrontEndError> {
@@ -90,7 +119,7 @@ pub fn png_into(
     decoder.set_transformations(png::Transformations::normalize_to_color8());
     let mut reader = decoder.read_info().map_err(error)?;
     let (width, height) = (reader.info().width as usize, reader.info().height as usize);
-    check_size("png", width, height)?;
+    check_size("png", (width, height), max_pixels)?;
     let needed = reader.output_buffer_size().unwrap_or(0);
     scratch.resize(needed, 0);
     let frame = reader.next_frame(scratch).map_err(error)?;

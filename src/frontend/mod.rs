@@ -28,6 +28,18 @@ pub enum FrontEndError {
         /// Why.
         reason: String,
     },
+    /// An image larger than configured.
+    #[error(
+        "an image of {width} x {height} pixels, more than max_pixels = {max_pixels}: raise it if the topic's camera is that large"
+    )]
+    TooManyPixels {
+        /// Pixels.
+        width: usize,
+        /// Pixels.
+        height: usize,
+        /// The limit.
+        max_pixels: usize,
+    },
     /// A PCM sample that is not a number, or far beyond full scale.
     #[error(
         "PCM sample {index} is {value}: samples in f32 lie between -1 and 1, is the topic's `audio` format right?"

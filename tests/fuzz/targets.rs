@@ -5,7 +5,7 @@ use prost::Message;
 use std::cell::RefCell;
 use std::path::PathBuf;
 use umm::backend::cpu::{Cpu, Path as CpuPath};
-use umm::config::from_text;
+use umm::config::{DEFAULT_MAX_PIXELS, from_text};
 use umm::decode::{AudioFormat, Decoder, ImageView, PixelFormat, SampleFormat, Schema, SignalPath};
 use umm::engine::Engine;
 use umm::frontend::camera::CameraFrontEnd;
@@ -151,7 +151,8 @@ pub fn image(data: &[u8]) {
         return;
     };
     thread_local! {
-        static CAMERA: RefCell<CameraFrontEnd> = RefCell::new(CameraFrontEnd::new(64, 32));
+        static CAMERA: RefCell<CameraFrontEnd> =
+            RefCell::new(CameraFrontEnd::new(DEFAULT_MAX_PIXELS, 64, 32));
     }
     let format = if first % 2 == 0 {
         PixelFormat::Jpeg
