@@ -5,6 +5,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 use umm::backend::cpu::{Cpu, Path};
+use umm::backend::kv_cache::KvCache;
 use umm::backend::parity::noise;
 use umm::backend::{
     Backend, Epilogue, HeadShape, KvSegment, NormIds, Region, Segments, Visibility,
@@ -89,20 +90,21 @@ fn operation(path: Path, name: &str, d: usize, ffn: usize, shape: HeadShape) -> 
         }
         "attention_into" => {
             let q = region(&mut at, ROWS * shape.q_width());
-            let (k, v) = (
-                region(&mut at, KEYS * shape.kv_width()),
-                region(&mut at, KEYS * shape.kv_width()),
-            );
+            let layout = shape.kv_layout(cpu.kv_form());
+            let cached = region(&mut at, layout.len(KEYS));
+            let cache = KvCache::at(layout, KEYS, cached.start);
+            let fresh = region(&mut at, KEYS * layout.width());
             let out = region(&mut at, q.len);
-            for (i, part) in [q, k, v].into_iter().enumerate() {
-                cpu.upload(part, &noise(i as u64, part.len));
-            }
+            cpu.upload(q, &noise(0, q.len));
+            cpu.upload(fresh, &noise(1, fresh.len));
+            cpu.cache_keys_into(fresh, KEYS, cache, 0);
+            cpu.cache_values_into(fresh, KEYS, cache, 0);
             let sink = cpu.add_table(&vec![0.0; shape.heads], shape.heads);
             let (q_times, times) = (vec![0_i64; ROWS], vec![0_i64; KEYS]);
             let mut segments = Segments::new();
             segments.push(KvSegment {
-                k,
-                v,
+                cache,
+                first_slot: 0,
                 time_ns: &times,
                 visibility: Visibility::All,
             });

@@ -9,6 +9,7 @@
 use std::io::{BufRead, Write};
 use std::time::Instant;
 use umm::backend::cpu::{Cpu, Path, Precision};
+use umm::backend::kv_cache::KvCache;
 use umm::backend::parity::noise;
 use umm::backend::{
     Backend, Epilogue, HeadShape, KvSegment, LinearId, NormIds, Region, Segments, TableId,
@@ -38,8 +39,7 @@ struct Layer {
     /// Query, key, value, output, up, down.
     linears: [LinearId; 6],
     sink: TableId,
-    keys: Region,
-    values: Region,
+    window: KvCache,
 }
 
 /// Where a step's time goes.
@@ -78,10 +78,10 @@ impl Step {
         let ffn = region(ROWS * FFN);
         let rotary = region(ROWS * SHAPE.head_dim);
         let kv = SHAPE.kv_width();
-        let cached = cpu.cached_len(kv);
+        let layout = SHAPE.kv_layout(cpu.kv_form());
         let fresh = [(); 2].map(|()| region(WINDOW * kv));
-        let rings: Vec<[Region; 2]> = (0..LAYERS)
-            .map(|_| [(); 2].map(|()| region(WINDOW * cached)))
+        let rings: Vec<KvCache> = (0..LAYERS)
+            .map(|_| KvCache::at(layout, WINDOW, region(layout.len(WINDOW)).start))
             .collect();
         cpu.allocate(at);
         let sizes = [
@@ -95,11 +95,12 @@ impl Step {
         let layers = rings
             .into_iter()
             .enumerate()
-            .map(|(i, [keys, values])| {
-                for (ring, seed) in [(keys, 2 * i), (values, 2 * i + 1)] {
-                    cpu.upload(fresh[0], &noise(seed as u64, fresh[0].len));
-                    cpu.cache_rows_into(fresh[0], WINDOW, ring);
+            .map(|(i, window)| {
+                for (region, seed) in fresh.into_iter().zip([2 * i, 2 * i + 1]) {
+                    cpu.upload(region, &noise(seed as u64, region.len));
                 }
+                cpu.cache_keys_into(fresh[0], WINDOW, window, 0);
+                cpu.cache_values_into(fresh[1], WINDOW, window, 0);
                 let norm = |cpu: &mut Cpu| NormIds {
                     weight: cpu.add_table(&[1.0; WIDTH], WIDTH),
                     bias: cpu.add_table(&[0.0; WIDTH], WIDTH),
@@ -113,8 +114,7 @@ impl Step {
                         cpu.add_linear(&weight, None, from, to)
                     }),
                     sink: cpu.add_table(&[0.0; SHAPE.heads], SHAPE.heads),
-                    keys,
-                    values,
+                    window,
                 }
             })
             .collect();
@@ -154,8 +154,7 @@ impl Step {
                 norms,
                 linears: [to_q, to_k, to_v, from_heads, up, down],
                 sink,
-                keys,
-                values,
+                window,
             } = self.layers[i];
             let [k, v] = self.fresh.map(|fresh| fresh.rows(0, rows, kv));
             self.timed(Part::Rest, |cpu| cpu.layer_norm_into(x, rows, norms[0], h));
@@ -168,15 +167,14 @@ impl Step {
                 cpu.rotary_in_place(q, rows, SHAPE.heads, SHAPE.head_dim, rotary);
                 cpu.rotary_in_place(k, rows, SHAPE.kv_heads, SHAPE.head_dim, rotary);
                 // The window's oldest rows make room for the new ones.
-                let cached = cpu.cached_len(kv);
-                cpu.cache_rows_into(k, rows, keys.rows(0, rows, cached));
-                cpu.cache_rows_into(v, rows, values.rows(0, rows, cached));
+                cpu.cache_keys_into(k, rows, window, 0);
+                cpu.cache_values_into(v, rows, window, 0);
             });
             let times = std::mem::take(&mut self.times);
             let mut segments = Segments::new();
             segments.push(KvSegment {
-                k: keys,
-                v: values,
+                cache: window,
+                first_slot: 0,
                 time_ns: &times,
                 visibility: Visibility::All,
             });

@@ -4,6 +4,7 @@ mod support;
 
 use support::{Tensors, assert_close};
 use umm::backend::cpu::{Cpu, Path};
+use umm::backend::kv_cache::KvCache;
 use umm::backend::{Backend, HeadShape, KvSegment, Region, Segments, Visibility};
 use umm::model::rotary::{Position, Rotary};
 
@@ -66,7 +67,7 @@ fn attention_agrees_with_scaled_dot_product_attention() {
             kv_heads: k_shape[1],
             head_dim: q_shape[2],
         };
-        let (n, m, width) = (q_shape[0], k_shape[0], shape.kv_width());
+        let (n, m) = (q_shape[0], k_shape[0]);
         let (q, k, v) = (
             fixture.f32(&name("q")),
             fixture.f32(&name("k")),
@@ -75,7 +76,9 @@ fn attention_agrees_with_scaled_dot_product_attention() {
         let mask = fixture.u8(&name("mask"));
         for path in [Path::Plain, Path::Fast] {
             let mut cpu = Cpu::new(path);
-            cpu.allocate(2 * q.len() + 2 * k.len());
+            let layout = shape.kv_layout(cpu.kv_form());
+            let cached = 2 * q.len() + 2 * k.len();
+            cpu.allocate(cached + layout.len(m));
             let at = |start, len| Region { start, len };
             let (rq, rk) = (at(0, q.len()), at(q.len(), k.len()));
             let rv = at(q.len() + k.len(), v.len());
@@ -83,14 +86,17 @@ fn attention_agrees_with_scaled_dot_product_attention() {
             for (region, values) in [(rq, &q), (rk, &k), (rv, &v)] {
                 cpu.upload(region, values);
             }
+            let cache = KvCache::at(layout, m, cached);
+            cpu.cache_keys_into(rk, m, cache, 0);
+            cpu.cache_values_into(rv, m, cache, 0);
             let sink = cpu.add_table(&vec![f32::NEG_INFINITY; shape.heads], shape.heads);
             let no_time = [0_i64];
             for row in 0..n {
                 let mut segments = Segments::new();
                 for j in (0..m).filter(|j| mask[row * m + j] != 0) {
                     segments.push(KvSegment {
-                        k: rk.rows(j, 1, width),
-                        v: rv.rows(j, 1, width),
+                        cache,
+                        first_slot: j,
                         time_ns: &no_time,
                         visibility: Visibility::All,
                     });

@@ -10,9 +10,12 @@
 //! against it.
 
 pub mod cpu;
+pub mod kv_cache;
 pub mod parity;
 
 use arrayvec::ArrayVec;
+use kv_cache::{KvCache, KvForm, KvLayout};
+use std::ops::Range;
 
 /// Most ring segments one attention call may look at: two a topic, for [`MAX_TOPICS`] topics, and the own chunk's two.
 pub const MAX_SEGMENTS: usize = 2 * MAX_TOPICS + 2;
@@ -105,6 +108,15 @@ impl HeadShape {
     pub fn kv_width(self) -> usize {
         self.kv_heads * self.head_dim
     }
+
+    /// How keys and values lie in a cache of this form.
+    pub fn kv_layout(self, form: KvForm) -> KvLayout {
+        KvLayout {
+            form,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+        }
+    }
 }
 
 /// Which keys of a segment a query may see.
@@ -127,11 +139,11 @@ pub enum Visibility {
 /// A contiguous run of keys and values, with the time of each.
 #[derive(Clone, Copy, Debug)]
 pub struct KvSegment<'a> {
-    /// Keys, already rotated, in rows of [`Backend::cached_len`] elements.
-    pub k: Region,
-    /// Values, likewise.
-    pub v: Region,
-    /// Capture times, `[n]`.
+    /// Where they lie; keys already rotated.
+    pub cache: KvCache,
+    /// The first one's slot.
+    pub first_slot: usize,
+    /// Capture times, `[n]`, of this slot and those that follow.
     pub time_ns: &'a [i64],
     /// Mask.
     pub visibility: Visibility,
@@ -184,15 +196,18 @@ pub trait Backend {
     /// `dst = 0`.
     fn zero(&mut self, dst: Region);
 
-    /// Elements of the arena that a row of `width` keys or values takes as this backend caches it: fewer than `width` where
-    /// it does so in bf16.
-    fn cached_len(&self, width: usize) -> usize;
+    /// How this backend caches keys and values.
+    fn kv_form(&self) -> KvForm;
 
-    /// Rows of keys or values, `[rows, width]`, as attention reads them, `[rows, cached_len(width)]`.
-    fn cache_rows_into(&mut self, src: Region, rows: usize, dst: Region);
+    /// Caches keys, `[rows, kv_width]`, in the slots from `first_slot` on. What other slots of their block hold is multiplied by
+    /// zero: it must be a number.
+    fn cache_keys_into(&mut self, keys: Region, rows: usize, cache: KvCache, first_slot: usize);
 
-    /// `out[c] = mean over rows of x[r][c]`, of cached rows.
-    fn mean_cached_rows_into(&mut self, x: Region, rows: usize, out: Region);
+    /// As [`Backend::cache_keys_into`], values.
+    fn cache_values_into(&mut self, values: Region, rows: usize, cache: KvCache, first_slot: usize);
+
+    /// `out[c] = mean over slots of key[slot][c]`, of cached keys.
+    fn mean_cached_keys_into(&mut self, cache: KvCache, slots: Range<usize>, out: Region);
 
     /// `out[r] (=, += or = gelu) x[r] W^T + b` for `rows` rows. GELU by the tanh approximation
     /// (Hendrycks & Gimpel 2016, arXiv:1606.08415).

@@ -1,6 +1,7 @@
 //! One checker for every backend: the same calls with the same numbers at boundary sizes, compared
 //! with a reference backend operation by operation.
 
+use super::kv_cache::KvCache;
 use super::{
     Backend, Epilogue, HeadShape, KvSegment, NormIds, Region, Segments, TableId, Visibility,
 };
@@ -119,18 +120,23 @@ impl Layout {
         region
     }
 
-    /// Rows of keys or values, cached.
+    /// So many keys and values, cached in the slots from `first_slot` on.
     fn cached(
         &mut self,
         backend: &mut dyn Backend,
         seed: u64,
+        shape: HeadShape,
+        first_slot: usize,
         rows: usize,
-        width: usize,
-    ) -> Region {
-        let fresh = self.filled(backend, seed, rows * width);
-        let cached = self.take(rows * backend.cached_len(width));
-        backend.cache_rows_into(fresh, rows, cached);
-        cached
+    ) -> KvCache {
+        let layout = shape.kv_layout(backend.kv_form());
+        let memory = self.take(layout.len(first_slot + rows));
+        let cache = KvCache::at(layout, first_slot + rows, memory.start);
+        backend.zero(memory);
+        let [k, v] = [seed, seed + 1].map(|seed| self.filled(backend, seed, rows * layout.width()));
+        backend.cache_keys_into(k, rows, cache, first_slot);
+        backend.cache_values_into(v, rows, cache, first_slot);
+        cache
     }
 }
 
@@ -188,9 +194,10 @@ fn attention(b: &mut dyn Backend, rows: usize, width: usize, visibility: Visibil
     let key_times: Vec<i64> = (0..13).collect();
     let mut segments = Segments::new();
     for (part, seed) in [(0..5, 3), (5..13, 5)] {
+        let first_slot = part.start;
         segments.push(KvSegment {
-            k: layout.cached(b, seed, part.len(), shape.kv_width()),
-            v: layout.cached(b, seed + 1, part.len(), shape.kv_width()),
+            cache: layout.cached(b, seed, shape, first_slot, part.len()),
+            first_slot,
             time_ns: &key_times[part],
             visibility,
         });

@@ -8,11 +8,12 @@ use super::layout::Lanes;
 use super::spec::ModelSpec;
 use super::weights::WeightsError;
 use crate::archive::{Archive, ArchiveError, Archived};
+use crate::backend::kv_cache::KvLayout;
 use crate::backend::{
     Backend, Epilogue, HeadShape, LinearId, NormIds, Region, Segments, TableId, Visibility,
 };
 use crate::umm::arena::ArenaPlan;
-use crate::umm::kv::{KvRing, KvRow};
+use crate::umm::kv::KvRing;
 use crate::umm::ring::Spans;
 
 /// Bytes, begin and end.
@@ -53,8 +54,8 @@ pub(super) struct Caption {
 
 impl Caption {
     /// None yet: the first tick begins one.
-    pub fn reserve(plan: &mut ArenaPlan, spec: &ModelSpec, row: KvRow) -> Caption {
-        let mut cache = |rows| KvRing::reserve(plan, "caption: keys and values", rows, row);
+    pub fn reserve(plan: &mut ArenaPlan, spec: &ModelSpec, layout: KvLayout) -> Caption {
+        let mut cache = |rows| KvRing::reserve(plan, "caption: keys and values", rows, layout);
         let layer = |_| LayerCache {
             own: cache(spec.caption_max),
             fused: cache(spec.fusion_tokens),
@@ -105,9 +106,9 @@ impl Caption {
 
     /// Most bytes it takes of a keyframe, its caches full.
     pub fn most_bytes(&self) -> usize {
-        let rows = 2 * (self.max_len + self.fused_rows);
-        let cached = self.caches.iter().map(|c| rows * c.own.row.len);
-        cached.sum::<usize>() * size_of::<f32>() + self.max_len * size_of::<u32>()
+        let caches = self.caches.iter().flat_map(|c| [c.own, c.fused]);
+        let elements: usize = caches.map(|c| c.cache.memory.len).sum();
+        elements * size_of::<f32>() + self.max_len * size_of::<u32>()
     }
 
     /// To or from a keyframe.
@@ -124,13 +125,10 @@ impl Caption {
         archive.flag("caption's end", &mut self.complete)?;
         // A full caption is complete: the next byte begins another.
         self.complete |= self.tokens.len() == self.max_len;
-        let (own, fused) = (
-            Spans::one(0..self.tokens.len()),
-            Spans::one(0..self.fused_rows),
-        );
+        // Whole, places of an earlier caption included: a keyframe's bytes are the same whatever run it was thawed in.
         for cache in &self.caches {
-            cache.own.archive(archive, backend, &own)?;
-            cache.fused.archive(archive, backend, &fused)?;
+            cache.own.archive(archive, backend)?;
+            cache.fused.archive(archive, backend)?;
         }
         Ok(())
     }
@@ -246,6 +244,8 @@ impl CaptionDecoder {
             backend.linear_into(*fused, rows, layer.cross.v, Epilogue::Store, v);
             let slots = Spans::one(0..rows);
             cache.fused.store(backend, (k, v), 0, &slots);
+            // What is no number does not stay behind in a block that the new caption shares.
+            cache.own.zero(backend);
         }
     }
 

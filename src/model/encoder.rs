@@ -13,7 +13,7 @@ use crate::backend::{Backend, Epilogue, HeadShape, NormIds, Region, Segments, Vi
 use crate::frontend::text::MAX_TEXT_TOKENS;
 use crate::umm::arena::ArenaPlan;
 use crate::umm::context::{Appended, Context, TopicContext};
-use crate::umm::kv::{KvRing, KvRow};
+use crate::umm::kv::KvRing;
 use crate::umm::ring::Spans;
 use std::ops::Range;
 
@@ -116,9 +116,9 @@ impl Encoder {
             _ => None,
         };
         let name = "encoder: activations";
-        let row = KvRow::of(loader.backend, spec.head_shape().kv_width());
+        let layout = spec.head_shape().kv_layout(loader.backend.kv_form());
         Ok(Encoder {
-            alone: KvRing::reserve(plan, name, MAX_TEXT_TOKENS, row),
+            alone: KvRing::reserve(plan, name, MAX_TEXT_TOKENS, layout),
             layers,
             norm: loader.norm("encoder.norm")?,
             shape: spec.head_shape(),

@@ -152,10 +152,10 @@ impl LongContext {
         let kernels = self.kernels[layer];
         self.pool_rows(backend, ring, rows.clone(), k, waiting.k, kernels.k);
         self.rotate_keys(backend, ring);
-        let (row, slots) = (pooled.row, ring.fresh_slots());
-        row.store(backend, self.pooled, 0, pooled.k, &slots);
+        let slots = ring.fresh_slots();
+        pooled.store_keys(backend, self.pooled, 0, &slots);
         self.pool_rows(backend, ring, rows, v, waiting.v, kernels.v);
-        row.store(backend, self.pooled, 0, pooled.v, &slots);
+        pooled.store_values(backend, self.pooled, 0, &slots);
         for slot in ring.whole_blocks() {
             ring.summarise(backend, layer, slot);
         }

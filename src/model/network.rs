@@ -21,7 +21,6 @@ use crate::archive::{Archive, Archived};
 use crate::backend::{Backend, Region};
 use crate::umm::arena::ArenaPlan;
 use crate::umm::context::Context;
-use crate::umm::kv::KvRow;
 use crate::umm::ring::ChunkTooLong;
 use crate::umm::rows::Rows;
 use std::cell::RefCell;
@@ -229,10 +228,10 @@ impl Network {
         }
         let spec = &weights.spec;
         let mut plan = ArenaPlan::default();
-        let row = KvRow::of(backend.as_ref(), spec.head_shape().kv_width());
+        let layout = spec.head_shape().kv_layout(backend.kv_form());
         let mut own = || -> Result<(Context, Caption), NetworkError> {
-            let context = reserve_context(&mut plan, spec, &config, row)?;
-            Ok((context, Caption::reserve(&mut plan, spec, row)))
+            let context = reserve_context(&mut plan, spec, &config, layout)?;
+            Ok((context, Caption::reserve(&mut plan, spec, layout)))
         };
         let first = own()?;
         let others_own = (0..others).map(|_| own()).collect::<Result<Vec<_>, _>>()?;
@@ -265,7 +264,7 @@ impl Network {
 
     /// Forgets context and results, and counts rotary time from `origin_ns`.
     pub fn begin_epoch(&mut self, origin_ns: i64) {
-        self.context.clear();
+        self.context.clear(self.shared.borrow_mut().backend_mut());
         self.caption.clear();
         self.outputs.clear();
         self.origin_ns = origin_ns;

@@ -3,12 +3,12 @@
 use super::layout::MAX_LANES;
 use super::spec::{Modality, ModelSpec};
 use super::weights::WeightsError;
+use crate::backend::kv_cache::KvLayout;
 use crate::frontend::text::MAX_TEXT_TOKENS;
 use crate::umm::arena::{ArenaPlan, ArenaTooLarge};
 use crate::umm::compressed::CompressedRing;
 use crate::umm::compression::BadCapacity;
 use crate::umm::context::{Context, LayeredRing, TopicContext};
-use crate::umm::kv::KvRow;
 use crate::umm::ring::ChunkTooLong;
 
 /// A topic as the network sees it.
@@ -95,12 +95,12 @@ pub enum NetworkError {
     },
 }
 
-/// Reserves one lane's rings of keys and values in such rows.
+/// Reserves one lane's rings of keys and values.
 pub(super) fn reserve_context(
     plan: &mut ArenaPlan,
     spec: &ModelSpec,
     config: &NetworkConfig,
-    row: KvRow,
+    layout: KvLayout,
 ) -> Result<Context, NetworkError> {
     let mut topics = Vec::with_capacity(config.streams.len());
     for stream in &config.streams {
@@ -118,12 +118,12 @@ pub(super) fn reserve_context(
             &stream.name,
             stream.modality.index(),
             stream.capacity,
-            row,
+            layout,
             spec.d,
             spec.encoder_layers,
             spec.fusion_layers,
         );
-        topic.compressed = reserve_compressed(plan, spec, stream, row)?;
+        topic.compressed = reserve_compressed(plan, spec, stream, layout)?;
         topics.push(topic);
     }
     // A window of ticks, the present one and one that has just left it.
@@ -132,7 +132,7 @@ pub(super) fn reserve_context(
         plan,
         "fusion: keys and values",
         ticks * spec.fusion_tokens,
-        row,
+        layout,
         spec.fusion_layers,
     );
     Ok(Context { topics, fusion })
@@ -143,7 +143,7 @@ fn reserve_compressed(
     plan: &mut ArenaPlan,
     spec: &ModelSpec,
     stream: &Stream,
-    row: KvRow,
+    layout: KvLayout,
 ) -> Result<Option<CompressedRing>, NetworkError> {
     if stream.context_capacity == 0 {
         return Ok(None);
@@ -165,7 +165,7 @@ fn reserve_compressed(
         sizes,
         capacity,
         per_tick,
-        row,
+        layout,
         spec.encoder_layers,
     )))
 }

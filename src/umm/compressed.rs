@@ -27,10 +27,11 @@
 
 use super::arena::ArenaPlan;
 use super::compression::{Compression, MAX_RATIO, MAX_TOP_K};
-use super::kv::{KvRing, KvRow};
+use super::kv::{KvRing, archive_region};
 use super::ring::{Ring, Spans};
 use super::rows::Rows;
 use crate::archive::{Archive, ArchiveError, Archived};
+use crate::backend::kv_cache::KvLayout;
 use crate::backend::{Backend, Region, Segments, Visibility};
 use crate::model::rotary::Position;
 use arrayvec::ArrayVec;
@@ -55,8 +56,17 @@ pub struct CompressedLayer {
     pub pooled: KvRing,
     /// Mean key of each block, `[capacity / block, kv_width]`.
     pub summaries: Region,
-    /// Keys and values that wait for their group, as they are; keys not rotated.
-    pub waiting: KvRing,
+    /// Keys and values that wait for their group.
+    pub waiting: WaitingRows,
+}
+
+/// Rows of keys and values as they were computed, `[ratio - 1, kv_width]` each; keys not rotated.
+#[derive(Clone, Copy, Debug)]
+pub struct WaitingRows {
+    /// Keys.
+    pub k: Region,
+    /// Values.
+    pub v: Region,
 }
 
 /// Pooled tokens of one topic in every encoder layer.
@@ -69,8 +79,6 @@ pub struct CompressedRing {
     /// Of each block: the capture time of its newest token.
     block_newest_ns: Vec<i64>,
     layers: Vec<CompressedLayer>,
-    /// Position in the topic's ring of the first token that is pooled.
-    start: u64,
     /// Tokens that wait for their group.
     waiting: ArrayVec<Position, MAX_RATIO>,
     /// How many waited when the tick began.
@@ -92,14 +100,11 @@ impl CompressedRing {
         sizes: Compression,
         capacity: usize,
         per_tick: usize,
-        row: KvRow,
+        layout: KvLayout,
         layers: usize,
     ) -> CompressedRing {
         let blocks = capacity / sizes.block;
-        let as_they_are = KvRow {
-            len: row.width,
-            ..row
-        };
+        let (width, waiting) = (layout.width(), (sizes.ratio - 1) * layout.width());
         CompressedRing {
             sizes,
             ring: Ring::new(capacity),
@@ -107,12 +112,14 @@ impl CompressedRing {
             block_newest_ns: vec![0; blocks],
             layers: (0..layers)
                 .map(|_| CompressedLayer {
-                    pooled: KvRing::reserve(plan, name, capacity, row),
-                    summaries: plan.reserve(name, blocks * row.width),
-                    waiting: KvRing::reserve(plan, name, sizes.ratio - 1, as_they_are),
+                    pooled: KvRing::reserve(plan, name, capacity, layout),
+                    summaries: plan.reserve(name, blocks * width),
+                    waiting: WaitingRows {
+                        k: plan.reserve(name, waiting),
+                        v: plan.reserve(name, waiting),
+                    },
                 })
                 .collect(),
-            start: 0,
             waiting: ArrayVec::new(),
             waited: 0,
             fresh: Vec::with_capacity(per_tick / sizes.ratio + 1),
@@ -218,7 +225,7 @@ impl CompressedRing {
     /// `oldest_ns`.
     pub fn reach(&self, chunk_start: u64, oldest_ns: i64, window_ns: i64) -> Reach {
         let block = self.sizes.block as u64;
-        let made = chunk_start.saturating_sub(self.start) / self.sizes.ratio as u64;
+        let made = chunk_start / self.sizes.ratio as u64;
         let first = self.ring.oldest().div_ceil(block);
         let out_of_window = |&b: &u64| {
             let newest_ns = self.block_newest_ns[self.block_slot(b)];
@@ -282,11 +289,12 @@ impl CompressedRing {
         }
     }
 
-    /// Forgets everything; the topic's next token has the position `start`.
-    pub fn clear(&mut self, start: u64) {
-        // From position 0 again: blocks begin at multiples of their length.
+    /// Forgets everything; the topic's next token has the position 0.
+    pub fn clear(&mut self, backend: &mut dyn Backend) {
+        for layer in &self.layers {
+            layer.pooled.zero(backend);
+        }
         self.ring.restart();
-        self.start = start;
         self.waiting.clear();
         self.begin_tick();
     }
@@ -302,17 +310,15 @@ impl CompressedRing {
         archive.same("long context's block", self.sizes.block as u64)?;
         archive.same("long context's layers", self.layers.len() as u64)?;
         self.ring.archive(archive)?;
-        archive.number("long context's start", &mut self.start)?;
         let mut waiting = self.waiting.len();
         archive.size("waiting tokens", &mut waiting, self.sizes.ratio - 1)?;
         let pooled = self.ring.position();
         let tokens = pooled.saturating_mul(self.sizes.ratio as u64) + waiting as u64;
-        let seen = position.saturating_sub(self.start);
-        if tokens != seen {
+        if tokens != position {
             return Err(ArchiveError::Mismatch {
                 what: "long context's tokens",
                 found: tokens,
-                expected: seen,
+                expected: position,
             });
         }
         let nowhere = Position {
@@ -333,9 +339,16 @@ impl CompressedRing {
         for slots in view.iter() {
             archive.slice("long context's times", &mut self.newest_ns[slots])?;
         }
-        let waiting = Spans::one(0..waiting);
-        for layer in &self.layers {
-            layer.waiting.archive(archive, backend, &waiting)?;
+        for CompressedLayer {
+            pooled,
+            waiting: rows,
+            ..
+        } in &self.layers
+        {
+            for region in [rows.k, rows.v] {
+                let rows = region.rows(0, waiting, pooled.cache.layout.width());
+                archive_region(archive, backend, rows)?;
+            }
         }
         if archive.reads() {
             self.begin_tick();
@@ -376,9 +389,9 @@ impl CompressedRing {
         let CompressedLayer {
             pooled, summaries, ..
         } = self.layers[layer];
-        let (block, row) = (self.sizes.block, pooled.row);
-        let keys = pooled.k.rows(slot * block, block, row.len);
-        backend.mean_cached_rows_into(keys, block, summaries.rows(slot, 1, row.width));
+        let (block, cache) = (self.sizes.block, pooled.cache);
+        let summary = summaries.rows(slot, 1, cache.layout.width());
+        backend.mean_cached_keys_into(cache, slot * block..(slot + 1) * block, summary);
     }
 }
 

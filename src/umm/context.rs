@@ -3,10 +3,11 @@
 
 use super::arena::ArenaPlan;
 use super::compressed::CompressedRing;
-use super::kv::{KvRing, KvRow};
+use super::kv::KvRing;
 use super::ring::{ChunkTooLong, Ring, Spans};
 use super::rows::Rows;
 use crate::archive::{Archive, ArchiveError, Archived};
+use crate::backend::kv_cache::KvLayout;
 use crate::backend::{Backend, Region, Segments, Visibility};
 use std::ops::Range;
 
@@ -23,7 +24,7 @@ pub struct Appended {
 #[derive(Clone, Debug)]
 pub struct LayeredRing {
     ring: Ring,
-    row: KvRow,
+    layout: KvLayout,
     times_ns: Vec<i64>,
     layers: Vec<KvRing>,
 }
@@ -34,15 +35,15 @@ impl LayeredRing {
         plan: &mut ArenaPlan,
         name: &str,
         capacity: usize,
-        row: KvRow,
+        layout: KvLayout,
         layers: usize,
     ) -> LayeredRing {
         LayeredRing {
             ring: Ring::new(capacity),
-            row,
+            layout,
             times_ns: vec![0; capacity],
             layers: (0..layers)
-                .map(|_| KvRing::reserve(plan, name, capacity, row))
+                .map(|_| KvRing::reserve(plan, name, capacity, layout))
                 .collect(),
         }
     }
@@ -103,16 +104,21 @@ impl LayeredRing {
             .max()
     }
 
-    /// Forgets every token.
-    pub fn clear(&mut self) {
-        self.ring.clear();
+    /// Forgets every token, as if there had been none: the next ones take the first slots again, since a sum's order goes by
+    /// slots, and what is no number does not stay behind in a block that they share.
+    pub fn clear(&mut self, backend: &mut dyn Backend) {
+        for layer in &self.layers {
+            layer.zero(backend);
+        }
+        self.ring.restart();
     }
 
     /// To or from a keyframe: positions and times, older first.
     fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.same("layers", self.layers.len() as u64)?;
-        archive.same("key width", self.row.width as u64)?;
-        archive.same("key elements", self.row.len as u64)?;
+        let (layout, capacity) = (self.layout, self.ring.capacity());
+        archive.same("key width", layout.width() as u64)?;
+        archive.same("elements of keys and values", layout.len(capacity) as u64)?;
         self.ring.archive(archive)?;
         let view = self.ring.view();
         for slots in view.iter() {
@@ -156,7 +162,7 @@ impl TopicContext {
         topic: &str,
         modality: usize,
         capacity: usize,
-        row: KvRow,
+        layout: KvLayout,
         d: usize,
         encoder_layers: usize,
         fusion_layers: usize,
@@ -165,7 +171,7 @@ impl TopicContext {
             plan,
             &format!("{topic}: keys and values"),
             capacity,
-            row,
+            layout,
             encoder_layers + fusion_layers,
         );
         TopicContext {
@@ -200,14 +206,14 @@ impl Context {
     }
 
     /// Forgets everything: a new epoch.
-    pub fn clear(&mut self) {
+    pub fn clear(&mut self, backend: &mut dyn Backend) {
         for topic in &mut self.topics {
-            topic.rings.clear();
+            topic.rings.clear(backend);
             if let Some(compressed) = &mut topic.compressed {
-                compressed.clear(topic.rings.ring().position());
+                compressed.clear(backend);
             }
         }
-        self.fusion.clear();
+        self.fusion.clear(backend);
     }
 
     /// The whole context but its rows, to or from a keyframe.

@@ -4,67 +4,23 @@ use super::arena::ArenaPlan;
 use super::ring::Spans;
 use super::rows::Rows;
 use crate::archive::{Archive, Archived, take};
+use crate::backend::kv_cache::{KvCache, KvLayout};
 use crate::backend::{Backend, KvSegment, Region, Visibility};
 use std::ops::Range;
 
-/// A row of keys or values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvRow {
-    /// Its columns.
-    pub width: usize,
-    /// Elements of the arena it takes as it is cached.
-    pub len: usize,
-}
-
-impl KvRow {
-    /// As a backend caches it.
-    pub fn of(backend: &dyn Backend, width: usize) -> KvRow {
-        KvRow {
-            width,
-            len: backend.cached_len(width),
-        }
-    }
-
-    /// Caches rows of `from`, `[rows, width]`, from row `first` on, in the slots of `to`.
-    pub fn store(
-        self,
-        backend: &mut dyn Backend,
-        from: Region,
-        first: usize,
-        to: Region,
-        slots: &Spans,
-    ) {
-        let mut row = first;
-        for slots in slots.iter() {
-            let n = slots.len();
-            backend.cache_rows_into(
-                from.rows(row, n, self.width),
-                n,
-                to.rows(slots.start, n, self.len),
-            );
-            row += n;
-        }
-    }
-}
-
-/// Keys and values of one layer, `[capacity, row.len]` each.
+/// Keys and values of one layer of a ring.
 #[derive(Clone, Copy, Debug)]
 pub struct KvRing {
-    /// Keys, rotated.
-    pub k: Region,
-    /// Values.
-    pub v: Region,
-    /// A row of either.
-    pub row: KvRow,
+    /// Where they lie; keys are rotated.
+    pub cache: KvCache,
 }
 
 impl KvRing {
     /// Room for `capacity` tokens.
-    pub fn reserve(plan: &mut ArenaPlan, name: &str, capacity: usize, row: KvRow) -> KvRing {
+    pub fn reserve(plan: &mut ArenaPlan, name: &str, capacity: usize, layout: KvLayout) -> KvRing {
+        let memory = plan.reserve(name, layout.len(capacity));
         KvRing {
-            k: plan.reserve(name, capacity * row.len),
-            v: plan.reserve(name, capacity * row.len),
-            row,
+            cache: KvCache::at(layout, capacity, memory.start),
         }
     }
 
@@ -76,8 +32,38 @@ impl KvRing {
         first: usize,
         slots: &Spans,
     ) {
-        self.row.store(backend, k, first, self.k, slots);
-        self.row.store(backend, v, first, self.v, slots);
+        self.store_keys(backend, k, first, slots);
+        self.store_values(backend, v, first, slots);
+    }
+
+    /// The keys alone.
+    pub fn store_keys(&self, backend: &mut dyn Backend, k: Region, first: usize, slots: &Spans) {
+        for (rows, slots) in self.rows_of(first, slots) {
+            let n = slots.len();
+            let keys = k.rows(rows, n, self.cache.layout.width());
+            backend.cache_keys_into(keys, n, self.cache, slots.start);
+        }
+    }
+
+    /// The values alone.
+    pub fn store_values(&self, backend: &mut dyn Backend, v: Region, first: usize, slots: &Spans) {
+        for (rows, slots) in self.rows_of(first, slots) {
+            let n = slots.len();
+            let values = v.rows(rows, n, self.cache.layout.width());
+            backend.cache_values_into(values, n, self.cache, slots.start);
+        }
+    }
+
+    /// Which row goes to the first of each run of slots.
+    fn rows_of(
+        &self,
+        first: usize,
+        slots: &Spans,
+    ) -> impl Iterator<Item = (usize, Range<usize>)> + use<> {
+        let (wrap, second) = (first + slots.first.len(), slots.second.clone());
+        [(first, slots.first.clone()), (wrap, second)]
+            .into_iter()
+            .filter(|(_, slots)| !slots.is_empty())
     }
 
     /// What attention reads of these slots; `times_ns` are all slots' times.
@@ -88,56 +74,53 @@ impl KvRing {
         visibility: Visibility,
     ) -> KvSegment<'a> {
         KvSegment {
-            k: self.k.rows(slots.start, slots.len(), self.row.len),
-            v: self.v.rows(slots.start, slots.len(), self.row.len),
+            cache: self.cache,
+            first_slot: slots.start,
             time_ns: &times_ns[slots],
             visibility,
         }
     }
 
-    /// These slots of a ring's keys, then values.
-    ///
-    /// # Errors
-    /// As [`Rows::region`].
-    pub fn rows(&self, rows: &mut Rows<'_>, backend: &mut dyn Backend, slots: &Spans) -> Archived {
-        rows.region(backend, self.k, self.row.len, slots)?;
-        rows.region(backend, self.v, self.row.len, slots)
+    /// Nothing in any slot.
+    pub fn zero(&self, backend: &mut dyn Backend) {
+        backend.zero(self.cache.memory);
     }
 
-    /// These few slots, to or from a keyframe: keys, then values.
+    /// These slots, to or from the image of a keyframe.
+    ///
+    /// # Errors
+    /// As [`Rows::cache`].
+    pub fn rows(&self, rows: &mut Rows<'_>, backend: &mut dyn Backend, slots: &Spans) -> Archived {
+        rows.cache(backend, &self.cache, slots)
+    }
+
+    /// All slots of a small one, to or from a keyframe.
     ///
     /// # Errors
     /// [`crate::archive::ArchiveError`].
-    pub fn archive(
-        &self,
-        archive: &mut Archive<'_>,
-        backend: &mut dyn Backend,
-        slots: &Spans,
-    ) -> Archived {
-        archive_rows(archive, backend, self.k, slots, self.row.len)?;
-        archive_rows(archive, backend, self.v, slots, self.row.len)
+    pub fn archive(&self, archive: &mut Archive<'_>, backend: &mut dyn Backend) -> Archived {
+        archive_region(archive, backend, self.cache.memory)
     }
 }
 
-fn archive_rows(
+/// A region's bytes, to or from a keyframe.
+///
+/// # Errors
+/// [`crate::archive::ArchiveError`].
+pub(super) fn archive_region(
     archive: &mut Archive<'_>,
     backend: &mut dyn Backend,
     region: Region,
-    slots: &Spans,
-    width: usize,
 ) -> Archived {
-    for slots in slots.iter() {
-        let rows = region.rows(slots.start, slots.len(), width);
-        let len = rows.len * size_of::<f32>();
-        match archive {
-            Archive::Write(out) => {
-                let at = out.len();
-                out.resize(at + len, 0);
-                backend.download_bytes(rows, &mut out[at..]);
-            }
-            Archive::Read(bytes) => {
-                backend.upload_bytes(rows, take(bytes, len, "keys and values")?);
-            }
+    let len = region.len * size_of::<f32>();
+    match archive {
+        Archive::Write(out) => {
+            let at = out.len();
+            out.resize(at + len, 0);
+            backend.download_bytes(region, &mut out[at..]);
+        }
+        Archive::Read(bytes) => {
+            backend.upload_bytes(region, take(bytes, len, "keys and values")?);
         }
     }
     Ok(())

@@ -1,11 +1,12 @@
 //! The rows of every ring as one run of bytes, to a keyframe and back.
 //!
-//! They lie there slot by slot, as in the arena, so that a row keeps its place and an image of them is brought up to date by
+//! They lie there as in the arena, so that a row keeps its place and an image of them is brought up to date by
 //! copying what was written since: what a keyframe costs the tick loop is what the ticks since the last one have added, not
 //! the context. (Times and numbers, some bytes a slot, are written whole, beside the rows.)
 
 use super::ring::{Ring, RingMark, Spans};
 use crate::archive::{ArchiveError, Archived, take};
+use crate::backend::kv_cache::KvCache;
 use crate::backend::{Backend, Region};
 
 /// Named in errors.
@@ -92,6 +93,30 @@ impl<'a> Rows<'a> {
                 }
             }
             Rows::Read(image) => backend.upload_bytes(region, take(image, len, WHAT)?),
+        }
+        Ok(())
+    }
+
+    /// These slots of a cache of keys and values.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Short`].
+    pub fn cache(&mut self, backend: &mut dyn Backend, cache: &KvCache, slots: &Spans) -> Archived {
+        let memory = cache.memory;
+        let len = memory.len * size_of::<f32>();
+        match self {
+            Rows::Measure(sizes) => sizes.bytes += len,
+            Rows::Write { image, .. } => {
+                let place = take_mut(image, len)?;
+                for slots in slots.iter() {
+                    cache.for_each_part(slots, |part| {
+                        let bytes = [part.start, part.start + part.len]
+                            .map(|at| (at - memory.start) * size_of::<f32>());
+                        backend.download_bytes(part, &mut place[bytes[0]..bytes[1]]);
+                    });
+                }
+            }
+            Rows::Read(image) => backend.upload_bytes(memory, take(image, len, WHAT)?),
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use umm::backend::cpu::Cpu;
+use umm::backend::kv_cache::KvCache;
 use umm::backend::parity::noise;
 use umm::backend::{Backend, HeadShape, KvSegment, Region, Segments, TableId, Visibility};
 
@@ -12,14 +13,24 @@ pub struct AttentionCall {
     sink: TableId,
     q: Region,
     out: Region,
-    k: Region,
-    v: Region,
+    cache: KvCache,
 }
 
 impl AttentionCall {
     /// `rows` queries and `keys` keys.
-    pub fn new(mut cpu: Cpu, shape: HeadShape, rows: usize, keys: usize) -> AttentionCall {
-        let row = cpu.cached_len(shape.kv_width());
+    pub fn new(cpu: Cpu, shape: HeadShape, rows: usize, keys: usize) -> AttentionCall {
+        AttentionCall::with_queries(cpu, shape, 0..rows, keys)
+    }
+
+    /// Some of the queries and `keys` keys.
+    pub fn with_queries(
+        mut cpu: Cpu,
+        shape: HeadShape,
+        queries: Range<usize>,
+        keys: usize,
+    ) -> AttentionCall {
+        let rows = queries.len();
+        let layout = shape.kv_layout(cpu.kv_form());
         let mut end = 0;
         let mut region = |len: usize| {
             end += len;
@@ -29,24 +40,24 @@ impl AttentionCall {
             }
         };
         let [q, out] = [(); 2].map(|()| region(rows * shape.q_width()));
-        let [k, v] = [(); 2].map(|()| region(keys * row));
+        let cache = KvCache::at(layout, keys, region(layout.len(keys)).start);
         let fresh = region(keys * shape.kv_width());
         cpu.allocate(end);
         let sink = cpu.add_table(&noise(8, shape.heads), shape.heads);
         let twice = |seed, len| -> Vec<f32> { noise(seed, len).iter().map(|x| 2.0 * x).collect() };
-        cpu.upload(q, &twice(5, q.len));
-        for (cached, seed) in [(k, 6), (v, 7)] {
-            cpu.upload(fresh, &twice(seed, fresh.len));
-            cpu.cache_rows_into(fresh, keys, cached);
-        }
+        let all = twice(5, queries.end * shape.q_width());
+        cpu.upload(q, &all[queries.start * shape.q_width()..]);
+        cpu.upload(fresh, &twice(6, fresh.len));
+        cpu.cache_keys_into(fresh, keys, cache, 0);
+        cpu.upload(fresh, &twice(7, fresh.len));
+        cpu.cache_values_into(fresh, keys, cache, 0);
         AttentionCall {
             cpu,
             shape,
             sink,
             q,
             out,
-            k,
-            v,
+            cache,
         }
     }
 
@@ -57,10 +68,9 @@ impl AttentionCall {
         times_ns: &'a [i64],
         visibility: Visibility,
     ) -> KvSegment<'a> {
-        let row = self.cpu.cached_len(self.shape.kv_width());
         KvSegment {
-            k: self.k.rows(range.start, range.len(), row),
-            v: self.v.rows(range.start, range.len(), row),
+            cache: self.cache,
+            first_slot: range.start,
             time_ns: &times_ns[range],
             visibility,
         }

@@ -68,6 +68,20 @@ struct TileConfig {
 /// Sums of one row tile and one panel.
 pub(super) type TileSums<T> = [[T; PANEL]; ROW_STEP];
 
+/// What becomes of sums that were there before.
+enum How<'a> {
+    /// They are forgotten. Memory is asked for as [`Ahead`] says; without it the panels lie near.
+    Begin(Option<&'a mut Ahead>),
+    /// They are added to.
+    GoOn,
+}
+
+impl How<'_> {
+    fn goes_on(&self) -> bool {
+        matches!(self, How::GoOn)
+    }
+}
+
 /// This thread's tiles, all sixteen rows of 64 bytes; released when dropped.
 pub(super) struct Tiles {
     /// They are the thread's: the value must stay on it.
@@ -112,23 +126,44 @@ impl Tiles {
         ahead: Option<&mut Ahead>,
     ) {
         let tile = ROW_STEP * stride;
-        assert!(stride >= depth && (x.len() == tile || x.len() == 2 * tile));
-        let rows = TileRows {
-            first: x.as_ptr().cast(),
-            row: stride * size_of::<E>(),
-            step: LINE,
-            tile: size_of_val(&x[..tile]),
-        };
-        // SAFETY: the rows are inside the slice by the assertion.
-        unsafe { self.multiply(rows, x.len() / tile, weights, depth, sums, ahead) }
+        assert!(x.len() == tile || x.len() == 2 * tile);
+        let rows = TileRows::of(x, stride, x.len() / tile, depth);
+        // SAFETY: the rows are inside the slice.
+        unsafe {
+            self.multiply(
+                rows,
+                x.len() / tile,
+                weights,
+                depth,
+                sums,
+                How::Begin(ahead),
+            )
+        }
     }
 
-    /// As [`Tiles::dot`], of panels that lie near and rows that took the place of other sums: those of the first of `tiles` (one or two)
+    /// As [`Tiles::dot`], of panels that lie near and one or two `tiles` of rows, added to the sums.
+    ///
+    /// # Panics
+    /// When the sizes do not fit.
+    pub(super) fn add<E: Element>(
+        &self,
+        (x, stride): (&[E], usize),
+        tiles: usize,
+        weights: [&[E]; 2],
+        depth: usize,
+        sums: &mut [[TileSums<E::Sum>; 2]; 2],
+    ) {
+        let rows = TileRows::of(x, stride, tiles, depth);
+        // SAFETY: the rows are inside the slice.
+        unsafe { self.multiply(rows, tiles, weights, depth, sums, How::GoOn) }
+    }
+
+    /// As [`Tiles::add`], of rows that took the place of other sums: those of the first of `tiles` (one or two)
     /// tiles and the first panel of each step.
     ///
     /// # Panics
     /// When the sizes do not fit.
-    pub(super) fn dot_in_place<E: Element>(
+    pub(super) fn add_in_place<E: Element>(
         &self,
         x: &[[[TileSums<f32>; 2]; 2]],
         tiles: usize,
@@ -144,10 +179,10 @@ impl Tiles {
         };
         let depth = x.len() * LINE / size_of::<E>();
         // SAFETY: sums of a tile are sixteen rows of 64 bytes, and there are two tiles a step.
-        unsafe { self.multiply(rows, tiles, weights, depth, sums, None) }
+        unsafe { self.multiply(rows, tiles, weights, depth, sums, How::GoOn) }
     }
 
-    /// What both have in common.
+    /// What they have in common.
     ///
     /// # Safety
     /// There are `depth` elements in the rows of so many tiles, one or two.
@@ -158,7 +193,7 @@ impl Tiles {
         weights: [&[E]; 2],
         depth: usize,
         sums: &mut [[TileSums<E::Sum>; 2]; 2],
-        ahead: Option<&mut Ahead>,
+        how: How<'_>,
     ) {
         let row_bytes = depth * size_of::<E>();
         assert!(row_bytes.is_multiple_of(LINE) && depth > 0);
@@ -168,10 +203,12 @@ impl Tiles {
         // SAFETY: `self` says the tiles are configured. A step reads 64 bytes of sixteen rows, by the caller, and 64 of
         // sixteen output channels (1024 bytes), by the assertions. The four sums are 1024 bytes each, one after the other.
         unsafe {
-            match (tiles, ahead) {
-                (1, _) => E::dot_one(rows, panels, steps, sums),
-                (_, Some(ahead)) => E::dot_two(rows, panels, steps, sums, ahead.steps(steps)),
-                (_, None) => E::dot_near(rows, panels, steps, sums),
+            match (tiles, how) {
+                (2, How::Begin(Some(ahead))) => {
+                    E::dot_two(rows, panels, steps, sums, ahead.steps(steps));
+                }
+                (2, how) => E::dot_near(rows, panels, steps, sums, how.goes_on()),
+                (_, how) => E::dot_one(rows, panels, steps, sums, how.goes_on()),
             }
         }
     }

@@ -211,12 +211,3 @@ pub(super) fn first_lanes(len: usize) -> __mmask16 {
         (1 << len) - 1
     }
 }
-
-/// Asks for `values`' memory.
-#[inline(always)]
-pub(super) fn prefetch(values: &[f32]) {
-    for line in values.chunks(LANES) {
-        // SAFETY: prefetching reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-    }
-}

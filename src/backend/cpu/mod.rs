@@ -18,6 +18,7 @@ mod fast;
 mod int8;
 mod isa;
 mod kernel_rows;
+mod kv;
 mod lines;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
@@ -33,15 +34,18 @@ mod tile;
 
 pub use isa::{ISA_VARIABLE, Isa};
 
+use super::kv_cache::{KvCache, KvForm};
 use super::{Backend, Epilogue, HeadShape, LinearId, NormIds, Region, Segments, TableId};
 use crate::umm::arena::prefault;
 use int8::Int8Linear;
+use kv::Store;
 use lines::Lines;
 use pages::{Pages, Pool};
 use rten_gemm::{GemmExecutor, PackedBMatrix};
 use serde::Deserialize;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use sixteen::Vectors;
+use std::ops::Range;
 
 /// Which implementation of the operations runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,25 +78,6 @@ impl Precision {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
             Precision::Int8 => "int8",
-        }
-    }
-}
-
-/// How a row of keys or values is cached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum CacheForm {
-    /// As it is.
-    F32,
-    /// Rounded, two to an element, see [`bf16::round_pairs_into`].
-    Bf16,
-}
-
-impl CacheForm {
-    /// Elements of `f32` memory that `values` keys or values take.
-    fn len(self, values: usize) -> usize {
-        match self {
-            CacheForm::F32 => values,
-            CacheForm::Bf16 => bf16::pairs_len(values),
         }
     }
 }
@@ -148,8 +133,10 @@ pub struct Cpu {
     gemm: GemmExecutor,
     /// Attention's result before it goes to the arena; grows to the largest call.
     attention_out: Lines<f32>,
-    /// Buffers of the attention kernels, for each thread.
-    attention_scratch: Vec<attention::AttentionScratch>,
+    /// Buffers of the attention kernels.
+    attention_work: attention::AttentionWork,
+    /// Rows of keys or values rounded to pairs, on their way to a cache; grow to the largest call.
+    paired: Lines<f32>,
     /// Rows of a product, set apart; grow to the largest call.
     #[cfg(target_arch = "x86_64")]
     copied_rows: Lines<f32>,
@@ -186,7 +173,8 @@ impl Cpu {
             tables: Vec::new(),
             gemm: GemmExecutor::new(),
             attention_out: Lines::default(),
-            attention_scratch: Vec::new(),
+            attention_work: attention::AttentionWork::default(),
+            paired: Lines::default(),
             #[cfg(target_arch = "x86_64")]
             copied_rows: Lines::default(),
             rounded: bf16::Activations::default(),
@@ -195,12 +183,35 @@ impl Cpu {
         }
     }
 
-    /// How keys and values lie in the arena: as the attention of this path and precision reads them.
-    fn cache_form(&self) -> CacheForm {
-        match (self.path, self.precision) {
-            (Path::Plain, _) | (_, Precision::F32) => CacheForm::F32,
-            (Path::Fast, Precision::Bf16 | Precision::Int8) => CacheForm::Bf16,
+    /// Rows of keys or of values to a cache.
+    fn store(
+        &mut self,
+        rows: Region,
+        count: usize,
+        cache: KvCache,
+        first_slot: usize,
+        of: impl FnOnce(&mut Store<'_>),
+    ) {
+        let [mut rows, memory] = match self
+            .arena
+            .get_disjoint_mut([rows.range(), cache.memory.range()])
+        {
+            Ok(parts) => parts,
+            Err(_) => unreachable!("rows and cache overlap"),
+        };
+        if cache.layout.form == KvForm::Bf16 {
+            self.paired.resize(bf16::pairs_len(rows.len()));
+            bf16::round_pairs_into(rows, &mut self.paired);
+            rows = &mut self.paired;
         }
+        of(&mut Store::new(
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            self.vectors,
+            cache,
+            rows,
+            first_slot..first_slot + count,
+            memory,
+        ));
     }
 
     fn attention_method(&self, head_dim: usize) -> attention::Method {
@@ -372,36 +383,30 @@ impl Backend for Cpu {
         self.arena[dst.range()].fill(0.0);
     }
 
-    fn cached_len(&self, width: usize) -> usize {
-        self.cache_form().len(width)
-    }
-
-    fn cache_rows_into(&mut self, src: Region, rows: usize, dst: Region) {
-        if rows == 0 {
-            return;
-        }
-        let (width, len) = (src.len / rows, dst.len / rows);
-        assert_eq!(src.len, rows * width, "rows to cache");
-        assert_eq!(dst.len, rows * self.cached_len(width), "cached size");
-        match self.cache_form() {
-            CacheForm::F32 => self.copy_into(src, dst),
-            CacheForm::Bf16 => {
-                let (src, dst) = self.pair(src, dst);
-                let rows = src.chunks_exact(width).zip(dst.chunks_exact_mut(len));
-                rows.for_each(|(src, dst)| bf16::round_pairs_into(src, dst));
-            }
+    fn kv_form(&self) -> KvForm {
+        match (self.path, self.precision) {
+            (Path::Plain, _) | (_, Precision::F32) => KvForm::F32,
+            (Path::Fast, Precision::Bf16 | Precision::Int8) => KvForm::Bf16,
         }
     }
 
-    fn mean_cached_rows_into(&mut self, x: Region, rows: usize, out: Region) {
-        assert_eq!(x.len, rows * self.cached_len(out.len), "cached mean size");
-        match self.cache_form() {
-            CacheForm::F32 => self.mean_rows_into(x, rows, out),
-            CacheForm::Bf16 => {
-                let (x, out) = self.pair(x, out);
-                bf16::mean_rows_into(x, rows, out);
-            }
-        }
+    fn cache_keys_into(&mut self, keys: Region, rows: usize, cache: KvCache, first_slot: usize) {
+        self.store(keys, rows, cache, first_slot, |store| store.keys());
+    }
+
+    fn cache_values_into(
+        &mut self,
+        values: Region,
+        rows: usize,
+        cache: KvCache,
+        first_slot: usize,
+    ) {
+        self.store(values, rows, cache, first_slot, |store| store.values());
+    }
+
+    fn mean_cached_keys_into(&mut self, cache: KvCache, slots: Range<usize>, out: Region) {
+        let (memory, out) = self.pair(cache.memory, out);
+        kv::mean_keys_into(&cache, slots, memory, out);
     }
 
     fn linear_into(
@@ -531,7 +536,7 @@ impl Backend for Cpu {
                 plain::attention_into(&call, result);
             }
             Path::Fast => {
-                attention::attention_into(method, &call, &mut self.attention_scratch, result);
+                attention::attention_into(method, &call, &mut self.attention_work, result);
             }
         }
         self.arena[out.range()].copy_from_slice(&self.attention_out);

@@ -1,7 +1,8 @@
 //! Plain loops: the definition of each operation. Written to be read, not to be fast.
 
 use super::Linear;
-use crate::backend::{Epilogue, HeadShape, Segments, Visibility};
+use crate::backend::kv_cache::PANEL;
+use crate::backend::{Epilogue, HeadShape, KvSegment, Segments, Visibility};
 
 /// Layer norm's epsilon.
 pub(super) const NORM_EPS: f32 = 1e-5;
@@ -117,7 +118,6 @@ pub(super) fn attention_into(call: &Attention<'_>, out: &mut [f32]) {
         head_dim,
     } = call.shape;
     let group = heads / kv_heads;
-    let kv_width = call.shape.kv_width();
     let scale = 1.0 / (head_dim as f32).sqrt();
     for (row, &t_query) in call.q_time_ns.iter().enumerate() {
         for head in 0..heads {
@@ -125,7 +125,7 @@ pub(super) fn attention_into(call: &Attention<'_>, out: &mut [f32]) {
             let q = &call.q[at..at + head_dim];
             let out = &mut out[at..at + head_dim];
             out.fill(0.0);
-            let kv = (head / group) * head_dim;
+            let kv_head = head / group;
             let keys = || {
                 call.segments.iter().flat_map(move |segment| {
                     segment
@@ -137,9 +137,10 @@ pub(super) fn attention_into(call: &Attention<'_>, out: &mut [f32]) {
                         })
                 })
             };
-            let score = |(segment, j): (&crate::backend::KvSegment<'_>, usize)| -> f32 {
-                let at = segment.k.start + j * kv_width + kv;
-                let k = &call.arena[at..at + head_dim];
+            let score = |(segment, j): (&KvSegment<'_>, usize)| -> f32 {
+                let slot = segment.first_slot + j;
+                let panel = &call.arena[segment.cache.panel(kv_head, slot)..];
+                let k = panel.iter().skip(slot % PANEL).step_by(PANEL);
                 q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>() * scale
             };
             let sink = call.sink[head];
@@ -148,9 +149,11 @@ pub(super) fn attention_into(call: &Attention<'_>, out: &mut [f32]) {
             for key in keys() {
                 let weight = (score(key) - max).exp();
                 denominator += weight;
-                let at = key.0.v.start + key.1 * kv_width + kv;
-                let v = &call.arena[at..at + head_dim];
-                out.iter_mut().zip(v).for_each(|(o, v)| *o += weight * v);
+                let slot = key.0.first_slot + key.1;
+                for (column, out) in out.chunks_mut(PANEL).enumerate() {
+                    let v = &call.arena[key.0.cache.column(kv_head, column, slot)..];
+                    out.iter_mut().zip(v).for_each(|(o, v)| *o += weight * v);
+                }
             }
             out.iter_mut().for_each(|o| *o /= denominator);
         }

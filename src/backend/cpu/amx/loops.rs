@@ -1,6 +1,6 @@
 //! The loops over tiles, in assembly.
 
-use super::LINE;
+use super::{LINE, ROW_STEP};
 use crate::backend::cpu::ahead::ASKED_A_STEP;
 use crate::backend::cpu::bf16::Bf16;
 use std::arch::asm;
@@ -24,16 +24,40 @@ pub(in crate::backend::cpu) struct TileRows {
     pub(super) tile: usize,
 }
 
+impl TileRows {
+    /// One or two tiles of rows, `[ROW_STEP or 2 ROW_STEP][stride]`, of which `depth` are used.
+    ///
+    /// # Panics
+    /// When they are not all there.
+    pub(super) fn of<E>(x: &[E], stride: usize, tiles: usize, depth: usize) -> TileRows {
+        let rows = tiles * ROW_STEP;
+        assert!((1..=2).contains(&tiles) && stride >= depth);
+        assert!((rows - 1) * stride + depth <= x.len());
+        TileRows {
+            first: x.as_ptr().cast(),
+            row: stride * size_of::<E>(),
+            step: LINE,
+            tile: ROW_STEP * stride * size_of::<E>(),
+        }
+    }
+}
+
 /// What tiles can be multiplied of.
 pub(in crate::backend::cpu) trait Element: Copy {
     /// Of their products.
     type Sum: Copy;
 
-    /// Sums of sixteen rows and two panels.
+    /// Sums of sixteen rows and two panels, added to those that are there if they go on.
     ///
     /// # Safety
     /// Tiles are configured; there are so many steps of rows and of panels, and places for the sums.
-    unsafe fn dot_one(x: TileRows, weights: [*const u8; 2], steps: usize, sums: *mut u8);
+    unsafe fn dot_one(
+        x: TileRows,
+        weights: [*const u8; 2],
+        steps: usize,
+        sums: *mut u8,
+        goes_on: bool,
+    );
 
     /// Sums of thirty-two rows; asks for [`ASKED_A_STEP`] bytes of memory a step, from `ahead` bytes behind the first panel on.
     ///
@@ -47,20 +71,29 @@ pub(in crate::backend::cpu) trait Element: Copy {
         ahead: usize,
     );
 
-    /// Sums of thirty-two rows; asks for both panels [`NEAR_BYTES`] ahead, from the second cache to the first.
+    /// Sums of thirty-two rows, as [`Element::dot_one`]; asks for both panels [`NEAR_BYTES`] ahead, from the second cache to the
+    /// first.
     ///
     /// # Safety
     /// As [`Element::dot_one`].
-    unsafe fn dot_near(x: TileRows, weights: [*const u8; 2], steps: usize, sums: *mut u8);
+    unsafe fn dot_near(
+        x: TileRows,
+        weights: [*const u8; 2],
+        steps: usize,
+        sums: *mut u8,
+        goes_on: bool,
+    );
 }
 
-/// The loop over two tiles of rows and two panels, where what is loaded is used twice, with what asks for memory in each step.
+/// The loop over two tiles of rows and two panels, where what is loaded is used twice: how sums begin, and what asks for memory
+/// in each step.
 macro_rules! two_tiles {
     (
         $multiply:literal, $x:ident, $weights:ident, $steps:ident, $sums:ident,
-        [$($ask:literal,)*], $($operand:tt)*
+        [$($begin:literal,)*], [$($ask:literal,)*], $($operand:tt)*
     ) => {
         asm!(
+            $($begin,)*
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
@@ -114,10 +147,17 @@ macro_rules! element {
                 weights: [*const u8; 2],
                 steps: usize,
                 sums: *mut u8,
+                goes_on: bool,
             ) {
                 // SAFETY: by the caller; prefetching reads nothing.
                 unsafe {
                     asm!(
+                        "test {goes_on:e}, {goes_on:e}",
+                        "jz 4f",
+                        "tileloadd tmm0, [{sums} + {line}*1]",
+                        "tileloadd tmm1, [{sums} + {line}*1 + 1024]",
+                        "jmp 2f",
+                        "4:",
                         "tilezero tmm0",
                         "tilezero tmm1",
                         "2:",
@@ -148,6 +188,7 @@ macro_rules! element {
                         next = in(reg) x.step,
                         line = in(reg) LINE,
                         sums = in(reg) sums,
+                        goes_on = in(reg) u32::from(goes_on),
                         ahead = const PREFETCH_BYTES,
                         out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
                         options(nostack),
@@ -165,7 +206,7 @@ macro_rules! element {
                 // SAFETY: by the caller; prefetching reads nothing.
                 unsafe {
                     two_tiles!(
-                        $multiply, x, weights, steps, sums,
+                        $multiply, x, weights, steps, sums, [],
                         [
                             "prefetcht1 [{ahead}]",
                             "prefetcht1 [{ahead} + 64]",
@@ -186,11 +227,22 @@ macro_rules! element {
                 weights: [*const u8; 2],
                 steps: usize,
                 sums: *mut u8,
+                goes_on: bool,
             ) {
                 // SAFETY: by the caller; prefetching reads nothing.
                 unsafe {
                     two_tiles!(
                         $multiply, x, weights, steps, sums,
+                        [
+                            "test {goes_on:e}, {goes_on:e}",
+                            "jz 4f",
+                            "tileloadd tmm0, [{sums} + {line}*1]",
+                            "tileloadd tmm1, [{sums} + {line}*1 + 1024]",
+                            "tileloadd tmm2, [{sums} + {line}*1 + 2048]",
+                            "tileloadd tmm3, [{sums} + {line}*1 + 3072]",
+                            "jmp 2f",
+                            "4:",
+                        ],
                         [
                             "mov {i:e}, 1024",
                             "3:",
@@ -200,6 +252,7 @@ macro_rules! element {
                             "jnz 3b",
                         ],
                         i = out(reg) _,
+                        goes_on = in(reg) u32::from(goes_on),
                         near = const NEAR_BYTES,
                     );
                 }

@@ -1,6 +1,6 @@
 //! `f32` in loops that the compiler turns into vectors, for every processor.
 
-use super::{Packed, Queries, SCORE_BLOCK, WIDTH, softmax_weights};
+use super::{PANEL, Queries, SCORE_BLOCK, hide, softmax_weights};
 use crate::backend::cpu::math;
 use multiversion::multiversion;
 use multiversion::target::target_cfg_f;
@@ -11,22 +11,17 @@ const QUERIES: usize = 4;
 /// Buffers of one thread; grow to the largest window and stay.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// Scores, then weights, `[QUERIES][blocks * WIDTH]`.
+    /// Scores, then weights, `[QUERIES][blocks * PANEL]`.
     scores: Vec<f32>,
 }
 
 /// All queries.
 #[multiversion(targets("x86_64+avx512f+avx2+fma", "x86_64+avx2+fma", "aarch64+neon"))]
-pub(super) fn attend(
-    queries: &Queries<'_>,
-    packed: &Packed,
-    scratch: &mut Scratch,
-    out: &mut [f32],
-) {
+pub(super) fn attend(queries: &Queries<'_>, scratch: &mut Scratch, out: &mut [f32]) {
     if target_cfg_f!(any(target_feature = "fma", target_feature = "neon")) {
-        attend_rows::<QUERIES, true>(queries, packed, scratch, out);
+        attend_rows::<QUERIES, true>(queries, scratch, out);
     } else {
-        attend_rows::<QUERIES, false>(queries, packed, scratch, out);
+        attend_rows::<QUERIES, false>(queries, scratch, out);
     }
 }
 
@@ -34,26 +29,26 @@ pub(super) fn attend(
 #[inline(always)]
 fn attend_rows<const N: usize, const FUSED: bool>(
     queries: &Queries<'_>,
-    packed: &Packed,
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
-    let (hd, keys) = (queries.head_dim(), queries.keys.len());
-    let (scale, count) = (queries.scale(), queries.count());
-    let row = keys.next_multiple_of(WIDTH);
+    let (hd, seen, count) = (queries.head_dim(), queries.seen, queries.count());
+    let keys = seen.blocks.len() * PANEL;
+    let row = seen.most() * PANEL;
     scratch.scores.resize(N * row, 0.0);
     for first in (0..count).step_by(N) {
         // Without enough rows the last one is computed again: its results are the same.
         let index: [usize; N] = std::array::from_fn(|i| (first + i).min(count - 1));
         let q = index.map(|i| queries.query(i));
-        for (block, keys) in packed.keys.chunks_exact(WIDTH * hd).enumerate() {
-            let sums = scores_of_block::<N, FUSED>(q, keys);
+        for (at, block) in seen.blocks.iter().enumerate() {
+            let sums = scores_of_block::<N, FUSED>(q, queries.keys(at));
             for (i, sums) in sums.iter().enumerate() {
-                let scores = &mut scratch.scores[i * row + block * WIDTH..][..WIDTH];
-                scores
-                    .iter_mut()
-                    .zip(sums)
-                    .for_each(|(s, sum)| *s = sum * scale);
+                let scores = &mut scratch.scores[i * row + at * PANEL..][..PANEL];
+                let scaled = scores.iter_mut().zip(sums);
+                scaled.for_each(|(s, sum)| *s = sum * queries.scale());
+                if !block.whole {
+                    hide(scores, queries.mask(at, index[i]));
+                }
             }
         }
         let mut inverse = [0.0; N];
@@ -61,12 +56,18 @@ fn attend_rows<const N: usize, const FUSED: bool>(
             let scores = &mut scratch.scores[i * row..(i + 1) * row];
             *inverse = softmax_weights::<FUSED>(scores, SCORE_BLOCK, keys, queries.sink(index[i]));
         }
-        let weights: [&[f32]; N] = std::array::from_fn(|i| &scratch.scores[i * row..][..keys]);
-        for column in (0..hd).step_by(WIDTH) {
-            let values = &packed.values[column * keys..][..WIDTH * keys];
-            let sums = weighted_values::<N, FUSED>(weights, values);
+        for column in (0..hd).step_by(PANEL) {
+            let mut sums = [[0.0_f32; PANEL]; N];
+            for run in &seen.runs {
+                let weights: [&[f32]; N] = std::array::from_fn(|i| {
+                    &scratch.scores[i * row + run.start * PANEL..][..run.len() * PANEL]
+                });
+                let values = queries.values(run.start, column / PANEL);
+                let values = &values[..run.len() * PANEL * PANEL];
+                weighted_values::<N, FUSED>(&mut sums, weights, values);
+            }
             for (i, sums) in sums.iter().enumerate() {
-                let out = &mut out[queries.place(index[i]) + column..][..WIDTH.min(hd - column)];
+                let out = &mut out[queries.place(index[i]) + column..][..PANEL.min(hd - column)];
                 out.iter_mut()
                     .zip(sums)
                     .for_each(|(o, s)| *o = s * inverse[i]);
@@ -75,19 +76,19 @@ fn attend_rows<const N: usize, const FUSED: bool>(
     }
 }
 
-/// Dot products of each query with the keys of a block, `packed` `[head_dim][WIDTH]`.
+/// Dot products of each query with the keys of a block, `packed` `[head_dim][PANEL]`.
 #[inline(always)]
 fn scores_of_block<const N: usize, const FUSED: bool>(
     queries: [&[f32]; N],
     packed: &[f32],
-) -> [[f32; WIDTH]; N] {
-    let mut sums = [[0.0_f32; WIDTH]; N];
+) -> [[f32; PANEL]; N] {
+    let mut sums = [[0.0_f32; PANEL]; N];
     // One length for all, so that the loop checks none.
-    let queries = queries.map(|q| &q[..packed.len() / WIDTH]);
-    for (d, column) in packed.chunks_exact(WIDTH).enumerate() {
+    let queries = queries.map(|q| &q[..packed.len() / PANEL]);
+    for (d, column) in packed.chunks_exact(PANEL).enumerate() {
         for (sums, query) in sums.iter_mut().zip(queries) {
             let element = query[d];
-            for l in 0..WIDTH {
+            for l in 0..PANEL {
                 sums[l] = math::multiply_add::<FUSED>(element, column[l], sums[l]);
             }
         }
@@ -95,20 +96,21 @@ fn scores_of_block<const N: usize, const FUSED: bool>(
     sums
 }
 
-/// Sums of a block of the values' elements, `[keys][WIDTH]`, weighted for each query.
+/// Adds a column of values, `[slots][PANEL]`, weighted for each query.
 #[inline(always)]
 fn weighted_values<const N: usize, const FUSED: bool>(
+    sums: &mut [[f32; PANEL]; N],
     weights: [&[f32]; N],
     values: &[f32],
-) -> [[f32; WIDTH]; N] {
-    let mut sums = [[0.0_f32; WIDTH]; N];
-    for (j, value) in values.as_chunks::<WIDTH>().0.iter().enumerate() {
-        for (sums, weights) in sums.iter_mut().zip(weights) {
+) {
+    let mut in_registers = *sums;
+    for (j, value) in values.as_chunks::<PANEL>().0.iter().enumerate() {
+        for (sums, weights) in in_registers.iter_mut().zip(weights) {
             let weight = weights[j];
-            for l in 0..WIDTH {
+            for l in 0..PANEL {
                 sums[l] = math::multiply_add::<FUSED>(weight, value[l], sums[l]);
             }
         }
     }
-    sums
+    *sums = in_registers;
 }

@@ -1,8 +1,9 @@
 //! Attention of a few new queries over a long window, for one core.
 //!
-//! The keys and values that queries of one time see are gathered and packed once, a key/value head at a time, for all rows of
-//! (token, head of the group) that share it; then rows are worked on several at a time, so that what is loaded serves
-//! all of them. Every row's sums run in the same order whatever rows are beside it: its bits depend on its own inputs, and
+//! Keys and values lie in panels ([`kv_cache`](crate::backend::kv_cache)), which products read where they are. A key/value head at a
+//! time, all rows of (token, head of the group) that share it are worked on several at a time, so that what is loaded
+//! serves all of them. Slots of a block that a row does not see get a weight of exactly zero, which changes no sum: a row's sums
+//! run in the same order whatever rows are beside it, and its bits depend on its own inputs, on the slots of what it sees, and
 //! in `f32` on whether the processor fuses a multiplication with an addition.
 //!
 //! [`loops`] is `f32` for every processor, [`vectors`] the same sums on vectors, [`narrow`] has queries, keys, values
@@ -10,30 +11,22 @@
 
 mod loops;
 mod narrow;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod pack;
+mod seen;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) mod vectors;
 
-use super::CacheForm;
 use super::isa::Isa;
 use super::lines::Lines;
 use super::math;
-use super::plain::{Attention, visible};
+use super::plain::Attention;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::sixteen::Vectors;
 use crate::backend::HeadShape;
+use crate::backend::kv_cache::PANEL;
 use crate::compute;
 use arrayvec::ArrayVec;
-use multiversion::multiversion;
+use seen::Seen;
 use std::ops::Range;
-
-/// Keys, or values' elements, in a block.
-const WIDTH: usize = 16;
-
-/// How many keys or values ahead of their packing memory is asked for.
-#[cfg(target_arch = "x86_64")]
-const KEYS_AHEAD: usize = 24;
 
 /// Scores of a row that lie together.
 const SCORE_BLOCK: usize = 256;
@@ -50,22 +43,16 @@ pub(super) enum Method {
     Narrow(Isa),
 }
 
-impl Method {
-    /// How it reads keys and values.
-    fn cache_form(self) -> CacheForm {
-        match self {
-            Method::Narrow(_) => CacheForm::Bf16,
-            _ => CacheForm::F32,
-        }
-    }
+/// What the calls of a backend keep; grows to the largest and stays.
+#[derive(Default)]
+pub(super) struct AttentionWork {
+    seen: Seen,
+    threads: Vec<AttentionScratch>,
 }
 
-/// Buffers of one thread; grow to the largest window and stay.
+/// Buffers of one thread.
 #[derive(Default)]
-pub(super) struct AttentionScratch {
-    /// Element offsets `(key, value)` in the arena of the keys the queries see.
-    keys: Vec<(usize, usize)>,
-    packed: Packed,
+struct AttentionScratch {
     loops: loops::Scratch,
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     vectors: vectors::Scratch,
@@ -76,6 +63,7 @@ pub(super) struct AttentionScratch {
 
 /// Key/value heads that one thread works on.
 struct Part<'a> {
+    seen: &'a Seen,
     scratch: &'a mut AttentionScratch,
     kv_heads: Range<usize>,
 }
@@ -84,7 +72,7 @@ struct Part<'a> {
 pub(super) fn attention_into(
     method: Method,
     call: &Attention<'_>,
-    scratch: &mut Vec<AttentionScratch>,
+    work: &mut AttentionWork,
     out: &mut [f32],
 ) {
     let HeadShape {
@@ -92,12 +80,19 @@ pub(super) fn attention_into(
         kv_heads,
         head_dim,
     } = call.shape;
+    let AttentionWork {
+        seen,
+        threads: scratch,
+    } = work;
+    seen.look(call);
+    let seen = &*seen;
     let threads = compute::threads().min(kv_heads);
     if scratch.len() < threads {
         scratch.resize_with(threads, AttentionScratch::default);
     }
     if threads == 1 {
         let mut part = Part {
+            seen,
             scratch: &mut scratch[0],
             kv_heads: 0..kv_heads,
         };
@@ -108,6 +103,7 @@ pub(super) fn attention_into(
         .take(threads)
         .enumerate()
         .map(|(i, scratch)| Part {
+            seen,
             scratch,
             kv_heads: kv_heads * i / threads..kv_heads * (i + 1) / threads,
         })
@@ -141,65 +137,36 @@ impl Part<'_> {
 
     /// To `[queries][this part's heads][head_dim]`.
     fn attend(&mut self, method: Method, call: &Attention<'_>, out: &mut [f32]) {
+        if self.seen.blocks.is_empty() {
+            return out.fill(0.0);
+        }
         let group = call.shape.heads / call.shape.kv_heads;
-        let own_width = self.width(call.shape);
         let scratch = &mut *self.scratch;
-        let mut row = 0;
-        while let Some(&time_ns) = call.q_time_ns.get(row) {
-            let same = call.q_time_ns[row..].iter().take_while(|t| **t == time_ns);
-            let rows = row..row + same.count();
-            list_keys(method, call, time_ns, &mut scratch.keys);
-            for kv_head in self.kv_heads.clone() {
-                let queries = Queries {
-                    call,
-                    key_len: method.cache_form().len(call.shape.head_dim),
-                    keys: &scratch.keys,
-                    rows: rows.clone(),
-                    kv_head,
-                    group,
-                    first_head: self.kv_heads.start * group,
-                    own_width,
-                };
-                match method {
-                    Method::Loops => {
-                        scratch.packed.pack(&queries);
-                        loops::attend(&queries, &scratch.packed, &mut scratch.loops, out);
-                    }
-                    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-                    Method::Vectors(vectors) => {
-                        let (packed, work) = (&mut scratch.packed, &mut scratch.vectors);
-                        vectors::attend(vectors, &queries, packed, work, out);
-                    }
-                    Method::Narrow(isa) => {
-                        narrow::attend(isa, &queries, &mut scratch.narrow, out);
-                    }
+        for kv_head in self.kv_heads.clone() {
+            let queries = Queries {
+                call,
+                seen: self.seen,
+                kv_head,
+                group,
+                first_head: self.kv_heads.start * group,
+                own_width: self.kv_heads.len() * group * call.shape.head_dim,
+            };
+            match method {
+                Method::Loops => loops::attend(&queries, &mut scratch.loops, out),
+                #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+                Method::Vectors(vectors) => {
+                    vectors::attend(vectors, &queries, &mut scratch.vectors, out);
                 }
-            }
-            row = rows.end;
-        }
-    }
-}
-
-fn list_keys(method: Method, call: &Attention<'_>, t_query: i64, keys: &mut Vec<(usize, usize)>) {
-    keys.clear();
-    let width = method.cache_form().len(call.shape.kv_width());
-    for segment in call.segments {
-        for (j, &t_key) in segment.time_ns.iter().enumerate() {
-            if visible(segment.visibility, t_query, t_key) {
-                keys.push((segment.k.start + j * width, segment.v.start + j * width));
+                Method::Narrow(isa) => narrow::attend(isa, &queries, &mut scratch.narrow, out),
             }
         }
     }
 }
 
-/// The queries of one time that share a key/value head: rows of (token, head of the group), and the keys they see.
+/// The queries that share a key/value head: rows of (token, head of the group), and what they see.
 struct Queries<'a> {
     call: &'a Attention<'a>,
-    keys: &'a [(usize, usize)],
-    /// Elements of one head's key or value as it is cached.
-    key_len: usize,
-    /// Tokens.
-    rows: Range<usize>,
+    seen: &'a Seen,
     kv_head: usize,
     /// Query heads of the key/value head.
     group: usize,
@@ -215,7 +182,7 @@ impl Queries<'_> {
     }
 
     fn count(&self) -> usize {
-        self.rows.len() * self.group
+        self.call.q_time_ns.len() * self.group
     }
 
     fn head(&self, index: usize) -> usize {
@@ -224,7 +191,7 @@ impl Queries<'_> {
 
     /// One query, `[head_dim]`.
     fn query(&self, index: usize) -> &[f32] {
-        let row = self.rows.start + index / self.group;
+        let row = index / self.group;
         let at = row * self.call.shape.q_width() + self.head(index) * self.head_dim();
         &self.call.q[at..at + self.head_dim()]
     }
@@ -235,7 +202,7 @@ impl Queries<'_> {
 
     /// Where a query's result begins in the thread's output.
     fn place(&self, index: usize) -> usize {
-        let row = self.rows.start + index / self.group;
+        let row = index / self.group;
         row * self.own_width + (self.head(index) - self.first_head) * self.head_dim()
     }
 
@@ -244,91 +211,31 @@ impl Queries<'_> {
         1.0 / (self.head_dim() as f32).sqrt()
     }
 
-    /// One key as it is cached, `[key_len]`.
-    fn key(&self, index: usize) -> &[f32] {
-        let at = self.keys[index].0 + self.kv_head * self.key_len;
-        &self.call.arena[at..at + self.key_len]
-    }
-
-    /// Asks for the memory of a key, if there is one: rows lie too far apart for the processor to guess.
-    #[cfg(target_arch = "x86_64")]
+    /// The panels of a block's keys, one after the other.
     #[inline(always)]
-    fn prefetch_key(&self, index: usize) {
-        if index < self.keys.len() {
-            super::avx512::prefetch(self.key(index));
-        }
+    fn keys(&self, block: usize) -> &[f32] {
+        &self.call.arena[self.seen.blocks[block].keys(self.kv_head)]
     }
 
-    /// As [`Queries::prefetch_key`].
-    #[cfg(target_arch = "x86_64")]
+    /// A column of values from a block's first slot on.
     #[inline(always)]
-    fn prefetch_value(&self, index: usize) {
-        if index < self.keys.len() {
-            super::avx512::prefetch(self.value(index));
-        }
+    fn values(&self, block: usize, column: usize) -> &[f32] {
+        &self.call.arena[self.seen.blocks[block].values(self.kv_head, column)]
     }
 
-    /// One value as it is cached, `[key_len]`.
-    fn value(&self, index: usize) -> &[f32] {
-        let at = self.keys[index].1 + self.kv_head * self.key_len;
-        &self.call.arena[at..at + self.key_len]
+    /// Bits of the slots of a block that a row sees.
+    #[inline(always)]
+    fn mask(&self, block: usize, index: usize) -> u32 {
+        self.seen.mask(block, index / self.group)
     }
 }
 
-/// Keys and values of one head in `f32`.
-#[derive(Default)]
-struct Packed {
-    /// `[blocks][head_dim][WIDTH]`.
-    keys: Lines<f32>,
-    /// `[blocks of the head][keys][WIDTH]`.
-    values: Lines<f32>,
-}
-
-impl Packed {
-    fn resize(&mut self, keys: usize, head_dim: usize) {
-        self.keys.resize(keys.next_multiple_of(WIDTH) * head_dim);
-        self.values.resize(keys * head_dim.next_multiple_of(WIDTH));
-    }
-
-    /// Places that belong to no key or to no element hold what was there before: what is computed from them is not used.
-    fn pack(&mut self, queries: &Queries<'_>) {
-        let (count, hd) = (queries.keys.len(), queries.head_dim());
-        self.resize(count, hd);
-        for i in 0..count {
-            for (block, part) in queries.value(i).chunks(WIDTH).enumerate() {
-                let to = &mut self.values[(block * count + i) * WIDTH..];
-                to[..part.len()].copy_from_slice(part);
-            }
-        }
-        for (block, columns) in self.keys.chunks_exact_mut(WIDTH * hd).enumerate() {
-            let rows = std::array::from_fn(|i| queries.key((block * WIDTH + i).min(count - 1)));
-            transpose_into(&rows, columns);
-        }
-    }
-}
-
-/// Rows of one length to columns, `[length][WIDTH]`.
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]
-fn transpose_into<T: Copy + Default>(rows: &[&[T]; WIDTH], columns: &mut [T]) {
-    /// Elements of all rows that are turned at once, in registers.
-    const STEP: usize = 8;
-    let len = columns.len() / WIDTH;
-    let rows = rows.map(|row| &row[..len]);
-    for (i, columns) in columns.chunks_exact_mut(STEP * WIDTH).enumerate() {
-        let parts: [[T; STEP]; WIDTH] = std::array::from_fn(|r| {
-            let part = rows[r][i * STEP..].first_chunk();
-            part.copied().unwrap_or_default()
-        });
-        for d in 0..STEP {
-            for (r, part) in parts.iter().enumerate() {
-                columns[d * WIDTH + r] = part[d];
-            }
-        }
-    }
-    let done = len / STEP * STEP;
-    for (d, column) in columns[done * WIDTH..].chunks_exact_mut(WIDTH).enumerate() {
-        for (element, row) in column.iter_mut().zip(rows) {
-            *element = row[done + d];
+/// Scores of slots that are not seen, of those from bit 0 of `mask` on, to minus infinity.
+#[inline(always)]
+fn hide(scores: &mut [f32], mask: u32) {
+    for (i, score) in scores.iter_mut().enumerate() {
+        if mask >> i & 1 == 0 {
+            *score = f32::NEG_INFINITY;
         }
     }
 }
@@ -339,8 +246,8 @@ fn weights_below(max: f32) -> math::Weigh<6> {
     math::Weigh::new(&math::EXP2, -math::EXP2_RANGE, 1.0, max)
 }
 
-/// Turns a row's scores into unnormalised weights; returns one over their sum, the sink's included. Scores lie in blocks of
-/// [`SCORE_BLOCK`], `stride` apart, `keys` in all.
+/// Turns a row's scores, whole panels, into unnormalised weights; returns one over their sum, the sink's included. Scores lie in
+/// blocks of [`SCORE_BLOCK`], `stride` apart, `keys` in all.
 #[inline(always)]
 fn softmax_weights<const FUSED: bool>(
     scores: &mut [f32],

@@ -1,7 +1,6 @@
 //! `f32` on vectors: the sums of [`super::loops`], in the same order, many rows at a time.
 
-use super::pack::pack_f32;
-use super::{Packed, Queries, SCORE_BLOCK, WIDTH, weights_below};
+use super::{PANEL, Queries, SCORE_BLOCK, hide, weights_below};
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::avx2::Two;
 use crate::backend::cpu::kernel_rows::block;
@@ -15,7 +14,10 @@ use crate::backend::cpu::tile::{Ahead, DEPTH_BLOCK, ROW_STRIDE, tile, with_tile_
 use std::arch::x86_64::__m512;
 
 // Scores are a tile's rows when values are weighted, and a block of them is its depth.
-const _: () = assert!(SCORE_BLOCK == DEPTH_BLOCK && WIDTH == LANES);
+const _: () = assert!(SCORE_BLOCK == DEPTH_BLOCK && PANEL == LANES);
+
+/// Blocks whose scores lie together.
+const TOGETHER: usize = SCORE_BLOCK / PANEL;
 
 /// Widest head: its elements are a tile's depth.
 pub(in crate::backend::cpu) const MAX_HEAD_DIM: usize = DEPTH_BLOCK;
@@ -36,23 +38,21 @@ pub(super) struct Scratch {
 pub(super) fn attend(
     vectors: Vectors,
     queries: &Queries<'_>,
-    packed: &mut Packed,
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
     assert!(vectors.available(), "no such vectors here");
     assert!(queries.head_dim() <= MAX_HEAD_DIM, "head too wide");
-    pack_f32(vectors, queries, packed);
     // SAFETY: available.
     unsafe {
         match vectors {
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2 => attend_avx2(queries, packed, scratch, out),
+            Vectors::Avx2 => attend_avx2(queries, scratch, out),
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx512 => attend_avx512(queries, packed, scratch, out),
+            Vectors::Avx512 => attend_avx512(queries, scratch, out),
             #[cfg(target_arch = "aarch64")]
             Vectors::Neon => {
-                attend_rows::<Four, { Four::ACROSS }>(queries, packed, scratch, out);
+                attend_rows::<Four, { Four::ACROSS }>(queries, scratch, out);
             }
         }
     }
@@ -62,28 +62,18 @@ pub(super) fn attend(
 /// As [`attend_rows`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-unsafe fn attend_avx512(
-    queries: &Queries<'_>,
-    packed: &Packed,
-    scratch: &mut Scratch,
-    out: &mut [f32],
-) {
+unsafe fn attend_avx512(queries: &Queries<'_>, scratch: &mut Scratch, out: &mut [f32]) {
     // SAFETY: by the caller.
-    unsafe { attend_rows::<__m512, { __m512::ACROSS }>(queries, packed, scratch, out) }
+    unsafe { attend_rows::<__m512, { __m512::ACROSS }>(queries, scratch, out) }
 }
 
 /// # Safety
 /// As [`attend_rows`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn attend_avx2(
-    queries: &Queries<'_>,
-    packed: &Packed,
-    scratch: &mut Scratch,
-    out: &mut [f32],
-) {
+unsafe fn attend_avx2(queries: &Queries<'_>, scratch: &mut Scratch, out: &mut [f32]) {
     // SAFETY: by the caller.
-    unsafe { attend_rows::<Two, { Two::ACROSS }>(queries, packed, scratch, out) }
+    unsafe { attend_rows::<Two, { Two::ACROSS }>(queries, scratch, out) }
 }
 
 /// # Safety
@@ -91,14 +81,16 @@ unsafe fn attend_avx2(
 #[inline(always)]
 unsafe fn attend_rows<S: Sixteen, const ACROSS: usize>(
     queries: &Queries<'_>,
-    packed: &Packed,
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
-    let blocks = queries.keys.len().div_ceil(SCORE_BLOCK);
     let most = S::ROWS_TOGETHER;
     scratch.queries.resize(most * ROW_STRIDE);
-    scratch.scores.resize(blocks * most * ROW_STRIDE);
+    // Blocks are scored several at a time.
+    let blocks = queries.seen.most().next_multiple_of(ACROSS);
+    scratch
+        .scores
+        .resize(blocks.div_ceil(TOGETHER) * most * ROW_STRIDE);
     let mut first = 0;
     while first < queries.count() {
         let rows = block(queries.count() - first, most);
@@ -108,7 +100,6 @@ unsafe fn attend_rows<S: Sixteen, const ACROSS: usize>(
         }
         let block = Block {
             queries,
-            packed,
             first,
             rows,
         };
@@ -118,62 +109,51 @@ unsafe fn attend_rows<S: Sixteen, const ACROSS: usize>(
     }
 }
 
-/// As [`super::softmax_weights`], to the bit, over a row in blocks of [`SCORE_BLOCK`], `stride` apart.
+/// As [`super::softmax_weights`], to the bit.
 ///
 /// # Safety
 /// The processor has `S`.
 #[inline(always)]
 unsafe fn softmax<S: Sixteen>(scores: &mut [f32], stride: usize, keys: usize, sink: f32) -> f32 {
     let place = |key: usize| key / SCORE_BLOCK * stride + key % SCORE_BLOCK;
-    assert!(keys == 0 || place(keys - 1) < scores.len(), "scores' size");
-    let whole = keys / LANES * LANES;
+    assert!(keys > 0 && keys.is_multiple_of(LANES) && place(keys - 1) < scores.len());
     let mut max = sink;
     // SAFETY: inside, by the assertion; the rest by the caller.
     unsafe {
         let mut largest = S::splat(f32::NEG_INFINITY);
-        for key in (0..whole).step_by(LANES) {
+        for key in (0..keys).step_by(LANES) {
             largest = S::load(scores.as_ptr().add(place(key))).max(largest);
         }
         for lane in largest.lanes() {
             max = math::max(max, lane);
         }
-    }
-    for key in whole..keys {
-        max = math::max(max, scores[place(key)]);
-    }
-    if max == f32::NEG_INFINITY {
-        for key in 0..keys {
-            scores[place(key)] = 0.0;
+        if max == f32::NEG_INFINITY {
+            for key in (0..keys).step_by(LANES) {
+                S::splat(0.0).store(scores.as_mut_ptr().add(place(key)));
+            }
+            return 0.0;
         }
-        return 0.0;
-    }
-    let weigh = weights_below(max);
-    let mut sum = math::Sum::default();
-    // SAFETY: as above.
-    unsafe {
+        let weigh = weights_below(max);
         let (factor, less) = (S::splat(weigh.factor), S::splat(weigh.less));
         let mut sums = S::splat(0.0);
-        for key in (0..whole).step_by(LANES) {
+        for key in (0..keys).step_by(LANES) {
             let at = scores.as_mut_ptr().add(place(key));
             let t = S::load(at).mul_add(factor, less);
             let weight = t.exp2(weigh.polynomial, weigh.lowest);
             weight.store(at);
             sums = sums.add(weight);
         }
-        sum.lanes = sums.lanes();
+        let sum = math::Sum {
+            lanes: sums.lanes(),
+            tail: 0.0,
+        };
+        1.0 / (sum.total() + weigh.of_sink::<true>(sink))
     }
-    for key in whole..keys {
-        let score = &mut scores[place(key)];
-        *score = weigh.of::<true>(*score);
-        sum.tail += *score;
-    }
-    1.0 / (sum.total() + weigh.of_sink::<true>(sink))
 }
 
 /// Queries worked on together.
 struct Block<'a> {
     queries: &'a Queries<'a>,
-    packed: &'a Packed,
     first: usize,
     rows: usize,
 }
@@ -187,7 +167,7 @@ impl Block<'_> {
         scratch: &mut Scratch,
         out: &mut [f32],
     ) {
-        let keys = self.queries.keys.len();
+        let keys = self.queries.seen.blocks.len() * PANEL;
         let stride = S::ROWS_TOGETHER * ROW_STRIDE;
         // SAFETY: by the caller.
         unsafe { self.score::<S, ACROSS>(&scratch.queries, &mut scratch.scores) };
@@ -219,19 +199,23 @@ impl Block<'_> {
     /// As [`Block::attend`].
     #[inline(always)]
     unsafe fn score<S: Sixteen, const ACROSS: usize>(&self, queries: &[f32], scores: &mut [f32]) {
-        let block_len = LANES * self.queries.head_dim();
-        for (index, keys) in self.packed.keys.chunks(ACROSS * block_len).enumerate() {
+        const { assert!(TOGETHER.is_multiple_of(ACROSS)) };
+        let blocks = &self.queries.seen.blocks[..];
+        for at in (0..blocks.len()).step_by(ACROSS) {
             // Where there is no further block the last one is multiplied again; its place is there and holds no key.
-            let mut b = [keys.as_ptr(); ACROSS];
+            let mut b = [std::ptr::null(); ACROSS];
             for (across, b) in b.iter_mut().enumerate() {
-                *b = b.wrapping_add(across.min(keys.len() / block_len - 1) * block_len);
+                *b = self
+                    .queries
+                    .keys((at + across).min(blocks.len() - 1))
+                    .as_ptr();
             }
-            let at = index * ACROSS * LANES;
+            let first = at / TOGETHER * S::ROWS_TOGETHER;
+            let scores = &mut scores[first * ROW_STRIDE + at % TOGETHER * PANEL..];
             let mut row = 0;
             while row < self.rows {
                 let n = block(self.rows - row, S::ROWS);
-                let first = at / SCORE_BLOCK * S::ROWS_TOGETHER + row;
-                let to = &mut scores[first * ROW_STRIDE + at % SCORE_BLOCK..];
+                let to = &mut scores[row * ROW_STRIDE..];
                 let rows = &queries[row * ROW_STRIDE..(row + n) * ROW_STRIDE];
                 with_tile_rows!(n, S::ROWS, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
                     // SAFETY: a block has as many vectors as a head has elements; the rest by the caller.
@@ -239,6 +223,20 @@ impl Block<'_> {
                 });
                 row += n;
             }
+            for (across, block) in blocks[at..].iter().take(ACROSS).enumerate() {
+                if !block.whole {
+                    self.hide(at + across, &mut scores[across * PANEL..]);
+                }
+            }
+        }
+    }
+
+    /// What each row does not see of a block.
+    #[inline(always)]
+    fn hide(&self, block: usize, scores: &mut [f32]) {
+        for (row, scores) in scores.chunks_mut(ROW_STRIDE).take(self.rows).enumerate() {
+            let mask = self.queries.mask(block, self.first + row);
+            hide(&mut scores[..PANEL], mask);
         }
     }
 
@@ -302,20 +300,25 @@ impl Block<'_> {
         inverse: &[f32],
         out: &mut [f32],
     ) {
-        let (hd, keys) = (self.queries.head_dim(), self.queries.keys.len());
-        // SAFETY: a block's rows of weights and its keys' values; the rest by the caller.
+        let (hd, seen) = (self.queries.head_dim(), self.queries.seen);
+        // SAFETY: rows of weights and as many slots' values; the rest by the caller.
         unsafe {
             let mut sums = [[S::splat(0.0); V]; M];
-            for (block, from) in (0..keys).step_by(SCORE_BLOCK).enumerate() {
-                let depth = (keys - from).min(SCORE_BLOCK);
-                let first = block * S::ROWS_TOGETHER + row;
-                let weights = &scores[first * ROW_STRIDE..][..M * ROW_STRIDE];
-                let values = &self.packed.values[column * keys..][..V * LANES * keys];
-                let mut b = [values.as_ptr(); V];
-                for (v, b) in b.iter_mut().enumerate() {
-                    *b = b.add((v * keys + from) * LANES);
+            for run in &seen.runs {
+                let mut at = run.start;
+                while at < run.end {
+                    let end = run.end.min((at / TOGETHER + 1) * TOGETHER);
+                    let depth = (end - at) * PANEL;
+                    let first = (at / TOGETHER * S::ROWS_TOGETHER + row) * ROW_STRIDE;
+                    let weights = &scores[first..first + M * ROW_STRIDE][at % TOGETHER * PANEL..];
+                    let mut b = [std::ptr::null(); V];
+                    for (v, b) in b.iter_mut().enumerate() {
+                        let values = self.queries.values(at, column / LANES + v);
+                        *b = values[..depth * PANEL].as_ptr();
+                    }
+                    tile(&mut sums, weights.as_ptr(), b, LANES, depth, Ahead::Nothing);
+                    at = end;
                 }
-                tile(&mut sums, weights.as_ptr(), b, LANES, depth, Ahead::Nothing);
             }
             for (m, sums) in sums.iter().enumerate() {
                 let at = self.queries.place(self.first + row + m);

@@ -93,43 +93,9 @@ pub(super) fn round_pairs_into(values: &[f32], out: &mut [f32]) {
     }
 }
 
-/// The mean of rows that [`round_pairs_into`] wrote, each sum in the order of the rows.
-pub(super) fn mean_rows_into(x: &[f32], rows: usize, out: &mut [f32]) {
-    let len = pairs_len(out.len());
-    out.fill(0.0);
-    for x in x.chunks_exact(len).take(rows) {
-        for (sums, pair) in out.chunks_mut(2).zip(x) {
-            let bits = pair.to_bits();
-            let values = [bits << 16, bits & 0xffff_0000].map(f32::from_bits);
-            sums.iter_mut().zip(values).for_each(|(sum, v)| *sum += v);
-        }
-    }
-    let scale = 1.0 / rows as f32;
-    out.iter_mut().for_each(|v| *v *= scale);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pairs_keep_every_value_and_their_mean_is_the_rows_mean() {
-        for width in [1, 2, 7, 16, 33] {
-            let value = |i: usize| (i as f32 - 9.5) / 8.0;
-            let (mut cached, mut mean) = (vec![], vec![0.0; width]);
-            for row in 0..3 {
-                let values: Vec<f32> = (0..width).map(|i| value(row * width + i)).collect();
-                let from = cached.len();
-                cached.resize(from + pairs_len(width), f32::NAN);
-                round_pairs_into(&values, &mut cached[from..]);
-            }
-            mean_rows_into(&cached, 3, &mut mean);
-            for (i, mean) in mean.iter().enumerate() {
-                // Eighths are exact in bf16.
-                assert_eq!(*mean, value(i + width) * 3.0 * (1.0 / 3.0), "{width}: {i}");
-            }
-        }
-    }
 
     #[test]
     fn rounding_is_to_the_nearest_and_ties_to_even() {

@@ -40,7 +40,7 @@ impl Product {
         }
     }
 
-    /// Whether rows are read from where their scores were, see [`Product::dot_in_place`].
+    /// Whether rows are read from where their scores were, see [`Product::add_in_place`].
     pub(in crate::backend::cpu) fn in_place(&self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self.tiles.is_some();
@@ -48,12 +48,12 @@ impl Product {
         false
     }
 
-    /// As [`Product::dot`], of one or two tiles of rows that took the place of scores: [`STEP`] values of a row lie where the
+    /// As [`Product::add`], of one or two tiles of rows that took the place of scores: [`STEP`] values of a row lie where the
     /// first panel of its scores did.
     ///
     /// # Panics
     /// Where [`Product::in_place`] is not.
-    pub(in crate::backend::cpu) fn dot_in_place(
+    pub(in crate::backend::cpu) fn add_in_place(
         &self,
         x: &[[[TileSums; 2]; 2]],
         tiles: usize,
@@ -62,7 +62,7 @@ impl Product {
     ) {
         #[cfg(target_arch = "x86_64")]
         if let Some(own) = &self.tiles {
-            return own.dot_in_place(x, tiles, panels, sums);
+            return own.add_in_place(x, tiles, panels, sums);
         }
         let _ = (x, panels, sums);
         unreachable!("{tiles} tiles without the matrix extension");
@@ -86,17 +86,53 @@ impl Product {
             return;
         }
         let _ = ahead;
-        assert!(depth.is_multiple_of(STEP) && rows * stride <= x.len());
+        self.without_tiles((x, stride), rows, panels, depth, sums, false);
+    }
+
+    /// As [`Product::dot`], added to the sums; rows may begin behind the place where a tile's first does, as long as each
+    /// has `depth` values.
+    pub(in crate::backend::cpu) fn add(
+        &self,
+        (x, stride): (&[Bf16], usize),
+        rows: usize,
+        panels: [&[Bf16]; 2],
+        depth: usize,
+        sums: &mut [[TileSums; 2]; 2],
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(tiles) = &self.tiles {
+            tiles.add((x, stride), rows.div_ceil(TILE_ROWS), panels, depth, sums);
+            return;
+        }
+        self.without_tiles((x, stride), rows, panels, depth, sums, true);
+    }
+
+    /// Either, on vectors or in loops.
+    fn without_tiles(
+        &self,
+        (x, stride): (&[Bf16], usize),
+        rows: usize,
+        panels: [&[Bf16]; 2],
+        depth: usize,
+        sums: &mut [[TileSums; 2]; 2],
+        goes_on: bool,
+    ) {
+        assert!(depth.is_multiple_of(STEP) && rows > 0);
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(vectors) = self.vectors {
-            return vectors::dot(vectors, (x, stride), rows, panels, depth, sums);
+            return vectors::dot(vectors, (x, stride), rows, panels, depth, sums, goes_on);
         }
         for first in (0..rows).step_by(LOOP_ROWS) {
             let n = LOOP_ROWS.min(rows - first);
             // Without enough rows the last one is computed again.
             let x = std::array::from_fn(|i| &x[(first + i.min(n - 1)) * stride..][..depth]);
             for (p, panel) in panels.iter().enumerate() {
-                let of_rows = dot_rows(x, panel);
+                let begun = std::array::from_fn(|i| {
+                    let row = first + i.min(n - 1);
+                    let sums = sums[row / TILE_ROWS][p][row % TILE_ROWS];
+                    if goes_on { sums } else { [0.0; PANEL] }
+                });
+                let of_rows = add_rows(begun, x, panel);
                 for (i, of_row) in of_rows.iter().take(n).enumerate() {
                     let row = first + i;
                     sums[row / TILE_ROWS][p][row % TILE_ROWS] = *of_row;
@@ -107,8 +143,11 @@ impl Product {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx2+fma", "x86_64+avx2+fma", "aarch64+neon"))]
-fn dot_rows(x: [&[Bf16]; LOOP_ROWS], panel: &[Bf16]) -> [[f32; PANEL]; LOOP_ROWS] {
-    let mut sums = [[0.0_f32; PANEL]; LOOP_ROWS];
+fn add_rows(
+    mut sums: [[f32; PANEL]; LOOP_ROWS],
+    x: [&[Bf16]; LOOP_ROWS],
+    panel: &[Bf16],
+) -> [[f32; PANEL]; LOOP_ROWS] {
     for (step, weights) in panel.chunks_exact(STEP * PANEL).enumerate() {
         let x = x.map(|x| &x[step * STEP..][..STEP]);
         let mut halves = [[[0.0_f32; PANEL]; LOOP_ROWS]; 2];

@@ -29,7 +29,7 @@ const MAX_ROWS: usize = 14;
 /// A chunk of a tile's rows, `[rows][ROW_STRIDE]`.
 type Rows = [MaybeUninit<f32>; MAX_ROWS * ROW_STRIDE];
 
-/// What [`Product::dot`](super::Product::dot) says.
+/// What [`Product::dot`](super::Product::dot) says, and, if the sums go on, [`Product::add`](super::Product::add).
 ///
 /// # Panics
 /// Where there are no such vectors, and when the sizes do not fit.
@@ -40,10 +40,11 @@ pub(super) fn dot(
     panels: [&[Bf16]; 2],
     depth: usize,
     sums: &mut [[TileSums; 2]; 2],
+    goes_on: bool,
 ) {
     assert!(vectors.available(), "no such vectors here");
     assert!(depth.is_multiple_of(STEP) && depth <= stride);
-    assert!(rows <= 2 * TILE_ROWS && rows * stride <= x.len());
+    assert!((1..=2 * TILE_ROWS).contains(&rows) && (rows - 1) * stride + depth <= x.len());
     assert!(panels.iter().all(|panel| panel.len() >= PANEL * depth));
     let call = Call {
         x: x.as_ptr().cast(),
@@ -52,6 +53,7 @@ pub(super) fn dot(
         // Pairs of channels; what reads them does not ask for their alignment.
         panels: panels.map(|panel| panel.as_ptr().cast()),
         steps: depth / STEP,
+        goes_on,
     };
     // SAFETY: available; the sizes are asserted.
     unsafe {
@@ -73,6 +75,8 @@ struct Call {
     rows: usize,
     panels: [*const u32; 2],
     steps: usize,
+    /// Whether sums are added to.
+    goes_on: bool,
 }
 
 /// # Safety
@@ -144,7 +148,8 @@ impl Call {
         }
     }
 
-    /// Even and odd channels of a step each have their sum, which are added at its end. The first step begins the sums.
+    /// Even and odd channels of a step each have their sum, which are added at its end. Unless sums go on, the first step begins
+    /// them.
     ///
     /// # Safety
     /// As [`Call::dot`]; there are `M` rows, expanded for these steps, and `ACROSS` panels from `panel` on.
@@ -160,7 +165,7 @@ impl Call {
         // SAFETY: by the caller.
         unsafe {
             let mut tile = [[S::splat(0.0); ACROSS]; M];
-            if steps.start > 0 {
+            if self.goes_on || steps.start > 0 {
                 for (m, tile) in tile.iter_mut().enumerate() {
                     let sums = &sums[(row + m) / TILE_ROWS];
                     for (across, sum) in tile.iter_mut().enumerate() {

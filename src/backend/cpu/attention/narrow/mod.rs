@@ -5,17 +5,14 @@ mod loops;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
 
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use super::pack::{pack_key_pairs, pack_value_pairs};
-use super::{Queries, WIDTH};
+use super::{Queries, hide};
 use crate::backend::Epilogue;
 use crate::backend::cpu::bf16::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel_rows::{put, row_stride};
 use crate::backend::cpu::lines::{Lines, OnLine};
 use crate::backend::cpu::math;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use crate::backend::cpu::sixteen::Vectors;
+use crate::backend::kv_cache::KvForm;
 use multiversion::multiversion;
 use std::ops::Range;
 
@@ -25,10 +22,7 @@ const ROWS: usize = 2 * TILE_ROWS;
 /// Keys whose scores come from one product: two panels.
 const KEYS: usize = 2 * PANEL;
 
-const _: () = assert!(PANEL == WIDTH && KEYS == STEP);
-
-/// A pair of values: what one place of a panel holds.
-pub(super) type Pair = [Bf16; 2];
+const _: () = assert!(KEYS == STEP && KEYS == KvForm::Bf16.block());
 
 /// Scores of a pair of tiles of rows with [`KEYS`] keys, `[row tile][panel]`.
 type Scores = [[TileSums; 2]; 2];
@@ -38,85 +32,97 @@ type Scores = [[TileSums; 2]; 2];
 pub(super) struct Scratch {
     /// `[ROWS][row stride]`.
     queries: Lines<Bf16>,
-    /// Keys in rows, `[PANEL][depth / 2]`, on their way to a panel.
-    rows: Lines<Pair>,
-    /// `[key panels][depth / 2][PANEL]`, whole pairs of panels.
-    keys: Lines<Pair>,
-    /// `[value panels][keys / 2][PANEL]`, whole pairs of panels.
-    values: Lines<Pair>,
-    /// Of [`KEYS`] keys each.
+    /// Of a block of [`KEYS`] keys each.
     scores: Lines<Scores>,
-    /// `[ROWS][row stride]` of the padded keys.
+    /// `[ROWS][row stride]` of the keys.
     weights: Lines<Bf16>,
 }
 
 /// All queries.
 pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch, out: &mut [f32]) {
-    assert!(queries.head_dim().is_multiple_of(2), "heads of pairs");
-    if queries.keys.is_empty() {
-        for index in 0..queries.count() {
-            let at = queries.place(index);
-            out[at..at + queries.head_dim()].fill(0.0);
-        }
-        return;
-    }
+    let seen = queries.seen;
     let depth = queries.head_dim().next_multiple_of(STEP);
-    let keys = queries.keys.len().next_multiple_of(KEYS);
-    scratch.resize(depth, keys);
-    pack(isa, queries, depth, keys, scratch);
-    let strides = [depth, keys].map(row_stride::<Bf16>);
+    scratch.resize(depth, seen.most());
+    let stride = row_stride::<Bf16>(depth);
     let product = Product::new(isa);
+    let scores = &mut scratch.scores[..seen.blocks.len()];
     for first in (0..queries.count()).step_by(ROWS) {
         let rows = (queries.count() - first).min(ROWS);
-        let tiles = rows.next_multiple_of(TILE_ROWS);
         round_queries(queries, first..first + rows, depth, &mut scratch.queries);
-        let x = &scratch.queries[..tiles * strides[0]];
-        let panels = scratch.keys.as_flattened().chunks_exact(KEYS * depth);
+        let x = &scratch.queries[..rows.next_multiple_of(TILE_ROWS) * stride];
         let mut softmax = Softmax::new(isa, queries, first);
-        let in_place = product.in_place() && softmax.in_place();
-        for (pair, (keys, scores)) in panels.zip(&mut scratch.scores[..]).enumerate() {
+        for (at, scores) in scores.iter_mut().enumerate() {
+            let keys: &[Bf16] = bytemuck::cast_slice(queries.keys(at));
             let (a, b) = keys.split_at(PANEL * depth);
-            product.dot((x, strides[0]), rows, [a, b], depth, scores, None);
-            mask(scores, queries.keys.len() - pair * KEYS);
+            product.dot((x, stride), rows, [a, b], depth, scores, None);
+            if !seen.blocks[at].whole {
+                hide_of_block(queries, at, first..first + rows, scores);
+            }
             softmax.see(scores, rows);
         }
-        let (scores, weights) = (&mut scratch.scores, &mut scratch.weights);
+        let in_place = product.in_place() && softmax.in_place();
         let places = if in_place {
             None
         } else {
-            Some(&mut weights[..])
+            Some(&mut scratch.weights[..])
         };
         let inverse = softmax.weigh(queries, first..first + rows, scores, places);
-        let x = &scratch.weights[..tiles * strides[1]];
-        let mut sums = OnLine([[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
-        let panels = scratch.values.as_flattened().chunks_exact(2 * PANEL * keys);
-        for (pair, values) in panels.enumerate() {
-            let (a, b) = values.split_at(PANEL * keys);
-            if in_place {
-                product.dot_in_place(scores, tiles / TILE_ROWS, [a, b], &mut sums.0);
-            } else {
-                product.dot((x, strides[1]), rows, [a, b], keys, &mut sums.0, None);
+        let weights = Weights {
+            product: &product,
+            rows,
+            in_scores: in_place.then_some(&*scores),
+            in_rows: &scratch.weights,
+        };
+        weights.sum(queries, first, &inverse, out);
+    }
+}
+
+/// Weights of a block of rows.
+struct Weights<'a> {
+    product: &'a Product,
+    rows: usize,
+    /// Where they are in the place of scores.
+    in_scores: Option<&'a [Scores]>,
+    /// Else `[ROWS][row stride]`.
+    in_rows: &'a [Bf16],
+}
+
+impl Weights<'_> {
+    /// Values weighted with them, to the output.
+    fn sum(&self, queries: &Queries<'_>, first: usize, inverse: &[f32; ROWS], out: &mut [f32]) {
+        let seen = queries.seen;
+        let stride = row_stride::<Bf16>(seen.blocks.len() * KEYS);
+        let columns = queries.head_dim().div_ceil(2 * PANEL);
+        for pair in 0..columns {
+            let mut sums = OnLine([[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
+            for run in &seen.runs {
+                let depth = run.len() * KEYS;
+                let values = [2 * pair, 2 * pair + 1].map(|column| {
+                    let values: &[Bf16] = bytemuck::cast_slice(queries.values(run.start, column));
+                    &values[..depth * PANEL]
+                });
+                if let Some(scores) = self.in_scores {
+                    let tiles = self.rows.div_ceil(TILE_ROWS);
+                    let scores = &scores[run.clone()];
+                    self.product
+                        .add_in_place(scores, tiles, values, &mut sums.0);
+                } else {
+                    let x = (&self.in_rows[run.start * KEYS..], stride);
+                    self.product.add(x, self.rows, values, depth, &mut sums.0);
+                }
             }
-            write(
-                queries,
-                first,
-                rows,
-                pair * 2 * PANEL,
-                &sums.0,
-                &inverse,
-                out,
-            );
+            let column = pair * 2 * PANEL;
+            write(queries, first, self.rows, column, &sums.0, inverse, out);
         }
     }
 }
 
 impl Scratch {
-    fn resize(&mut self, depth: usize, keys: usize) {
+    fn resize(&mut self, depth: usize, blocks: usize) {
         self.queries.resize(ROWS * row_stride::<Bf16>(depth));
-        self.keys.resize(keys * depth / 2);
-        self.values.resize(depth * keys / 2);
-        self.scores.resize(keys / KEYS);
-        self.weights.resize(ROWS * row_stride::<Bf16>(keys));
+        self.scores.resize(blocks);
+        self.weights
+            .resize(ROWS * row_stride::<Bf16>(blocks * KEYS));
     }
 }
 
@@ -128,18 +134,6 @@ fn round_queries(queries: &Queries<'_>, rows: Range<usize>, depth: usize, to: &m
         round_into(queries.query(row), to);
         padding.fill(Bf16::default());
     }
-}
-
-/// Keys and values to panels.
-fn pack(isa: Isa, queries: &Queries<'_>, depth: usize, keys: usize, scratch: &mut Scratch) {
-    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    if let Some(vectors) = Vectors::best(isa) {
-        pack_key_pairs(vectors, queries, depth, &mut scratch.keys);
-        pack_value_pairs(vectors, queries, (depth, keys), &mut scratch.values);
-        return;
-    }
-    let _ = isa;
-    loops::pack(scratch, queries, depth, keys);
 }
 
 /// The softmax of a block of rows.
@@ -224,17 +218,13 @@ fn weights_below(scale: f32, max: f32) -> math::Weigh<5> {
     math::Weigh::new(&math::EXP2_NARROW, LOWEST, scale, max)
 }
 
-/// Scores behind the last of `keys` keys to minus infinity.
-fn mask(scores: &mut Scores, keys: usize) {
-    if keys >= KEYS {
-        return;
-    }
-    for tile in scores {
-        for (half, panel) in tile.iter_mut().enumerate() {
-            let from = keys.saturating_sub(half * PANEL).min(PANEL);
-            panel
-                .iter_mut()
-                .for_each(|row| row[from..].fill(f32::NEG_INFINITY));
+/// What each row does not see of a block.
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw", "x86_64+avx2", "aarch64+neon"))]
+fn hide_of_block(queries: &Queries<'_>, block: usize, rows: Range<usize>, scores: &mut Scores) {
+    for (row, index) in rows.enumerate() {
+        let mask = queries.mask(block, index);
+        for (half, panel) in scores[row / TILE_ROWS].iter_mut().enumerate() {
+            hide(&mut panel[row % TILE_ROWS], mask >> (half * PANEL));
         }
     }
 }

@@ -1,0 +1,168 @@
+//! Which slots the queries of a call see: blocks of a cache, and a mask of each for every time that queries have.
+
+use crate::backend::KvSegment;
+use crate::backend::cpu::plain::{Attention, visible};
+use crate::backend::kv_cache::KvCache;
+use std::ops::Range;
+
+/// A block of slots some query sees.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Block {
+    cache: KvCache,
+    /// Which of the cache's blocks.
+    index: usize,
+    /// Every query sees all of it.
+    pub whole: bool,
+}
+
+impl Block {
+    fn first_slot(&self) -> usize {
+        self.index * self.cache.layout.form.block()
+    }
+
+    /// The panels of a head's keys, one after the other: where they begin in the arena, and their elements.
+    #[inline(always)]
+    pub(super) fn keys(&self, head: usize) -> Range<usize> {
+        let start = self.cache.panel(head, self.first_slot());
+        start..start + self.cache.layout.form.numbers() * self.cache.panel_len()
+    }
+
+    /// The values of a column of a head, from this block's first slot to the end of the cache.
+    #[inline(always)]
+    pub(super) fn values(&self, head: usize, column: usize) -> Range<usize> {
+        let start = self.cache.column(head, column, self.first_slot());
+        let end = self.cache.column(head, column, 0) + self.cache.column_len();
+        start..end
+    }
+
+    fn follows(&self, other: &Block) -> bool {
+        self.cache == other.cache && self.index == other.index + 1
+    }
+}
+
+/// See the module. Grows to what the caches of a call can hold, and stays.
+#[derive(Default)]
+pub(super) struct Seen {
+    pub blocks: Vec<Block>,
+    /// Blocks whose slots follow each other, by their places in `blocks`.
+    pub runs: Vec<Range<usize>>,
+    /// Bits of the slots that are seen, `[blocks][times]`.
+    masks: Vec<u32>,
+    /// Times of the queries: one if all are equal, else each query's.
+    times: usize,
+    /// Blocks there can be with the caches of this call full.
+    most: usize,
+}
+
+impl Seen {
+    /// What the queries of `call` see.
+    pub(super) fn look(&mut self, call: &Attention<'_>) {
+        let all = call.q_time_ns;
+        let same = all.iter().all(|t| Some(t) == all.first());
+        let times = if same { &all[..all.len().min(1)] } else { all };
+        self.times = times.len();
+        self.reserve(call);
+        self.blocks.clear();
+        self.masks.clear();
+        // The block looked at last, and whether it is in the list: segments that meet within a block are one there, whatever
+        // is seen of it, so that the order of a query's slots does not depend on other queries.
+        let mut last = None;
+        for segment in call.segments {
+            self.look_at(segment, times, &mut last);
+        }
+        let all_slots = call.segments.first().map_or(0, |segment| {
+            u32::MAX >> (u32::BITS as usize - segment.cache.layout.form.block())
+        });
+        let masks = self.masks.chunks_exact(self.times.max(1));
+        for (block, masks) in self.blocks.iter_mut().zip(masks) {
+            block.whole = masks.iter().all(|mask| *mask == all_slots);
+        }
+        self.find_runs();
+    }
+
+    fn look_at(
+        &mut self,
+        segment: &KvSegment<'_>,
+        times: &[i64],
+        last: &mut Option<(KvCache, usize, bool)>,
+    ) {
+        let KvSegment {
+            cache,
+            first_slot,
+            time_ns,
+            visibility,
+        } = *segment;
+        let block = cache.layout.form.block();
+        let slots = first_slot..first_slot + time_ns.len();
+        assert!(slots.end <= cache.slots(), "a segment outside its cache");
+        for index in slots.start / block..slots.end.div_ceil(block) {
+            let of_block = index * block;
+            let own = slots.start.max(of_block)..slots.end.min(of_block + block);
+            let listed = matches!(*last, Some((c, i, true)) if (c, i) == (cache, index));
+            if !listed {
+                self.masks.resize(self.masks.len() + times.len(), 0);
+            }
+            let at = self.masks.len() - times.len();
+            let mut any = 0;
+            for (mask, &t_query) in self.masks[at..].iter_mut().zip(times) {
+                for slot in own.clone() {
+                    let t_key = time_ns[slot - first_slot];
+                    *mask |= u32::from(visible(visibility, t_query, t_key)) << (slot - of_block);
+                }
+                any |= *mask;
+            }
+            if !listed && any == 0 {
+                self.masks.truncate(at);
+            } else if !listed {
+                self.blocks.push(Block {
+                    cache,
+                    index,
+                    whole: false,
+                });
+            }
+            *last = Some((cache, index, any != 0));
+        }
+    }
+
+    fn find_runs(&mut self) {
+        self.runs.clear();
+        for (at, block) in self.blocks.iter().enumerate() {
+            match self.runs.last_mut() {
+                Some(run) if block.follows(&self.blocks[at - 1]) => run.end += 1,
+                _ => self.runs.push(at..at + 1),
+            }
+        }
+    }
+
+    /// Room for all that the call's caches can hold: it is not to grow while a window fills.
+    fn reserve(&mut self, call: &Attention<'_>) {
+        let mut most = 0;
+        let mut before = None;
+        for KvSegment { cache, .. } in call.segments {
+            // Each cache twice: a window that wraps ends in the block it begins in, and so may the queries' own chunk.
+            const SEEN_AGAIN: usize = 2;
+            if before != Some(cache) {
+                most += cache.blocks() + SEEN_AGAIN;
+            }
+            before = Some(cache);
+        }
+        self.most = self.most.max(most);
+        let room = |len: usize, most: usize| most.saturating_sub(len);
+        self.blocks.reserve(room(self.blocks.len(), self.most));
+        self.runs.reserve(room(self.runs.len(), self.most));
+        let masks = self.most * self.times;
+        self.masks.reserve(room(self.masks.len(), masks));
+    }
+
+    /// Blocks there can be.
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
+    /// What a query sees of a block.
+    #[inline(always)]
+    pub(super) fn mask(&self, block: usize, query: usize) -> u32 {
+        let time = if self.times == 1 { 0 } else { query };
+        self.masks[block * self.times + time]
+    }
+}
