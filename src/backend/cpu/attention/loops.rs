@@ -43,12 +43,11 @@ fn attend_rows<const N: usize, const FUSED: bool>(
         for (at, block) in seen.blocks.iter().enumerate() {
             let sums = scores_of_block::<N, FUSED>(q, queries.keys(at));
             for (i, sums) in sums.iter().enumerate() {
-                let scores = &mut scratch.scores[i * row + at * PANEL..][..PANEL];
-                let scaled = scores.iter_mut().zip(sums);
-                scaled.for_each(|(s, sum)| *s = sum * queries.scale());
+                let mut scores = sums.map(|sum| sum * queries.scale());
                 if !block.whole {
-                    hide(scores, queries.mask(at, index[i]));
+                    hide(&mut scores, queries.mask(at, index[i]));
                 }
+                scratch.scores[i * row + at * PANEL..][..PANEL].copy_from_slice(&scores);
             }
         }
         let mut inverse = [0.0; N];

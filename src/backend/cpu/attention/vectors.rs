@@ -235,8 +235,9 @@ impl Block<'_> {
     #[inline(always)]
     fn hide(&self, block: usize, scores: &mut [f32]) {
         for (row, scores) in scores.chunks_mut(ROW_STRIDE).take(self.rows).enumerate() {
-            let mask = self.queries.mask(block, self.first + row);
-            hide(&mut scores[..PANEL], mask);
+            if let Some(scores) = scores.first_chunk_mut() {
+                hide(scores, self.queries.mask(block, self.first + row));
+            }
         }
     }
 
