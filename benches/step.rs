@@ -159,9 +159,7 @@ impl Step {
             let [k, v] = self.fresh.map(|fresh| fresh.rows(0, rows, kv));
             self.timed(Part::Rest, |cpu| cpu.layer_norm_into(x, rows, norms[0], h));
             self.timed(Part::Linear, |cpu| {
-                cpu.linear_into(h, rows, to_q, Epilogue::Store, q);
-                cpu.linear_into(h, rows, to_k, Epilogue::Store, k);
-                cpu.linear_into(h, rows, to_v, Epilogue::Store, v);
+                cpu.linears_into(h, rows, &[(to_q, q), (to_k, k), (to_v, v)]);
             });
             self.timed(Part::Rest, |cpu| {
                 cpu.rotary_in_place(q, rows, SHAPE.heads, SHAPE.head_dim, rotary);

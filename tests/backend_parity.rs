@@ -1,7 +1,7 @@
 //! Every backend against the plain loops, operation by operation, at boundary sizes.
 
 use proptest::prelude::*;
-use umm::backend::cpu::{Cpu, Path};
+use umm::backend::cpu::{Cpu, Path, Precision};
 use umm::backend::parity::{ARENA_LEN, check, noise};
 use umm::backend::{Backend, Epilogue, Region};
 
@@ -24,6 +24,55 @@ fn the_checker_sees_a_difference() {
         !differences.is_empty(),
         "sums in another order cannot all be equal to the bit"
     );
+}
+
+/// Layers whose weights are kept in different forms, small ones among them, so that rows are prepared anew where they must be.
+#[test]
+fn layers_of_the_same_rows_are_as_one_by_one() {
+    const IN_DIM: usize = 300;
+    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+        for path in [Path::Plain, Path::Fast] {
+            for rows in [0, 1, 5, 40] {
+                let mut cpu = Cpu::with_precision(path, precision);
+                let out_dims = [64, 3, 70, 1, 2, 64];
+                let x = Region {
+                    start: 0,
+                    len: rows * IN_DIM,
+                };
+                let mut end = x.len;
+                let mut place = |out_dim: usize| {
+                    end += rows * out_dim;
+                    Region {
+                        start: end - rows * out_dim,
+                        len: rows * out_dim,
+                    }
+                };
+                let layers = out_dims.map(|out_dim| {
+                    let weight = noise(out_dim as u64, IN_DIM * out_dim);
+                    let layer = cpu.add_linear(&weight, None, IN_DIM, out_dim);
+                    (layer, place(out_dim))
+                });
+                cpu.allocate(end);
+                cpu.upload(x, &noise(3, x.len));
+                let read = |cpu: &Cpu| {
+                    let mut all = vec![0.0; end - x.len];
+                    let outputs = Region {
+                        start: x.len,
+                        len: all.len(),
+                    };
+                    cpu.download(outputs, &mut all);
+                    all.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                };
+                for &(layer, out) in &layers {
+                    cpu.linear_into(x, rows, layer, Epilogue::Store, out);
+                }
+                let one_by_one = read(&cpu);
+                layers.iter().for_each(|(_, out)| cpu.zero(*out));
+                cpu.linears_into(x, rows, &layers);
+                assert!(read(&cpu) == one_by_one, "{precision:?} {path:?} {rows}");
+            }
+        }
+    }
 }
 
 proptest! {

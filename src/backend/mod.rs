@@ -220,6 +220,14 @@ pub trait Backend {
         out: Region,
     );
 
+    /// [`Epilogue::Store`] of several layers of the same rows, each to its own region: what a backend does with the rows before a
+    /// product it need not do again.
+    fn linears_into(&mut self, x: Region, rows: usize, layers: &[(LinearId, Region)]) {
+        for &(layer, out) in layers {
+            self.linear_into(x, rows, layer, Epilogue::Store, out);
+        }
+    }
+
     /// Layer normalisation over each row (Ba et al. 2016, arXiv:1607.06450), eps 1e-5.
     fn layer_norm_into(&mut self, x: Region, rows: usize, norm: NormIds, out: Region);
 

@@ -240,8 +240,8 @@ impl CaptionDecoder {
         let rows = caption.fused_rows;
         for (layer, cache) in self.layers.iter().zip(&caption.caches) {
             let [k, v] = self.fused;
-            backend.linear_into(*fused, rows, layer.cross.k, Epilogue::Store, k);
-            backend.linear_into(*fused, rows, layer.cross.v, Epilogue::Store, v);
+            let cross = &layer.cross;
+            backend.linears_into(*fused, rows, &[(cross.k, k), (cross.v, v)]);
             let slots = Spans::one(0..rows);
             cache.fused.store(backend, (k, v), 0, &slots);
             // What is no number does not stay behind in a block that the new caption shares.
@@ -289,9 +289,7 @@ impl CaptionDecoder {
         let attended = self.buffers.attended.rows(0, rows, q_width);
         let ids = &layer.self_attention;
         backend.layer_norm_into(x, rows, layer.norm1, h);
-        backend.linear_into(h, rows, ids.q, Epilogue::Store, q);
-        backend.linear_into(h, rows, ids.k, Epilogue::Store, k);
-        backend.linear_into(h, rows, ids.v, Epilogue::Store, v);
+        backend.linears_into(h, rows, &[(ids.q, q), (ids.k, k), (ids.v, v)]);
         for (row, caption) in captions.iter().enumerate() {
             let (own, place) = (caption.caches[index].own, caption.tokens.len());
             own.store(backend, (k, v), row, &Spans::one(place..place + 1));

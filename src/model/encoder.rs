@@ -174,9 +174,7 @@ impl Encoder {
         let q = self.buffers.q.rows(0, rows, q_width);
         let k = self.buffers.k.rows(0, rows, kv_width);
         let v = self.buffers.v.rows(0, rows, kv_width);
-        backend.linear_into(h, rows, ids.q, Epilogue::Store, q);
-        backend.linear_into(h, rows, ids.k, Epilogue::Store, k);
-        backend.linear_into(h, rows, ids.v, Epilogue::Store, v);
+        backend.linears_into(h, rows, &[(ids.q, q), (ids.k, k), (ids.v, v)]);
         if let Some(long) = &self.long {
             long.pool(backend, layer, contexts, input.chunks, k, v);
         }
@@ -260,9 +258,7 @@ impl Encoder {
         for layer in &self.layers {
             let ids = &layer.attention;
             backend.layer_norm_into(x, rows, layer.norm1, h);
-            backend.linear_into(h, rows, ids.q, Epilogue::Store, q);
-            backend.linear_into(h, rows, ids.k, Epilogue::Store, k);
-            backend.linear_into(h, rows, ids.v, Epilogue::Store, v);
+            backend.linears_into(h, rows, &[(ids.q, q), (ids.k, k), (ids.v, v)]);
             backend.rotary_in_place(q, rows, shape.heads, shape.head_dim, rotary);
             backend.rotary_in_place(k, rows, shape.kv_heads, shape.head_dim, rotary);
             self.alone.store(backend, (k, v), 0, &Spans::one(0..rows));

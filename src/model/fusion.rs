@@ -212,10 +212,8 @@ impl Fusion {
             let rows = input.layout.of_modality(m);
             let (first, n) = (rows.start, rows.len());
             let encoded = input.encoded.rows(first, n, self.d);
-            let k = self.k.rows(first, n, width);
-            backend.linear_into(encoded, n, cross.k, Epilogue::Store, k);
-            let v = self.v.rows(first, n, width);
-            backend.linear_into(encoded, n, cross.v, Epilogue::Store, v);
+            let [k, v] = [self.k, self.v].map(|region| region.rows(first, n, width));
+            backend.linears_into(encoded, n, &[(cross.k, k), (cross.v, v)]);
             let rotary = input.rotary.rows(first, n, head_dim);
             backend.rotary_in_place(k, n, heads, head_dim, rotary);
         }
@@ -300,9 +298,7 @@ impl Fusion {
         let k = self.buffers.k.rows(0, rows, shape.kv_width());
         let v = self.buffers.v.rows(0, rows, shape.kv_width());
         let rotary = self.rotary_self.rows(0, rows, shape.head_dim);
-        backend.linear_into(h, rows, ids.q, Epilogue::Store, q);
-        backend.linear_into(h, rows, ids.k, Epilogue::Store, k);
-        backend.linear_into(h, rows, ids.v, Epilogue::Store, v);
+        backend.linears_into(h, rows, &[(ids.q, q), (ids.k, k), (ids.v, v)]);
         backend.rotary_in_place(q, rows, shape.heads, shape.head_dim, rotary);
         backend.rotary_in_place(k, rows, shape.kv_heads, shape.head_dim, rotary);
         for lane in 0..input.lanes.len() {

@@ -104,6 +104,14 @@ struct Linear {
     bias: Vec<f32>,
 }
 
+impl Linear {
+    /// Whether rows that were prepared for this layer's product are as another's needs them.
+    fn prepares_as(&self, other: &Linear) -> bool {
+        let kind = |l: &Linear| std::mem::discriminant(&l.weights);
+        self.in_dim == other.in_dim && kind(self) == kind(other)
+    }
+}
+
 /// Parameters looked up by row.
 struct Table {
     width: usize,
@@ -131,8 +139,6 @@ pub struct Cpu {
     linears: Vec<Linear>,
     tables: Vec<Table>,
     gemm: GemmExecutor,
-    /// Attention's result before it goes to the arena; grows to the largest call.
-    attention_out: Lines<f32>,
     /// Buffers of the attention kernels.
     attention_work: attention::AttentionWork,
     /// Rows of keys or values rounded to pairs, on their way to a cache; grow to the largest call.
@@ -172,7 +178,6 @@ impl Cpu {
             linears: Vec::new(),
             tables: Vec::new(),
             gemm: GemmExecutor::new(),
-            attention_out: Lines::default(),
             attention_work: attention::AttentionWork::default(),
             paired: Lines::default(),
             #[cfg(target_arch = "x86_64")]
@@ -212,6 +217,64 @@ impl Cpu {
             first_slot..first_slot + count,
             memory,
         ));
+    }
+
+    /// A linear layer of rows that are, or are not, prepared for its kind of weights already.
+    fn multiply(
+        &mut self,
+        x: Region,
+        rows: usize,
+        layer: LinearId,
+        epilogue: Epilogue,
+        out: Region,
+        prepared: bool,
+    ) {
+        if rows == 0 {
+            return;
+        }
+        let linear = &self.linears[layer.0];
+        assert_eq!(x.len, rows * linear.in_dim, "linear input size");
+        assert_eq!(out.len, rows * linear.out_dim, "linear output size");
+        let parts = self.arena.get_disjoint_mut([x.range(), out.range()]);
+        let Ok([x, out]) = parts else {
+            unreachable!("linear input and output overlap");
+        };
+        match &linear.weights {
+            LinearWeights::Bf16(weights) if self.path == Path::Fast => {
+                let rows = &mut self.rounded;
+                if !prepared {
+                    rows.round(x, linear.in_dim);
+                }
+                bf16::linear_into(self.isa, weights, rows, epilogue, out);
+            }
+            LinearWeights::Bf16(weights) => bf16::plain_linear_into(weights, x, |r, n, y| {
+                plain::put(&mut out[r * linear.out_dim + n], y, epilogue);
+            }),
+            LinearWeights::Int8(weights) if self.path == Path::Fast => {
+                let rows = &mut self.activations;
+                if !prepared {
+                    rows.quantize(self.isa, x, linear.in_dim);
+                }
+                int8::linear_into(self.isa, weights, rows, epilogue, out);
+            }
+            LinearWeights::Int8(weights) => int8::plain_linear_into(weights, x, |r, n, y| {
+                plain::put(&mut out[r * linear.out_dim + n], y, epilogue);
+            }),
+            #[cfg(target_arch = "x86_64")]
+            LinearWeights::Vectors(packed) => {
+                let copied = &mut self.copied_rows;
+                if !prepared {
+                    packed::copy_blocks_into(x, linear.in_dim, rows, copied);
+                }
+                packed::linear_into(packed, copied, rows, epilogue, out);
+            }
+            LinearWeights::Packed(packed) => {
+                fast::linear_into(&self.gemm, packed, &linear.bias, x, rows, epilogue, out);
+            }
+            LinearWeights::Plain(weight) => {
+                plain::linear_into(linear, weight, x, rows, epilogue, out);
+            }
+        }
     }
 
     fn attention_method(&self, head_dim: usize) -> attention::Method {
@@ -417,39 +480,16 @@ impl Backend for Cpu {
         epilogue: Epilogue,
         out: Region,
     ) {
-        if rows == 0 {
-            return;
-        }
-        let linear = &self.linears[layer.0];
-        assert_eq!(x.len, rows * linear.in_dim, "linear input size");
-        assert_eq!(out.len, rows * linear.out_dim, "linear output size");
-        let parts = self.arena.get_disjoint_mut([x.range(), out.range()]);
-        let Ok([x, out]) = parts else {
-            unreachable!("linear input and output overlap");
-        };
-        match &linear.weights {
-            LinearWeights::Bf16(weights) if self.path == Path::Fast => {
-                bf16::linear_into(self.isa, weights, &mut self.rounded, x, epilogue, out);
-            }
-            LinearWeights::Bf16(weights) => bf16::plain_linear_into(weights, x, |r, n, y| {
-                plain::put(&mut out[r * linear.out_dim + n], y, epilogue);
-            }),
-            LinearWeights::Int8(weights) if self.path == Path::Fast => {
-                int8::linear_into(self.isa, weights, &mut self.activations, x, epilogue, out);
-            }
-            LinearWeights::Int8(weights) => int8::plain_linear_into(weights, x, |r, n, y| {
-                plain::put(&mut out[r * linear.out_dim + n], y, epilogue);
-            }),
-            #[cfg(target_arch = "x86_64")]
-            LinearWeights::Vectors(packed) => {
-                packed::linear_into(packed, x, &mut self.copied_rows, epilogue, out);
-            }
-            LinearWeights::Packed(packed) => {
-                fast::linear_into(&self.gemm, packed, &linear.bias, x, rows, epilogue, out);
-            }
-            LinearWeights::Plain(weight) => {
-                plain::linear_into(linear, weight, x, rows, epilogue, out);
-            }
+        self.multiply(x, rows, layer, epilogue, out, false);
+    }
+
+    fn linears_into(&mut self, x: Region, rows: usize, layers: &[(LinearId, Region)]) {
+        let mut before: Option<LinearId> = None;
+        for &(layer, out) in layers {
+            let [one, other] = [before.unwrap_or(layer), layer].map(|id| &self.linears[id.0]);
+            let prepared = before.is_some() && one.prepares_as(other);
+            self.multiply(x, rows, layer, Epilogue::Store, out, prepared);
+            before = Some(layer);
         }
     }
 
@@ -520,26 +560,19 @@ impl Backend for Cpu {
         assert_eq!(q.len, q_time_ns.len() * shape.q_width(), "query size");
         assert_eq!(q.len, out.len, "attention output size");
         let method = self.attention_method(shape.head_dim);
+        let (out, arena) = plain::Around::split(&mut self.arena, out);
         let call = plain::Attention {
-            arena: &self.arena,
-            q: &self.arena[q.range()],
+            arena,
+            q: arena.get(q.range()),
             q_time_ns,
             shape,
             segments,
             sink: &self.tables[sink.0].values,
         };
-        self.attention_out.resize(out.len);
-        let result = &mut self.attention_out;
         match self.path {
-            Path::Plain => {
-                result.fill(0.0);
-                plain::attention_into(&call, result);
-            }
-            Path::Fast => {
-                attention::attention_into(method, &call, &mut self.attention_work, result);
-            }
+            Path::Plain => plain::attention_into(&call, out),
+            Path::Fast => attention::attention_into(method, &call, &mut self.attention_work, out),
         }
-        self.arena[out.range()].copy_from_slice(&self.attention_out);
     }
 
     fn mean_rows_into(&mut self, x: Region, rows: usize, out: Region) {

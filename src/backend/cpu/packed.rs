@@ -76,18 +76,16 @@ impl PackedLinear {
 /// `out (=, += or = gelu) x W^T + b`, its panels shared among threads. `copied` is work space that grows to the largest call.
 pub(super) fn linear_into(
     linear: &PackedLinear,
-    x: &[f32],
-    copied: &mut Lines<f32>,
+    copied: &[f32],
+    rows: usize,
     epilogue: Epilogue,
     out: &mut [f32],
 ) {
     assert!(linear.vectors.available(), "no such vectors here");
-    let rows = x.len() / linear.in_dim;
     assert_eq!(out.len(), rows * linear.out_dim, "linear output size");
-    copy_blocks_into(x, linear.in_dim, rows, copied);
     let call = Call {
         linear,
-        x: &copied[..],
+        x: copied,
         epilogue,
         out: RowsOut::new(out, rows, linear.out_dim),
     };
@@ -111,7 +109,7 @@ pub(super) fn linear_into(
 }
 
 /// Rows to blocks of [`DEPTH_BLOCK`] channels, `[blocks][rows][ROW_STRIDE]`.
-fn copy_blocks_into(x: &[f32], in_dim: usize, rows: usize, copied: &mut Lines<f32>) {
+pub(super) fn copy_blocks_into(x: &[f32], in_dim: usize, rows: usize, copied: &mut Lines<f32>) {
     let blocks = in_dim.div_ceil(DEPTH_BLOCK);
     copied.resize(copied.len().max(blocks * rows * ROW_STRIDE));
     for (row, x) in x.chunks_exact(in_dim).enumerate() {

@@ -2,7 +2,8 @@
 
 use super::Linear;
 use crate::backend::kv_cache::PANEL;
-use crate::backend::{Epilogue, HeadShape, KvSegment, Segments, Visibility};
+use crate::backend::{Epilogue, HeadShape, KvSegment, Region, Segments, Visibility};
+use std::ops::Range;
 
 /// Layer norm's epsilon.
 pub(super) const NORM_EPS: f32 = 1e-5;
@@ -88,9 +89,45 @@ pub(super) fn rotary_in_place(x: &mut [f32], heads: usize, head_dim: usize, tabl
     }
 }
 
+/// The arena but for the part that is written to.
+#[derive(Clone, Copy)]
+pub(super) struct Around<'a> {
+    before: &'a [f32],
+    after: &'a [f32],
+    /// Where `after` begins.
+    from: usize,
+}
+
+impl<'a> Around<'a> {
+    /// The part that is written to, and what is around it.
+    pub(super) fn split(arena: &'a mut [f32], written: Region) -> (&'a mut [f32], Around<'a>) {
+        let (before, rest) = arena.split_at_mut(written.start);
+        let (written, after) = rest.split_at_mut(written.len);
+        let around = Around {
+            before,
+            after,
+            from: before.len() + written.len(),
+        };
+        (written, around)
+    }
+
+    /// These elements of the arena.
+    ///
+    /// # Panics
+    /// When they are not outside the part that is written to.
+    #[inline(always)]
+    pub(super) fn get(&self, range: Range<usize>) -> &'a [f32] {
+        if range.end <= self.before.len() {
+            &self.before[range]
+        } else {
+            &self.after[range.start - self.from..range.end - self.from]
+        }
+    }
+}
+
 /// The arguments of one attention call, resolved to slices.
 pub(super) struct Attention<'a> {
-    pub arena: &'a [f32],
+    pub arena: Around<'a>,
     pub q: &'a [f32],
     pub q_time_ns: &'a [i64],
     pub shape: HeadShape,
@@ -139,7 +176,8 @@ pub(super) fn attention_into(call: &Attention<'_>, out: &mut [f32]) {
             };
             let score = |(segment, j): (&KvSegment<'_>, usize)| -> f32 {
                 let slot = segment.first_slot + j;
-                let panel = &call.arena[segment.cache.panel(kv_head, slot)..];
+                let panel = segment.cache.panel(kv_head, slot);
+                let panel = call.arena.get(panel..panel + segment.cache.panel_len());
                 let k = panel.iter().skip(slot % PANEL).step_by(PANEL);
                 q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>() * scale
             };
@@ -151,7 +189,8 @@ pub(super) fn attention_into(call: &Attention<'_>, out: &mut [f32]) {
                 denominator += weight;
                 let slot = key.0.first_slot + key.1;
                 for (column, out) in out.chunks_mut(PANEL).enumerate() {
-                    let v = &call.arena[key.0.cache.column(kv_head, column, slot)..];
+                    let at = key.0.cache.column(kv_head, column, slot);
+                    let v = call.arena.get(at..at + PANEL);
                     out.iter_mut().zip(v).for_each(|(o, v)| *o += weight * v);
                 }
             }

@@ -214,13 +214,16 @@ impl Queries<'_> {
     /// The panels of a block's keys, one after the other.
     #[inline(always)]
     fn keys(&self, block: usize) -> &[f32] {
-        &self.call.arena[self.seen.blocks[block].keys(self.kv_head)]
+        self.call
+            .arena
+            .get(self.seen.blocks[block].keys(self.kv_head))
     }
 
     /// A column of values from a block's first slot on.
     #[inline(always)]
     fn values(&self, block: usize, column: usize) -> &[f32] {
-        &self.call.arena[self.seen.blocks[block].values(self.kv_head, column)]
+        let values = self.seen.blocks[block].values(self.kv_head, column);
+        self.call.arena.get(values)
     }
 
     /// Bits of the slots of a block that a row sees.

@@ -74,7 +74,8 @@ pub(in crate::backend::cpu) struct Activations {
 }
 
 impl Activations {
-    fn round(&mut self, x: &[f32], in_dim: usize) {
+    /// Takes over rows.
+    pub(in crate::backend::cpu) fn round(&mut self, x: &[f32], in_dim: usize) {
         let stride = row_stride::<Bf16>(in_dim.next_multiple_of(STEP));
         let rows = (x.len() / in_dim).next_multiple_of(TILE_ROWS);
         // Rows beyond the last are read by whole tiles; what they give is not used.
@@ -90,17 +91,15 @@ impl Activations {
     }
 }
 
-/// `out (=, += or = gelu) x W^T + b`, its panels shared among the threads of the current pool.
+/// `out (=, += or = gelu) x W^T + b` of rounded rows, its panels shared among the threads of the current pool.
 pub(in crate::backend::cpu) fn linear_into(
     isa: Isa,
     linear: &Bf16Linear,
-    activations: &mut Activations,
-    x: &[f32],
+    activations: &Activations,
     epilogue: Epilogue,
     out: &mut [f32],
 ) {
-    activations.round(x, linear.in_dim);
-    let rows = x.len() / linear.in_dim;
+    let rows = out.len() / linear.out_dim;
     let call = Call {
         isa,
         linear,

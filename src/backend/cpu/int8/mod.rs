@@ -124,7 +124,8 @@ pub(super) struct Activations {
 const ROW_STEP: usize = 16;
 
 impl Activations {
-    fn quantize(&mut self, isa: Isa, x: &[f32], in_dim: usize) {
+    /// Takes over rows, for the kernel of `isa`.
+    pub(super) fn quantize(&mut self, isa: Isa, x: &[f32], in_dim: usize) {
         let depth = in_dim.next_multiple_of(DEPTH);
         let rows = x.len() / in_dim;
         self.scale.resize(rows, 0.0);
@@ -244,16 +245,14 @@ impl Finish<'_> {
     }
 }
 
-/// `out (=, += or = gelu) x W^T + b`, its panels shared among the threads of the current pool.
+/// `out (=, += or = gelu) x W^T + b` of quantised rows, its panels shared among the threads of the current pool.
 pub(super) fn linear_into(
     isa: Isa,
     linear: &Int8Linear,
-    activations: &mut Activations,
-    x: &[f32],
+    activations: &Activations,
     epilogue: Epilogue,
     out: &mut [f32],
 ) {
-    activations.quantize(isa, x, linear.in_dim);
     let finish = Finish {
         linear,
         row_scale: &activations.scale,

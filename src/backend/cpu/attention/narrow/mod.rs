@@ -7,7 +7,7 @@ mod vectors;
 
 use super::{Queries, hide};
 use crate::backend::Epilogue;
-use crate::backend::cpu::bf16::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
+use crate::backend::cpu::bf16::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums};
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel_rows::{put, row_stride};
 use crate::backend::cpu::lines::{Lines, OnLine};
@@ -127,11 +127,14 @@ impl Scratch {
 }
 
 /// Queries to rows of `depth` values, zeros behind their end.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
 fn round_queries(queries: &Queries<'_>, rows: Range<usize>, depth: usize, to: &mut [Bf16]) {
     let rounded = to.chunks_exact_mut(row_stride::<Bf16>(depth));
     for (row, to) in rows.zip(rounded) {
         let (to, padding) = to[..depth].split_at_mut(queries.head_dim());
-        round_into(queries.query(row), to);
+        for (to, value) in to.iter_mut().zip(queries.query(row)) {
+            *to = Bf16::from_f32(*value);
+        }
         padding.fill(Bf16::default());
     }
 }
