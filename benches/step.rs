@@ -186,7 +186,8 @@ impl Step {
             });
             self.timed(Part::Rest, |cpu| cpu.layer_norm_into(x, rows, norms[1], h));
             self.timed(Part::Linear, |cpu| {
-                cpu.feed_forward_into(h, rows, [up, down], Epilogue::Add, ffn, x);
+                cpu.linear_into(h, rows, up, Epilogue::Gelu, ffn);
+                cpu.linear_into(ffn, rows, down, Epilogue::Add, x);
             });
         }
     }

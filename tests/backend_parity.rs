@@ -75,53 +75,6 @@ fn layers_of_the_same_rows_are_as_one_by_one() {
     }
 }
 
-/// Both layers in one form, and in two.
-#[test]
-fn a_feed_forward_is_its_two_layers() {
-    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
-        for path in [Path::Plain, Path::Fast] {
-            for (in_dim, hidden_dim, out_dim) in [(96, 300, 70), (300, 64, 300), (8, 600, 96)] {
-                for (rows, epilogue) in [
-                    (0, Epilogue::Add),
-                    (1, Epilogue::Add),
-                    (17, Epilogue::Store),
-                    (40, Epilogue::Add),
-                ] {
-                    let mut cpu = Cpu::with_precision(path, precision);
-                    let mut end = 0;
-                    let [x, hidden, out] = [in_dim, hidden_dim, out_dim].map(|width| {
-                        end += rows * width;
-                        Region {
-                            start: end - rows * width,
-                            len: rows * width,
-                        }
-                    });
-                    cpu.allocate(end);
-                    let mut add = |from: usize, to: usize| {
-                        let weight = noise(to as u64, from * to);
-                        cpu.add_linear(&weight, Some(&noise(9, to)), from, to)
-                    };
-                    let layers = [add(in_dim, hidden_dim), add(hidden_dim, out_dim)];
-                    cpu.upload(x, &noise(3, x.len));
-                    let [at_once, apart] = [true, false].map(|at_once| {
-                        cpu.upload(out, &noise(4, out.len));
-                        if at_once {
-                            cpu.feed_forward_into(x, rows, layers, epilogue, hidden, out);
-                        } else {
-                            cpu.linear_into(x, rows, layers[0], Epilogue::Gelu, hidden);
-                            cpu.linear_into(hidden, rows, layers[1], epilogue, out);
-                        }
-                        let mut result = vec![0.0; out.len];
-                        cpu.download(out, &mut result);
-                        result.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-                    });
-                    assert!(at_once == apart, "{precision:?} {path:?} {rows} rows");
-                }
-            }
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -228,21 +228,6 @@ pub trait Backend {
         }
     }
 
-    /// Two layers, one behind the other: `out (= or +=) gelu(x W^T + b) V^T + c`. `hidden`, `[rows, columns between them]`, is work
-    /// space: what it holds then is the backend's affair.
-    fn feed_forward_into(
-        &mut self,
-        x: Region,
-        rows: usize,
-        [up, down]: [LinearId; 2],
-        epilogue: Epilogue,
-        hidden: Region,
-        out: Region,
-    ) {
-        self.linear_into(x, rows, up, Epilogue::Gelu, hidden);
-        self.linear_into(hidden, rows, down, epilogue, out);
-    }
-
     /// Layer normalisation over each row (Ba et al. 2016, arXiv:1607.06450), eps 1e-5.
     fn layer_norm_into(&mut self, x: Region, rows: usize, norm: NormIds, out: Region);
 

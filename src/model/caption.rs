@@ -308,8 +308,8 @@ impl CaptionDecoder {
 
         let ffn = self.buffers.ffn.rows(0, rows, self.ffn_width);
         backend.layer_norm_into(x, rows, layer.norm3, h);
-        let layers = [layer.ffn.fc1, layer.ffn.fc2];
-        backend.feed_forward_into(h, rows, layers, Epilogue::Add, ffn, x);
+        backend.linear_into(h, rows, layer.ffn.fc1, Epilogue::Gelu, ffn);
+        backend.linear_into(ffn, rows, layer.ffn.fc2, Epilogue::Add, x);
     }
 
     /// Row `row` of the queries over the first `keys` of a cache.

@@ -153,8 +153,8 @@ impl Encoder {
             let attended = self.buffers.attended.rows(0, rows, self.shape.q_width());
             backend.linear_into(attended, rows, layer.attention.o, Epilogue::Add, x);
             backend.layer_norm_into(x, rows, layer.norm2, h);
-            let layers = [layer.ffn.fc1, layer.ffn.fc2];
-            backend.feed_forward_into(h, rows, layers, Epilogue::Add, ffn, x);
+            backend.linear_into(h, rows, layer.ffn.fc1, Epilogue::Gelu, ffn);
+            backend.linear_into(ffn, rows, layer.ffn.fc2, Epilogue::Add, x);
         }
         backend.layer_norm_into(x, rows, self.norm, out);
     }
@@ -267,8 +267,8 @@ impl Encoder {
             backend.attention_into(q, times_ns, shape, &segments, ids.sink, attended);
             backend.linear_into(attended, rows, ids.o, Epilogue::Add, x);
             backend.layer_norm_into(x, rows, layer.norm2, h);
-            let layers = [layer.ffn.fc1, layer.ffn.fc2];
-            backend.feed_forward_into(h, rows, layers, Epilogue::Add, ffn, x);
+            backend.linear_into(h, rows, layer.ffn.fc1, Epilogue::Gelu, ffn);
+            backend.linear_into(ffn, rows, layer.ffn.fc2, Epilogue::Add, x);
         }
         backend.layer_norm_into(x, rows, self.norm, out);
     }

@@ -173,8 +173,8 @@ impl Fusion {
             backend.linear_into(attended, rows, ids.o, Epilogue::Add, x);
 
             backend.layer_norm_into(x, rows, layer.norm3, h);
-            let layers = [layer.ffn.fc1, layer.ffn.fc2];
-            backend.feed_forward_into(h, rows, layers, Epilogue::Add, ffn, x);
+            backend.linear_into(h, rows, layer.ffn.fc1, Epilogue::Gelu, ffn);
+            backend.linear_into(ffn, rows, layer.ffn.fc2, Epilogue::Add, x);
         }
         backend.layer_norm_into(x, rows, self.norm, out.rows(0, rows, self.d));
     }

@@ -16,43 +16,26 @@ pub(super) fn row_stride<E>(depth: usize) -> usize {
 const CACHE_LINE: usize = 64;
 
 /// See the module.
-pub(super) struct RowsOut<E = f32> {
-    start: *mut E,
+pub(super) struct RowsOut {
+    start: *mut f32,
     rows: usize,
     width: usize,
-    /// From row to row.
-    stride: usize,
 }
 
 // SAFETY: `part` is the only access; its callers hold disjoint columns.
-unsafe impl<E> Sync for RowsOut<E> {}
+unsafe impl Sync for RowsOut {}
 
-impl<E> RowsOut<E> {
+impl RowsOut {
     /// Lends `out`, `[rows, width]`, for as long as the value is used.
     ///
     /// # Panics
     /// When the sizes do not fit.
-    pub(super) fn new(out: &mut [E], rows: usize, width: usize) -> RowsOut<E> {
+    pub(super) fn new(out: &mut [f32], rows: usize, width: usize) -> RowsOut {
         assert_eq!(out.len(), rows * width, "output size");
-        RowsOut::with_stride(out, rows, width, width)
-    }
-
-    /// As [`RowsOut::new`], of rows `stride` apart.
-    ///
-    /// # Panics
-    /// When the sizes do not fit.
-    pub(super) fn with_stride(
-        out: &mut [E],
-        rows: usize,
-        width: usize,
-        stride: usize,
-    ) -> RowsOut<E> {
-        assert!(width <= stride && rows * stride <= out.len(), "output size");
         RowsOut {
             start: out.as_mut_ptr(),
             rows,
             width,
-            stride,
         }
     }
 
@@ -70,11 +53,11 @@ impl<E> RowsOut<E> {
         reason = "disjoint parts, by the caller's promise"
     )]
     #[inline(always)]
-    pub(super) unsafe fn part(&self, row: usize, first: usize, len: usize) -> &mut [E] {
+    pub(super) unsafe fn part(&self, row: usize, first: usize, len: usize) -> &mut [f32] {
         assert!(row < self.rows && first < self.width, "outside the output");
         let len = len.min(self.width - first);
         // SAFETY: inside the matrix by the assertion; not shared by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride + first), len) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.width + first), len) }
     }
 }
 

@@ -148,8 +148,6 @@ pub struct Cpu {
     copied_rows: Lines<f32>,
     /// Rows in bf16; grow to the largest call.
     rounded: bf16::Activations,
-    /// Rows between two layers in bf16; grow to the largest call.
-    hidden: bf16::Activations,
     /// Rows in 8 bits; grow to the largest call.
     activations: int8::Activations,
     /// The mean query of a chunk, `[kv_width]`.
@@ -185,7 +183,6 @@ impl Cpu {
             #[cfg(target_arch = "x86_64")]
             copied_rows: Lines::default(),
             rounded: bf16::Activations::default(),
-            hidden: bf16::Activations::default(),
             activations: int8::Activations::default(),
             mean_query: Vec::new(),
         }
@@ -494,33 +491,6 @@ impl Backend for Cpu {
             self.multiply(x, rows, layer, Epilogue::Store, out, prepared);
             before = Some(layer);
         }
-    }
-
-    fn feed_forward_into(
-        &mut self,
-        x: Region,
-        rows: usize,
-        [up, down]: [LinearId; 2],
-        epilogue: Epilogue,
-        hidden: Region,
-        out: Region,
-    ) {
-        let [first, second] = [up, down].map(|id| &self.linears[id.0]);
-        let (LinearWeights::Bf16(first), LinearWeights::Bf16(second), Path::Fast) =
-            (&first.weights, &second.weights, self.path)
-        else {
-            self.linear_into(x, rows, up, Epilogue::Gelu, hidden);
-            return self.linear_into(hidden, rows, down, epilogue, out);
-        };
-        if rows == 0 {
-            return;
-        }
-        // Hidden rows are rounded where they are made, once.
-        self.rounded.round(&self.arena[x.range()], x.len / rows);
-        let (rounded, hidden) = (&self.rounded, &mut self.hidden);
-        bf16::hidden_into(self.isa, first, rounded, rows, hidden);
-        let out = &mut self.arena[out.range()];
-        bf16::linear_into(self.isa, second, hidden, epilogue, out);
     }
 
     fn layer_norm_into(&mut self, x: Region, rows: usize, norm: NormIds, out: Region) {

@@ -74,17 +74,12 @@ pub(in crate::backend::cpu) struct Activations {
 }
 
 impl Activations {
-    /// Room for so many rows; returns how far they are apart.
-    fn resize(&mut self, rows: usize, width: usize) -> usize {
-        let stride = row_stride::<Bf16>(width.next_multiple_of(STEP));
-        // Rows beyond the last are read by whole tiles; what they give is not used.
-        self.rows.resize(rows.next_multiple_of(TILE_ROWS) * stride);
-        stride
-    }
-
     /// Takes over rows.
     pub(in crate::backend::cpu) fn round(&mut self, x: &[f32], in_dim: usize) {
-        let stride = self.resize(x.len() / in_dim, in_dim);
+        let stride = row_stride::<Bf16>(in_dim.next_multiple_of(STEP));
+        let rows = (x.len() / in_dim).next_multiple_of(TILE_ROWS);
+        // Rows beyond the last are read by whole tiles; what they give is not used.
+        self.rows.resize(rows * stride);
         for (x, row) in x
             .chunks_exact(in_dim)
             .zip(self.rows.chunks_exact_mut(stride))
@@ -105,45 +100,15 @@ pub(in crate::backend::cpu) fn linear_into(
     out: &mut [f32],
 ) {
     let rows = out.len() / linear.out_dim;
-    let out = RowsOut::new(out, rows, linear.out_dim);
-    multiply(isa, linear, activations, epilogue, out);
-}
-
-/// As [`linear_into`] with GELU, to rows that are rounded as the next layer's.
-pub(in crate::backend::cpu) fn hidden_into(
-    isa: Isa,
-    linear: &Bf16Linear,
-    activations: &Activations,
-    rows: usize,
-    hidden: &mut Activations,
-) {
-    let width = linear.out_dim;
-    let stride = hidden.resize(rows, width);
-    let depth = width.next_multiple_of(STEP);
-    if depth > width {
-        let rows = hidden.rows.chunks_exact_mut(stride);
-        rows.for_each(|row| row[width..depth].fill(Bf16::default()));
-    }
-    let out = RowsOut::with_stride(&mut hidden.rows, rows, width, stride);
-    multiply(isa, linear, activations, Epilogue::Gelu, out);
-}
-
-fn multiply<E: Result>(
-    isa: Isa,
-    linear: &Bf16Linear,
-    activations: &Activations,
-    epilogue: Epilogue,
-    out: RowsOut<E>,
-) {
-    let work = out.rows() * linear.in_dim * linear.out_dim;
     let call = Call {
         isa,
         linear,
         rows: &activations.rows,
         epilogue,
-        out,
+        out: RowsOut::new(out, rows, linear.out_dim),
     };
     let pairs = linear.bias.len() / (2 * PANEL);
+    let work = rows * linear.in_dim * linear.out_dim;
     let parts = compute::threads()
         .min(work / MIN_WORK_PER_THREAD)
         .clamp(1, pairs.max(1));
@@ -153,42 +118,15 @@ fn multiply<E: Result>(
     compute::for_each_part(&mut ranges, |range| call.run(range.clone()));
 }
 
-/// What a result is kept as.
-trait Result: Sized {
-    /// A panel's results for a row; `out` is as much of the panel as there is.
-    fn put(y: [f32; PANEL], epilogue: Epilogue, out: &mut [Self]);
-}
-
-impl Result for f32 {
-    #[inline(always)]
-    fn put(y: [f32; PANEL], epilogue: Epilogue, out: &mut [f32]) {
-        put(y, epilogue, out);
-    }
-}
-
-impl Result for Bf16 {
-    /// The bits of an `f32` that is rounded later.
-    #[inline(always)]
-    fn put(y: [f32; PANEL], epilogue: Epilogue, out: &mut [Bf16]) {
-        let mut results = [0.0; PANEL];
-        put(y, epilogue, &mut results);
-        let rounded = results.map(Bf16::from_f32);
-        match out.as_mut_array::<PANEL>() {
-            Some(out) => *out = rounded,
-            None => out.copy_from_slice(&rounded[..out.len()]),
-        }
-    }
-}
-
-struct Call<'a, E> {
+struct Call<'a> {
     isa: Isa,
     linear: &'a Bf16Linear,
     rows: &'a [Bf16],
     epilogue: Epilogue,
-    out: RowsOut<E>,
+    out: RowsOut,
 }
 
-impl<E: Result> Call<'_, E> {
+impl Call<'_> {
     fn run(&self, pairs: Range<usize>) {
         let depth = self.linear.in_dim.next_multiple_of(STEP);
         let stride = row_stride::<Bf16>(depth);
@@ -218,8 +156,8 @@ impl<E: Result> Call<'_, E> {
 
 /// Writes the sums of up to two tiles of rows and a pair of panels.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq", "x86_64+avx2", "aarch64+neon"))]
-fn finish<E: Result>(
-    call: &Call<'_, E>,
+fn finish(
+    call: &Call<'_>,
     sums: &[[TileSums; 2]; 2],
     row: usize,
     rows: usize,
@@ -241,7 +179,7 @@ fn finish<E: Result>(
             }
             // SAFETY: threads hold disjoint pairs of panels, and a thread writes one part at a time.
             let out = unsafe { call.out.part(row + i, first, PANEL) };
-            E::put(y, call.epilogue, out);
+            put(y, call.epilogue, out);
         }
     }
 }

@@ -14,7 +14,7 @@ mod product;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vectors;
 
-pub(super) use linear::{Activations, Bf16Linear, hidden_into, linear_into, plain_linear_into};
+pub(super) use linear::{Activations, Bf16Linear, linear_into, plain_linear_into};
 pub(super) use product::{Product, TILE_ROWS, TileSums};
 
 use multiversion::multiversion;
