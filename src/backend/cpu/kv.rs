@@ -136,38 +136,53 @@ impl<'a> Store<'a> {
         }
     }
 
+    /// Two slots of a pair at once where both are there.
     fn paired_values(&mut self) {
         let mut slot = self.slots.start;
         while slot < self.slots.end {
             let both = slot.is_multiple_of(2) && slot + 1 < self.slots.end;
             for head in 0..self.cache.layout.kv_heads {
-                let of = |slot| bytemuck::cast_slice::<f32, Bf16>(self.row(head, slot));
-                let (row, next) = (of(slot), if both { of(slot + 1) } else { &[] });
-                for (column, part) in row.chunks(PANEL).enumerate() {
-                    let at = self.cache.column(head, column, slot);
-                    let to = &mut self.memory[at..at + PANEL];
-                    if both {
-                        let next = &next[column * PANEL..][..part.len()];
-                        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-                        if let (Some(vectors), LANES) = (self.vectors, part.len()) {
-                            // SAFETY: sixteen values each, and sixteen places; the processor has the vectors.
-                            unsafe { zip(vectors, part, next, to.as_mut_ptr()) };
-                            continue;
-                        }
-                        let to: &mut [[Bf16; 2]] = bytemuck::cast_slice_mut(to);
-                        for (to, (even, odd)) in to.iter_mut().zip(part.iter().zip(next)) {
-                            *to = [*even, *odd];
-                        }
-                    } else {
-                        let to: &mut [[Bf16; 2]] = bytemuck::cast_slice_mut(to);
-                        for (to, value) in to.iter_mut().zip(part) {
-                            to[slot % 2] = *value;
-                        }
-                    }
+                if both {
+                    self.pair_values(head, slot);
+                } else {
+                    self.half_pair_values(head, slot);
                 }
             }
             slot += if both { 2 } else { 1 };
         }
+    }
+
+    fn pair_values(&mut self, head: usize, slot: usize) {
+        let [even, odd] = [slot, slot + 1].map(|slot| self.row_in_bf16(head, slot));
+        let parts = even.chunks(PANEL).zip(odd.chunks(PANEL));
+        for (column, (even, odd)) in parts.enumerate() {
+            let at = self.cache.column(head, column, slot);
+            let to = &mut self.memory[at..at + PANEL];
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            if let (Some(vectors), LANES) = (self.vectors, even.len()) {
+                // SAFETY: sixteen values each, and sixteen places; the processor has the vectors, since there are some.
+                unsafe { zip(vectors, even, odd, to.as_mut_ptr()) };
+                continue;
+            }
+            let to: &mut [[Bf16; 2]] = bytemuck::cast_slice_mut(to);
+            for (to, (even, odd)) in to.iter_mut().zip(even.iter().zip(odd)) {
+                *to = [*even, *odd];
+            }
+        }
+    }
+
+    fn half_pair_values(&mut self, head: usize, slot: usize) {
+        for (column, part) in self.row_in_bf16(head, slot).chunks(PANEL).enumerate() {
+            let at = self.cache.column(head, column, slot);
+            let to: &mut [[Bf16; 2]] = bytemuck::cast_slice_mut(&mut self.memory[at..at + PANEL]);
+            for (to, value) in to.iter_mut().zip(part) {
+                to[slot % 2] = *value;
+            }
+        }
+    }
+
+    fn row_in_bf16(&self, head: usize, slot: usize) -> &'a [Bf16] {
+        bytemuck::cast_slice(self.row(head, slot))
     }
 }
 

@@ -19,6 +19,7 @@ mod int8;
 mod isa;
 mod kernel_rows;
 mod kv;
+mod linear;
 mod lines;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
@@ -33,15 +34,16 @@ mod sixteen;
 mod tile;
 
 pub use isa::{ISA_VARIABLE, Isa};
+pub use linear::MIN_INT8_WEIGHTS;
 
 use super::kv_cache::{KvCache, KvForm};
 use super::{Backend, Epilogue, HeadShape, LinearId, NormIds, Region, Segments, TableId};
 use crate::umm::arena::prefault;
-use int8::Int8Linear;
 use kv::Store;
+use linear::Linear;
 use lines::Lines;
 use pages::{Pages, Pool};
-use rten_gemm::{GemmExecutor, PackedBMatrix};
+use rten_gemm::GemmExecutor;
 use serde::Deserialize;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use sixteen::Vectors;
@@ -79,36 +81,6 @@ impl Precision {
             Precision::Bf16 => "bf16",
             Precision::Int8 => "int8",
         }
-    }
-}
-
-/// Linear layers with fewer weights gain nothing from 8 bits.
-pub const MIN_INT8_WEIGHTS: usize = 1 << 12;
-
-/// A linear layer's weights, in the form its path reads.
-enum LinearWeights {
-    /// `[out_dim, in_dim]`.
-    Plain(Vec<f32>),
-    Packed(PackedBMatrix<f32>),
-    #[cfg(target_arch = "x86_64")]
-    Vectors(packed::PackedLinear),
-    Bf16(bf16::Bf16Linear),
-    Int8(Int8Linear),
-}
-
-/// A linear layer.
-struct Linear {
-    in_dim: usize,
-    out_dim: usize,
-    weights: LinearWeights,
-    bias: Vec<f32>,
-}
-
-impl Linear {
-    /// Whether rows that were prepared for this layer's product are as another's needs them.
-    fn prepares_as(&self, other: &Linear) -> bool {
-        let kind = |l: &Linear| std::mem::discriminant(&l.weights);
-        self.in_dim == other.in_dim && kind(self) == kind(other)
     }
 }
 
@@ -219,64 +191,6 @@ impl Cpu {
         ));
     }
 
-    /// A linear layer of rows that are, or are not, prepared for its kind of weights already.
-    fn multiply(
-        &mut self,
-        x: Region,
-        rows: usize,
-        layer: LinearId,
-        epilogue: Epilogue,
-        out: Region,
-        prepared: bool,
-    ) {
-        if rows == 0 {
-            return;
-        }
-        let linear = &self.linears[layer.0];
-        assert_eq!(x.len, rows * linear.in_dim, "linear input size");
-        assert_eq!(out.len, rows * linear.out_dim, "linear output size");
-        let parts = self.arena.get_disjoint_mut([x.range(), out.range()]);
-        let Ok([x, out]) = parts else {
-            unreachable!("linear input and output overlap");
-        };
-        match &linear.weights {
-            LinearWeights::Bf16(weights) if self.path == Path::Fast => {
-                let rows = &mut self.rounded;
-                if !prepared {
-                    rows.round(x, linear.in_dim);
-                }
-                bf16::linear_into(self.isa, weights, rows, epilogue, out);
-            }
-            LinearWeights::Bf16(weights) => bf16::plain_linear_into(weights, x, |r, n, y| {
-                plain::put(&mut out[r * linear.out_dim + n], y, epilogue);
-            }),
-            LinearWeights::Int8(weights) if self.path == Path::Fast => {
-                let rows = &mut self.activations;
-                if !prepared {
-                    rows.quantize(self.isa, x, linear.in_dim);
-                }
-                int8::linear_into(self.isa, weights, rows, epilogue, out);
-            }
-            LinearWeights::Int8(weights) => int8::plain_linear_into(weights, x, |r, n, y| {
-                plain::put(&mut out[r * linear.out_dim + n], y, epilogue);
-            }),
-            #[cfg(target_arch = "x86_64")]
-            LinearWeights::Vectors(packed) => {
-                let copied = &mut self.copied_rows;
-                if !prepared {
-                    packed::copy_blocks_into(x, linear.in_dim, rows, copied);
-                }
-                packed::linear_into(packed, copied, rows, epilogue, out);
-            }
-            LinearWeights::Packed(packed) => {
-                fast::linear_into(&self.gemm, packed, &linear.bias, x, rows, epilogue, out);
-            }
-            LinearWeights::Plain(weight) => {
-                plain::linear_into(linear, weight, x, rows, epilogue, out);
-            }
-        }
-    }
-
     fn attention_method(&self, head_dim: usize) -> attention::Method {
         match self.precision {
             Precision::Bf16 | Precision::Int8 => attention::Method::Narrow(self.isa),
@@ -300,24 +214,6 @@ impl Cpu {
             return vectors.name();
         }
         self.gemm.kernel_name()
-    }
-
-    /// Weights of a layer that stays in `f32`.
-    fn pack_f32(
-        &mut self,
-        weight: &[f32],
-        bias: &[f32],
-        in_dim: usize,
-        out_dim: usize,
-    ) -> LinearWeights {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(vectors) = self.vectors.filter(|_| in_dim >= sixteen::LANES) {
-            let pool = &mut self.pool;
-            let packed = packed::PackedLinear::pack(vectors, pool, weight, bias, in_dim, out_dim);
-            return LinearWeights::Vectors(packed);
-        }
-        let _ = bias;
-        LinearWeights::Packed(fast::pack(&self.gemm, weight, in_dim, out_dim))
     }
 
     /// One region to read and one to write.
@@ -361,34 +257,8 @@ impl Backend for Cpu {
         in_dim: usize,
         out_dim: usize,
     ) -> LinearId {
-        assert_eq!(weight.len(), in_dim * out_dim, "linear weight size");
-        let bias = bias.map_or_else(|| vec![0.0; out_dim], <[f32]>::to_vec);
-        assert_eq!(bias.len(), out_dim, "linear bias size");
-        let small = weight.len() < MIN_INT8_WEIGHTS || in_dim > int8::MAX_IN_DIM;
-        let weights = match (self.precision, self.path) {
-            (Precision::Int8, _) if !small => LinearWeights::Int8(Int8Linear::pack(
-                &mut self.pool,
-                weight,
-                &bias,
-                in_dim,
-                out_dim,
-            )),
-            (Precision::Bf16, _) if !small => LinearWeights::Bf16(bf16::Bf16Linear::pack(
-                &mut self.pool,
-                weight,
-                &bias,
-                in_dim,
-                out_dim,
-            )),
-            (_, Path::Plain) => LinearWeights::Plain(weight.to_vec()),
-            (_, Path::Fast) => self.pack_f32(weight, &bias, in_dim, out_dim),
-        };
-        self.linears.push(Linear {
-            in_dim,
-            out_dim,
-            weights,
-            bias,
-        });
+        let linear = self.pack_linear(weight, bias, in_dim, out_dim);
+        self.linears.push(linear);
         LinearId(self.linears.len() - 1)
     }
 
@@ -405,18 +275,7 @@ impl Backend for Cpu {
     }
 
     fn weight_bytes(&self) -> usize {
-        let linear = |l: &Linear| match &l.weights {
-            LinearWeights::Int8(weights) => weights.bytes(),
-            LinearWeights::Bf16(weights) => weights.bytes(),
-            #[cfg(target_arch = "x86_64")]
-            LinearWeights::Vectors(weights) => weights.bytes(),
-            _ => l.in_dim * l.out_dim * size_of::<f32>(),
-        };
-        let linears: usize = self
-            .linears
-            .iter()
-            .map(|l| linear(l) + size_of_val(&l.bias[..]))
-            .sum();
+        let linears: usize = self.linears.iter().map(Linear::bytes).sum();
         let tables: usize = self.tables.iter().map(|t| size_of_val(&t.values[..])).sum();
         linears + tables
     }

@@ -1,0 +1,166 @@
+//! Linear layers of the CPU backend: their weights in the form of a path and a precision, and their products.
+
+use super::int8::Int8Linear;
+use super::{Cpu, Path, Precision, bf16, fast, int8, plain};
+#[cfg(target_arch = "x86_64")]
+use super::{packed, sixteen};
+use crate::backend::{Epilogue, LinearId, Region};
+use rten_gemm::PackedBMatrix;
+
+/// Linear layers with fewer weights gain nothing from 8 bits.
+pub const MIN_INT8_WEIGHTS: usize = 1 << 12;
+
+/// A linear layer's weights, in the form its path reads.
+pub(super) enum LinearWeights {
+    /// `[out_dim, in_dim]`.
+    Plain(Vec<f32>),
+    Packed(PackedBMatrix<f32>),
+    #[cfg(target_arch = "x86_64")]
+    Vectors(packed::PackedLinear),
+    Bf16(bf16::Bf16Linear),
+    Int8(Int8Linear),
+}
+
+/// A linear layer.
+pub(super) struct Linear {
+    pub in_dim: usize,
+    pub out_dim: usize,
+    weights: LinearWeights,
+    pub bias: Vec<f32>,
+}
+
+impl Linear {
+    /// Whether rows that were prepared for this layer's product are as another's needs them.
+    pub(super) fn prepares_as(&self, other: &Linear) -> bool {
+        let kind = |l: &Linear| std::mem::discriminant(&l.weights);
+        self.in_dim == other.in_dim && kind(self) == kind(other)
+    }
+
+    /// Bytes of weights.
+    pub(super) fn bytes(&self) -> usize {
+        let weights = match &self.weights {
+            LinearWeights::Int8(weights) => weights.bytes(),
+            LinearWeights::Bf16(weights) => weights.bytes(),
+            #[cfg(target_arch = "x86_64")]
+            LinearWeights::Vectors(weights) => weights.bytes(),
+            _ => self.in_dim * self.out_dim * size_of::<f32>(),
+        };
+        weights + size_of_val(&self.bias[..])
+    }
+}
+
+impl Cpu {
+    /// Weights `[out_dim, in_dim]` in the form that this path and precision read.
+    pub(super) fn pack_linear(
+        &mut self,
+        weight: &[f32],
+        bias: Option<&[f32]>,
+        in_dim: usize,
+        out_dim: usize,
+    ) -> Linear {
+        assert_eq!(weight.len(), in_dim * out_dim, "linear weight size");
+        let bias = bias.map_or_else(|| vec![0.0; out_dim], <[f32]>::to_vec);
+        assert_eq!(bias.len(), out_dim, "linear bias size");
+        let small = weight.len() < MIN_INT8_WEIGHTS || in_dim > int8::MAX_IN_DIM;
+        let weights = match (self.precision, self.path) {
+            (Precision::Int8, _) if !small => LinearWeights::Int8(Int8Linear::pack(
+                &mut self.pool,
+                weight,
+                &bias,
+                in_dim,
+                out_dim,
+            )),
+            (Precision::Bf16, _) if !small => LinearWeights::Bf16(bf16::Bf16Linear::pack(
+                &mut self.pool,
+                weight,
+                &bias,
+                in_dim,
+                out_dim,
+            )),
+            (_, Path::Plain) => LinearWeights::Plain(weight.to_vec()),
+            (_, Path::Fast) => self.pack_f32(weight, &bias, in_dim, out_dim),
+        };
+        Linear {
+            in_dim,
+            out_dim,
+            weights,
+            bias,
+        }
+    }
+
+    /// Weights of a layer that stays in `f32`.
+    fn pack_f32(
+        &mut self,
+        weight: &[f32],
+        bias: &[f32],
+        in_dim: usize,
+        out_dim: usize,
+    ) -> LinearWeights {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(vectors) = self.vectors.filter(|_| in_dim >= sixteen::LANES) {
+            let pool = &mut self.pool;
+            let packed = packed::PackedLinear::pack(vectors, pool, weight, bias, in_dim, out_dim);
+            return LinearWeights::Vectors(packed);
+        }
+        let _ = bias;
+        LinearWeights::Packed(fast::pack(&self.gemm, weight, in_dim, out_dim))
+    }
+
+    /// A linear layer of rows that are, or are not, prepared for its kind of weights already.
+    pub(super) fn multiply(
+        &mut self,
+        x: Region,
+        rows: usize,
+        layer: LinearId,
+        epilogue: Epilogue,
+        out: Region,
+        prepared: bool,
+    ) {
+        if rows == 0 {
+            return;
+        }
+        let linear = &self.linears[layer.0];
+        assert_eq!(x.len, rows * linear.in_dim, "linear input size");
+        assert_eq!(out.len, rows * linear.out_dim, "linear output size");
+        let parts = self.arena.get_disjoint_mut([x.range(), out.range()]);
+        let Ok([x, out]) = parts else {
+            unreachable!("linear input and output overlap");
+        };
+        match &linear.weights {
+            LinearWeights::Bf16(weights) if self.path == Path::Fast => {
+                let rows = &mut self.rounded;
+                if !prepared {
+                    rows.round(x, linear.in_dim);
+                }
+                bf16::linear_into(self.isa, weights, rows, epilogue, out);
+            }
+            LinearWeights::Bf16(weights) => bf16::plain_linear_into(weights, x, |r, n, y| {
+                plain::put(&mut out[r * linear.out_dim + n], y, epilogue);
+            }),
+            LinearWeights::Int8(weights) if self.path == Path::Fast => {
+                let rows = &mut self.activations;
+                if !prepared {
+                    rows.quantize(self.isa, x, linear.in_dim);
+                }
+                int8::linear_into(self.isa, weights, rows, epilogue, out);
+            }
+            LinearWeights::Int8(weights) => int8::plain_linear_into(weights, x, |r, n, y| {
+                plain::put(&mut out[r * linear.out_dim + n], y, epilogue);
+            }),
+            #[cfg(target_arch = "x86_64")]
+            LinearWeights::Vectors(packed) => {
+                let copied = &mut self.copied_rows;
+                if !prepared {
+                    packed::copy_blocks_into(x, linear.in_dim, rows, copied);
+                }
+                packed::linear_into(packed, copied, rows, epilogue, out);
+            }
+            LinearWeights::Packed(packed) => {
+                fast::linear_into(&self.gemm, packed, &linear.bias, x, rows, epilogue, out);
+            }
+            LinearWeights::Plain(weight) => {
+                plain::linear_into(linear, weight, x, rows, epilogue, out);
+            }
+        }
+    }
+}
