@@ -138,6 +138,24 @@ fn a_cut_jpeg_is_refused() {
     }
 }
 
+/// A scan costs as much as its picture is large, and takes some bytes only.
+#[test]
+fn a_progressive_jpeg_of_endless_scans_is_refused() {
+    use umm::frontend::image_codec::{RgbImage, jpeg_into};
+    let decoded = |scans: u8| {
+        let mut bytes = Vec::new();
+        let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, 90);
+        encoder.set_progressive_scans(scans);
+        let pixels: Vec<u8> = (0..64 * 64 * 3).map(|i| (i * 7919 % 251) as u8).collect();
+        encoder
+            .encode(&pixels, 64, 64, jpeg_encoder::ColorType::Rgb)
+            .unwrap();
+        jpeg_into(&bytes, 64 * 64, &mut RgbImage::default())
+    };
+    decoded(8).unwrap();
+    assert!(decoded(64).is_err());
+}
+
 /// A few bytes can claim a picture that takes seconds to decode: what it takes is known, and refused, before.
 #[test]
 fn a_picture_that_would_hold_up_the_tick_is_refused_before_it_is_decoded() {
