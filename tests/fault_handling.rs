@@ -119,9 +119,16 @@ fn a_text_cut_in_its_middle_is_an_error() {
 }
 
 fn jpeg() -> Vec<u8> {
+    jpeg_by(|_| ())
+}
+
+/// As `choose` wants it.
+fn jpeg_by(choose: impl FnOnce(&mut jpeg_encoder::Encoder<&mut Vec<u8>>)) -> Vec<u8> {
     let pixels: Vec<u8> = (0..64 * 64 * 3).map(|i| (i * 7919 % 251) as u8).collect();
     let mut bytes = Vec::new();
-    jpeg_encoder::Encoder::new(&mut bytes, 90)
+    let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, 90);
+    choose(&mut encoder);
+    encoder
         .encode(&pixels, 64, 64, jpeg_encoder::ColorType::Rgb)
         .unwrap();
     bytes
@@ -143,13 +150,7 @@ fn a_cut_jpeg_is_refused() {
 fn a_progressive_jpeg_of_endless_scans_is_refused() {
     use umm::frontend::image_codec::{RgbImage, jpeg_into};
     let decoded = |scans: u8| {
-        let mut bytes = Vec::new();
-        let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, 90);
-        encoder.set_progressive_scans(scans);
-        let pixels: Vec<u8> = (0..64 * 64 * 3).map(|i| (i * 7919 % 251) as u8).collect();
-        encoder
-            .encode(&pixels, 64, 64, jpeg_encoder::ColorType::Rgb)
-            .unwrap();
+        let bytes = jpeg_by(|encoder| encoder.set_progressive_scans(scans));
         jpeg_into(&bytes, 64 * 64, &mut RgbImage::default())
     };
     decoded(8).unwrap();

@@ -245,7 +245,7 @@ impl CaptionDecoder {
             let slots = Spans::one(0..rows);
             cache.fused.store(backend, (k, v), 0, &slots);
             // What is no number does not stay behind in a block that the new caption shares.
-            cache.own.zero(backend);
+            cache.own.zero(backend, &Spans::one(0..caption.max_len));
         }
     }
 

@@ -291,8 +291,9 @@ impl CompressedRing {
 
     /// Forgets everything; the topic's next token has the position 0.
     pub fn clear(&mut self, backend: &mut dyn Backend) {
+        let held = self.ring.view();
         for layer in &self.layers {
-            layer.pooled.zero(backend);
+            layer.pooled.zero(backend, &held);
         }
         self.ring.restart();
         self.waiting.clear();

@@ -107,8 +107,9 @@ impl LayeredRing {
     /// Forgets every token, as if there had been none: the next ones take the first slots again, since a sum's order goes by
     /// slots, and what is no number does not stay behind in a block that they share.
     pub fn clear(&mut self, backend: &mut dyn Backend) {
+        let held = self.ring.view();
         for layer in &self.layers {
-            layer.zero(backend);
+            layer.zero(backend, &held);
         }
         self.ring.restart();
     }

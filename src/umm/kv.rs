@@ -81,9 +81,11 @@ impl KvRing {
         }
     }
 
-    /// Nothing in any slot.
-    pub fn zero(&self, backend: &mut dyn Backend) {
-        backend.zero(self.cache.memory);
+    /// Nothing in these slots.
+    pub fn zero(&self, backend: &mut dyn Backend, slots: &Spans) {
+        for slots in slots.iter() {
+            self.cache.for_each_part(slots, |part| backend.zero(part));
+        }
     }
 
     /// These slots, to or from the image of a keyframe.

@@ -80,21 +80,11 @@ impl<'a> Rows<'a> {
         width: usize,
         slots: &Spans,
     ) -> Archived {
-        let row_bytes = width * size_of::<f32>();
-        let len = region.len * size_of::<f32>();
-        match self {
-            Rows::Measure(sizes) => sizes.bytes += len,
-            Rows::Write { image, .. } => {
-                let place = take_mut(image, len)?;
-                for slots in slots.iter() {
-                    let rows = region.rows(slots.start, slots.len(), width);
-                    let bytes = &mut place[slots.start * row_bytes..slots.end * row_bytes];
-                    backend.download_bytes(rows, bytes);
-                }
+        self.parts(backend, region, |each| {
+            for slots in slots.iter() {
+                each(region.rows(slots.start, slots.len(), width));
             }
-            Rows::Read(image) => backend.upload_bytes(region, take(image, len, WHAT)?),
-        }
-        Ok(())
+        })
     }
 
     /// These slots of a cache of keys and values.
@@ -102,19 +92,30 @@ impl<'a> Rows<'a> {
     /// # Errors
     /// [`ArchiveError::Short`].
     pub fn cache(&mut self, backend: &mut dyn Backend, cache: &KvCache, slots: &Spans) -> Archived {
-        let memory = cache.memory;
+        self.parts(backend, cache.memory, |each| {
+            for slots in slots.iter() {
+                cache.for_each_part(slots, &mut *each);
+            }
+        })
+    }
+
+    /// Memory of a backend, of which an image that is brought up to date gets the parts that `for_each_part` names.
+    fn parts(
+        &mut self,
+        backend: &mut dyn Backend,
+        memory: Region,
+        for_each_part: impl FnOnce(&mut dyn FnMut(Region)),
+    ) -> Archived {
         let len = memory.len * size_of::<f32>();
         match self {
             Rows::Measure(sizes) => sizes.bytes += len,
             Rows::Write { image, .. } => {
                 let place = take_mut(image, len)?;
-                for slots in slots.iter() {
-                    cache.for_each_part(slots, |part| {
-                        let bytes = [part.start, part.start + part.len]
-                            .map(|at| (at - memory.start) * size_of::<f32>());
-                        backend.download_bytes(part, &mut place[bytes[0]..bytes[1]]);
-                    });
-                }
+                for_each_part(&mut |part| {
+                    let at = (part.start - memory.start) * size_of::<f32>();
+                    let bytes = at..at + part.len * size_of::<f32>();
+                    backend.download_bytes(part, &mut place[bytes]);
+                });
             }
             Rows::Read(image) => backend.upload_bytes(memory, take(image, len, WHAT)?),
         }

@@ -126,39 +126,19 @@ impl Tiles {
         ahead: Option<&mut Ahead>,
     ) {
         let tile = ROW_STEP * stride;
-        assert!(x.len() == tile || x.len() == 2 * tile);
-        let rows = TileRows::of(x, stride, x.len() / tile, depth);
-        // SAFETY: the rows are inside the slice.
-        unsafe {
-            self.multiply(
-                rows,
-                x.len() / tile,
-                weights,
-                depth,
-                sums,
-                How::Begin(ahead),
-            )
-        }
+        assert!(stride >= depth && (x.len() == tile || x.len() == 2 * tile));
+        let rows = TileRows {
+            first: x.as_ptr().cast(),
+            row: stride * size_of::<E>(),
+            step: LINE,
+            tile: size_of_val(&x[..tile]),
+        };
+        let (tiles, how) = (x.len() / tile, How::Begin(ahead));
+        // SAFETY: the rows are inside the slice by the assertion.
+        unsafe { self.multiply(rows, tiles, weights, depth, sums, how) }
     }
 
-    /// As [`Tiles::dot`], of panels that lie near and one or two `tiles` of rows, added to the sums.
-    ///
-    /// # Panics
-    /// When the sizes do not fit.
-    pub(super) fn add<E: Element>(
-        &self,
-        (x, stride): (&[E], usize),
-        tiles: usize,
-        weights: [&[E]; 2],
-        depth: usize,
-        sums: &mut [[TileSums<E::Sum>; 2]; 2],
-    ) {
-        let rows = TileRows::of(x, stride, tiles, depth);
-        // SAFETY: the rows are inside the slice.
-        unsafe { self.multiply(rows, tiles, weights, depth, sums, How::GoOn) }
-    }
-
-    /// As [`Tiles::add`], of rows that took the place of other sums: those of the first of `tiles` (one or two)
+    /// As [`Tiles::dot`], added to the sums, of panels that lie near and rows that took the place of other sums: those of the first of `tiles` (one or two)
     /// tiles and the first panel of each step.
     ///
     /// # Panics
@@ -182,7 +162,7 @@ impl Tiles {
         unsafe { self.multiply(rows, tiles, weights, depth, sums, How::GoOn) }
     }
 
-    /// What they have in common.
+    /// What both have in common.
     ///
     /// # Safety
     /// There are `depth` elements in the rows of so many tiles, one or two.

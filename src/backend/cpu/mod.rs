@@ -345,8 +345,8 @@ impl Backend for Cpu {
     fn linears_into(&mut self, x: Region, rows: usize, layers: &[(LinearId, Region)]) {
         let mut before: Option<LinearId> = None;
         for &(layer, out) in layers {
-            let [one, other] = [before.unwrap_or(layer), layer].map(|id| &self.linears[id.0]);
-            let prepared = before.is_some() && one.prepares_as(other);
+            let linear = &self.linears[layer.0];
+            let prepared = before.is_some_and(|id| self.linears[id.0].prepares_as(linear));
             self.multiply(x, rows, layer, Epilogue::Store, out, prepared);
             before = Some(layer);
         }

@@ -1,6 +1,6 @@
 //! The loops over tiles, in assembly.
 
-use super::{LINE, ROW_STEP};
+use super::LINE;
 use crate::backend::cpu::ahead::ASKED_A_STEP;
 use crate::backend::cpu::bf16::Bf16;
 use std::arch::asm;
@@ -22,24 +22,6 @@ pub(in crate::backend::cpu) struct TileRows {
     pub(super) step: usize,
     /// From the first sixteen rows to the next.
     pub(super) tile: usize,
-}
-
-impl TileRows {
-    /// One or two tiles of rows, `[ROW_STEP or 2 ROW_STEP][stride]`, of which `depth` are used.
-    ///
-    /// # Panics
-    /// When they are not all there.
-    pub(super) fn of<E>(x: &[E], stride: usize, tiles: usize, depth: usize) -> TileRows {
-        let rows = tiles * ROW_STEP;
-        assert!((1..=2).contains(&tiles) && stride >= depth);
-        assert!((rows - 1) * stride + depth <= x.len());
-        TileRows {
-            first: x.as_ptr().cast(),
-            row: stride * size_of::<E>(),
-            step: LINE,
-            tile: ROW_STEP * stride * size_of::<E>(),
-        }
-    }
 }
 
 /// What tiles can be multiplied of.

@@ -33,6 +33,7 @@ fn attend_rows<const N: usize, const FUSED: bool>(
     out: &mut [f32],
 ) {
     let (hd, seen, count) = (queries.head_dim(), queries.seen, queries.count());
+    let scale = queries.scale();
     let keys = seen.blocks.len() * PANEL;
     let row = seen.most() * PANEL;
     scratch.scores.resize(N * row, 0.0);
@@ -43,7 +44,7 @@ fn attend_rows<const N: usize, const FUSED: bool>(
         for (at, block) in seen.blocks.iter().enumerate() {
             let sums = scores_of_block::<N, FUSED>(q, queries.keys(at));
             for (i, sums) in sums.iter().enumerate() {
-                let mut scores = sums.map(|sum| sum * queries.scale());
+                let mut scores = sums.map(|sum| sum * scale);
                 if !block.whole {
                     hide(&mut scores, queries.mask(at, index[i]));
                 }

@@ -141,6 +141,7 @@ impl Part<'_> {
             return out.fill(0.0);
         }
         let group = call.shape.heads / call.shape.kv_heads;
+        let own_width = self.width(call.shape);
         let scratch = &mut *self.scratch;
         for kv_head in self.kv_heads.clone() {
             let queries = Queries {
@@ -149,7 +150,7 @@ impl Part<'_> {
                 kv_head,
                 group,
                 first_head: self.kv_heads.start * group,
-                own_width: self.kv_heads.len() * group * call.shape.head_dim,
+                own_width,
             };
             match method {
                 Method::Loops => loops::attend(&queries, &mut scratch.loops, out),

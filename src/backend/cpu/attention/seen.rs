@@ -61,9 +61,10 @@ impl Seen {
         let same = all.iter().all(|t| Some(t) == all.first());
         let times = if same { &all[..all.len().min(1)] } else { all };
         self.times = times.len();
-        self.reserve(call);
         self.blocks.clear();
         self.masks.clear();
+        self.runs.clear();
+        self.reserve(call);
         // The block looked at last, and whether it is in the list: segments that meet within a block are one there, whatever
         // is seen of it, so that the order of a query's slots does not depend on other queries.
         let mut last = None;
@@ -125,7 +126,6 @@ impl Seen {
     }
 
     fn find_runs(&mut self) {
-        self.runs.clear();
         for (at, block) in self.blocks.iter().enumerate() {
             match self.runs.last_mut() {
                 Some(run) if block.follows(&self.blocks[at - 1]) => run.end += 1,
@@ -147,11 +147,9 @@ impl Seen {
             before = Some(cache);
         }
         self.most = self.most.max(most);
-        let room = |len: usize, most: usize| most.saturating_sub(len);
-        self.blocks.reserve(room(self.blocks.len(), self.most));
-        self.runs.reserve(room(self.runs.len(), self.most));
-        let masks = self.most * self.times;
-        self.masks.reserve(room(self.masks.len(), masks));
+        self.blocks.reserve(self.most);
+        self.runs.reserve(self.most);
+        self.masks.reserve(self.most * self.times);
     }
 
     /// Blocks there can be.

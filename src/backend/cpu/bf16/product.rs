@@ -89,8 +89,8 @@ impl Product {
         self.without_tiles((x, stride), rows, panels, depth, sums, false);
     }
 
-    /// As [`Product::dot`], added to the sums; rows may begin behind the place where a tile's first does, as long as each
-    /// has `depth` values.
+    /// As [`Product::dot`] without the matrix extension, added to the sums; rows may begin behind the place where a tile's first
+    /// does, as long as each has `depth` values.
     pub(in crate::backend::cpu) fn add(
         &self,
         (x, stride): (&[Bf16], usize),
@@ -99,11 +99,6 @@ impl Product {
         depth: usize,
         sums: &mut [[TileSums; 2]; 2],
     ) {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(tiles) = &self.tiles {
-            tiles.add((x, stride), rows.div_ceil(TILE_ROWS), panels, depth, sums);
-            return;
-        }
         self.without_tiles((x, stride), rows, panels, depth, sums, true);
     }
 
