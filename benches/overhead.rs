@@ -3,11 +3,8 @@
 //!
 //! `cargo bench --bench overhead` prints the tables; nothing here passes or fails on a time.
 
-#[path = "../tests/support/counting.rs"]
-mod counting;
-
 use bytes::Bytes;
-use counting::{ALLOCATIONS, Counting};
+use std::alloc::System;
 use std::hint::black_box;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -16,8 +13,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use umm::backend::cpu::{Cpu, Path, Precision};
 use umm::config::{Config, LiveConfig, from_text};
 use umm::demo::{DriveSpec, generate};
+use umm::memory::Memory;
 use umm::run::{facts, on_tick_thread, weights};
-use umm::runtime::{Mode, Runtime};
+use umm::runtime::{HeapUse, Mode, Runtime};
 use umm::sample::Sample;
 use umm::sink::mcap_file::McapFile;
 use umm::sink::threaded::ThreadedSink;
@@ -31,7 +29,7 @@ use zenoh::Wait;
 use zenoh::shm::{BlockOn, GarbageCollect, ShmProviderBuilder};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static MEMORY: Memory = Memory(System);
 
 /// Quantiles of measured nanoseconds, in microseconds.
 struct Quantiles {
@@ -117,12 +115,9 @@ struct Live {
     keyframe_ns: Vec<u64>,
     /// [`fixed_work`] after each tick.
     machine_ns: Vec<u64>,
-    /// Ticks after the first that allocated.
-    allocated: usize,
+    /// Ticks that allocated.
+    heap: HeapUse,
 }
-
-/// Ticks that may allocate what they keep.
-const WARM_UP: usize = 60;
 
 /// Ticks of the demo's drive with all samples there, as a live run computes and publishes them, keyframes among them.
 fn live_ticks(config: &Config, seconds: f64) -> Live {
@@ -159,7 +154,7 @@ fn live_ticks(config: &Config, seconds: f64) -> Live {
         runtime.take_keyframes(every_ticks).expect("an image");
         let mut ticks = 0;
         while source.poll(runtime.next_deadline_ns()).expect("the drive") != Progress::Ended {
-            let (start, before) = (Instant::now(), ALLOCATIONS.get());
+            let start = Instant::now();
             runtime.advance(clock.now_ns(), &clock).expect("a tick");
             let took_ns = start.elapsed().as_nanos() as u64;
             if runtime.ticks() != ticks + 1 {
@@ -168,8 +163,6 @@ fn live_ticks(config: &Config, seconds: f64) -> Live {
             ticks = runtime.ticks();
             let engine_ns = runtime.last_stages().before_publish_ns();
             live.outside_ns.push(took_ns.saturating_sub(engine_ns));
-            let warm = live.outside_ns.len() > WARM_UP;
-            live.allocated += usize::from(ALLOCATIONS.get() > before && warm);
             live.machine_ns.push(fixed_work());
             let start = Instant::now();
             runtime.between_ticks(0, &clock).expect("a keyframe");
@@ -177,6 +170,7 @@ fn live_ticks(config: &Config, seconds: f64) -> Live {
                 live.keyframe_ns.push(start.elapsed().as_nanos() as u64);
             }
         }
+        live.heap = runtime.heap_use();
         runtime.finish(&clock).expect("the end");
         assert!(runtime.ledger().closes());
     })
@@ -216,9 +210,11 @@ fn per_tick() {
         "a keyframe of the base model in 8 bits",
         &mut base.keyframe_ns,
     );
-    let (ticks, allocated) = (nano.outside_ns.len(), nano.allocated);
     println!(
-        "\n{ticks} ticks, of which {allocated} after the first {WARM_UP} allocated (JPEG decoding)."
+        "\n{} ticks, keyframes among them, of which {} allocated, none after tick {}.",
+        nano.outside_ns.len(),
+        nano.heap.ticks,
+        nano.heap.last.unwrap_or(0)
     );
 }
 

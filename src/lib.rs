@@ -41,6 +41,8 @@ pub mod backend;
 
 pub mod compute;
 
+pub mod memory;
+
 // From results to outside.
 
 pub mod output;

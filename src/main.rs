@@ -5,7 +5,12 @@
 mod cli;
 
 use clap::Parser;
+use std::alloc::System;
 use std::process::ExitCode;
+use umm::memory::Memory;
+
+#[global_allocator]
+static MEMORY: Memory = Memory(System);
 
 fn main() -> ExitCode {
     match cli::run(cli::Arguments::parse()) {

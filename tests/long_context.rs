@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::counting::{ALLOCATIONS, Counting};
+use std::alloc::System;
 use support::tiny::{
     AUDIO, CAMERA, ORIGIN_NS, PERIOD_NS, Piece, TELEMETRY, TickOf, batches, bits, build, drive,
     freeze, network, sequence, sizes, steady, step, thaw, tiny_spec, weights,
@@ -11,6 +11,7 @@ use umm::archive::ArchiveError;
 use umm::backend::cpu::Path;
 use umm::backend::parity::noise;
 use umm::config::from_text;
+use umm::memory::{Memory, allocations};
 use umm::model::adapter::TokenBatch;
 use umm::model::forward::forward;
 use umm::model::network::TickMoment;
@@ -22,7 +23,7 @@ use umm::run::on_tick_thread;
 const TOLERANCE: f64 = 1e-5;
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static MEMORY: Memory = Memory(System);
 
 fn assert_close(what: &str, actual: &[f32], expected: &[Vec<f64>]) {
     let expected = expected.concat();
@@ -291,9 +292,9 @@ fn a_keyframe_holds_it() {
 fn steady_ticks_allocate_nothing() {
     let counted = on_tick_thread(1, allocations_of_steady_ticks).unwrap();
     assert_eq!(counted, 0);
-    let before = ALLOCATIONS.get();
+    let before = allocations();
     drop(std::hint::black_box(vec![before]));
-    assert!(ALLOCATIONS.get() > before, "the counter counts");
+    assert!(allocations() > before, "the counter counts");
 }
 
 fn allocations_of_steady_ticks() -> u64 {
@@ -316,10 +317,10 @@ fn allocations_of_steady_ticks() -> u64 {
     let ticks = batches(&ticks, &weights.spec);
     let mut counted = 0;
     for (k, (moment, batch)) in ticks.iter().enumerate() {
-        let before = ALLOCATIONS.get();
+        let before = allocations();
         network.step(moment, batch, &mut NoProbe).unwrap();
         if k >= WARM_UP {
-            counted += ALLOCATIONS.get() - before;
+            counted += allocations() - before;
         }
     }
     counted

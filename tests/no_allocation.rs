@@ -4,14 +4,15 @@ mod support;
 
 use arrayvec::ArrayVec;
 use bytes::Bytes;
+use std::alloc::System;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use support::counting::{ALLOCATIONS, Counting};
 use support::logs::shipped;
 use umm::backend::cpu::{Cpu, Path};
 use umm::config::{Config, from_text};
 use umm::decode::Schema;
 use umm::engine::Engine;
+use umm::memory::{Memory, allocations};
 use umm::model::init::initial_weights;
 use umm::model::spec::ModelSpec;
 use umm::run::on_tick_thread;
@@ -22,7 +23,7 @@ use umm::source::Inlet;
 use umm::time::{Clock, DrivenClock};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static MEMORY: Memory = Memory(System);
 
 /// Takes everything, keeps nothing but a count of the keyframes.
 #[derive(Default)]
@@ -46,6 +47,10 @@ kind = "camera"
 required = true
 rate_hz = 10
 [[topic]]
+name = "/compressed"
+kind = "camera"
+rate_hz = 10
+[[topic]]
 name = "/audio"
 kind = "audio"
 rate_hz = 50
@@ -67,8 +72,9 @@ kind = "text"
 rate_hz = 1
 "#;
 
-const SCHEMAS: [(&str, &str); 5] = [
+const SCHEMAS: [(&str, &str); 6] = [
     ("sensor_msgs/msg/Image", "cdr"),
+    ("sensor_msgs/msg/CompressedImage", "cdr"),
     ("audio_common_msgs/msg/AudioDataStamped", "cdr"),
     ("geometry_msgs/msg/TwistStamped", "cdr"),
     ("", "json"),
@@ -102,6 +108,35 @@ fn image(time_ns: u64, width: u32, height: u32) -> Vec<u8> {
     bytes
 }
 
+/// A JPEG as cameras make it, a progressive one, or a PNG, by turns.
+fn compressed(tick: u64, time_ns: u64, width: u32, height: u32) -> Vec<u8> {
+    let rgb: Vec<u8> = (0..width * height * 3)
+        .map(|i| (u64::from(i) * (tick + 1) / 40 % 251) as u8)
+        .collect();
+    let mut data = Vec::new();
+    if tick % 3 == 2 {
+        let mut png = png::Encoder::new(&mut data, width, height);
+        png.set_color(png::ColorType::Rgb);
+        let mut rows = png.write_header().unwrap();
+        rows.write_image_data(&rgb).unwrap();
+    } else {
+        let mut jpeg = jpeg_encoder::Encoder::new(&mut data, 90);
+        jpeg.set_progressive(tick % 3 == 1);
+        jpeg.set_sampling_factor(jpeg_encoder::SamplingFactor::F_2_2);
+        let (width, height) = (width as u16, height as u16);
+        jpeg.encode(&rgb, width, height, jpeg_encoder::ColorType::Rgb)
+            .unwrap();
+    }
+    let mut bytes = header(time_ns);
+    let format: &[u8] = if tick % 3 == 2 { b"png\0" } else { b"jpeg\0" };
+    bytes.extend((format.len() as u32).to_le_bytes());
+    bytes.extend(format);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes.extend((data.len() as u32).to_le_bytes());
+    bytes.extend(data);
+    bytes
+}
+
 fn audio(time_ns: u64) -> Vec<u8> {
     let mut bytes = header(time_ns);
     bytes.extend((882_u32 * 4).to_le_bytes());
@@ -127,19 +162,22 @@ fn text() -> Vec<u8> {
 fn messages(tick: u64, sizes: &[(u32, u32)]) -> Vec<(usize, u64, Vec<u8>)> {
     let at = |ms: u64| 1_700_000_000_000 * MS + tick * 100 * MS + ms * MS;
     let (width, height) = sizes[tick as usize % sizes.len()];
-    let mut list = vec![(0, at(10), image(at(10), width, height))];
+    let mut list = vec![
+        (0, at(10), image(at(10), width, height)),
+        (1, at(15), compressed(tick, at(15), width, height)),
+    ];
     for i in 0..5 {
-        list.push((1, at(20 * i), audio(at(20 * i))));
-        list.push((2, at(20 * i + 1), twist(at(20 * i + 1))));
+        list.push((2, at(20 * i), audio(at(20 * i))));
+        list.push((3, at(20 * i + 1), twist(at(20 * i + 1))));
         let json = format!(
             "{{\"timestamp\": {}.{:09}, \"a\": {{\"x\": {i}.5}}}}",
             at(0) / 1_000_000_000,
             at(20 * i) % 1_000_000_000
         );
-        list.push((3, at(20 * i + 2), json.into_bytes()));
+        list.push((4, at(20 * i + 2), json.into_bytes()));
     }
     if tick.is_multiple_of(3) {
-        list.push((4, at(50), text()));
+        list.push((5, at(50), text()));
     }
     list
 }
@@ -186,14 +224,16 @@ fn allocations_of_steady_ticks(config: &Config, warm_up: u64, ticks: u64, mode: 
                 format: Clone::clone(&formats[topic]),
             });
             clock.set_ns(time_ns);
-            let before = ALLOCATIONS.get();
+            let before = allocations();
             runtime.advance(clock.now_ns(), &clock).unwrap();
             runtime.between_ticks(tick, &clock).unwrap();
             if tick >= warm_up {
-                counted += ALLOCATIONS.get() - before;
+                counted += allocations() - before;
             }
         }
     }
+    let last = runtime.heap_use().last;
+    assert!(last.is_some_and(|last| last < warm_up), "{last:?}");
     assert!(
         runtime.ticks() + 2 >= warm_up + ticks,
         "{} ticks ran",
@@ -257,7 +297,7 @@ fn allocations_of_ticks_together(config: &Config, warm_up: u64, ticks: u64) -> u
                 });
             }
             clock.set_ns(time_ns);
-            let before = ALLOCATIONS.get();
+            let before = allocations();
             runtimes.iter_mut().for_each(|r| r.arrive(time_ns));
             loop {
                 let mut failed = [None, None];
@@ -280,7 +320,7 @@ fn allocations_of_ticks_together(config: &Config, warm_up: u64, ticks: u64) -> u
                 assert!(failed.iter().all(Option::is_none));
             }
             if tick >= warm_up {
-                counted += ALLOCATIONS.get() - before;
+                counted += allocations() - before;
             }
         }
     }
@@ -300,8 +340,8 @@ fn ticks_run_together_allocate_nothing() {
 
 #[test]
 fn the_counter_counts() {
-    let before = ALLOCATIONS.get();
+    let before = allocations();
     let list: Vec<u8> = Vec::with_capacity(shipped("demo.toml").topics.len());
     drop(list);
-    assert!(ALLOCATIONS.get() > before);
+    assert!(allocations() > before);
 }

@@ -401,6 +401,13 @@ fn print_end(config: &Config, runtime: &mut Runtime, clock: &SensorClock) {
         .map(|(plan, ticks)| format!("{} {ticks}", plan.name()))
         .collect();
     say!("ticks of each plan: {}", plans.join(", "));
+    let heap = runtime.heap_use();
+    if let Some(last) = heap.last {
+        say!(
+            "ticks that allocated: {}, none after tick {last}",
+            heap.ticks
+        );
+    }
     if clock.offset_ns() != 0 {
         let hours = clock.offset_ns() as f64 * 1e-9 / 3600.0;
         say!("capture times came from a clock {hours:.1} h behind this machine's");

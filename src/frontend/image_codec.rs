@@ -1,7 +1,8 @@
-//! JPEG and PNG to RGB, into a reused buffer. The libraries' own working memory is the one allocation of the tick path.
+//! JPEG and PNG to RGB, into a reused buffer. The libraries' own working memory is lent to them, see [`crate::memory`].
 
 use super::FrontEndError;
 use crate::decode::MAX_IMAGE_SIDE;
+use crate::memory::lent;
 use std::io::Cursor;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
@@ -84,8 +85,10 @@ pub fn jpeg_into(data: &[u8], max_pixels: usize, out: &mut RgbImage) -> Result<(
         .set_strict_mode(true)
         .jpeg_set_max_scans(MAX_SCANS)
         .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(data), options);
-    decoder.decode_headers().map_err(error)?;
+    let mut decoder = lent(|| {
+        let mut decoder = JpegDecoder::new_with_options(ZCursor::new(data), options);
+        decoder.decode_headers().map(|()| decoder).map_err(error)
+    })?;
     let (width, height) = decoder
         .info()
         .map_or((0, 0), |i| (usize::from(i.width), usize::from(i.height)));
@@ -97,7 +100,7 @@ pub fn jpeg_into(data: &[u8], max_pixels: usize, out: &mut RgbImage) -> Result<(
             reason: "its colours cannot be turned into RGB".to_owned(),
         });
     }
-    decoder.decode_into(&mut out.data).map_err(error)
+    lent(|| decoder.decode_into(&mut out.data).map_err(error))
 }
 
 /// Decodes a PNG of at most `max_pixels`, of any colour type and depth; transparency is dropped, animation shows its first
@@ -115,14 +118,16 @@ pub fn png_into(
         codec: "png",
         reason: e.to_string(),
     };
-    let mut decoder = png::Decoder::new(Cursor::new(data));
-    decoder.set_transformations(png::Transformations::normalize_to_color8());
-    let mut reader = decoder.read_info().map_err(error)?;
+    let mut reader = lent(|| {
+        let mut decoder = png::Decoder::new(Cursor::new(data));
+        decoder.set_transformations(png::Transformations::normalize_to_color8());
+        decoder.read_info().map_err(error)
+    })?;
     let (width, height) = (reader.info().width as usize, reader.info().height as usize);
     check_size("png", (width, height), max_pixels)?;
     let needed = reader.output_buffer_size().unwrap_or(0);
     scratch.resize(needed, 0);
-    let frame = reader.next_frame(scratch).map_err(error)?;
+    let frame = lent(|| reader.next_frame(scratch).map_err(error))?;
     let samples = frame.color_type.samples();
     out.resize(width, height);
     for (rgb, pixel) in out

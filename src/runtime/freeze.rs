@@ -6,6 +6,7 @@ use crate::archive::{Archive, Archived};
 use crate::engine::Engine;
 use crate::keyframe::image::KeyframeImage;
 use crate::keyframe::{Identity, KeyframeError};
+use crate::memory::allocations;
 use crate::proto;
 use crate::sample::Sample;
 use crate::sink::{Channel, Parcel};
@@ -64,7 +65,11 @@ impl Runtime {
         if !self.keyframes.as_ref().is_some_and(due) {
             return Ok(());
         }
-        self.publish_keyframe(delivered, clock)
+        // The keyframe is the last tick's, which has been counted.
+        let before = allocations();
+        let published = self.publish_keyframe(delivered, clock);
+        self.heap.note(before, ticks.saturating_sub(1));
+        published
     }
 
     fn publish_keyframe(&mut self, delivered: u64, clock: &dyn Clock) -> Result<(), RunError> {

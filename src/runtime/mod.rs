@@ -6,6 +6,7 @@
 mod due;
 mod freeze;
 mod health;
+mod heap;
 mod publish;
 mod rehearsal;
 mod stopwatch;
@@ -17,6 +18,7 @@ use crate::engine::{Engine, EngineError};
 use crate::governor::{Decision, Governor, Plan, Reason, Situation};
 use crate::keyframe::{Identity, KeyframeError};
 use crate::ledger::Ledger;
+use crate::memory::allocations;
 use crate::model::stage::{Stage, StageTimes};
 use crate::model::weights::Weights;
 use crate::output::record::TickRecord;
@@ -34,6 +36,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use stopwatch::{Budget, Stopwatch};
 
+pub use heap::HeapUse;
 pub use rehearsal::full_ticks;
 pub use together::{DueTick, run_together};
 
@@ -104,6 +107,7 @@ pub struct Runtime {
     ticks: u64,
     ticks_of_plan: [u64; Plan::ALL.len()],
     misses: u64,
+    heap: HeapUse,
     identity: Identity,
     /// Where some are taken.
     keyframes: Option<Keyframes>,
@@ -180,6 +184,7 @@ impl Runtime {
             ticks: 0,
             ticks_of_plan: [0; Plan::ALL.len()],
             misses: 0,
+            heap: HeapUse::default(),
             identity: Identity::new(config, weights),
             keyframes: None,
         })
@@ -205,8 +210,11 @@ impl Runtime {
     /// # Errors
     /// [`RunError`] from the sink.
     pub fn advance(&mut self, now_ns: u64, clock: &dyn Clock) -> Result<(), RunError> {
+        let (before, ticks) = (allocations(), self.ticks);
         self.arrive(now_ns);
-        self.run_due(clock)
+        let run = self.run_due(clock);
+        self.heap.note(before, ticks);
+        run
     }
 
     fn run_due(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
@@ -337,6 +345,11 @@ impl Runtime {
     /// Measured deadlines missed.
     pub fn misses(&self) -> u64 {
         self.misses
+    }
+
+    /// Ticks that allocated, of those that [`Runtime::advance`] and [`Runtime::between_ticks`] ran.
+    pub fn heap_use(&self) -> HeapUse {
+        self.heap
     }
 
     /// Times per stage.

@@ -3,7 +3,6 @@
 
 pub mod align;
 pub mod attention;
-pub mod counting;
 pub mod files;
 pub mod logs;
 pub mod tiny;
