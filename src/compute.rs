@@ -1,13 +1,19 @@
 //! The compute threads: one operation's parts done side by side, for loops of tens of microseconds that follow each other.
 //!
-//! [`ComputePool::enter`] makes a pool the thread's own; operations ask how many [`threads`] there are and hand out parts
-//! with [`for_each_part`]. A thread that has done its part looks out for the next for a while before it sleeps, so that
-//! within a tick none has to be woken. Handing out takes no lock and no memory. Which thread does a part is fixed, and
-//! no result may depend on it.
+//! [`ComputePool::enter`] makes a pool the thread's own; operations ask how many [`threads`] there are and hand out items
+//! with [`share`] or [`for_each_part`]. A thread that has nothing left to do looks out for the next round of work for a while
+//! before it sleeps, so that within a tick none has to be woken. Nobody waits for a thread that has not begun: what it would
+//! have done the others do, and it finds the round closed. Handing out takes no lock and no memory. Which thread does an item
+//! depends on how quick they are, and no result may depend on it.
 
+mod claims;
+
+pub use claims::{Claim, Claims};
+
+use claims::Share;
 use std::cell::{RefCell, UnsafeCell};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 /// Most threads of a pool.
@@ -19,11 +25,11 @@ const LOOKS: usize = 1 << 13;
 /// How often the first thread looks for the others' end before it lets the system run something else in between.
 const LOOKS_AT_END: usize = 1 << 10;
 
-/// A part of the work, by number.
+/// A thread's work, by its number.
 type Work<'a> = &'a (dyn Fn(usize) + Sync);
 
 thread_local! {
-    /// The pool of this thread; none while one of its parts runs, so that parts do not hand out parts.
+    /// The pool of this thread; none while a round's work runs, so that work does not hand out work.
     static CURRENT: RefCell<Option<Arc<Shared>>> = const { RefCell::new(None) };
 }
 
@@ -37,27 +43,36 @@ struct Worker {
 }
 
 struct Shared {
-    /// Rounds handed out, times [`ROUND`], and the number of parts of the last.
+    /// Rounds handed out, times [`ROUND`], and the number of threads of the last.
     round: Apart<AtomicU64>,
-    /// Parts of the round that other threads have still to do.
-    pending: Apart<AtomicUsize>,
-    /// The round's work. Written by the first thread before `round`, while no part is pending; read by the threads that have
-    /// a part in the round, before they take theirs off `pending`.
+    /// The last round's number, times [`GATE`]; whether it is [`CLOSED`]; how many of the other threads are inside.
+    gate: Apart<AtomicU64>,
+    /// The round's work. Written by the first thread while the gate is closed and nobody inside; read by those inside.
     work: UnsafeCell<Option<Work<'static>>>,
     panicked: AtomicBool,
+    /// Whether a thread has entered the pool: it alone hands out rounds.
+    entered: AtomicBool,
     stop: AtomicBool,
     /// Threads beside the first.
     workers: Vec<Worker>,
+    /// Items of the round, for each thread. Set by the first thread as `work` is.
+    shares: Vec<Share>,
 }
 
-// SAFETY: `work` is the only field that is not `Sync`; its readers and its writer are kept apart as its comment says, by the
-// release of `round` after the write and of `pending` after the last read.
+// SAFETY: `work` is the only field that is not `Sync`; its readers and its writer are kept apart as its comment says: `gate` is
+// opened after the write, and left after the last read.
 unsafe impl Sync for Shared {}
 // SAFETY: the work is `Sync`, so it may be used from any thread.
 unsafe impl Send for Shared {}
 
-/// Room for the number of parts in [`Shared::round`].
+/// Room for the number of threads in [`Shared::round`].
 const ROUND: u64 = 256;
+
+/// Room for [`CLOSED`] and the threads inside in [`Shared::gate`].
+const GATE: u64 = 1 << 16;
+
+/// Nobody may come in any more.
+const CLOSED: u64 = GATE >> 1;
 
 /// Threads that wait for parts of work.
 pub struct ComputePool {
@@ -82,11 +97,13 @@ impl ComputePool {
         let others = threads.clamp(1, MAX_THREADS) - 1;
         let shared = Arc::new(Shared {
             round: Apart(AtomicU64::new(0)),
-            pending: Apart(AtomicUsize::new(0)),
+            gate: Apart(AtomicU64::new(CLOSED)),
             work: UnsafeCell::new(None),
             panicked: AtomicBool::new(false),
+            entered: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             workers: (0..others).map(|_| worker()).collect(),
+            shares: (0..=others).map(|_| Share::default()).collect(),
         });
         let mut pool = ComputePool {
             shared,
@@ -110,15 +127,24 @@ impl ComputePool {
     }
 
     /// Runs `work` with this pool as the thread's own.
+    ///
+    /// # Panics
+    /// While a thread, this one or another, has entered the pool already.
     pub fn enter<R>(&self, work: impl FnOnce() -> R) -> R {
         /// Puts back what was there before, also when `work` panics.
-        struct Before(Option<Arc<Shared>>);
-        impl Drop for Before {
+        struct Before<'a>(&'a Shared, Option<Arc<Shared>>);
+        impl Drop for Before<'_> {
             fn drop(&mut self) {
-                CURRENT.with_borrow_mut(|current| *current = self.0.take());
+                CURRENT.set(self.1.take());
+                self.0.entered.store(false, Ordering::Release);
             }
         }
-        let _before = Before(CURRENT.replace(Some(self.shared.clone())));
+        let entered = self.shared.entered.swap(true, Ordering::Acquire);
+        assert!(
+            !entered,
+            "a pool of compute threads belongs to one thread at a time"
+        );
+        let _before = Before(&self.shared, CURRENT.replace(Some(self.shared.clone())));
         work()
     }
 }
@@ -143,41 +169,64 @@ pub fn threads() -> usize {
 /// # Panics
 /// When a part does, after all have ended.
 pub fn for_each_part<T: Send>(parts: &mut [T], work: impl Fn(&mut T) + Sync) {
-    /// The parts, for threads that each take others.
-    struct Parts<T>(*mut T);
-    // SAFETY: used by several threads for different elements only, and `T` may be sent.
-    unsafe impl<T: Send> Sync for Parts<T> {}
-    impl<T> Parts<T> {
-        fn at(&self, index: usize) -> *mut T {
-            self.0.wrapping_add(index)
+    let (count, parts) = (parts.len(), Apiece(parts.as_mut_ptr()));
+    share(&mut [(); MAX_THREADS], count, |(), claims| {
+        for claim in claims {
+            // SAFETY: inside the slice, which is borrowed until `share` returns; an item is taken once.
+            work(unsafe { &mut *parts.at(claim.item) });
         }
-    }
+    });
+}
 
+/// Calls `work` on as many threads as there are, and no more than `states` or `items`; each has a state and takes items, of
+/// which there are `items`, until there are none left. Returns when all are done. Items are handed out in order: a thread
+/// begins with its own share of them.
+///
+/// # Panics
+/// Without a state, and when `work` does, after all have ended.
+pub fn share<T: Send>(states: &mut [T], items: usize, work: impl Fn(&mut T, Claims<'_>) + Sync) {
+    assert!(items == 0 || !states.is_empty(), "nobody to do it");
     let pool = CURRENT.take();
-    let count = parts.len();
     let together = pool
         .as_ref()
         .map_or(1, |pool| pool.workers.len() + 1)
-        .min(count);
+        .min(states.len())
+        .min(items);
     match &pool {
         Some(pool) if together > 1 => {
-            let parts = Parts(parts.as_mut_ptr());
-            let share = |thread: usize| {
-                for index in (thread..count).step_by(together) {
-                    // SAFETY: inside the slice; an index belongs to one thread (it is `thread` modulo `together`),
-                    // and the slice is borrowed until `run` returns.
-                    work(unsafe { &mut *parts.at(index) });
-                }
+            let shares = &pool.shares[..together];
+            for (thread, share) in shares.iter().enumerate() {
+                share.set(items * thread / together..items * (thread + 1) / together);
+            }
+            let states = Apiece(states.as_mut_ptr());
+            let each = |thread: usize| {
+                // SAFETY: inside the slice, which is borrowed until `run` returns; a thread has a number of its own.
+                let state = unsafe { &mut *states.at(thread) };
+                work(state, Claims::new(shares, thread));
             };
             let restore = Restore(Some(pool.clone()));
-            pool.run(together, &share);
+            pool.run(together, &each);
             drop(restore);
         }
         _ => {
             let restore = Restore(pool);
-            parts.iter_mut().for_each(work);
+            if let (Some(state), 1..) = (states.first_mut(), items) {
+                work(state, Claims::new(&[Share::new(0..items)], 0));
+            }
             drop(restore);
         }
+    }
+}
+
+/// A slice, of which threads each use other elements.
+struct Apiece<T>(*mut T);
+
+// SAFETY: used by several threads for different elements only, and `T` may be sent.
+unsafe impl<T: Send> Sync for Apiece<T> {}
+
+impl<T> Apiece<T> {
+    fn at(&self, index: usize) -> *mut T {
+        self.0.wrapping_add(index)
     }
 }
 
@@ -191,32 +240,38 @@ impl Drop for Restore {
 }
 
 impl Shared {
-    /// Does `work(0)` here and `work(1..threads)` on the others; `threads` is 2 or more and no more than there are.
+    /// Does `work(0)` here, and `work(1..threads)` on those of the others that come in while it lasts; `threads` is 2 or more and
+    /// no more than there are.
     fn run(&self, threads: usize, work: Work<'_>) {
-        /// Waits for the others even if the own part panics: they use what the caller lent.
-        struct Wait<'a>(&'a Shared);
-        impl Drop for Wait<'_> {
+        /// Lets nobody in any more and waits for those inside, even if the own work panics: they use what the caller lent.
+        struct Close<'a>(&'a Shared);
+        impl Drop for Close<'_> {
             fn drop(&mut self) {
+                let gate = &self.0.gate.0;
+                let mut inside = gate.fetch_or(CLOSED, Ordering::Acquire) % CLOSED;
                 let mut looks = 0;
-                while self.0.pending.0.load(Ordering::Acquire) > 0 {
+                while inside > 0 {
                     looks += 1;
                     if looks % LOOKS_AT_END == 0 {
                         std::thread::yield_now();
                     } else {
                         std::hint::spin_loop();
                     }
+                    inside = gate.load(Ordering::Acquire) % CLOSED;
                 }
             }
         }
 
-        // SAFETY: only the lifetime changes: `Wait` keeps this call from returning before every use has ended.
+        // SAFETY: only the lifetime changes: `Close` keeps this call from returning before every use has ended.
         let work: Work<'static> = unsafe { std::mem::transmute::<Work<'_>, Work<'static>>(work) };
-        // SAFETY: nothing is pending between calls, so no other thread reads it.
+        // SAFETY: between calls the gate is closed and nobody inside, so no other thread reads it.
         unsafe { *self.work.get() = Some(work) };
-        self.pending.0.store(threads - 1, Ordering::Relaxed);
-        let last = self.round.0.load(Ordering::Relaxed);
-        let round = (last / ROUND + 1) * ROUND + threads as u64;
+        self.panicked.store(false, Ordering::Relaxed);
+        let number = self.round.0.load(Ordering::Relaxed) / ROUND + 1;
+        self.gate.0.store(number * GATE, Ordering::Release);
+        let round = number * ROUND + threads as u64;
         self.round.0.store(round, Ordering::SeqCst);
+        let close = Close(self);
         for worker in &self.workers[..threads - 1] {
             // Either it sees the round before it sleeps, or it is seen asleep here: both sides write before they read.
             if worker.asleep.load(Ordering::SeqCst)
@@ -225,25 +280,32 @@ impl Shared {
                 thread.unpark();
             }
         }
-        let wait = Wait(self);
         work(0);
-        drop(wait);
+        drop(close);
         assert!(
-            !self.panicked.swap(false, Ordering::Relaxed),
+            !self.panicked.load(Ordering::Relaxed),
             "a compute thread panicked: see its message above"
         );
     }
 
-    /// A thread's life: part `index + 1` of every round that has so many.
+    /// Goes in, if that round has not been closed.
+    fn goes_in(&self, number: u64) -> bool {
+        let gate = &self.gate.0;
+        let open = |gate: u64| (gate / GATE == number && gate & CLOSED == 0).then_some(gate + 1);
+        let went = gate.fetch_update(Ordering::Acquire, Ordering::Relaxed, open);
+        went.is_ok()
+    }
+
+    /// A thread's life: `work(index + 1)` of every round that has so many, if it comes in time.
     fn serve(&self, index: usize) {
         let mut seen = 0;
         while let Some(round) = self.next_round(index, seen) {
             seen = round;
-            let parts = (round % ROUND) as usize;
-            if index + 1 >= parts {
+            let threads = (round % ROUND) as usize;
+            if index + 1 >= threads || !self.goes_in(round / ROUND) {
                 continue;
             }
-            // SAFETY: this thread has a part of the round pending, so the first thread does not write.
+            // SAFETY: this thread is inside, so the first thread does not write.
             let work = unsafe { *self.work.get() };
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 if let Some(work) = work {
@@ -253,7 +315,7 @@ impl Shared {
             if done.is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
-            self.pending.0.fetch_sub(1, Ordering::Release);
+            self.gate.0.fetch_sub(1, Ordering::Release);
         }
     }
 
@@ -287,6 +349,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicUsize;
 
     fn pool(threads: usize) -> ComputePool {
         ComputePool::start(threads, |_| {}).unwrap()
@@ -312,6 +375,47 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_that_is_quicker_takes_what_others_have_left() {
+        for workers in [1, 2, 3, 5] {
+            pool(workers).enter(|| {
+                let items = if cfg!(miri) { 30 } else { 3000 };
+                let mut states = [const { Vec::<Claim>::new() }; 4];
+                // Whoever takes the first item is held up until all else is done.
+                let left = AtomicUsize::new(items);
+                share(&mut states, items, |mine, claims| {
+                    for claim in claims {
+                        mine.push(claim);
+                        while claim.item == 0 && workers > 1 && left.load(Ordering::Acquire) > 1 {
+                            std::thread::yield_now();
+                        }
+                        left.fetch_sub(1, Ordering::Release);
+                    }
+                });
+                let used = states.iter().filter(|s| !s.is_empty()).count();
+                assert!(used <= workers.min(4));
+                let held_up = states.iter().find(|s| s.iter().any(|c| c.item == 0));
+                let after = held_up.unwrap().split(|c| c.item == 0).next_back();
+                assert!(workers == 1 || after.unwrap().is_empty());
+                assert!(workers == 1 || states.iter().flatten().any(|c| !c.own));
+                let own = |s: &[Claim]| s.iter().filter(|c| c.own).is_sorted_by_key(|c| c.item);
+                assert!(states.iter().all(|s| own(s)), "its own in order");
+                let mut items: Vec<usize> = states.iter().flatten().map(|c| c.item).collect();
+                items.sort_unstable();
+                assert!(items.iter().enumerate().all(|(i, item)| i == *item));
+                assert_eq!(left.into_inner(), 0);
+            });
+        }
+    }
+
+    #[test]
+    fn nothing_to_share_is_nothing_to_do() {
+        pool(2).enter(|| {
+            share(&mut [(); 2], 0, |(), _| panic!("called"));
+            for_each_part(&mut [0; 0], |_| panic!("called"));
+        });
+    }
+
+    #[test]
     fn parts_do_not_hand_out_parts() {
         pool(3).enter(|| {
             let mut parts = [(0, 0); 6];
@@ -327,15 +431,45 @@ mod tests {
         });
     }
 
+    /// Two parts that wait for each other are done by two threads.
     #[test]
     fn a_sleeping_pool_wakes() {
         pool(2).enter(|| {
             for _ in 0..3 {
                 std::thread::sleep(std::time::Duration::from_millis(20));
-                let mut parts = [0; 2];
-                for_each_part(&mut parts, |part| *part += 1);
-                assert_eq!(parts, [1, 1]);
+                let begun = AtomicUsize::new(0);
+                for_each_part(&mut [(); 2], |()| {
+                    begun.fetch_add(1, Ordering::Relaxed);
+                    while begun.load(Ordering::Relaxed) < 2 {
+                        std::thread::yield_now();
+                    }
+                });
             }
+        });
+    }
+
+    #[test]
+    fn a_pool_belongs_to_one_thread_at_a_time() {
+        let pool = pool(2);
+        let twice = || pool.enter(|| pool.enter(|| ()));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(twice)).is_err());
+        pool.enter(|| assert_eq!(threads(), 2));
+        assert_eq!(threads(), 1);
+    }
+
+    /// One that comes late finds the round closed, and the next one open.
+    #[test]
+    fn nobody_waits_for_a_thread_that_has_not_begun() {
+        let pool = pool(2);
+        let shared = &pool.shared;
+        let number = || shared.round.0.load(Ordering::SeqCst) / ROUND;
+        pool.enter(|| {
+            let mut parts = [0; 7];
+            for_each_part(&mut parts, |part| *part += 1);
+            assert_eq!(parts, [1; 7]);
+            assert!(!shared.goes_in(number()));
+            for_each_part(&mut parts, |part| *part += 1);
+            assert!(!shared.goes_in(number() - 1));
         });
     }
 

@@ -13,8 +13,9 @@ const TWO_TILES: usize = 2 * PANEL;
 /// once keeps what is needed now waiting.
 pub(super) const ASKED_A_STEP: usize = 6 * LINE;
 
-/// Asks for a pair of panels ahead of its use, spread over the time the pair before it takes: some of it step by step while
+/// Asks for the pair of panels behind one that is in use, spread over the time that one takes: some of it step by step while
 /// tiles are multiplied, the rest while results are written.
+#[derive(Clone, Copy)]
 pub(super) struct Ahead {
     /// From the first panel in use to what is asked for next.
     offset: usize,
@@ -56,11 +57,6 @@ impl Ahead {
             }
             self.offset += LINE;
         }
-    }
-
-    /// The next pair's turn.
-    pub(super) fn next_pair(&mut self) {
-        self.offset = self.end / 2;
     }
 
     /// With so many steps of tiles; where they ask from, see [`ASKED_A_STEP`].

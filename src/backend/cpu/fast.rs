@@ -2,6 +2,7 @@
 //! processor has. Every sum has one fixed order, so a row's bits depend neither on the number of
 //! threads nor on the rows beside it.
 
+use super::kernel_rows::rows_of_a_part;
 use super::math;
 use super::plain::{NORM_EPS, sections};
 use crate::backend::Epilogue;
@@ -69,8 +70,16 @@ fn gelu_in_place(x: &mut [f32]) {
 /// Rows whose means are summed together.
 const NORM_ROWS: usize = 4;
 
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]
+/// Rows shared among threads.
 pub(super) fn layer_norm_into(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
+    let part = rows_of_a_part(x.len() / weight.len(), weight.len()) * weight.len();
+    let mut parts: ArrayVec<(&[f32], &mut [f32]), { compute::MAX_THREADS }> =
+        x.chunks(part).zip(out.chunks_mut(part)).collect();
+    compute::for_each_part(&mut parts, |(x, out)| norm_into(x, weight, bias, out));
+}
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]
+fn norm_into(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
     let d = weight.len();
     let (x, rest) = x.split_at(x.len() - x.len() % (NORM_ROWS * d));
     let (out, rest_out) = out.split_at_mut(x.len());
@@ -99,9 +108,19 @@ fn norm_rows<const N: usize>(x: &[f32], weight: &[f32], bias: &[f32], out: &mut 
     }
 }
 
-/// As [`plain`](super::plain)'s, to the bit: nothing is fused.
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]
+/// As [`plain`](super::plain)'s, to the bit: nothing is fused. Rows shared among threads.
 pub(super) fn rotary_in_place(x: &mut [f32], heads: usize, head_dim: usize, table: &[f32]) {
+    let rows = rows_of_a_part(table.len() / head_dim, heads * head_dim);
+    let tables = table.chunks(rows * head_dim);
+    let mut parts: ArrayVec<(&mut [f32], &[f32]), { compute::MAX_THREADS }> =
+        x.chunks_mut(rows * heads * head_dim).zip(tables).collect();
+    compute::for_each_part(&mut parts, |(x, table)| {
+        rotate_rows(x, heads, head_dim, table)
+    });
+}
+
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]
+fn rotate_rows(x: &mut [f32], heads: usize, head_dim: usize, table: &[f32]) {
     match head_dim {
         // The presets' heads.
         32 => rotate_heads::<4>(x, heads, 32, table),

@@ -3,6 +3,7 @@
 
 use super::math;
 use crate::backend::Epilogue;
+use crate::compute;
 
 /// Distance of rows of `depth` elements: an odd number of cache lines, so that a tile's rows do not push each other out of the
 /// cache, as those of a multiple of a page would.
@@ -10,6 +11,15 @@ pub(super) fn row_stride<E>(depth: usize) -> usize {
     let line = CACHE_LINE / size_of::<E>();
     let lines = depth.div_ceil(line);
     (lines + usize::from(lines.is_multiple_of(2))) * line
+}
+
+/// Elements that must be gone over for another thread to save more time than it costs.
+const MIN_ELEMENTS_PER_THREAD: usize = 1 << 13;
+
+/// Rows of a part where `rows` of `width` elements are gone over one by one: parts are no more than threads.
+pub(super) fn rows_of_a_part(rows: usize, width: usize) -> usize {
+    let parts = compute::threads().min(rows * width / MIN_ELEMENTS_PER_THREAD);
+    rows.div_ceil(parts.max(1)).max(1)
 }
 
 /// Bytes of a cache line.

@@ -4,17 +4,16 @@
 //! Where there are no [`Vectors`], or the layer is small, that crate computes them ([`super::fast`]).
 
 use super::avx2::Two;
-use super::kernel_rows::{RowsOut, block};
+use super::kernel_rows::{RowsOut, block, rows_of_a_part};
 use super::lines::Lines;
 use super::math;
 use super::pages::{Part, Pool};
 use super::sixteen::{LANES, Sixteen, Vectors};
 use super::tile::{Ahead, DEPTH_BLOCK, ROW_STRIDE, tile, with_tile_rows};
 use crate::backend::Epilogue;
-use crate::compute;
+use crate::compute::{self, Claim, Claims};
 use arrayvec::ArrayVec;
 use std::arch::x86_64::__m512;
-use std::ops::Range;
 
 /// Multiplications below which another thread costs more than it saves.
 const MIN_WORK_PER_THREAD: usize = 1 << 17;
@@ -73,7 +72,7 @@ impl PackedLinear {
     }
 }
 
-/// `out (=, += or = gelu) x W^T + b`, its panels shared among threads. `copied` is work space that grows to the largest call.
+/// `out (=, += or = gelu) x W^T + b`, its panels shared among threads. `copied` are the rows, see [`copy_blocks_into`].
 pub(super) fn linear_into(
     linear: &PackedLinear,
     copied: &[f32],
@@ -91,38 +90,50 @@ pub(super) fn linear_into(
     };
     let panels = linear.bias.len() / panel_width(linear.vectors);
     let work = rows * linear.in_dim * linear.out_dim;
-    let parts = compute::threads()
-        .min(work / MIN_WORK_PER_THREAD)
-        .clamp(1, panels.max(1));
-    let cut = |part: usize| panels * part / parts;
-    let mut ranges: ArrayVec<Range<usize>, { compute::MAX_THREADS }> =
-        (0..parts).map(|part| cut(part)..cut(part + 1)).collect();
-    compute::for_each_part(&mut ranges, |range| {
-        // SAFETY: available, by the assertion; the ranges are disjoint, so each output column has one writer.
-        unsafe {
-            match linear.vectors {
-                Vectors::Avx2 => run_avx2(&call, range.clone()),
-                Vectors::Avx512 => run_avx512(&call, range.clone()),
+    let threads = compute::threads().min(work / MIN_WORK_PER_THREAD).max(1);
+    compute::share(
+        &mut [(); compute::MAX_THREADS][..threads],
+        panels,
+        |(), claims| {
+            // SAFETY: available, by the assertion; a panel is one thread's, so each output column has one writer.
+            unsafe {
+                match linear.vectors {
+                    Vectors::Avx2 => run_avx2(&call, claims),
+                    Vectors::Avx512 => run_avx512(&call, claims),
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Rows to blocks of [`DEPTH_BLOCK`] channels, `[blocks][rows][ROW_STRIDE]`.
 pub(super) fn copy_blocks_into(x: &[f32], in_dim: usize, rows: usize, copied: &mut Lines<f32>) {
     let blocks = in_dim.div_ceil(DEPTH_BLOCK);
     copied.resize(copied.len().max(blocks * rows * ROW_STRIDE));
-    for (row, x) in x.chunks_exact(in_dim).enumerate() {
-        for (block, x) in x.chunks(DEPTH_BLOCK).enumerate() {
-            copied[(block * rows + row) * ROW_STRIDE..][..x.len()].copy_from_slice(x);
+    let part = rows_of_a_part(blocks, rows * DEPTH_BLOCK);
+    let mut parts: ArrayVec<(usize, &mut [f32]), { compute::MAX_THREADS }> = copied
+        [..blocks * rows * ROW_STRIDE]
+        .chunks_mut(part * rows * ROW_STRIDE)
+        .enumerate()
+        .collect();
+    compute::for_each_part(&mut parts, |(index, copied)| {
+        for (block, copied) in copied.chunks_exact_mut(rows * ROW_STRIDE).enumerate() {
+            let first = (*index * part + block) * DEPTH_BLOCK;
+            let len = (in_dim - first).min(DEPTH_BLOCK);
+            for (x, to) in x
+                .chunks_exact(in_dim)
+                .zip(copied.chunks_exact_mut(ROW_STRIDE))
+            {
+                to[..len].copy_from_slice(&x[first..first + len]);
+            }
         }
-    }
+    });
 }
 
 /// # Safety
 /// As [`Call::run`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-unsafe fn run_avx512(call: &Call<'_>, panels: Range<usize>) {
+unsafe fn run_avx512(call: &Call<'_>, panels: Claims<'_>) {
     // SAFETY: by the caller.
     unsafe { call.run::<__m512, { __m512::ACROSS }>(panels) }
 }
@@ -130,7 +141,7 @@ unsafe fn run_avx512(call: &Call<'_>, panels: Range<usize>) {
 /// # Safety
 /// As [`Call::run`].
 #[target_feature(enable = "avx2,fma")]
-unsafe fn run_avx2(call: &Call<'_>, panels: Range<usize>) {
+unsafe fn run_avx2(call: &Call<'_>, panels: Claims<'_>) {
     // SAFETY: by the caller.
     unsafe { call.run::<Two, { Two::ACROSS }>(panels) }
 }
@@ -148,10 +159,10 @@ impl Call<'_> {
     /// # Safety
     /// The processor has `S`; no one else writes these panels' columns.
     #[inline(always)]
-    unsafe fn run<S: Sixteen, const ACROSS: usize>(&self, panels: Range<usize>) {
+    unsafe fn run<S: Sixteen, const ACROSS: usize>(&self, panels: Claims<'_>) {
         let (in_dim, out) = (self.linear.in_dim, &self.out);
         let width = ACROSS * LANES;
-        for panel in panels {
+        for Claim { item: panel, own } in panels {
             let weights = &self.linear.panels[panel * width * in_dim..][..width * in_dim];
             for from in (0..in_dim).step_by(DEPTH_BLOCK) {
                 let to = (from + DEPTH_BLOCK).min(in_dim);
@@ -170,7 +181,7 @@ impl Call<'_> {
                     // The next weights are asked for over the first tiles, or along with these where there is only one.
                     let ahead = match asked {
                         _ if alone => Ahead::Stream,
-                        _ if asked < ACROSS => {
+                        _ if own && asked < ACROSS => {
                             Ahead::Lines(next.wrapping_add(asked * DEPTH_BLOCK * LANES))
                         }
                         _ => Ahead::Nothing,

@@ -1,5 +1,6 @@
 //! `f32` in loops that the compiler turns into vectors, for every processor.
 
+use super::seen::Seen;
 use super::{PANEL, Queries, SCORE_BLOCK, hide, softmax_weights};
 use crate::backend::cpu::math;
 use multiversion::multiversion;
@@ -15,28 +16,30 @@ pub(super) struct Scratch {
     scores: Vec<f32>,
 }
 
+impl Scratch {
+    pub(super) fn make_room(&mut self, seen: &Seen) {
+        self.scores.resize(QUERIES * seen.most() * PANEL, 0.0);
+    }
+}
+
 /// All queries.
 #[multiversion(targets("x86_64+avx512f+avx2+fma", "x86_64+avx2+fma", "aarch64+neon"))]
-pub(super) fn attend(queries: &Queries<'_>, scratch: &mut Scratch, out: &mut [f32]) {
+pub(super) fn attend(queries: &Queries<'_>, scratch: &mut Scratch) {
+    scratch.make_room(queries.seen);
     if target_cfg_f!(any(target_feature = "fma", target_feature = "neon")) {
-        attend_rows::<QUERIES, true>(queries, scratch, out);
+        attend_rows::<QUERIES, true>(queries, scratch);
     } else {
-        attend_rows::<QUERIES, false>(queries, scratch, out);
+        attend_rows::<QUERIES, false>(queries, scratch);
     }
 }
 
 /// `N` rows of (token, head) at a time; `FUSED` where the processor has fused multiply-add.
 #[inline(always)]
-fn attend_rows<const N: usize, const FUSED: bool>(
-    queries: &Queries<'_>,
-    scratch: &mut Scratch,
-    out: &mut [f32],
-) {
+fn attend_rows<const N: usize, const FUSED: bool>(queries: &Queries<'_>, scratch: &mut Scratch) {
     let (hd, seen, count) = (queries.head_dim(), queries.seen, queries.count());
     let scale = queries.scale();
     let keys = seen.blocks.len() * PANEL;
     let row = seen.most() * PANEL;
-    scratch.scores.resize(N * row, 0.0);
     for first in (0..count).step_by(N) {
         // Without enough rows the last one is computed again: its results are the same.
         let index: [usize; N] = std::array::from_fn(|i| (first + i).min(count - 1));
@@ -67,7 +70,8 @@ fn attend_rows<const N: usize, const FUSED: bool>(
                 weighted_values::<N, FUSED>(&mut sums, weights, values);
             }
             for (i, sums) in sums.iter().enumerate() {
-                let out = &mut out[queries.place(index[i]) + column..][..PANEL.min(hd - column)];
+                // SAFETY: dropped before the next one.
+                let out = unsafe { queries.result(index[i], column, PANEL) };
                 out.iter_mut()
                     .zip(sums)
                     .for_each(|(o, s)| *o = s * inverse[i]);

@@ -1,4 +1,4 @@
-//! Attention of a few new queries over a long window, for one core.
+//! Attention of a few new queries over a long window.
 //!
 //! Keys and values lie in panels ([`kv_cache`](crate::backend::kv_cache)), which products read where they are. A key/value head at a
 //! time, all rows of (token, head of the group) that share it are worked on several at a time, so that what is loaded
@@ -16,17 +16,14 @@ mod seen;
 pub(super) mod vectors;
 
 use super::isa::Isa;
-use super::lines::Lines;
+use super::kernel_rows::RowsOut;
 use super::math;
 use super::plain::Attention;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::sixteen::Vectors;
-use crate::backend::HeadShape;
 use crate::backend::kv_cache::PANEL;
 use crate::compute;
-use arrayvec::ArrayVec;
 use seen::Seen;
-use std::ops::Range;
 
 /// Scores of a row that lie together.
 const SCORE_BLOCK: usize = 256;
@@ -57,15 +54,6 @@ struct AttentionScratch {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     vectors: vectors::Scratch,
     narrow: narrow::Scratch,
-    /// Results, `[rows][heads of this thread][head_dim]`.
-    out: Lines<f32>,
-}
-
-/// Key/value heads that one thread works on.
-struct Part<'a> {
-    seen: &'a Seen,
-    scratch: &'a mut AttentionScratch,
-    kv_heads: Range<usize>,
 }
 
 /// Attention over the whole call, its key/value heads shared among threads; `out` is `[queries, q_width]`.
@@ -75,106 +63,60 @@ pub(super) fn attention_into(
     work: &mut AttentionWork,
     out: &mut [f32],
 ) {
-    let HeadShape {
-        heads,
-        kv_heads,
-        head_dim,
-    } = call.shape;
     let AttentionWork {
         seen,
         threads: scratch,
     } = work;
     seen.look(call);
-    let seen = &*seen;
-    let threads = compute::threads().min(kv_heads);
+    if seen.blocks.is_empty() {
+        return out.fill(0.0);
+    }
+    let threads = compute::threads().min(call.shape.kv_heads);
     if scratch.len() < threads {
         scratch.resize_with(threads, AttentionScratch::default);
     }
-    if threads == 1 {
-        let mut part = Part {
-            seen,
-            scratch: &mut scratch[0],
-            kv_heads: 0..kv_heads,
-        };
-        return part.attend(method, call, out);
-    }
-    let mut parts: ArrayVec<Part<'_>, { compute::MAX_THREADS }> = scratch
-        .iter_mut()
-        .take(threads)
-        .enumerate()
-        .map(|(i, scratch)| Part {
-            seen,
-            scratch,
-            kv_heads: kv_heads * i / threads..kv_heads * (i + 1) / threads,
-        })
-        .collect();
-    compute::for_each_part(&mut parts, |part| part.attend_apart(method, call));
-    let group_width = heads / kv_heads * head_dim;
-    for part in &parts {
-        let (first, width) = (part.kv_heads.start * group_width, part.width(call.shape));
-        for (row, piece) in part.scratch.out.chunks_exact(width).enumerate() {
-            let at = row * call.shape.q_width() + first;
-            out[at..at + width].copy_from_slice(piece);
+    let scratch = &mut scratch[..threads];
+    // Whoever comes to be quick enough for a head finds its buffers there.
+    for scratch in &mut *scratch {
+        match method {
+            Method::Loops => scratch.loops.make_room(seen),
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Method::Vectors(vectors) => scratch.vectors.make_room(vectors, seen),
+            Method::Narrow(_) => scratch.narrow.make_room(call.shape.head_dim, seen),
         }
     }
-}
-
-impl Part<'_> {
-    /// Elements of a token's results.
-    fn width(&self, shape: HeadShape) -> usize {
-        self.kv_heads.len() * shape.q_width() / shape.kv_heads
-    }
-
-    /// To the thread's own buffer.
-    fn attend_apart(&mut self, method: Method, call: &Attention<'_>) {
-        let width = self.width(call.shape);
-        let mut out = std::mem::take(&mut self.scratch.out);
-        // Every place is written.
-        out.resize(call.q_time_ns.len() * width);
-        self.attend(method, call, &mut out);
-        self.scratch.out = out;
-    }
-
-    /// To `[queries][this part's heads][head_dim]`.
-    fn attend(&mut self, method: Method, call: &Attention<'_>, out: &mut [f32]) {
-        if self.seen.blocks.is_empty() {
-            return out.fill(0.0);
-        }
-        let group = call.shape.heads / call.shape.kv_heads;
-        let own_width = self.width(call.shape);
-        let scratch = &mut *self.scratch;
-        for kv_head in self.kv_heads.clone() {
+    let out = RowsOut::new(out, call.q_time_ns.len(), call.shape.q_width());
+    compute::share(scratch, call.shape.kv_heads, |scratch, kv_heads| {
+        for claim in kv_heads {
             let queries = Queries {
                 call,
-                seen: self.seen,
-                kv_head,
-                group,
-                first_head: self.kv_heads.start * group,
-                own_width,
+                seen,
+                kv_head: claim.item,
+                group: call.shape.heads / call.shape.kv_heads,
+                out: &out,
             };
             match method {
-                Method::Loops => loops::attend(&queries, &mut scratch.loops, out),
+                Method::Loops => loops::attend(&queries, &mut scratch.loops),
                 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
                 Method::Vectors(vectors) => {
-                    vectors::attend(vectors, &queries, &mut scratch.vectors, out);
+                    vectors::attend(vectors, &queries, &mut scratch.vectors);
                 }
-                Method::Narrow(isa) => narrow::attend(isa, &queries, &mut scratch.narrow, out),
+                Method::Narrow(isa) => narrow::attend(isa, &queries, &mut scratch.narrow),
             }
         }
-    }
+    });
 }
 
-/// The queries that share a key/value head: rows of (token, head of the group), and what they see.
+/// The queries that share a key/value head: rows of (token, head of the group), what they see, and where their results go: a
+/// thread has them for itself.
 struct Queries<'a> {
     call: &'a Attention<'a>,
     seen: &'a Seen,
     kv_head: usize,
     /// Query heads of the key/value head.
     group: usize,
-    /// Of this thread.
-    first_head: usize,
-    /// Elements of a token in the thread's output.
-    own_width: usize,
+    /// Of all heads.
+    out: &'a RowsOut,
 }
 
 impl Queries<'_> {
@@ -201,10 +143,20 @@ impl Queries<'_> {
         self.call.sink[self.head(index)]
     }
 
-    /// Where a query's result begins in the thread's output.
-    fn place(&self, index: usize) -> usize {
-        let row = index / self.group;
-        row * self.own_width + (self.head(index) - self.first_head) * self.head_dim()
+    /// The place of a query's result, from element `from` on: as many elements as there are, at most `len`.
+    ///
+    /// # Safety
+    /// Nobody else may have a place of the same query.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "one at a time, by the caller's promise"
+    )]
+    #[inline(always)]
+    unsafe fn result(&self, index: usize, from: usize, len: usize) -> &mut [f32] {
+        let (row, first) = (index / self.group, self.head(index) * self.head_dim());
+        let len = self.head_dim().saturating_sub(from).min(len);
+        // SAFETY: the heads of a key/value head are one thread's (an item of `share`); the rest by the caller.
+        unsafe { self.out.part(row, first + from, len) }
     }
 
     /// What a dot product of a query and a key is multiplied with.

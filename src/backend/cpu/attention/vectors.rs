@@ -1,5 +1,6 @@
 //! `f32` on vectors: the sums of [`super::loops`], in the same order, many rows at a time.
 
+use super::seen::Seen;
 use super::{PANEL, Queries, SCORE_BLOCK, hide, weights_below};
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::avx2::Two;
@@ -31,28 +32,42 @@ pub(super) struct Scratch {
     scores: Lines<f32>,
 }
 
+impl Scratch {
+    pub(super) fn make_room(&mut self, vectors: Vectors, seen: &Seen) {
+        let (rows, across) = match vectors {
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2 => (Two::ROWS_TOGETHER, Two::ACROSS),
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx512 => (__m512::ROWS_TOGETHER, __m512::ACROSS),
+            #[cfg(target_arch = "aarch64")]
+            Vectors::Neon => (Four::ROWS_TOGETHER, Four::ACROSS),
+        };
+        self.queries.resize(rows * ROW_STRIDE);
+        // Blocks are scored several at a time.
+        let blocks = seen.most().next_multiple_of(across);
+        let scores = blocks.div_ceil(TOGETHER) * rows * ROW_STRIDE;
+        self.scores.resize(scores);
+    }
+}
+
 /// All queries.
 ///
 /// # Panics
 /// Where there are no such vectors, and for heads wider than [`MAX_HEAD_DIM`].
-pub(super) fn attend(
-    vectors: Vectors,
-    queries: &Queries<'_>,
-    scratch: &mut Scratch,
-    out: &mut [f32],
-) {
+pub(super) fn attend(vectors: Vectors, queries: &Queries<'_>, scratch: &mut Scratch) {
     assert!(vectors.available(), "no such vectors here");
     assert!(queries.head_dim() <= MAX_HEAD_DIM, "head too wide");
-    // SAFETY: available.
+    scratch.make_room(vectors, queries.seen);
+    // SAFETY: available, and there is room.
     unsafe {
         match vectors {
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2 => attend_avx2(queries, scratch, out),
+            Vectors::Avx2 => attend_avx2(queries, scratch),
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx512 => attend_avx512(queries, scratch, out),
+            Vectors::Avx512 => attend_avx512(queries, scratch),
             #[cfg(target_arch = "aarch64")]
             Vectors::Neon => {
-                attend_rows::<Four, { Four::ACROSS }>(queries, scratch, out);
+                attend_rows::<Four, { Four::ACROSS }>(queries, scratch);
             }
         }
     }
@@ -62,35 +77,28 @@ pub(super) fn attend(
 /// As [`attend_rows`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-unsafe fn attend_avx512(queries: &Queries<'_>, scratch: &mut Scratch, out: &mut [f32]) {
+unsafe fn attend_avx512(queries: &Queries<'_>, scratch: &mut Scratch) {
     // SAFETY: by the caller.
-    unsafe { attend_rows::<__m512, { __m512::ACROSS }>(queries, scratch, out) }
+    unsafe { attend_rows::<__m512, { __m512::ACROSS }>(queries, scratch) }
 }
 
 /// # Safety
 /// As [`attend_rows`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn attend_avx2(queries: &Queries<'_>, scratch: &mut Scratch, out: &mut [f32]) {
+unsafe fn attend_avx2(queries: &Queries<'_>, scratch: &mut Scratch) {
     // SAFETY: by the caller.
-    unsafe { attend_rows::<Two, { Two::ACROSS }>(queries, scratch, out) }
+    unsafe { attend_rows::<Two, { Two::ACROSS }>(queries, scratch) }
 }
 
 /// # Safety
-/// The processor has `S`.
+/// The processor has `S`; `scratch` is as large as [`Scratch::make_room`] makes it.
 #[inline(always)]
 unsafe fn attend_rows<S: Sixteen, const ACROSS: usize>(
     queries: &Queries<'_>,
     scratch: &mut Scratch,
-    out: &mut [f32],
 ) {
     let most = S::ROWS_TOGETHER;
-    scratch.queries.resize(most * ROW_STRIDE);
-    // Blocks are scored several at a time.
-    let blocks = queries.seen.most().next_multiple_of(ACROSS);
-    scratch
-        .scores
-        .resize(blocks.div_ceil(TOGETHER) * most * ROW_STRIDE);
     let mut first = 0;
     while first < queries.count() {
         let rows = block(queries.count() - first, most);
@@ -103,8 +111,8 @@ unsafe fn attend_rows<S: Sixteen, const ACROSS: usize>(
             first,
             rows,
         };
-        // SAFETY: by the caller; `scratch` has the sizes above.
-        unsafe { block.attend::<S, ACROSS>(scratch, out) };
+        // SAFETY: by the caller.
+        unsafe { block.attend::<S, ACROSS>(scratch) };
         first += rows;
     }
 }
@@ -160,13 +168,9 @@ struct Block<'a> {
 
 impl Block<'_> {
     /// # Safety
-    /// The processor has `S`; `scratch` is as large as [`attend_rows`] makes it.
+    /// As [`attend_rows`].
     #[inline(always)]
-    unsafe fn attend<S: Sixteen, const ACROSS: usize>(
-        &self,
-        scratch: &mut Scratch,
-        out: &mut [f32],
-    ) {
+    unsafe fn attend<S: Sixteen, const ACROSS: usize>(&self, scratch: &mut Scratch) {
         let keys = self.queries.seen.blocks.len() * PANEL;
         let stride = S::ROWS_TOGETHER * ROW_STRIDE;
         // SAFETY: by the caller.
@@ -185,9 +189,9 @@ impl Block<'_> {
             // SAFETY: by the caller.
             unsafe {
                 column += match hd.next_multiple_of(LANES) - column {
-                    64.. if S::WIDE >= 4 => self.weigh_rows::<S, 4>(scores, column, inverse, out),
-                    32.. if S::WIDE >= 2 => self.weigh_rows::<S, 2>(scores, column, inverse, out),
-                    _ => self.weigh_rows::<S, 1>(scores, column, inverse, out),
+                    64.. if S::WIDE >= 4 => self.weigh_rows::<S, 4>(scores, column, inverse),
+                    32.. if S::WIDE >= 2 => self.weigh_rows::<S, 2>(scores, column, inverse),
+                    _ => self.weigh_rows::<S, 1>(scores, column, inverse),
                 };
             }
         }
@@ -276,14 +280,13 @@ impl Block<'_> {
         scores: &[f32],
         column: usize,
         inverse: &[f32],
-        out: &mut [f32],
     ) -> usize {
         let mut row = 0;
         while row < self.rows {
             let rows = block(self.rows - row, S::ROWS_OF_WIDE);
             with_tile_rows!(rows, S::ROWS_OF_WIDE, [1 2 3 4 5 6 7], |M| {
                 // SAFETY: by the caller.
-                unsafe { self.weigh::<S, M, V>(scores, row, column, inverse, out) }
+                unsafe { self.weigh::<S, M, V>(scores, row, column, inverse) }
             });
             row += rows;
         }
@@ -299,9 +302,8 @@ impl Block<'_> {
         row: usize,
         column: usize,
         inverse: &[f32],
-        out: &mut [f32],
     ) {
-        let (hd, seen) = (self.queries.head_dim(), self.queries.seen);
+        let seen = self.queries.seen;
         // SAFETY: rows of weights and as many slots' values; the rest by the caller.
         unsafe {
             let mut sums = [[S::splat(0.0); V]; M];
@@ -322,14 +324,13 @@ impl Block<'_> {
                 }
             }
             for (m, sums) in sums.iter().enumerate() {
-                let at = self.queries.place(self.first + row + m);
-                let out = &mut out[at..at + hd];
+                let inverse = S::splat(inverse[(row + m) * ROW_STRIDE]);
+                // Dropped before the next one.
+                let out = self.queries.result(self.first + row + m, column, V * LANES);
                 for (v, sum) in sums.iter().enumerate() {
-                    let first = column + v * LANES;
-                    let inverse = S::splat(inverse[(row + m) * ROW_STRIDE]);
-                    let to = out.as_mut_ptr().wrapping_add(first);
-                    sum.mul(inverse)
-                        .store_first(to, hd.saturating_sub(first).min(LANES));
+                    let to = out.as_mut_ptr().wrapping_add(v * LANES);
+                    let count = out.len().saturating_sub(v * LANES).min(LANES);
+                    sum.mul(inverse).store_first(to, count);
                 }
             }
         }

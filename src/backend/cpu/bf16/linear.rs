@@ -4,13 +4,12 @@ use super::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
 use crate::backend::Epilogue;
 use crate::backend::cpu::ahead::Ahead;
 use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::kernel_rows::{RowsOut, put, row_stride};
+use crate::backend::cpu::kernel_rows::{RowsOut, put, row_stride, rows_of_a_part};
 use crate::backend::cpu::lines::{Lines, OnLine};
 use crate::backend::cpu::pages::{Part, Pool};
-use crate::compute;
+use crate::compute::{self, Claim, Claims};
 use arrayvec::ArrayVec;
 use multiversion::multiversion;
-use std::ops::Range;
 
 /// Multiplications below which another thread costs more than it saves.
 const MIN_WORK_PER_THREAD: usize = 1 << 18;
@@ -77,17 +76,20 @@ impl Activations {
     /// Takes over rows.
     pub(in crate::backend::cpu) fn round(&mut self, x: &[f32], in_dim: usize) {
         let stride = row_stride::<Bf16>(in_dim.next_multiple_of(STEP));
-        let rows = (x.len() / in_dim).next_multiple_of(TILE_ROWS);
+        let rows = x.len() / in_dim;
         // Rows beyond the last are read by whole tiles; what they give is not used.
-        self.rows.resize(rows * stride);
-        for (x, row) in x
-            .chunks_exact(in_dim)
-            .zip(self.rows.chunks_exact_mut(stride))
-        {
-            let (row, padding) = row.split_at_mut(in_dim);
-            round_into(x, row);
-            padding.fill(Bf16::default());
-        }
+        self.rows.resize(rows.next_multiple_of(TILE_ROWS) * stride);
+        let part = rows_of_a_part(rows, in_dim);
+        let rounded = self.rows.chunks_mut(part * stride);
+        let mut parts: ArrayVec<(&[f32], &mut [Bf16]), { compute::MAX_THREADS }> =
+            x.chunks(part * in_dim).zip(rounded).collect();
+        compute::for_each_part(&mut parts, |(x, rows)| {
+            for (x, row) in x.chunks_exact(in_dim).zip(rows.chunks_exact_mut(stride)) {
+                let (row, padding) = row.split_at_mut(in_dim);
+                round_into(x, row);
+                padding.fill(Bf16::default());
+            }
+        });
     }
 }
 
@@ -109,13 +111,12 @@ pub(in crate::backend::cpu) fn linear_into(
     };
     let pairs = linear.bias.len() / (2 * PANEL);
     let work = rows * linear.in_dim * linear.out_dim;
-    let parts = compute::threads()
-        .min(work / MIN_WORK_PER_THREAD)
-        .clamp(1, pairs.max(1));
-    let cut = |part: usize| pairs * part / parts;
-    let mut ranges: ArrayVec<Range<usize>, { compute::MAX_THREADS }> =
-        (0..parts).map(|part| cut(part)..cut(part + 1)).collect();
-    compute::for_each_part(&mut ranges, |range| call.run(range.clone()));
+    let threads = compute::threads().min(work / MIN_WORK_PER_THREAD).max(1);
+    compute::share(
+        &mut [(); compute::MAX_THREADS][..threads],
+        pairs,
+        |(), pairs| call.run(pairs),
+    );
 }
 
 struct Call<'a> {
@@ -127,13 +128,14 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    fn run(&self, pairs: Range<usize>) {
+    fn run(&self, pairs: Claims<'_>) {
         let depth = self.linear.in_dim.next_multiple_of(STEP);
         let stride = row_stride::<Bf16>(depth);
         let product = Product::new(self.isa);
         let mut sums = OnLine([[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
-        let mut ahead = Ahead::new(2 * PANEL * depth * size_of::<Bf16>(), self.out.rows());
-        for pair in pairs {
+        let of_a_pair = Ahead::new(2 * PANEL * depth * size_of::<Bf16>(), self.out.rows());
+        for Claim { item: pair, own } in pairs {
+            let mut ahead = own.then_some(of_a_pair);
             let panels = &self.linear.panels[pair * 2 * PANEL * depth..][..2 * PANEL * depth];
             let (first, second) = panels.split_at(PANEL * depth);
             for (block, x) in self.rows.chunks(2 * TILE_ROWS * stride).enumerate() {
@@ -145,11 +147,10 @@ impl Call<'_> {
                     [first, second],
                     depth,
                     &mut sums.0,
-                    Some(&mut ahead),
+                    ahead.as_mut(),
                 );
-                finish(self, &sums.0, row, rows, pair, first, &mut ahead);
+                finish(self, &sums.0, row, rows, pair, first, ahead.as_mut());
             }
-            ahead.next_pair();
         }
     }
 }
@@ -163,7 +164,7 @@ fn finish(
     rows: usize,
     pair: usize,
     weights: &[Bf16],
-    ahead: &mut Ahead,
+    mut ahead: Option<&mut Ahead>,
 ) {
     let biases = call.linear.bias[pair * 2 * PANEL..][..2 * PANEL].as_chunks::<PANEL>();
     for (half, bias) in biases.0.iter().enumerate() {
@@ -172,7 +173,9 @@ fn finish(
             return;
         }
         for i in 0..rows {
-            ahead.row(weights);
+            if let Some(ahead) = &mut ahead {
+                ahead.row(weights);
+            }
             let mut y = sums[i / TILE_ROWS][half][i % TILE_ROWS];
             for l in 0..PANEL {
                 y[l] += bias[l];

@@ -5,8 +5,7 @@
 
 use super::{Activations, Finish, GROUP, Isa, PANEL};
 use crate::backend::cpu::kernel_rows::RowsOut;
-use crate::compute;
-use arrayvec::ArrayVec;
+use crate::compute::{self, Claims};
 use std::ops::Range;
 
 /// Multiplications below which starting another thread costs more than it saves.
@@ -30,16 +29,15 @@ pub(super) fn product_into(
         depth: linear.depth(),
         out,
     };
-    let panels = linear.panel_count();
+    // Kernels take pairs of panels together.
+    let pairs = linear.panel_count().div_ceil(2);
     let work = rows * linear.depth() * linear.out_dim;
-    let parts = compute::threads()
-        .min(work / MIN_WORK_PER_THREAD)
-        .clamp(1, panels.max(1));
-    // Cut between pairs, which kernels take together.
-    let cut = |part: usize| (panels * part / parts).next_multiple_of(2).min(panels);
-    let mut ranges: ArrayVec<Range<usize>, { compute::MAX_THREADS }> =
-        (0..parts).map(|part| cut(part)..cut(part + 1)).collect();
-    compute::for_each_part(&mut ranges, |range| product.run(range.clone()));
+    let threads = compute::threads().min(work / MIN_WORK_PER_THREAD).max(1);
+    compute::share(
+        &mut [(); compute::MAX_THREADS][..threads],
+        pairs,
+        |(), pairs| product.run(pairs),
+    );
 }
 
 /// One linear layer's call.
@@ -52,28 +50,28 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    fn run(&self, panels: Range<usize>) {
+    fn run(&self, pairs: Claims<'_>) {
         match self.isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `product_into` asserts that the processor has it.
-            Isa::Avx2 => unsafe { self.run_avx2(panels) },
+            Isa::Avx2 => unsafe { self.run_avx2(pairs) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Avx512Vnni => unsafe { self.run_vnni(panels) },
+            Isa::Avx512Vnni => unsafe { self.run_vnni(pairs) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Amx => unsafe { self.run_amx(panels) },
+            Isa::Amx => unsafe { self.run_amx(pairs) },
             #[cfg(target_arch = "aarch64")]
-            Isa::NeonDotprod | Isa::NeonI8mm => self.run_neon(panels),
-            _ => self.run_portable(panels),
+            Isa::NeonDotprod | Isa::NeonI8mm => self.run_neon(pairs),
+            _ => self.run_portable(pairs),
         }
     }
 
     #[cfg(target_arch = "aarch64")]
-    fn run_neon(&self, panels: Range<usize>) {
+    fn run_neon(&self, pairs: Claims<'_>) {
         use super::neon::{panel_by_dotprod, panel_by_i8mm};
         let (x, rows, depth) = (&self.activations.bytes[..], self.out.rows(), self.depth);
-        for panel in panels {
+        for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
             let weights = self.finish.linear.panel(panel);
             let put = |sums: &[i32; PANEL], row| self.put(sums, row, panel);
             // SAFETY: `product_into` asserts that the processor has it.
@@ -93,8 +91,13 @@ impl Product<'_> {
         self.finish.write(sums, row, panel, out);
     }
 
-    fn run_portable(&self, panels: Range<usize>) {
-        for panel in panels {
+    /// Panels of a pair: the last may have one.
+    fn panels(&self, pair: usize) -> Range<usize> {
+        2 * pair..(2 * pair + 2).min(self.finish.linear.panel_count())
+    }
+
+    fn run_portable(&self, pairs: Claims<'_>) {
+        for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
             let weights = self.finish.linear.panel(panel);
             let rows = self.activations.bytes.chunks_exact(self.depth);
             for (row, x) in rows.take(self.out.rows()).enumerate() {
@@ -152,12 +155,18 @@ mod x86 {
     const VNNI_ROWS: usize = 12;
 
     impl Product<'_> {
+        /// A pair's panels, and how many of the two are written: without a second one the first is multiplied twice.
+        fn pair(&self, pair: usize) -> ([usize; 2], usize) {
+            let panels = self.panels(pair);
+            ([panels.start, panels.end - 1], panels.len())
+        }
+
         /// # Safety
         /// AVX2 must be available.
         #[target_feature(enable = "avx2,fma")]
-        pub(super) unsafe fn run_avx2(&self, panels: Range<usize>) {
+        pub(super) unsafe fn run_avx2(&self, pairs: Claims<'_>) {
             let x = &self.activations.words[..];
-            for panel in panels {
+            for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
                 let weights = self.finish.linear.panel(panel);
                 let mut row = 0;
                 while row < self.out.rows() {
@@ -179,10 +188,11 @@ mod x86 {
         /// # Safety
         /// AVX-512 F, BW, VL and VNNI must be available.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-        pub(super) unsafe fn run_vnni(&self, panels: Range<usize>) {
+        pub(super) unsafe fn run_vnni(&self, pairs: Claims<'_>) {
             let linear = self.finish.linear;
             let x = &self.activations.unsigned[..];
-            for (pair, used) in pairs(panels) {
+            for claim in pairs {
+                let (pair, used) = self.pair(claim.item);
                 let weights = pair.map(|p| linear.panel(p));
                 let offsets = pair.map(|p| &linear.offset[p * PANEL..][..PANEL]);
                 let mut row = 0;
@@ -209,11 +219,13 @@ mod x86 {
         /// # Safety
         /// AVX-512 F, BW, VL and VNNI must be available, for what follows the tiles.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-        pub(super) unsafe fn run_amx(&self, panels: Range<usize>) {
+        pub(super) unsafe fn run_amx(&self, pairs: Claims<'_>) {
             let tiles = Tiles::configure();
             let mut sums = OnLine([[[[0_i32; PANEL]; ROW_STEP]; 2]; 2]);
-            let mut ahead = Ahead::new(2 * PANEL * self.depth, self.out.rows());
-            for (pair, used) in pairs(panels) {
+            let of_a_pair = Ahead::new(2 * PANEL * self.depth, self.out.rows());
+            for claim in pairs {
+                let (pair, used) = self.pair(claim.item);
+                let mut ahead = claim.own.then_some(of_a_pair);
                 let weights = pair.map(|p| self.finish.linear.panel(p));
                 // Whole tiles, the last one padded.
                 let stride = row_stride::<i8>(self.depth);
@@ -225,29 +237,21 @@ mod x86 {
                         weights,
                         self.depth,
                         &mut sums.0,
-                        Some(&mut ahead),
+                        ahead.as_mut(),
                     );
                     let rows = (self.out.rows() - first).min(2 * ROW_STEP);
                     for row in 0..rows {
                         let sums = &sums.0[row / ROW_STEP];
                         for (sums, panel) in sums.iter().zip(pair).take(used) {
-                            ahead.row(weights[0]);
+                            if let Some(ahead) = &mut ahead {
+                                ahead.row(weights[0]);
+                            }
                             self.put(&sums[row % ROW_STEP], first + row, panel);
                         }
                     }
                 }
-                ahead.next_pair();
             }
         }
-    }
-
-    /// Panels two by two, and how many of the two are written: without a second one the first is multiplied twice.
-    fn pairs(panels: Range<usize>) -> impl Iterator<Item = ([usize; 2], usize)> {
-        let last = panels.end.saturating_sub(1);
-        panels.step_by(2).map(move |first| {
-            let pair = [first, (first + 1).min(last)];
-            (pair, if pair[0] == pair[1] { 1 } else { 2 })
-        })
     }
 
     /// Sums of `M` rows of 16-bit values and one panel.

@@ -13,10 +13,12 @@ mod kernels;
 pub(super) mod neon;
 
 use super::isa::Isa;
-use super::kernel_rows::{put, row_stride};
+use super::kernel_rows::{put, row_stride, rows_of_a_part};
 use super::lines::Lines;
 use super::pages::{Part, Pool};
 use crate::backend::Epilogue;
+use crate::compute;
+use arrayvec::ArrayVec;
 use multiversion::multiversion;
 
 /// Output channels that lie together.
@@ -163,14 +165,21 @@ fn quantize_rows<Q: Quantum>(
 ) {
     // Rows beyond the last are read by whole tiles; what they give is not used.
     rows.resize(padded);
-    let rows = rows.chunks_exact_mut(stride);
-    for ((x, row), scale) in x.chunks_exact(in_dim).zip(rows).zip(scale) {
-        *scale = quantize_row(x, row);
-    }
+    let part = rows_of_a_part(scale.len(), in_dim);
+    let quantized = rows.chunks_mut(part * stride).zip(scale.chunks_mut(part));
+    type Parts<'a, Q> = (&'a [f32], (&'a mut [Q], &'a mut [f32]));
+    let mut parts: ArrayVec<Parts<'_, Q>, { compute::MAX_THREADS }> =
+        x.chunks(part * in_dim).zip(quantized).collect();
+    compute::for_each_part(&mut parts, |(x, (rows, scale))| {
+        let rows = rows.chunks_exact_mut(stride);
+        for ((x, row), scale) in x.chunks_exact(in_dim).zip(rows).zip(&mut **scale) {
+            *scale = quantize_row(x, row);
+        }
+    });
 }
 
 /// How a kernel reads a quantised value.
-trait Quantum: bytemuck::Pod {
+trait Quantum: bytemuck::Pod + Send {
     /// From the two's complement in the lowest bits.
     fn from_bits(bits: u32) -> Self;
 }

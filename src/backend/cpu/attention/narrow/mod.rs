@@ -5,6 +5,7 @@ mod loops;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
 
+use super::seen::Seen;
 use super::{Queries, hide};
 use crate::backend::Epilogue;
 use crate::backend::cpu::bf16::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums};
@@ -39,10 +40,10 @@ pub(super) struct Scratch {
 }
 
 /// All queries.
-pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch, out: &mut [f32]) {
+pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch) {
     let seen = queries.seen;
     let depth = queries.head_dim().next_multiple_of(STEP);
-    scratch.resize(depth, seen.most());
+    scratch.make_room(queries.head_dim(), seen);
     let stride = row_stride::<Bf16>(depth);
     let product = Product::new(isa);
     let scores = &mut scratch.scores[..seen.blocks.len()];
@@ -73,7 +74,7 @@ pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch, out
             in_scores: in_place.then_some(&*scores),
             in_rows: &scratch.weights,
         };
-        weights.sum(queries, first, &inverse, out);
+        weights.sum(queries, first, &inverse);
     }
 }
 
@@ -89,7 +90,7 @@ struct Weights<'a> {
 
 impl Weights<'_> {
     /// Values weighted with them, to the output.
-    fn sum(&self, queries: &Queries<'_>, first: usize, inverse: &[f32; ROWS], out: &mut [f32]) {
+    fn sum(&self, queries: &Queries<'_>, first: usize, inverse: &[f32; ROWS]) {
         let seen = queries.seen;
         let stride = row_stride::<Bf16>(seen.blocks.len() * KEYS);
         let columns = queries.head_dim().div_ceil(2 * PANEL);
@@ -112,13 +113,14 @@ impl Weights<'_> {
                 }
             }
             let column = pair * 2 * PANEL;
-            write(queries, first, self.rows, column, &sums.0, inverse, out);
+            write(queries, first, self.rows, column, &sums.0, inverse);
         }
     }
 }
 
 impl Scratch {
-    fn resize(&mut self, depth: usize, blocks: usize) {
+    pub(super) fn make_room(&mut self, head_dim: usize, seen: &Seen) {
+        let (depth, blocks) = (head_dim.next_multiple_of(STEP), seen.most());
         self.queries.resize(ROWS * row_stride::<Bf16>(depth));
         self.scores.resize(blocks);
         self.weights
@@ -241,14 +243,12 @@ fn write(
     column: usize,
     sums: &Scores,
     inverse: &[f32; ROWS],
-    out: &mut [f32],
 ) {
-    let hd = queries.head_dim();
     for row in 0..rows {
-        let at = queries.place(first + row);
-        let out = &mut out[at..at + hd];
+        // SAFETY: dropped before the next one.
+        let out = unsafe { queries.result(first + row, column, 2 * PANEL) };
         let halves = &sums[row / TILE_ROWS];
-        for (out, half) in out[column..].chunks_mut(PANEL).zip(halves) {
+        for (out, half) in out.chunks_mut(PANEL).zip(halves) {
             let sums = half[row % TILE_ROWS].map(|sum| sum * inverse[row]);
             put(sums, Epilogue::Store, out);
         }
