@@ -211,7 +211,7 @@ fn per_tick() {
         &mut base.keyframe_ns,
     );
     println!(
-        "\n{} ticks, keyframes among them, of which {} allocated, none after tick {}.",
+        "\n{} ticks, keyframes among them, of which {} allocated, all of them among the first {}.",
         nano.outside_ns.len(),
         nano.heap.ticks,
         nano.heap.last.unwrap_or(0)

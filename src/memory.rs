@@ -1,36 +1,22 @@
 //! The program's allocator: it counts what a thread asks the system for, and lends a pool to libraries that want working
 //! memory of their own inside a tick.
 //!
-//! JPEG and PNG decoders allocate for every image, up to 6 bytes a pixel where a JPEG is progressive, and free it all when
+//! JPEG and PNG decoders allocate for every image, up to 8 bytes a pixel where a JPEG has several scans, and free it all when
 //! they are done. Within [`lent`] that comes from a pool of the calling thread that stays, is touched already, and begins
-//! anew each time. A program that does not name [`Memory`] as its `#[global_allocator]` decodes as well; each image then costs
-//! allocations.
+//! anew each time; [`settle`] makes it as large as it needs to be. A program that does not name [`Memory`] as its
+//! `#[global_allocator]` decodes as well; each image then costs allocations.
 
+mod pool;
+
+pub use pool::MAX_POOLS;
+
+use pool::{Number, Pool, UNIT};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// Threads that may have a pool at the same time; others are served by the system.
-pub const MAX_POOLS: usize = 16;
-
-/// A pool grows up to this, enough for a progressive JPEG of 8 megapixels. What finds no room is the system's.
+/// A pool grows up to this, enough for a progressive JPEG of 8 megapixels in YCbCr. What finds no room is the system's.
 pub const MAX_POOL_BYTES: usize = 64 << 20;
-
-/// Pools begin and end at multiples of this.
-const UNIT: usize = 1 << 16;
-
-/// A pool's place, for who frees a block and knows its address alone: first unit `<< 16 |` number of units, 0 for none. One
-/// word, so that nobody sees half of a change. A block's address came to whoever frees it after its pool was entered here.
-static PLACES: [AtomicU64; MAX_POOLS] = [const { AtomicU64::new(0) }; MAX_POOLS];
-
-/// Blocks of each pool that are not freed yet: its memory is used again, or given back, when there are none.
-static LIVE: [AtomicUsize; MAX_POOLS] = [const { AtomicUsize::new(0) }; MAX_POOLS];
-
-static TAKEN: [AtomicBool; MAX_POOLS] = [const { AtomicBool::new(false) }; MAX_POOLS];
-
-/// Pools from here on were never taken.
-static UNUSED_FROM: AtomicUsize = AtomicUsize::new(0);
 
 /// A thread's count and its pool. Nothing here is dropped, so an allocator may look at it at any time of a thread's life.
 struct Thread {
@@ -40,16 +26,10 @@ struct Thread {
     pool: Cell<Option<Pool>>,
     /// Bytes of the pool given out.
     top: Cell<usize>,
-    /// Bytes that found no room since the pool was opened.
+    /// Bytes that a loan has needed at most.
+    needed: Cell<usize>,
+    /// Bytes that found no room since the pool began anew.
     missed: Cell<usize>,
-}
-
-#[derive(Clone, Copy)]
-struct Pool {
-    /// In [`PLACES`].
-    index: usize,
-    start: NonNull<u8>,
-    len: usize,
 }
 
 thread_local! {
@@ -59,6 +39,7 @@ thread_local! {
             open: Cell::new(false),
             pool: Cell::new(None),
             top: Cell::new(0),
+            needed: Cell::new(0),
             missed: Cell::new(0),
         }
     };
@@ -71,13 +52,11 @@ struct GiveBack;
 impl Drop for GiveBack {
     fn drop(&mut self) {
         THREAD.with(|thread| {
-            if let Some(pool) = thread.pool.get() {
-                if pool.is_free() {
-                    thread.pool.set(None);
-                    pool.unmake();
-                    TAKEN[pool.index].store(false, Ordering::Release);
-                }
-                // Else somebody still holds a block of it: it stays where it is.
+            // Where somebody still holds a block of it, it stays where it is.
+            if let Some(pool) = thread.pool.get().filter(|pool| pool.is_free()) {
+                thread.pool.set(None);
+                pool.unmake();
+                pool.number.give_back();
             }
         });
     }
@@ -107,42 +86,57 @@ pub fn lent<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-impl Thread {
-    /// From the pool's start on again, if nobody holds a block of it; larger, if it was too small.
-    fn begin(&self) {
-        if self.pool.get().is_some_and(|pool| !pool.is_free()) {
-            return;
+/// Makes the thread's pool as large as loans have needed: for when nobody waits, since it takes memory from the system.
+pub fn settle() {
+    THREAD.with(|thread| {
+        if !thread.open.get() {
+            thread.settle();
         }
-        let (top, missed) = (self.top.take(), self.missed.take());
+    });
+}
+
+impl Thread {
+    /// From the pool's start on again, if nobody holds a block of it.
+    fn begin(&self) {
+        if self.pool.get().is_none_or(Pool::is_free) {
+            let needed = self.top.take() + self.missed.take();
+            self.needed.set(self.needed.get().max(needed));
+        }
+    }
+
+    fn settle(&self) {
+        self.begin();
         let len = self.pool.get().map_or(0, |pool| pool.len);
-        if missed > 0 && len < MAX_POOL_BYTES {
+        let free = self.pool.get().is_none_or(Pool::is_free);
+        let needed = self.needed.get();
+        if needed > len && len < MAX_POOL_BYTES && free {
             // A quarter more: the next image may need a little more than this one.
-            let wanted = (top + missed).saturating_add((top + missed) / 4);
-            self.grow(wanted.next_multiple_of(UNIT).min(MAX_POOL_BYTES));
+            let wanted = needed.saturating_add(needed / 4).min(MAX_POOL_BYTES);
+            self.grow(wanted.next_multiple_of(UNIT));
         }
     }
 
     /// Replaces the pool, of which nobody holds a block, by one of `len` bytes.
     fn grow(&self, len: usize) {
-        let index = match self.pool.take() {
+        let number = match self.pool.take() {
             Some(pool) => {
                 pool.unmake();
-                pool.index
+                pool.number
             }
             None => {
-                let free = |taken: &AtomicBool| !taken.swap(true, Ordering::Acquire);
-                let Some(index) = TAKEN.iter().position(free) else {
+                let Some(number) = Number::take() else {
                     return;
                 };
-                UNUSED_FROM.fetch_max(index + 1, Ordering::Relaxed);
-                // The first use of it: from now on it is dropped with the thread.
-                UNTIL_ITS_END.with(|_| ());
-                index
+                // The first use of it: from now on it is dropped with the thread, unless that is ending.
+                if UNTIL_ITS_END.try_with(|_| ()).is_err() {
+                    return number.give_back();
+                }
+                number
             }
         };
-        match Pool::make(index, len) {
+        match Pool::make(number, len) {
             Some(pool) => self.pool.set(Some(pool)),
-            None => TAKEN[index].store(false, Ordering::Release),
+            None => number.give_back(),
         }
     }
 
@@ -150,65 +144,28 @@ impl Thread {
         if !self.open.get() {
             return None;
         }
-        let pool = self.pool.get();
         let start = self.top.get().next_multiple_of(layout.align());
-        let room = pool.map_or(0, |pool| pool.len);
+        let room = self.pool.get().map_or(0, |pool| pool.len);
         let fits = start
             .checked_add(layout.size())
             .filter(|end| *end <= room && layout.align() <= UNIT);
-        let (Some(pool), Some(end)) = (pool, fits) else {
-            let missed = layout.size().saturating_add(layout.align());
-            self.missed
-                .set(self.missed.get().saturating_add(missed).min(MAX_POOL_BYTES));
+        let (Some(pool), Some(end)) = (self.pool.get(), fits) else {
+            self.miss(layout.size().saturating_add(layout.align()));
             return None;
         };
         self.top.set(end);
-        LIVE[pool.index].fetch_add(1, Ordering::Relaxed);
-        // SAFETY: `start <= end <= len`, so it lies in the pool or at its end.
-        Some(unsafe { pool.start.add(start) })
-    }
-}
-
-impl Pool {
-    fn layout(len: usize) -> Option<Layout> {
-        Layout::from_size_align(len, UNIT).ok()
+        Some(pool.block(start))
     }
 
-    /// `None` where the system has no memory left.
-    fn make(index: usize, len: usize) -> Option<Pool> {
-        let layout = Pool::layout(len).filter(|layout| layout.size() > 0)?;
-        // SAFETY: the layout is not empty.
-        let start = NonNull::new(unsafe { std::alloc::alloc(layout) })?;
-        // SAFETY: `len` bytes at `start` are this pool's. Written here, their pages are there when a tick needs them.
-        unsafe { start.write_bytes(0, len) };
-        let first = (start.addr().get() / UNIT) as u64;
-        PLACES[index].store(first << 16 | (len / UNIT) as u64, Ordering::Relaxed);
-        Some(Pool { index, start, len })
+    /// Notes what the pool had no room for.
+    fn miss(&self, bytes: usize) {
+        let missed = self.missed.get().saturating_add(bytes);
+        self.missed.set(missed.min(MAX_POOL_BYTES));
     }
 
-    /// Nobody holds a block of it.
-    fn unmake(self) {
-        PLACES[self.index].store(0, Ordering::Relaxed);
-        if let Some(layout) = Pool::layout(self.len) {
-            // SAFETY: allocated with this layout in `make`; no block of it is in use.
-            unsafe { std::alloc::dealloc(self.start.as_ptr(), layout) }
-        }
+    fn count(&self) {
+        self.allocations.set(self.allocations.get() + 1);
     }
-
-    /// Whether nobody holds a block of it. `Acquire`: whatever was done with a block happened before.
-    fn is_free(self) -> bool {
-        LIVE[self.index].load(Ordering::Acquire) == 0
-    }
-}
-
-/// The pool that a block is of.
-fn pool_of(block: *mut u8) -> Option<usize> {
-    let unit = (block.addr() / UNIT) as u64;
-    let used = UNUSED_FROM.load(Ordering::Relaxed).min(MAX_POOLS);
-    PLACES[..used].iter().position(|place| {
-        let place = place.load(Ordering::Relaxed);
-        unit.wrapping_sub(place >> 16) < place & 0xffff
-    })
 }
 
 /// An allocator over another one; see the module.
@@ -220,14 +177,14 @@ impl<A> Memory<A> {
         THREAD.with(|thread| {
             let lent = thread.lend(layout);
             if lent.is_none() {
-                thread.allocations.set(thread.allocations.get() + 1);
+                thread.count();
             }
             lent
         })
     }
 }
 
-// SAFETY: blocks from a pool do not overlap, are aligned, and stay until they are freed (`LIVE`); all others are the inner
+// SAFETY: blocks from a pool do not overlap, are aligned, and stay until they are freed; all others are the inner
 // allocator's, which gets back exactly what it gave. Nothing here panics or allocates.
 unsafe impl<A: GlobalAlloc> GlobalAlloc for Memory<A> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -251,16 +208,21 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Memory<A> {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        match pool_of(block) {
-            Some(index) => _ = LIVE[index].fetch_sub(1, Ordering::Release),
+        match Number::of(block) {
+            Some(pool) => pool.freed(),
             // SAFETY: the caller's contract is passed on; the block is no pool's, so the inner allocator gave it.
             None => unsafe { self.0.dealloc(block, layout) },
         }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        if pool_of(block).is_none() {
-            THREAD.with(|thread| thread.allocations.set(thread.allocations.get() + 1));
+        if Number::of(block).is_none() {
+            THREAD.with(|thread| {
+                thread.count();
+                if thread.open.get() {
+                    thread.miss(new_size.saturating_add(layout.align()));
+                }
+            });
             // SAFETY: the caller's contract is passed on; the inner allocator gave the block.
             return unsafe { self.0.realloc(block, layout, new_size) };
         }
@@ -302,10 +264,14 @@ mod tests {
         unsafe { MEMORY.dealloc(block, layout(len)) }
     }
 
+    fn in_pool(block: *mut u8) -> bool {
+        Number::of(block).is_some()
+    }
+
     /// Makes the thread's pool large enough for `len` bytes: it grows after it was too small.
     fn warm(len: usize) {
         lent(|| free(allocate(len), len));
-        lent(|| ());
+        settle();
     }
 
     #[test]
@@ -324,10 +290,10 @@ mod tests {
             block
         });
         assert_eq!(again, first[0], "the pool begins anew");
-        assert!(pool_of(first[1]).is_some() && first[1] != first[0]);
+        assert!(in_pool(first[1]) && first[1] != first[0]);
         assert_eq!(allocations(), before + 1);
         let outside = allocate(10);
-        assert!(pool_of(outside).is_none());
+        assert!(!in_pool(outside));
         free(outside, 10);
         assert_eq!(allocations(), before + 2);
     }
@@ -338,7 +304,7 @@ mod tests {
         let kept = lent(|| allocate(100));
         lent(|| {
             let other = allocate(100);
-            assert!(pool_of(other).is_some() && other != kept);
+            assert!(in_pool(other) && other != kept);
             free(other, 100);
         });
         std::thread::scope(|scope| {
@@ -372,7 +338,7 @@ mod tests {
     fn a_pool_has_an_end() {
         let most = MAX_POOL_BYTES - 1;
         let block = lent(|| allocate(usize::from(u16::MAX)));
-        assert!(pool_of(block).is_none());
+        assert!(!in_pool(block));
         free(block, usize::from(u16::MAX));
         if cfg!(miri) {
             return;
@@ -380,12 +346,26 @@ mod tests {
         for _ in 0..3 {
             lent(|| {
                 let blocks = [allocate(most), allocate(most)];
-                assert!(pool_of(blocks[1]).is_none());
+                assert!(!in_pool(blocks[1]));
                 blocks.iter().for_each(|block| free(*block, most));
             });
+            settle();
         }
         let len = THREAD.with(|thread| thread.pool.get().map(|pool| pool.len));
         assert_eq!(len, Some(MAX_POOL_BYTES));
+    }
+
+    #[test]
+    fn a_block_that_grew_in_the_system_is_missed_whole() {
+        lent(|| {
+            // SAFETY: allocated with that layout, freed with its new length.
+            let block = unsafe { MEMORY.realloc(allocate(10), layout(10), 1 << 20) };
+            free(block, 1 << 20);
+        });
+        settle();
+        let block = lent(|| allocate(1 << 20));
+        assert!(in_pool(block));
+        free(block, 1 << 20);
     }
 
     #[test]
@@ -396,7 +376,7 @@ mod tests {
                 lent(|| {
                     let block = allocate(100);
                     free(block, 100);
-                    pool_of(block).is_some()
+                    in_pool(block)
                 })
             });
             assert!(worker.join().unwrap());
@@ -488,6 +468,7 @@ mod tests {
             let (mut acts, mut blocks, mut next) = (acts.into_iter(), Vec::new(), 0);
             while acts.len() > 0 {
                 lent(|| apply(&mut acts, &mut blocks, &mut next));
+                settle();
             }
             for block in blocks {
                 prop_assert!(block.intact(block.1.size()));

@@ -108,7 +108,12 @@ fn image(time_ns: u64, width: u32, height: u32) -> Vec<u8> {
     bytes
 }
 
-/// A JPEG as cameras make it, a progressive one, or a PNG, by turns.
+/// Whether a tick's compressed image is cut short: each kind is at times.
+fn is_cut(tick: u64) -> bool {
+    tick % 10 == 9
+}
+
+/// A JPEG as cameras make it, a progressive one, or a PNG, by turns; now and then one that is cut.
 fn compressed(tick: u64, time_ns: u64, width: u32, height: u32) -> Vec<u8> {
     let rgb: Vec<u8> = (0..width * height * 3)
         .map(|i| (u64::from(i) * (tick + 1) / 40 % 251) as u8)
@@ -122,10 +127,14 @@ fn compressed(tick: u64, time_ns: u64, width: u32, height: u32) -> Vec<u8> {
     } else {
         let mut jpeg = jpeg_encoder::Encoder::new(&mut data, 90);
         jpeg.set_progressive(tick % 3 == 1);
+        jpeg.add_exif_metadata(&[0; 500]).unwrap();
         jpeg.set_sampling_factor(jpeg_encoder::SamplingFactor::F_2_2);
         let (width, height) = (width as u16, height as u16);
         jpeg.encode(&rgb, width, height, jpeg_encoder::ColorType::Rgb)
             .unwrap();
+    }
+    if is_cut(tick) {
+        data.truncate(data.len() / 2);
     }
     let mut bytes = header(time_ns);
     let format: &[u8] = if tick % 3 == 2 { b"png\0" } else { b"jpeg\0" };
@@ -233,7 +242,7 @@ fn allocations_of_steady_ticks(config: &Config, warm_up: u64, ticks: u64, mode: 
         }
     }
     let last = runtime.heap_use().last;
-    assert!(last.is_some_and(|last| last < warm_up), "{last:?}");
+    assert!(last.is_some_and(|last| last <= warm_up), "{last:?}");
     assert!(
         runtime.ticks() + 2 >= warm_up + ticks,
         "{} ticks ran",
@@ -242,7 +251,12 @@ fn allocations_of_steady_ticks(config: &Config, warm_up: u64, ticks: u64, mode: 
     assert!(runtime.ledger().closes());
     assert!(keyframes.load(Ordering::Relaxed) >= ticks / 7);
     assert!(
-        runtime.ledger().topics.iter().all(|t| t.undecodable == 0),
+        runtime
+            .ledger()
+            .topics
+            .iter()
+            .enumerate()
+            .all(|(i, t)| (t.undecodable > 0) == (i == 1)),
         "{:?}",
         runtime.ledger()
     );

@@ -1,9 +1,6 @@
 //! `umm run`: live on zenoh.
 
-use super::{
-    Failure,
-    replay::{print_engine, same_file},
-};
+use super::{Failure, print, replay::same_file};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -306,7 +303,7 @@ fn live(
         Mode::Live,
         stopwatch,
     )?;
-    print_engine(&weights, &runtime);
+    print::engine(&weights, &runtime);
     // The backend has its own: the file's pages are not to be locked with them.
     drop(weights);
     for fault in &how.faults {
@@ -404,7 +401,7 @@ fn print_end(config: &Config, runtime: &mut Runtime, clock: &SensorClock) {
     let heap = runtime.heap_use();
     if let Some(last) = heap.last {
         say!(
-            "ticks that allocated: {}, none after tick {last}",
+            "ticks whose thread allocated: {}, all of them among the first {last}",
             heap.ticks
         );
     }
@@ -412,5 +409,5 @@ fn print_end(config: &Config, runtime: &mut Runtime, clock: &SensorClock) {
         let hours = clock.offset_ns() as f64 * 1e-9 / 3600.0;
         say!("capture times came from a clock {hours:.1} h behind this machine's");
     }
-    super::replay::print_ledger(config, runtime.ledger());
+    print::ledger(config, runtime.ledger());
 }

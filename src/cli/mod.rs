@@ -15,6 +15,7 @@ mod live;
 mod model;
 #[cfg(feature = "zenoh")]
 mod play;
+mod print;
 mod replay;
 mod table;
 mod together;

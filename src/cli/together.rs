@@ -1,7 +1,7 @@
 //! `umm replay` of several logs: side by side, with one line of progress each and one table at the end.
 
-use super::replay::{file_name, print_engine, print_topics, same_file, write_timing};
-use super::{Failure, table};
+use super::replay::{file_name, same_file, write_timing};
+use super::{Failure, print, table};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -114,10 +114,10 @@ fn replay_all(
             started: &mut |i, runtime, summary| {
                 progress.suspend(|| {
                     if std::mem::take(&mut first) {
-                        print_engine(weights, runtime);
+                        print::engine(weights, runtime);
                         say!("         with a context and moments for each log");
                     }
-                    print_topics(config, summary, &format!("{}: ", names[i]));
+                    print::topics(config, summary, &format!("{}: ", names[i]));
                 });
                 bars[i].set_length(summary.messages);
             },

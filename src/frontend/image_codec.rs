@@ -3,6 +3,8 @@
 use super::FrontEndError;
 use crate::decode::MAX_IMAGE_SIDE;
 use crate::memory::lent;
+use arrayvec::ArrayString;
+use std::fmt::{Display, Write};
 use std::io::Cursor;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
@@ -14,6 +16,26 @@ pub const MAX_PIXELS: usize = 64 << 20;
 
 /// Scans of a progressive JPEG; encoders make some ten. Each costs as much as its picture is large, however few its bytes.
 const MAX_SCANS: usize = 32;
+
+/// Why an image cannot be decoded, cut where it is longer: it may be kept, which a text in memory that was lent may not.
+pub type Reason = ArrayString<72>;
+
+fn refused(codec: &'static str, why: impl Display) -> FrontEndError {
+    struct Cut(Reason);
+    impl Write for Cut {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            text.chars()
+                .try_for_each(|c| self.0.try_push(c).map_err(|_| std::fmt::Error))
+        }
+    }
+    let mut reason = Cut(Reason::new());
+    // An error here is the end of the room.
+    let _ = write!(reason, "{why}");
+    FrontEndError::Image {
+        codec,
+        reason: reason.0,
+    }
+}
 
 /// An RGB image, 3 bytes a pixel, rows without padding.
 #[derive(Clone, Debug, Default)]
@@ -61,10 +83,8 @@ fn check_size(
 ) -> Result<(), FrontEndError> {
     let sides = 1..=MAX_IMAGE_SIDE as usize;
     if !sides.contains(&width) || !sides.contains(&height) {
-        return Err(FrontEndError::Image {
-            codec,
-            reason: format!("{width} x {height} pixels, outside what is read"),
-        });
+        let why = format_args!("{width} x {height} pixels, outside what is read");
+        return Err(refused(codec, why));
     }
     check_pixels(width, height, max_pixels)
 }
@@ -74,10 +94,7 @@ fn check_size(
 /// # Errors
 /// [`FrontEndError::Image`], [`FrontEndError::TooManyPixels`].
 pub fn jpeg_into(data: &[u8], max_pixels: usize, out: &mut RgbImage) -> Result<(), FrontEndError> {
-    let error = |e: zune_jpeg::errors::DecodeErrors| FrontEndError::Image {
-        codec: "jpeg",
-        reason: e.to_string(),
-    };
+    let error = |e: zune_jpeg::errors::DecodeErrors| refused("jpeg", e);
     let side = MAX_IMAGE_SIDE as usize;
     let options = DecoderOptions::default()
         .set_max_width(side)
@@ -89,16 +106,11 @@ pub fn jpeg_into(data: &[u8], max_pixels: usize, out: &mut RgbImage) -> Result<(
         let mut decoder = JpegDecoder::new_with_options(ZCursor::new(data), options);
         decoder.decode_headers().map(|()| decoder).map_err(error)
     })?;
-    let (width, height) = decoder
-        .info()
-        .map_or((0, 0), |i| (usize::from(i.width), usize::from(i.height)));
+    let (width, height) = decoder.dimensions().unwrap_or_default();
     check_size("jpeg", (width, height), max_pixels)?;
     out.resize(width, height);
     if decoder.output_buffer_size() != Some(out.data.len()) {
-        return Err(FrontEndError::Image {
-            codec: "jpeg",
-            reason: "its colours cannot be turned into RGB".to_owned(),
-        });
+        return Err(refused("jpeg", "its colours cannot be turned into RGB"));
     }
     lent(|| decoder.decode_into(&mut out.data).map_err(error))
 }
@@ -114,10 +126,7 @@ pub fn png_into(
     scratch: &mut Vec<u8>,
     out: &mut RgbImage,
 ) -> Result<(), FrontEndError> {
-    let error = |e: png::DecodingError| FrontEndError::Image {
-        codec: "png",
-        reason: e.to_string(),
-    };
+    let error = |e: png::DecodingError| refused("png", e);
     let mut reader = lent(|| {
         let mut decoder = png::Decoder::new(Cursor::new(data));
         decoder.set_transformations(png::Transformations::normalize_to_color8());

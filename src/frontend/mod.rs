@@ -1,7 +1,7 @@
 //! Front ends: from decoded messages to the features the adapters take, and how good the input is.
 //!
-//! Every front end writes into buffers its caller keeps; after the first messages nothing is allocated but what the JPEG
-//! and PNG libraries need inside.
+//! Every front end writes into buffers its caller keeps; after the first messages nothing is allocated. What JPEG and PNG
+//! libraries need inside is lent to them ([`crate::memory`]).
 
 pub mod audio;
 pub mod camera;
@@ -26,7 +26,7 @@ pub enum FrontEndError {
         /// `jpeg` or `png`.
         codec: &'static str,
         /// Why.
-        reason: String,
+        reason: image_codec::Reason,
     },
     /// An image larger than configured.
     #[error(

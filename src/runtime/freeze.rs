@@ -65,10 +65,10 @@ impl Runtime {
         if !self.keyframes.as_ref().is_some_and(due) {
             return Ok(());
         }
-        // The keyframe is the last tick's, which has been counted.
+        // The keyframe is the last tick's.
         let before = allocations();
         let published = self.publish_keyframe(delivered, clock);
-        self.heap.note(before, ticks.saturating_sub(1));
+        self.heap.note(before, ticks);
         published
     }
 

@@ -18,7 +18,7 @@ use crate::engine::{Engine, EngineError};
 use crate::governor::{Decision, Governor, Plan, Reason, Situation};
 use crate::keyframe::{Identity, KeyframeError};
 use crate::ledger::Ledger;
-use crate::memory::allocations;
+use crate::memory::{allocations, settle};
 use crate::model::stage::{Stage, StageTimes};
 use crate::model::weights::Weights;
 use crate::output::record::TickRecord;
@@ -210,18 +210,22 @@ impl Runtime {
     /// # Errors
     /// [`RunError`] from the sink.
     pub fn advance(&mut self, now_ns: u64, clock: &dyn Clock) -> Result<(), RunError> {
-        let (before, ticks) = (allocations(), self.ticks);
         self.arrive(now_ns);
-        let run = self.run_due(clock);
-        self.heap.note(before, ticks);
-        run
+        self.run_due(clock)
     }
 
     fn run_due(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
-        while self.close_next() {
-            self.run_tick(clock)?;
+        loop {
+            // Of the tick that closes, or of the next one.
+            let (before, tick) = (allocations(), self.ticks + 1);
+            let closed = self.close_next();
+            let run = if closed { self.run_tick(clock) } else { Ok(()) };
+            self.heap.note(before, tick);
+            if !closed || run.is_err() {
+                return run;
+            }
+            settle();
         }
-        Ok(())
     }
 
     /// Closes the ticks of all samples that still wait: the end of the input.

@@ -6,6 +6,7 @@ use super::stopwatch::Stopwatch;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::governor::{Governor, Plan, Rehearsed};
+use crate::memory::settle;
 use crate::model::stage::StageTimes;
 use crate::time::Clock;
 
@@ -122,6 +123,7 @@ fn rehearse(
     engine
         .rehearse(tick, period_ns, plan, &mut stopwatch)
         .map_err(|source| RunError::Tick { tick, source })?;
+    settle();
     Ok(*stopwatch.times())
 }
 

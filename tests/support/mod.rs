@@ -4,6 +4,7 @@
 pub mod align;
 pub mod attention;
 pub mod files;
+pub mod live;
 pub mod logs;
 pub mod tiny;
 

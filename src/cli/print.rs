@@ -1,0 +1,210 @@
+//! What several commands print: topics, model and memory, what a run has come to.
+
+use super::table;
+use umm::config::Config;
+use umm::ledger::Ledger;
+use umm::model::weights::Weights;
+use umm::run::Replayed;
+use umm::runtime::Runtime;
+use umm::source::mcap_log::LogSummary;
+
+/// What of the log is used; every line begins with `prefix`.
+pub fn topics(config: &Config, log: &LogSummary, prefix: &str) {
+    for topic in &config.topics {
+        if !log.channels.iter().any(|c| c.topic == topic.name) {
+            let required = if topic.required { ", required" } else { "" };
+            say!(
+                "{prefix}warning: topic {}{required} is not in the log",
+                topic.name
+            );
+        }
+    }
+    let known = |name: &str| {
+        let passed = config.output.ground_truth.as_deref() == Some(name);
+        passed || config.topics.iter().any(|t| t.name == name)
+    };
+    let unknown: Vec<String> = log
+        .channels
+        .iter()
+        .filter(|c| !known(&c.topic))
+        .map(|c| format!("{} ({})", c.topic, c.messages))
+        .collect();
+    if !unknown.is_empty() {
+        say!(
+            "{prefix}not configured, passed over: {}",
+            unknown.join(", ")
+        );
+    }
+}
+
+/// Model, backend and memory.
+pub fn engine(weights: &Weights, runtime: &Runtime) {
+    let network = runtime.engine().network();
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    let (weight_bytes, moment_bytes) = network.other_bytes();
+    let trained = if weights.spec.trained {
+        "trained"
+    } else {
+        "untrained"
+    };
+    say!(
+        "model    {}, {trained}; {}",
+        weights.spec.name,
+        network.backend_name()
+    );
+    say!(
+        "memory   weights {:.1} MiB, arena {:.1} MiB, moments {:.1} MiB; the arena holds",
+        mib(weight_bytes),
+        mib(network.memory().bytes()),
+        mib(moment_bytes)
+    );
+    let mut reservations = network.memory().reservations().to_vec();
+    reservations.sort_by_key(|r| std::cmp::Reverse(r.bytes));
+    const LISTED: usize = 6;
+    for reservation in reservations.iter().take(LISTED) {
+        say!(
+            "         {:8.2} MiB  {}",
+            mib(reservation.bytes),
+            reservation.name
+        );
+    }
+    let rest: usize = reservations.iter().skip(LISTED).map(|r| r.bytes).sum();
+    if rest > 0 {
+        say!(
+            "         {:8.2} MiB  in {} more",
+            mib(rest),
+            reservations.len() - LISTED
+        );
+    }
+}
+
+/// What a replay has come to.
+pub fn replayed(config: &Config, weights: &Weights, replayed: &Replayed) {
+    let factor = replayed.log_s / replayed.wall_s.max(1e-9);
+    say!(
+        "\n{} ticks over {:.1} s of log in {:.2} s: {factor:.1} times real time, {} thread(s)",
+        replayed.ticks,
+        replayed.log_s,
+        replayed.wall_s,
+        config.engine.threads
+    );
+    if let Some(fault) = replayed.end.describe() {
+        say!("warning: the log is not whole: {fault}");
+    }
+    say!("\nTime per tick, microseconds");
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let total = ("whole tick", replayed.timing.total());
+    for (name, q) in replayed.timing.stages().chain([total]) {
+        let us = |v: f64| format!("{v:.0}");
+        rows.push(vec![
+            name.to_owned(),
+            us(q.p50_us),
+            us(q.p99_us),
+            us(q.max_us),
+        ]);
+    }
+    table::print(&["stage", "p50", "p99", "max"], &rows);
+    ledger(config, &replayed.ledger);
+    let Some(frame) = &replayed.last_frame else {
+        say!("\nno tick: the log has no usable sample of the configured topics");
+        return;
+    };
+    say!("\nGates at the last tick (how much the answer rests on each modality)");
+    let rows: Vec<Vec<String>> = frame
+        .modalities
+        .iter()
+        .map(|m| {
+            let state = if m.missing {
+                "missing".to_owned()
+            } else {
+                m.quality_reasons.join(", ")
+            };
+            vec![
+                m.modality.clone(),
+                format!("{:.2}", m.gate),
+                format!("{:.2}", m.quality),
+                format!("{:.0}", m.age_ns as f64 * 1e-6),
+                state,
+            ]
+        })
+        .collect();
+    table::print(&["modality", "gate", "quality", "age ms", "state"], &rows);
+    heads(weights, frame);
+}
+
+/// Where every sample went, a line a topic.
+pub fn ledger(config: &Config, ledger: &Ledger) {
+    let closes = if ledger.closes() {
+        "closes"
+    } else {
+        "DOES NOT CLOSE"
+    };
+    say!("\nLedger ({closes})");
+    let rows: Vec<Vec<String>> = config
+        .topics
+        .iter()
+        .zip(&ledger.topics)
+        .map(|(topic, l)| {
+            let mut row = vec![topic.name.clone()];
+            let counts = [
+                l.received,
+                l.fused,
+                l.superseded,
+                l.late_dropped,
+                l.overflowed,
+                l.undecodable,
+                l.pending,
+            ];
+            row.extend(counts.map(|n| n.to_string()));
+            row
+        })
+        .collect();
+    let header = [
+        "topic",
+        "received",
+        "fused",
+        "superseded",
+        "late",
+        "overflowed",
+        "undecodable",
+        "pending",
+    ];
+    table::print(&header, &rows);
+    for (topic, entry) in config.topics.iter().zip(&ledger.topics) {
+        if !entry.last_error.is_empty() {
+            say!("  {}: {}", topic.name, entry.last_error);
+        }
+    }
+}
+
+fn heads(weights: &Weights, frame: &umm::proto::FusedFrame) {
+    let note = if weights.spec.trained {
+        ""
+    } else {
+        " (untrained: noise)"
+    };
+    say!("\nHeads at the last tick{note}");
+    let scores = |list: &[umm::proto::ClassScore]| {
+        let text = list.iter().map(|c| format!("{} {:.2}", c.name, c.score));
+        text.collect::<Vec<_>>().join(", ")
+    };
+    say!("  events   {}", scores(&frame.events));
+    say!("  scene    {}", scores(&frame.scene));
+    let motion: Vec<String> = frame
+        .motion
+        .iter()
+        .map(|m| format!("{} {:.2}", m.name, m.value))
+        .collect();
+    say!("  motion   {}", motion.join(", "));
+    if let Some(caption) = &frame.caption {
+        say!("  caption  {:?}", caption.text);
+    }
+    if let Some(nearest) = frame.nearest.first() {
+        say!(
+            "  nearest  tick {} (cosine {:.3})",
+            nearest.tick,
+            nearest.similarity
+        );
+    }
+    say!("  digest   {}", frame.digest);
+}

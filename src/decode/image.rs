@@ -1,0 +1,133 @@
+//! Images as they lie in messages.
+
+use super::DecodeError;
+
+/// Longest side of an image.
+pub const MAX_IMAGE_SIDE: u32 = 16_384;
+
+/// How an image's bytes are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PixelFormat {
+    /// 3 bytes a pixel.
+    Rgb8,
+    /// 3 bytes a pixel.
+    Bgr8,
+    /// 4 bytes a pixel.
+    Rgba8,
+    /// 4 bytes a pixel.
+    Bgra8,
+    /// 1 byte a pixel.
+    Mono8,
+    /// A plane of luma, then one of interleaved chroma at half resolution.
+    Nv12,
+    /// Luma and alternating chroma, 4 bytes for 2 pixels.
+    Yuyv,
+    /// Compressed.
+    Jpeg,
+    /// Compressed.
+    Png,
+}
+
+/// An image as it lies in the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageView<'a> {
+    /// Pixels; 0 for compressed images, which say it themselves.
+    pub width: u32,
+    /// Pixels; 0 for compressed images.
+    pub height: u32,
+    /// Bytes from row to row; 0 for compressed images.
+    pub row_stride: u32,
+    /// Layout.
+    pub format: PixelFormat,
+    /// Bytes, enough for the sizes above.
+    pub data: &'a [u8],
+}
+
+/// Checks a raw image's sizes against its bytes.
+pub(super) fn raw_image<'a>(
+    width: u32,
+    height: u32,
+    row_stride: u32,
+    encoding: &str,
+    data: &'a [u8],
+) -> Result<ImageView<'a>, DecodeError> {
+    let format = match encoding {
+        "rgb8" | "8UC3" => PixelFormat::Rgb8,
+        "bgr8" => PixelFormat::Bgr8,
+        "rgba8" => PixelFormat::Rgba8,
+        "bgra8" => PixelFormat::Bgra8,
+        "mono8" | "8UC1" => PixelFormat::Mono8,
+        "nv12" => PixelFormat::Nv12,
+        "yuyv" | "yuv422_yuy2" => PixelFormat::Yuyv,
+        other => {
+            return Err(DecodeError::Image(format!(
+                "encoding `{other}` is not read (rgb8, bgr8, rgba8, bgra8, mono8, nv12, yuyv are)"
+            )));
+        }
+    };
+    if !(1..=MAX_IMAGE_SIDE).contains(&width) || !(1..=MAX_IMAGE_SIDE).contains(&height) {
+        return Err(DecodeError::Image(format!(
+            "{width} x {height} pixels; sides must lie in 1..={MAX_IMAGE_SIDE}"
+        )));
+    }
+    let row = match format {
+        PixelFormat::Rgb8 | PixelFormat::Bgr8 => width as usize * 3,
+        PixelFormat::Rgba8 | PixelFormat::Bgra8 => width as usize * 4,
+        PixelFormat::Yuyv => width.next_multiple_of(2) as usize * 2,
+        _ => width.next_multiple_of(if format == PixelFormat::Nv12 { 2 } else { 1 }) as usize,
+    };
+    let stride = if row_stride == 0 {
+        row
+    } else {
+        row_stride as usize
+    };
+    let rows = match format {
+        PixelFormat::Nv12 => height as usize + (height as usize).div_ceil(2),
+        _ => height as usize,
+    };
+    // The last row may end with its pixels.
+    let needed = stride.saturating_mul(rows - 1).saturating_add(row);
+    if stride < row || data.len() < needed {
+        return Err(DecodeError::Image(format!(
+            "{width} x {height} {encoding} with {stride} bytes a row needs {needed} bytes (at least {row} a row), \
+             the message has {}",
+            data.len()
+        )));
+    }
+    Ok(ImageView {
+        width,
+        height,
+        row_stride: stride as u32,
+        format,
+        data,
+    })
+}
+
+/// Compressed bytes of a format named as ROS (`jpeg`, `rgb8; jpeg compressed bgr8`) or Foxglove do.
+pub(super) fn compressed_image<'a>(
+    format: &str,
+    data: &'a [u8],
+) -> Result<ImageView<'a>, DecodeError> {
+    // ROS names the raw encoding first and the codec after a semicolon.
+    let codec = format.rsplit(';').next().unwrap_or(format).trim();
+    let codec = codec.split(' ').next().unwrap_or(codec);
+    let format = match codec {
+        "jpeg" | "jpg" => PixelFormat::Jpeg,
+        "png" => PixelFormat::Png,
+        _ => {
+            return Err(DecodeError::Image(format!(
+                "format `{format}` is not read (jpeg and png are)"
+            )));
+        }
+    };
+    if data.is_empty() {
+        return Err(DecodeError::Image("no bytes".to_owned()));
+    }
+    Ok(ImageView {
+        width: 0,
+        height: 0,
+        row_stride: 0,
+        format,
+        data,
+    })
+}
