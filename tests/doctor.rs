@@ -277,7 +277,7 @@ fn a_configuration_is_measured_and_reported_as_json() {
     assert!(number(&report, "/bandwidth/one_core_gbps") > 0.0);
     assert!(number(&report, "/bandwidth/all_cores_gbps") > 0.0);
     let products = report["products"].as_array().unwrap();
-    for precision in ["f32", "int8"] {
+    for precision in ["f32", "bf16", "int8"] {
         for rows in [4, 64] {
             let is = |p: &&Value| p["precision"] == precision && p["rows"] == rows;
             let found = products.iter().find(is).unwrap();
@@ -299,7 +299,15 @@ fn a_configuration_is_measured_and_reported_as_json() {
     assert_eq!(number(tick, "/left_ms"), 30.0);
     let stages = tick["stages"].as_array().unwrap();
     let names: Vec<&str> = stages.iter().map(|s| s["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["adapter", "encoder", "fusion", "heads", "caption"]);
+    let all = [
+        "front end",
+        "adapter",
+        "encoder",
+        "fusion",
+        "heads",
+        "caption",
+    ];
+    assert_eq!(names, all);
     for stage in stages.iter().chain([&tick["whole"]]) {
         assert!(number(stage, "/max_us") >= number(stage, "/p50_us"));
     }

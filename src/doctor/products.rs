@@ -1,5 +1,5 @@
-//! Linear layers through the backend: the feed-forward layer of each preset, for few and for many rows, in both precisions,
-//! on one thread and on two.
+//! Linear layers through the backend: the feed-forward layer of each preset, for few and for many rows, in each
+//! precision, on one thread and on two.
 
 use crate::backend::cpu::{Cpu, Path, Precision};
 use crate::backend::parity::noise;
@@ -38,11 +38,11 @@ pub struct ProductSpeed {
     pub out_dim: usize,
     /// Rows.
     pub rows: usize,
-    /// `f32` or `int8`.
+    /// `f32`, `bf16` or `int8`.
     pub precision: &'static str,
     /// Threads.
     pub threads: usize,
-    /// Of a call, quantisation of rows included.
+    /// Of a call, rounding and quantisation of rows included.
     pub call_us: f64,
     /// 10^9 multiplications and additions a second.
     pub gops: f64,
@@ -66,7 +66,7 @@ pub(super) fn measure(threads: usize) -> Result<Vec<ProductSpeed>, Error> {
     let mut speeds = Vec::new();
     for preset in PRESETS {
         let spec = ModelSpec::preset(preset, 0)?;
-        for precision in [Precision::F32, Precision::Int8] {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             for threads in 1..=threads {
                 let calls_us = on_tick_thread(threads, || {
                     let mut layers = Layers::new(&spec, precision);

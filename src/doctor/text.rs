@@ -2,6 +2,7 @@
 
 use super::parse::Limit;
 use super::{DeadlineVerdict, Report, TickCost};
+use crate::runtime::PICTURE;
 use std::fmt::Write;
 
 /// Indented lines under headings.
@@ -92,13 +93,18 @@ fn measured(text: &mut Text, report: &Report) {
     );
     text.line(
         "products",
-        "rows   f32 GFLOP/s   int8 GOP/s   two threads, times as quick",
+        "rows   f32 GFLOP/s   bf16 GFLOP/s   int8 GOP/s   two threads, times as quick",
     );
     let one = report.products.iter().filter(|p| p.threads == 1);
     for f32 in one.filter(|p| p.precision == "f32") {
         let same = |p: &&super::ProductSpeed| (p.preset, p.rows) == (f32.preset, f32.rows);
-        let mut int8 = report.products.iter().filter(same);
-        let int8 = int8.find(|p| p.precision == "int8" && p.threads == 1);
+        let one = report.products.iter().filter(|p| p.threads == 1);
+        let gops = |precision: &str| {
+            let mut layers = one.clone().filter(same);
+            layers
+                .find(|p| p.precision == precision)
+                .map_or(0.0, |p| p.gops)
+        };
         let times = report
             .speed_up
             .iter()
@@ -109,10 +115,11 @@ fn measured(text: &mut Text, report: &Report) {
         text.line(
             &format!("  {}x{}", f32.in_dim, f32.out_dim),
             format!(
-                "{:4} {:13.1} {:12.1}   {}",
+                "{:4} {:13.1} {:14.1} {:12.1}   {}",
                 f32.rows,
                 f32.gops,
-                int8.map_or(0.0, |p| p.gops),
+                gops("bf16"),
+                gops("int8"),
                 times.join(", ")
             ),
         );
@@ -134,13 +141,15 @@ fn tick(text: &mut Text, cost: &TickCost) {
     text.line(
         "measured",
         format!(
-            "{} ticks of {} tokens on blank input, window {full}, {} thread(s), ordinary priority",
+            "{} ticks of {} tokens, window {full}, {} thread(s), ordinary priority",
             cost.ticks, cost.rows, cost.threads
         ),
     );
+    let (width, height) = PICTURE;
+    text.line("cameras", format!("a JPEG of {width} x {height} each"));
     text.line(
         "left out",
-        "front ends and publication: a replay of a log measures them",
+        "sound, other decoding, publication: a replay of a log measures them",
     );
     text.line("microseconds", format!("{:>8} {:>8}", "p50", "max"));
     for stage in cost.stages.iter().chain([&cost.whole]) {

@@ -1,4 +1,4 @@
-//! What a tick of a configuration costs: whole ticks on blank input, with a context as full as it gets.
+//! What a tick of a configuration costs: whole ticks, with a context as full as it gets.
 
 use super::Subject;
 use crate::backend::cpu::{Cpu, Path};
@@ -22,7 +22,8 @@ const LONGEST_NS: u64 = 3000 * NS_PER_MS;
 /// After so long the window need not be full.
 const LONGEST_WARM_UP_NS: u64 = 3000 * NS_PER_MS;
 
-/// What a tick costs. Without front ends (decoding, images, sound), which depend on the messages, and without publication.
+/// What a tick costs: each camera decodes a JPEG of [`PICTURE`](crate::runtime::PICTURE), all else is blank. Without the front ends of
+/// sound, text and telemetry, and without publication.
 #[derive(Clone, Debug, Serialize)]
 pub struct TickCost {
     /// Name of the model.

@@ -37,7 +37,7 @@ use std::sync::atomic::AtomicU64;
 use stopwatch::{Budget, Stopwatch};
 
 pub use heap::HeapUse;
-pub use rehearsal::full_ticks;
+pub use rehearsal::{PICTURE, full_ticks};
 pub use together::{DueTick, run_together};
 
 /// What a replay computes.

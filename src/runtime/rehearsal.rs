@@ -17,7 +17,7 @@ const LONGEST_NS: u64 = 3_000_000_000;
 const REHEARSALS: usize = 4;
 
 /// The picture's size, pixels: a camera of 720 lines. What another camera costs is known after two ticks.
-const PICTURE: (u16, u16) = (1280, 720);
+pub const PICTURE: (u16, u16) = (1280, 720);
 
 /// Its JPEG quality, a camera driver's usual one.
 const PICTURE_QUALITY: u8 = 80;
@@ -91,8 +91,8 @@ pub(super) fn governor(
     Ok(Governor::new(settings, &rehearsed))
 }
 
-/// Computes whole ticks on blank input until `each`, told the tick's number (from 1) and its stages' times, says that it is
-/// enough; no front ends and no publication. The engine must not have begun a run.
+/// Computes whole ticks until `each`, told the tick's number (from 1) and its stages' times, says that it is enough: cameras
+/// decode a picture of [`PICTURE`], all else is blank, and nothing is published. The engine must not have begun a run.
 ///
 /// # Errors
 /// As [`Engine::rehearse`].
@@ -103,6 +103,7 @@ pub fn full_ticks(
     each: &mut dyn FnMut(u64, &StageTimes) -> bool,
 ) -> Result<(), RunError> {
     let period_ns = config.governor().period_ns;
+    engine.rehearse_with(&picture());
     for tick in 1.. {
         let times = rehearse(engine, tick, period_ns, Plan::Full, clock)?;
         if !each(tick, &times) {
