@@ -104,6 +104,11 @@ impl Aligner {
         self.epoch
     }
 
+    /// Whether a run that goes on has seen nothing yet: its clock may still be another than the sensors'.
+    pub fn awaits_first(&self) -> bool {
+        self.awaits_first && self.earliest_waiting_ns().is_none()
+    }
+
     /// By how much this clock reading goes back, if it is far enough for a new epoch.
     pub fn jumps_back(&self, now_ns: u64) -> Option<u64> {
         let back = self.now_ns.saturating_sub(now_ns);
@@ -156,13 +161,16 @@ impl Aligner {
             return Err(Refused::Future { ahead_ns });
         }
         let late = closed_ns.is_some_and(|closed| capture_ns <= closed);
-        let too_old =
-            next_ns.is_some_and(|next| capture_ns.saturating_add(self.config.window_ns) < next);
+        // An epoch does not begin with a sample that is of no use: a live run's ticks would begin where it was captured.
+        let used_from_ns = next_ns.or(self.config.live.then_some(self.now_ns));
+        let until_ns = capture_ns.saturating_add(self.config.window_ns);
+        let too_old = used_from_ns.is_some_and(|used_from_ns| until_ns < used_from_ns);
         if too_old || (late && self.config.late == Late::Drop) {
             ledger.late_dropped += 1;
             return Err(Refused::Late);
         }
-        topic.newest_ns = topic.newest_ns.max(Some(capture_ns));
+        // A stamp ahead of the clock, as far as it is let in, says nothing about what has come until then.
+        topic.newest_ns = topic.newest_ns.max(Some(capture_ns.min(self.now_ns)));
         if topic.waiting.len() >= rule.capacity {
             ledger.overflowed += 1;
             match rule.keep {
@@ -188,7 +196,7 @@ impl Aligner {
 
     fn note_now(&mut self, now_ns: u64) {
         let leap_ns = now_ns.saturating_sub(self.now_ns);
-        if self.config.live && self.begun && leap_ns > self.config.max_gap_ns {
+        if self.config.live && self.origin_ns.is_some() && leap_ns > self.config.max_gap_ns {
             self.leapt_to_ns = Some(now_ns.saturating_sub(self.config.max_wait_ns));
         }
         self.now_ns = self.now_ns.max(now_ns);

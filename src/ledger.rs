@@ -7,8 +7,11 @@
 use crate::archive::{Archive, Archived};
 use std::fmt::Write;
 
-/// Longest error kept in a keyframe.
-const MAX_ERROR_BYTES: usize = 1 << 16;
+/// Longest error kept; what is longer, as what quotes a message may be, is cut.
+const MAX_ERROR_BYTES: usize = 1 << 10;
+
+/// Longest error in a keyframe: some have kept longer ones.
+const MAX_ARCHIVED_ERROR_BYTES: usize = 1 << 16;
 
 /// Totals of one topic since start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,9 +41,22 @@ pub struct TopicLedger {
 impl TopicLedger {
     /// What is wrong with a sample, in the memory of the last error.
     pub fn set_error(&mut self, sequence: u64, what: std::fmt::Arguments<'_>) {
+        struct Cut<'a>(&'a mut String);
+        impl Write for Cut<'_> {
+            fn write_str(&mut self, text: &str) -> std::fmt::Result {
+                let room = MAX_ERROR_BYTES - self.0.len();
+                let fits = text.floor_char_boundary(room);
+                self.0.push_str(&text[..fits]);
+                if fits < text.len() {
+                    Err(std::fmt::Error)
+                } else {
+                    Ok(())
+                }
+            }
+        }
         self.last_error.clear();
-        // Writing to a String cannot fail.
-        let _ = write!(self.last_error, "sequence {sequence}: {what}");
+        // An error here is the end of the room.
+        let _ = write!(Cut(&mut self.last_error), "sequence {sequence}: {what}");
     }
 
     /// Whether every received sample has exactly one fate.
@@ -110,7 +126,7 @@ impl Ledger {
             ] {
                 archive.number("ledger", count)?;
             }
-            archive.text("last error", last_error, MAX_ERROR_BYTES)?;
+            archive.text("last error", last_error, MAX_ARCHIVED_ERROR_BYTES)?;
         }
         Ok(())
     }
@@ -118,5 +134,23 @@ impl Ledger {
     /// Whether it closes for every topic.
     pub fn closes(&self) -> bool {
         self.topics.iter().all(TopicLedger::closes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_quotes_a_message_is_cut() {
+        let mut topic = TopicLedger::default();
+        topic.set_error(7, format_args!("short"));
+        assert_eq!(topic.last_error, "sequence 7: short");
+        let long = "\u{e9}".repeat(1 << 20);
+        for _ in 0..2 {
+            topic.set_error(8, format_args!("{long} and {long}"));
+            assert!(topic.last_error.starts_with("sequence 8: \u{e9}"));
+            assert!((MAX_ERROR_BYTES - 1..=MAX_ERROR_BYTES).contains(&topic.last_error.len()));
+        }
     }
 }

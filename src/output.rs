@@ -169,11 +169,17 @@ impl Messages {
 
     fn fused(&mut self, record: &TickRecord) -> &[u8] {
         let frame = &mut self.frame;
+        let next_epoch = frame.epoch != record.epoch;
         frame.tick = record.tick;
         frame.tick_time_ns = record.tick_time_ns;
         frame.epoch = record.epoch;
         frame.publish_time_ns = record.publish_time_ns;
-        frame.valid_until_ns = record.tick_time_ns.saturating_add(self.valid_for_ns);
+        if record.planned.plan.computes() {
+            frame.valid_until_ns = record.tick_time_ns.saturating_add(self.valid_for_ns);
+        } else if next_epoch {
+            // Nothing has been computed on this clock.
+            frame.valid_until_ns = record.tick_time_ns;
+        }
         frame.skipped_ticks = record.skipped_ticks;
         let restored_age_ns = |restored_ns| record.tick_time_ns.saturating_sub(restored_ns);
         frame.restored_age_ns = record.restored_ns.map_or(0, restored_age_ns);

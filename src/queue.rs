@@ -61,6 +61,11 @@ impl QueueReceiver {
         self.0.ring.pop()
     }
 
+    /// Whether there is none just now.
+    pub fn is_empty(&self) -> bool {
+        self.0.ring.is_empty()
+    }
+
     /// Samples lost to a full queue since the last call.
     pub fn take_overflowed(&self) -> u64 {
         self.0.overflowed.swap(0, Ordering::Acquire)

@@ -1,5 +1,5 @@
 //! The watchdog: speaks for a live run whose tick loop does not. A thread of its own looks at the loop's [`Pulse`] and
-//! reports `failed` when the loop stands still, `starting` while it waits for its first sample.
+//! reports `failed` when the loop stands still or closes no tick, `starting` while it waits for its first sample.
 
 use crate::proto::health::State;
 use std::sync::Arc;
@@ -80,7 +80,8 @@ impl Drop for Watchdog {
 
 fn watch(beats: &Beats, patience: Duration, report: &mut dyn FnMut(&Silence)) {
     let mut turns = beats.turns.load(Ordering::Relaxed);
-    let mut turned = Instant::now();
+    let mut last_ticks = beats.ticks.load(Ordering::Relaxed);
+    let (mut turned, mut ticked) = (Instant::now(), Instant::now());
     let mut reported = Instant::now();
     while !beats.stop.load(Ordering::Acquire) {
         std::thread::park_timeout(patience / LOOKS);
@@ -91,12 +92,26 @@ fn watch(beats: &Beats, patience: Duration, report: &mut dyn FnMut(&Silence)) {
         }
         let silent = turned.elapsed();
         let ticks = beats.ticks.load(Ordering::Relaxed);
+        if ticks != last_ticks {
+            last_ticks = ticks;
+            ticked = Instant::now();
+        }
+        let tickless = ticked.elapsed();
         let silence = if silent >= patience {
             Silence {
                 state: State::Failed,
                 reason: format!(
                     "the tick loop has stood still for {:.1} s",
                     silent.as_secs_f64()
+                ),
+                ticks,
+            }
+        } else if ticks > 0 && tickless >= patience {
+            Silence {
+                state: State::Failed,
+                reason: format!(
+                    "no tick has closed for {:.1} s: have clocks been set?",
+                    tickless.as_secs_f64()
                 ),
                 ticks,
             }
@@ -152,5 +167,25 @@ mod tests {
         assert_eq!((first.ticks, second.ticks), (41, 41), "no tick is done");
         drop(watchdog);
         assert!(reports.recv_timeout(LONG).is_err(), "nothing after its end");
+    }
+
+    #[test]
+    fn a_loop_that_turns_and_closes_no_tick_has_failed() {
+        let pulse = Pulse::default();
+        let (send, reports) = mpsc::channel();
+        let _watchdog = Watchdog::start(&pulse, PATIENCE, move |silence| {
+            let _ = send.send(silence.clone());
+        })
+        .unwrap();
+        let until = Instant::now() + LONG;
+        loop {
+            pulse.beat(7);
+            let silence = reports.try_recv();
+            if silence.is_ok_and(|s| s.ticks == 7 && s.reason.contains("no tick has closed")) {
+                break;
+            }
+            assert!(Instant::now() < until);
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }

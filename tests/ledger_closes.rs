@@ -4,7 +4,7 @@ mod support;
 
 use proptest::prelude::*;
 use support::align::{MS, START_NS, align, sample, topic};
-use umm::align::{AlignConfig, Aligner, Late, Tick};
+use umm::align::{AlignConfig, Aligner, CloseReason, Late, Refused, Tick};
 use umm::queue::{Keep, bounded};
 use umm::sample::Sample;
 
@@ -234,4 +234,43 @@ fn a_leap_of_the_clock_is_passed_over() {
             assert_eq!(tick.skipped, 0);
         }
     }
+}
+
+/// What is of no use begins no epoch, and a leap before the first tick is passed over as well: a live run does not compute all
+/// ticks since.
+#[test]
+fn an_old_stamp_does_not_begin_a_run() {
+    const YEAR_MS: u64 = 365 * 24 * 3_600_000;
+    let sample = |at_ms| sample(0, 0, at_ms);
+    let at = |ms: u64| START_NS + ms * MS;
+    let ticks = |aligner: &mut Aligner, now_ns| {
+        let mut tick = Tick::default();
+        (0..100)
+            .take_while(|_| aligner.close_into(now_ns, &mut tick))
+            .count()
+    };
+    let mut aligner = Aligner::new(config(Late::Fold, true, true));
+    assert_eq!(aligner.offer(sample(50), at(YEAR_MS)), Err(Refused::Late));
+    aligner.offer(sample(YEAR_MS), at(YEAR_MS)).unwrap();
+    assert!(ticks(&mut aligner, at(YEAR_MS + 200)) <= 3);
+
+    let mut aligner = Aligner::new(config(Late::Fold, true, true));
+    aligner.offer(sample(50), at(50)).unwrap();
+    assert!(ticks(&mut aligner, at(YEAR_MS)) <= 3);
+    assert!(ticks(&mut aligner, at(YEAR_MS + 200)) <= 4);
+}
+
+/// A stamp ahead of the clock, but not so far that it is refused, does not close ticks that are still to come.
+#[test]
+fn a_stamp_ahead_of_the_clock_closes_no_tick_early() {
+    let at = |ms: u64| START_NS + ms * MS;
+    let mut aligner = Aligner::new(config(Late::Fold, true, true));
+    let mut tick = Tick::default();
+    aligner.offer(sample(0, 0, 50), at(50)).unwrap();
+    aligner.offer(sample(0, 0, 450), at(60)).unwrap();
+    assert!(!aligner.close_into(at(99), &mut tick), "{tick:?}");
+    aligner.offer(sample(0, 0, 110), at(110)).unwrap();
+    assert!(aligner.close_into(at(110), &mut tick));
+    assert_eq!((tick.tick, tick.reason), (1, CloseReason::AllRequired));
+    assert!(!aligner.close_into(at(120), &mut tick), "{tick:?}");
 }

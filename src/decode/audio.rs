@@ -51,7 +51,7 @@ pub(super) fn sample_format(name: &str) -> Result<SampleFormat, DecodeError> {
         "pcm-s16" | "s16" | "pcm_s16le" => Ok(SampleFormat::S16Le),
         "pcm-f32" | "f32" | "pcm_f32le" => Ok(SampleFormat::F32Le),
         other => Err(DecodeError::Audio(format!(
-            "format `{other}` is not read (pcm-s16 and pcm-f32 are)"
+            "format `{other:.64}` is not read (pcm-s16 and pcm-f32 are)"
         ))),
     }
 }

@@ -61,7 +61,7 @@ pub(super) fn raw_image<'a>(
         "yuyv" | "yuv422_yuy2" => PixelFormat::Yuyv,
         other => {
             return Err(DecodeError::Image(format!(
-                "encoding `{other}` is not read (rgb8, bgr8, rgba8, bgra8, mono8, nv12, yuyv are)"
+                "encoding `{other:.64}` is not read (rgb8, bgr8, rgba8, bgra8, mono8, nv12, yuyv are)"
             )));
         }
     };
@@ -116,7 +116,7 @@ pub(super) fn compressed_image<'a>(
         "png" => PixelFormat::Png,
         _ => {
             return Err(DecodeError::Image(format!(
-                "format `{format}` is not read (jpeg and png are)"
+                "format `{format:.64}` is not read (jpeg and png are)"
             )));
         }
     };

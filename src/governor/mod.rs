@@ -167,7 +167,11 @@ impl Governor {
             plans.position(|p| self.predicted_ns(*p) as f64 <= budget)
         };
         let richest = fits(1.0).unwrap_or(last);
-        let comfortable = fits(MARGIN).unwrap_or(last);
+        // Where nothing is computed nothing is learned: what fits at all is worth trying.
+        let comfortable = match config.plans[self.current].computes() {
+            true => fits(MARGIN).unwrap_or(last),
+            false => richest,
+        };
         if richest > self.current {
             self.current = richest;
             self.fits_since = 0;
@@ -307,6 +311,34 @@ mod tests {
             (decision.plan, decision.reason),
             (Plan::Hold, Reason::Behind)
         );
+    }
+
+    /// The one plan that computes needs most of the deadline: what a stall has put to rest begins again.
+    #[test]
+    fn a_plan_that_barely_fits_is_gone_back_to() {
+        let config = GovernorConfig {
+            period_ns: 100 * MS,
+            max_wait_ns: 50 * MS,
+            deadline_ns: 64 * MS,
+            plans: vec![Plan::Full, Plan::Hold],
+        };
+        let rehearsed = COSTS_MS.map(|ms| Rehearsed {
+            times: times(ms, 1.0),
+            rows: 80,
+            caption_bytes: 1,
+        });
+        let mut governor = Governor::new(config, &rehearsed);
+        let before = plans(&mut governor, 10, |_| 1.0);
+        assert!(before.iter().all(|d| d.plan == Plan::Full), "44 ms for 40");
+        governor.decide(&Situation {
+            now_ns: 2_000 * MS,
+            tick_time_ns: 1_000 * MS,
+            newest_ns: Some(1_000 * MS),
+        });
+        let after = plans(&mut governor, 40, |_| 1.0);
+        assert_eq!(after[0].plan, Plan::Hold);
+        assert_eq!(after[0].reason, Reason::Recovering);
+        assert!(after[20..].iter().all(|d| d.plan == Plan::Full));
     }
 
     #[test]

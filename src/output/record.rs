@@ -214,12 +214,10 @@ impl TickRecord {
         self.health.ticks = ticks;
     }
 
-    /// Newest sample used to publication; 0 where none was.
+    /// Newest sample used to publication; where none was, the tick's time to publication.
     pub fn end_to_end_ns(&self) -> u64 {
-        let newest_ns = self.report.newest_used_ns;
-        newest_ns.map_or(0, |newest_ns| {
-            self.publish_time_ns.saturating_sub(newest_ns)
-        })
+        let newest_ns = self.report.newest_used_ns.unwrap_or(self.tick_time_ns);
+        self.publish_time_ns.saturating_sub(newest_ns)
     }
 }
 

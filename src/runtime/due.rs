@@ -37,6 +37,11 @@ impl Runtime {
         loop {
             self.due = match self.due {
                 Due::Nothing => return false,
+                Due::Arrived { .. }
+                    if self.aligner.awaits_first() && self.queues.iter().all(|q| q.is_empty()) =>
+                {
+                    Due::Nothing
+                }
                 Due::Arrived { now_ns } => match self.aligner.jumps_back(now_ns) {
                     Some(back_ns) => Due::OldEpoch { now_ns, back_ns },
                     None => {

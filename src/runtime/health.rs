@@ -3,6 +3,7 @@
 use crate::archive::{Archive, Archived};
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::governor::Plan;
 use crate::proto::health::State;
 use crate::sink::watched::Fault;
 use std::fmt::Write;
@@ -127,11 +128,12 @@ impl Health {
     }
 
     /// Judges the run after a tick.
-    pub fn update(&mut self, engine: &Engine, deadline_met: bool) {
-        self.misses_in_a_row = if deadline_met {
-            0
-        } else {
-            self.misses_in_a_row.saturating_add(1)
+    pub fn update(&mut self, engine: &Engine, plan: Plan, deadline_met: bool) {
+        self.misses_in_a_row = match deadline_met {
+            // In time with nothing: that says nothing about those that compute.
+            true if !plan.computes() => self.misses_in_a_row,
+            true => 0,
+            false => self.misses_in_a_row.saturating_add(1),
         };
         for drops in &mut self.drops {
             let now = drops.dropped.load(Ordering::Relaxed);

@@ -69,6 +69,8 @@ impl<S: Sink> Sink for Watched<S> {
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
         let published = self.sink.publish(output);
         match &published {
+            // Why it is closed has been said.
+            Err(SinkError::Closed { .. }) if self.failed.is_some() => {}
             Err(error) => {
                 self.fault.set(format!("outputs: {error}"));
                 self.failed = Some(output.channel);
@@ -130,6 +132,39 @@ mod tests {
         full.store(false, Ordering::Relaxed);
         assert_eq!(publish(Channel::Fused), said);
         assert_eq!(publish(Channel::Keyframe), None);
+    }
+
+    /// Fails once, and is closed from then on.
+    #[derive(Default)]
+    struct Broken(bool);
+
+    impl Sink for Broken {
+        fn publish(&mut self, _: &Output<'_>) -> Result<(), SinkError> {
+            Err(match std::mem::replace(&mut self.0, true) {
+                false => SinkError::Transport("no space".to_owned()),
+                true => SinkError::Closed {
+                    path: "out.mcap".into(),
+                },
+            })
+        }
+        fn finish(&mut self) -> Result<(), SinkError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn why_a_file_was_closed_is_still_said() {
+        let mut sink = Watched::new(Broken::default());
+        for _ in 0..3 {
+            let output = Output {
+                channel: Channel::Fused,
+                publish_time_ns: 0,
+                about_time_ns: 0,
+                payload: &[],
+            };
+            assert!(sink.publish(&output).is_err());
+            assert_eq!(sink.fault().get(), Some("outputs: no space"));
+        }
     }
 
     #[test]
