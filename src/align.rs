@@ -175,6 +175,14 @@ impl Aligner {
             ledger.overflowed += 1;
             match rule.keep {
                 Keep::All => return Err(Refused::Full),
+                Keep::Newest
+                    if topic
+                        .waiting
+                        .front()
+                        .is_some_and(|w| capture_ns < w.sample.capture_time_ns) =>
+                {
+                    return Err(Refused::Full);
+                }
                 Keep::Newest => {
                     topic.waiting.pop_front();
                 }

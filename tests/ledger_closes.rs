@@ -274,3 +274,21 @@ fn a_stamp_ahead_of_the_clock_closes_no_tick_early() {
     assert_eq!((tick.tick, tick.reason), (1, CloseReason::AllRequired));
     assert!(!aligner.close_into(at(120), &mut tick), "{tick:?}");
 }
+
+/// A full buffer that keeps the newest does not give one up for an older one.
+#[test]
+fn a_full_buffer_keeps_the_newest() {
+    let at = |ms: u64| START_NS + ms * MS;
+    let mut aligner = Aligner::new(config(Late::Fold, true, true));
+    let mut tick = Tick::default();
+    for ms in 60..68 {
+        aligner.offer(sample(0, ms, ms), at(70)).unwrap();
+    }
+    assert_eq!(aligner.offer(sample(0, 1, 50), at(70)), Err(Refused::Full));
+    aligner.offer(sample(0, 68, 68), at(70)).unwrap();
+    assert!(aligner.ledger().closes());
+    assert!(aligner.close_into(at(150), &mut tick));
+    let newest: Vec<u64> = tick.taken.iter().map(|t| t.sample.sequence).collect();
+    assert_eq!(newest, [68]);
+    assert_eq!(aligner.ledger().topics[0].overflowed, 2);
+}

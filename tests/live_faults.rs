@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use support::live::{UMM, camera, connect, free_endpoint, start, text, wait, wait_for_bytes};
 use support::logs::{drive, folder, outputs, rewrite};
-use umm::proto::{FusedFrame, Ledger};
+use umm::proto::{FusedFrame, Health, Ledger};
 use zenoh::Wait;
 
 /// What arrives at one port goes on to another, until it is cut.
@@ -381,6 +381,11 @@ fn a_clock_that_leaps_is_followed() {
     assert!(seen.count() > 50 + 3 * 25, "{said}");
     let epochs = frames.last().unwrap().epoch;
     assert_eq!(epochs, 2, "one leap back; {said}");
+    let health: Vec<Health> = outputs(Path::new(&out), "umm/health");
+    let told = |h: &Health| h.reasons.iter().any(|r| r.contains("clock was set anew"));
+    let told: Vec<bool> = health.iter().map(told).collect();
+    let times = told.windows(2).filter(|w| !w[0] && w[1]).count();
+    assert_eq!(times, LEAPS_S.len() - 1, "said after each leap; {said}");
 }
 
 /// What the system does not give is said, and the run goes on.

@@ -309,12 +309,16 @@ fn live(
     for fault in &how.faults {
         runtime.watch(fault.clone());
     }
-    runtime.watch_drops(
+    runtime.watch_count(
         "outputs are dropped: a disk or the network is too slow",
         Arc::clone(&how.dropped),
     );
+    runtime.watch_count(
+        "the sensors' clock was set anew: their stamps have leapt, or all of them came late",
+        clock.steps(),
+    );
     if let Some(dropped) = &how.not_recorded {
-        runtime.watch_drops(
+        runtime.watch_count(
             "messages are not recorded: the disk is too slow for them, or full",
             Arc::clone(dropped),
         );

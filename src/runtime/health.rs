@@ -23,7 +23,7 @@ pub(super) struct Health {
     not_finite: bool,
     /// Of sinks and recordings.
     faults: Vec<Fault>,
-    drops: Vec<Drops>,
+    counted: Vec<Counted>,
 }
 
 /// A topic the configuration requires.
@@ -42,18 +42,18 @@ struct Shortened {
     reason: String,
 }
 
-/// What found no room on its way out.
-struct Drops {
+/// Something that should not happen, and is counted where it does.
+struct Counted {
     /// What is said while it grows.
     reason: &'static str,
-    dropped: Arc<AtomicU64>,
+    count: Arc<AtomicU64>,
     seen: u64,
     /// Ticks since the last one.
     ticks_since: u32,
 }
 
-/// Ticks for which a run is degraded after something was dropped.
-const DROPS_DEGRADE_FOR: u32 = 20;
+/// Ticks for which a run is degraded after it has happened.
+const COUNTED_DEGRADES_FOR: u32 = 20;
 
 /// Room for [`Shortened::reason`], the topic's name left out.
 const SHORTENED_BYTES: usize = 64;
@@ -98,7 +98,7 @@ impl Health {
             misses_in_a_row: 0,
             not_finite: false,
             faults: Vec::new(),
-            drops: Vec::new(),
+            counted: Vec::new(),
         }
     }
 
@@ -107,13 +107,13 @@ impl Health {
         self.faults.push(fault);
     }
 
-    /// From now on it is a reason that this has grown.
-    pub fn watch_drops(&mut self, reason: &'static str, dropped: Arc<AtomicU64>) {
-        self.drops.push(Drops {
+    /// From now on it is a reason that this count has grown.
+    pub fn watch_count(&mut self, reason: &'static str, count: Arc<AtomicU64>) {
+        self.counted.push(Counted {
             reason,
-            dropped,
+            count,
             seen: 0,
-            ticks_since: DROPS_DEGRADE_FOR,
+            ticks_since: COUNTED_DEGRADES_FOR,
         });
     }
 
@@ -135,13 +135,13 @@ impl Health {
             true => 0,
             false => self.misses_in_a_row.saturating_add(1),
         };
-        for drops in &mut self.drops {
-            let now = drops.dropped.load(Ordering::Relaxed);
-            drops.ticks_since = match now > drops.seen {
+        for counted in &mut self.counted {
+            let now = counted.count.load(Ordering::Relaxed);
+            counted.ticks_since = match now > counted.seen {
                 true => 0,
-                false => drops.ticks_since.saturating_add(1),
+                false => counted.ticks_since.saturating_add(1),
             };
-            drops.seen = now;
+            counted.seen = now;
         }
         self.not_finite = !engine.network().outputs().is_finite();
         let topics = &engine.report().topics;
@@ -168,8 +168,8 @@ impl Health {
         let shortened = self.shortened.iter().filter(|s| s.now);
         let late = self.misses_in_a_row >= MISSES_TO_DEGRADE;
         let faults = self.faults.iter().filter_map(Fault::get);
-        let dropping = |d: &&Drops| d.ticks_since < DROPS_DEGRADE_FOR;
-        let dropping = self.drops.iter().filter(dropping);
+        let recent = |c: &&Counted| c.ticks_since < COUNTED_DEGRADES_FOR;
+        let recent = self.counted.iter().filter(recent);
         let not_finite = "results are not numbers: look at the weights";
         missing
             .map(|r| r.reason.as_str())
@@ -177,6 +177,6 @@ impl Health {
             .chain(shortened.map(|s| s.reason.as_str()))
             .chain(late.then_some("deadlines missed in a row"))
             .chain(faults)
-            .chain(dropping.map(|d| d.reason))
+            .chain(recent.map(|c| c.reason))
     }
 }

@@ -196,8 +196,8 @@ impl Runtime {
     }
 
     /// From now on the run's health gives this reason while the count grows.
-    pub fn watch_drops(&mut self, reason: &'static str, dropped: Arc<AtomicU64>) {
-        self.health.watch_drops(reason, dropped);
+    pub fn watch_count(&mut self, reason: &'static str, count: Arc<AtomicU64>) {
+        self.health.watch_count(reason, count);
     }
 
     /// The clock reading at which the next tick closes at the latest.

@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::sample::TopicIndex;
 use crate::time::{Clock, WallClock};
 use arrayvec::ArrayVec;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Samples in a row a topic must show ahead of the clock.
@@ -48,6 +48,9 @@ const FOLLOW: i64 = 4;
 
 /// Lateness on the wall clock with which stamps are still taken to be of it.
 const OF_WALL_NS: i64 = 500_000_000;
+
+/// A change of the offset that is a step, not the following of a drift: what was late or early is so no more, and that is said.
+const STEP_NS: u64 = 100_000_000;
 
 /// What one topic's stamps have shown.
 #[derive(Clone, Copy, Debug, Default)]
@@ -217,6 +220,8 @@ struct SensorTime {
     wall: WallClock,
     /// Wall time less sensor time.
     offset_ns: AtomicI64,
+    /// Steps of the offset after the first sample's.
+    steps: Arc<AtomicU64>,
     /// Of the receiving threads: the tick thread reads the offset alone.
     votes: Mutex<Votes>,
 }
@@ -229,6 +234,7 @@ impl SensorClock {
         SensorClock(Arc::new(SensorTime {
             wall: WallClock::new(),
             offset_ns: AtomicI64::new(0),
+            steps: Arc::default(),
             votes: Mutex::new(votes),
         }))
     }
@@ -236,10 +242,19 @@ impl SensorClock {
     /// Looks at the capture time of a topic's sample that has just arrived.
     pub fn observe(&self, topic: TopicIndex, capture_ns: u64) {
         let mut votes = self.0.votes.lock().unwrap_or_else(PoisonError::into_inner);
-        let wall_ns = self.0.wall.now_ns();
-        if let Some(offset_ns) = votes.sample(topic, capture_ns, wall_ns, self.offset_ns()) {
+        let (wall_ns, before_ns, seen) = (self.0.wall.now_ns(), self.offset_ns(), votes.seen);
+        if let Some(offset_ns) = votes.sample(topic, capture_ns, wall_ns, before_ns) {
             self.0.offset_ns.store(offset_ns, Ordering::Release);
+            if seen && offset_ns.abs_diff(before_ns) > STEP_NS {
+                self.0.steps.fetch_add(1, Ordering::Relaxed);
+            }
         }
+    }
+
+    /// How often the clock has been set anew since the first sample: by sensors whose clock was, or whose messages have all
+    /// become late, which looks the same.
+    pub fn steps(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.0.steps)
     }
 
     /// Wall time less sensor time; 0 while they are the same.
