@@ -5,7 +5,7 @@
 //! fail; a sample that vanishes without an entry is a defect.
 
 use crate::archive::{Archive, Archived};
-use std::fmt::Write;
+use crate::cut::write_cut;
 
 /// Longest error kept; what is longer, as what quotes a message may be, is cut.
 const MAX_ERROR_BYTES: usize = 1 << 10;
@@ -41,22 +41,9 @@ pub struct TopicLedger {
 impl TopicLedger {
     /// What is wrong with a sample, in the memory of the last error.
     pub fn set_error(&mut self, sequence: u64, what: std::fmt::Arguments<'_>) {
-        struct Cut<'a>(&'a mut String);
-        impl Write for Cut<'_> {
-            fn write_str(&mut self, text: &str) -> std::fmt::Result {
-                let room = MAX_ERROR_BYTES - self.0.len();
-                let fits = text.floor_char_boundary(room);
-                self.0.push_str(&text[..fits]);
-                if fits < text.len() {
-                    Err(std::fmt::Error)
-                } else {
-                    Ok(())
-                }
-            }
-        }
         self.last_error.clear();
-        // An error here is the end of the room.
-        let _ = write!(Cut(&mut self.last_error), "sequence {sequence}: {what}");
+        let what = format_args!("sequence {sequence}: {what}");
+        write_cut(&mut self.last_error, MAX_ERROR_BYTES, what);
     }
 
     /// Whether every received sample has exactly one fate.

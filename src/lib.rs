@@ -27,6 +27,8 @@ pub mod align;
 
 pub mod ledger;
 
+mod cut;
+
 // From a tick's samples to its results: features, tokens, the network over its ring cache.
 
 pub mod engine;

@@ -96,20 +96,21 @@ pub fn settle() {
 }
 
 impl Thread {
-    /// From the pool's start on again, if nobody holds a block of it.
-    fn begin(&self) {
-        if self.pool.get().is_none_or(Pool::is_free) {
+    /// From the pool's start on again, if nobody holds a block of it: whether it is.
+    fn begin(&self) -> bool {
+        let free = self.pool.get().is_none_or(Pool::is_free);
+        if free {
             let needed = self.top.take() + self.missed.take();
             self.needed.set(self.needed.get().max(needed));
         }
+        free
     }
 
     fn settle(&self) {
-        self.begin();
+        let free = self.begin();
         let len = self.pool.get().map_or(0, |pool| pool.len);
-        let free = self.pool.get().is_none_or(Pool::is_free);
         let needed = self.needed.get();
-        if needed > len && len < MAX_POOL_BYTES && free {
+        if free && needed > len && len < MAX_POOL_BYTES {
             // A quarter more: the next image may need a little more than this one.
             let wanted = needed.saturating_add(needed / 4).min(MAX_POOL_BYTES);
             self.grow(wanted.next_multiple_of(UNIT));

@@ -78,25 +78,38 @@ impl Drop for Watchdog {
     }
 }
 
+/// How long a count has stood still.
+struct Still<'a> {
+    count: &'a AtomicU64,
+    last: u64,
+    changed: Instant,
+}
+
+impl<'a> Still<'a> {
+    fn new(count: &'a AtomicU64) -> Still<'a> {
+        Still {
+            count,
+            last: count.load(Ordering::Relaxed),
+            changed: Instant::now(),
+        }
+    }
+
+    fn since_change(&mut self) -> Duration {
+        let now = self.count.load(Ordering::Relaxed);
+        if now != self.last {
+            (self.last, self.changed) = (now, Instant::now());
+        }
+        self.changed.elapsed()
+    }
+}
+
 fn watch(beats: &Beats, patience: Duration, report: &mut dyn FnMut(&Silence)) {
-    let mut turns = beats.turns.load(Ordering::Relaxed);
-    let mut last_ticks = beats.ticks.load(Ordering::Relaxed);
-    let (mut turned, mut ticked) = (Instant::now(), Instant::now());
+    let [mut turns, mut ticked] = [&beats.turns, &beats.ticks].map(Still::new);
     let mut reported = Instant::now();
     while !beats.stop.load(Ordering::Acquire) {
         std::thread::park_timeout(patience / LOOKS);
-        let now_turns = beats.turns.load(Ordering::Relaxed);
-        if now_turns != turns {
-            turns = now_turns;
-            turned = Instant::now();
-        }
-        let silent = turned.elapsed();
-        let ticks = beats.ticks.load(Ordering::Relaxed);
-        if ticks != last_ticks {
-            last_ticks = ticks;
-            ticked = Instant::now();
-        }
-        let tickless = ticked.elapsed();
+        let (silent, tickless) = (turns.since_change(), ticked.since_change());
+        let ticks = ticked.last;
         let silence = if silent >= patience {
             Silence {
                 state: State::Failed,
@@ -139,14 +152,17 @@ mod tests {
     const PATIENCE: Duration = Duration::from_millis(100);
     const LONG: Duration = Duration::from_secs(20);
 
-    #[test]
-    fn a_loop_that_waits_is_starting_and_one_that_stands_still_has_failed() {
+    fn watched() -> (Pulse, Watchdog, mpsc::Receiver<Silence>) {
         let pulse = Pulse::default();
         let (send, reports) = mpsc::channel();
-        let watchdog = Watchdog::start(&pulse, PATIENCE, move |silence| {
-            let _ = send.send(silence.clone());
-        })
-        .unwrap();
+        let report = move |silence: &Silence| _ = send.send(silence.clone());
+        let watchdog = Watchdog::start(&pulse, PATIENCE, report).unwrap();
+        (pulse, watchdog, reports)
+    }
+
+    #[test]
+    fn a_loop_that_waits_is_starting_and_one_that_stands_still_has_failed() {
+        let (pulse, watchdog, reports) = watched();
         let until = Instant::now() + LONG;
         let waiting = loop {
             pulse.beat(0);
@@ -171,12 +187,7 @@ mod tests {
 
     #[test]
     fn a_loop_that_turns_and_closes_no_tick_has_failed() {
-        let pulse = Pulse::default();
-        let (send, reports) = mpsc::channel();
-        let _watchdog = Watchdog::start(&pulse, PATIENCE, move |silence| {
-            let _ = send.send(silence.clone());
-        })
-        .unwrap();
+        let (pulse, _watchdog, reports) = watched();
         let until = Instant::now() + LONG;
         loop {
             pulse.beat(7);

@@ -11,7 +11,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use support::live::{UMM, camera, connect, free_endpoint, start, text, wait, wait_for_bytes};
+use support::live::{
+    UMM, camera, connect, free_endpoint, play, run, start, succeeds, text, wait, wait_for_bytes,
+};
 use support::logs::{drive, folder, outputs, rewrite};
 use umm::proto::{FusedFrame, Health, Ledger};
 use zenoh::Wait;
@@ -74,21 +76,14 @@ fn a_lost_session_is_found_again() {
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
     let endpoint = free_endpoint();
     let proxy = Proxy::to(&endpoint);
-    let live = start(&[
-        "run",
-        "--config",
+    let live = run(
         config,
-        "--out",
         &out,
-        "--record",
-        &inputs,
-        "--listen",
         &endpoint,
-        "--seconds",
-        "24",
-    ]);
+        &["--record", &inputs, "--seconds", "24"],
+    );
     std::thread::sleep(Duration::from_millis(1000));
-    let play = start(&["play", &log, "--connect", &proxy.endpoint, "--wait", "20"]);
+    let play = play(&log, &proxy.endpoint);
     wait_for_bytes(&inputs, 500_000);
     proxy.open.store(false, Ordering::Relaxed);
     std::thread::sleep(Duration::from_secs(3));
@@ -141,11 +136,7 @@ fn a_full_disk_is_said_and_the_run_goes_on() {
     let session = connect(&endpoint);
     let fused = session.declare_subscriber("umm/fused").wait().unwrap();
     let health = session.declare_subscriber("umm/health").wait().unwrap();
-    let played = wait(
-        start(&["play", &log, "--connect", &endpoint, "--wait", "20"]),
-        Duration::from_secs(60),
-    );
-    assert!(played.status.success(), "{}", text(&played));
+    succeeds(play(&log, &endpoint));
     let live = wait(live, Duration::from_secs(60));
     let said = text(&live);
     assert!(
@@ -174,11 +165,9 @@ fn a_full_disk_is_said_and_the_run_goes_on() {
     assert!(last.iter().any(left_out), "{reasons}");
     // Up to there everything is whole.
     let again = path("again.mcap");
-    let replayed = wait(
-        start(&["replay", &inputs, "--config", config, "--out", &again]),
-        Duration::from_secs(60),
-    );
-    assert!(replayed.status.success(), "{}", text(&replayed));
+    succeeds(start(&[
+        "replay", &inputs, "--config", config, "--out", &again,
+    ]));
 }
 
 /// A subscriber that takes a second for each message does not hold up the run.
@@ -190,26 +179,14 @@ fn a_slow_subscriber_holds_up_nothing() {
     drive(Path::new(&log), 6.0);
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
     let endpoint = free_endpoint();
-    let live = start(&[
-        "run",
-        "--config",
-        config,
-        "--out",
-        &out,
-        "--listen",
-        &endpoint,
-        "--seconds",
-        "13",
-    ]);
+    let live = run(config, &out, &endpoint, &["--seconds", "13"]);
     let session = connect(&endpoint);
     let _slow = session
         .declare_subscriber("umm/**")
         .callback(|_| std::thread::sleep(Duration::from_secs(1)))
         .wait()
         .unwrap();
-    let play = start(&["play", &log, "--connect", &endpoint, "--wait", "20"]);
-    let played = wait(play, Duration::from_secs(60));
-    assert!(played.status.success(), "{}", text(&played));
+    succeeds(play(&log, &endpoint));
     let live = wait(live, Duration::from_secs(60));
     assert!(live.status.success(), "{}", text(&live));
     let frames: Vec<FusedFrame> = outputs(Path::new(&out), "umm/fused");
@@ -229,19 +206,9 @@ fn a_rogue_publisher_is_counted_and_harms_nothing() {
     drive(Path::new(&log), 6.0);
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
     let endpoint = free_endpoint();
-    let live = start(&[
-        "run",
-        "--config",
-        config,
-        "--out",
-        &out,
-        "--listen",
-        &endpoint,
-        "--seconds",
-        "14",
-    ]);
+    let live = run(config, &out, &endpoint, &["--seconds", "14"]);
     let session = connect(&endpoint);
-    let play = start(&["play", &log, "--connect", &endpoint, "--wait", "20"]);
+    let play = play(&log, &endpoint);
     let topics = [
         "camera/front/image",
         "audio/mic",
@@ -350,22 +317,8 @@ fn a_clock_that_leaps_is_followed() {
     std::fs::write(&config, stamped).unwrap();
     let config = config.display().to_string();
     let endpoint = free_endpoint();
-    let live = start(&[
-        "run",
-        "--config",
-        &config,
-        "--out",
-        &out,
-        "--listen",
-        &endpoint,
-        "--seconds",
-        "26",
-    ]);
-    let played = wait(
-        start(&["play", &log, "--connect", &endpoint, "--wait", "20"]),
-        Duration::from_secs(60),
-    );
-    assert!(played.status.success(), "{}", text(&played));
+    let live = run(&config, &out, &endpoint, &["--seconds", "26"]);
+    succeeds(play(&log, &endpoint));
     let live = wait(live, Duration::from_secs(60));
     let said = text(&live);
     assert!(

@@ -5,6 +5,7 @@ mod support;
 use bytes::Bytes;
 use prost::Message;
 use std::sync::{Arc, Mutex};
+use support::align::{MS, START_NS};
 use umm::backend::cpu::{Cpu, Path};
 use umm::config::{Config, from_text};
 use umm::model::init::initial_weights;
@@ -15,9 +16,6 @@ use umm::sample::{Format, Sample};
 use umm::sink::{Channel, Output, Sink, SinkError};
 use umm::source::Inlet;
 use umm::time::{Clock, DrivenClock};
-
-const MS: u64 = 1_000_000;
-const START_NS: u64 = 1_700_000_000_000 * MS;
 
 const CONFIG: &str = r#"
 [[topic]]

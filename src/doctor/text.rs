@@ -96,9 +96,8 @@ fn measured(text: &mut Text, report: &Report) {
         "rows   f32 GFLOP/s   bf16 GFLOP/s   int8 GOP/s   two threads, times as quick",
     );
     let one = report.products.iter().filter(|p| p.threads == 1);
-    for f32 in one.filter(|p| p.precision == "f32") {
+    for f32 in one.clone().filter(|p| p.precision == "f32") {
         let same = |p: &&super::ProductSpeed| (p.preset, p.rows) == (f32.preset, f32.rows);
-        let one = report.products.iter().filter(|p| p.threads == 1);
         let gops = |precision: &str| {
             let mut layers = one.clone().filter(same);
             layers

@@ -1,10 +1,11 @@
 //! JPEG and PNG to RGB, into a reused buffer. The libraries' own working memory is lent to them, see [`crate::memory`].
 
 use super::FrontEndError;
+use crate::cut::write_cut;
 use crate::decode::MAX_IMAGE_SIDE;
 use crate::memory::lent;
 use arrayvec::ArrayString;
-use std::fmt::{Display, Write};
+use std::fmt::Display;
 use std::io::Cursor;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
@@ -21,20 +22,10 @@ const MAX_SCANS: usize = 32;
 pub type Reason = ArrayString<72>;
 
 fn refused(codec: &'static str, why: impl Display) -> FrontEndError {
-    struct Cut(Reason);
-    impl Write for Cut {
-        fn write_str(&mut self, text: &str) -> std::fmt::Result {
-            text.chars()
-                .try_for_each(|c| self.0.try_push(c).map_err(|_| std::fmt::Error))
-        }
-    }
-    let mut reason = Cut(Reason::new());
-    // An error here is the end of the room.
-    let _ = write!(reason, "{why}");
-    FrontEndError::Image {
-        codec,
-        reason: reason.0,
-    }
+    let mut reason = Reason::new();
+    let room = reason.capacity();
+    write_cut(&mut reason, room, format_args!("{why}"));
+    FrontEndError::Image { codec, reason }
 }
 
 /// An RGB image, 3 bytes a pixel, rows without padding.

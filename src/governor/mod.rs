@@ -223,11 +223,15 @@ mod tests {
     const MS: u64 = 1_000_000;
 
     fn governor() -> Governor {
+        governor_of(100, &Plan::ALL)
+    }
+
+    fn governor_of(deadline_ms: u64, plans: &[Plan]) -> Governor {
         let config = GovernorConfig {
             period_ns: 100 * MS,
             max_wait_ns: 50 * MS,
-            deadline_ns: 100 * MS,
-            plans: Plan::ALL.to_vec(),
+            deadline_ns: deadline_ms * MS,
+            plans: plans.to_vec(),
         };
         let rehearsed = COSTS_MS.map(|ms| Rehearsed {
             times: times(ms, 1.0),
@@ -239,6 +243,12 @@ mod tests {
 
     /// Of each plan, the caption's included.
     const COSTS_MS: [u64; Plan::ALL.len()] = [40, 30, 20, 15, 8, 0];
+
+    const PILED_UP: Situation = Situation {
+        now_ns: 2_000 * MS,
+        tick_time_ns: 1_000 * MS,
+        newest_ns: Some(1_000 * MS),
+    };
 
     /// A tick's stages, all but one in a hundred parts in the encoder.
     fn times(total_ms: u64, slowdown: f64) -> StageTimes {
@@ -302,11 +312,7 @@ mod tests {
 
     #[test]
     fn ticks_that_piled_up_are_passed_over() {
-        let decision = governor().decide(&Situation {
-            now_ns: 2_000 * MS,
-            tick_time_ns: 1_000 * MS,
-            newest_ns: Some(1_000 * MS),
-        });
+        let decision = governor().decide(&PILED_UP);
         assert_eq!(
             (decision.plan, decision.reason),
             (Plan::Hold, Reason::Behind)
@@ -316,25 +322,10 @@ mod tests {
     /// The one plan that computes needs most of the deadline: what a stall has put to rest begins again.
     #[test]
     fn a_plan_that_barely_fits_is_gone_back_to() {
-        let config = GovernorConfig {
-            period_ns: 100 * MS,
-            max_wait_ns: 50 * MS,
-            deadline_ns: 64 * MS,
-            plans: vec![Plan::Full, Plan::Hold],
-        };
-        let rehearsed = COSTS_MS.map(|ms| Rehearsed {
-            times: times(ms, 1.0),
-            rows: 80,
-            caption_bytes: 1,
-        });
-        let mut governor = Governor::new(config, &rehearsed);
+        let mut governor = governor_of(64, &[Plan::Full, Plan::Hold]);
         let before = plans(&mut governor, 10, |_| 1.0);
         assert!(before.iter().all(|d| d.plan == Plan::Full), "44 ms for 40");
-        governor.decide(&Situation {
-            now_ns: 2_000 * MS,
-            tick_time_ns: 1_000 * MS,
-            newest_ns: Some(1_000 * MS),
-        });
+        governor.decide(&PILED_UP);
         let after = plans(&mut governor, 40, |_| 1.0);
         assert_eq!(after[0].plan, Plan::Hold);
         assert_eq!(after[0].reason, Reason::Recovering);

@@ -14,11 +14,7 @@ pub(super) fn clip(text: &str) -> String {
     if text.len() <= MAX_TEXT_BYTES {
         return text.to_owned();
     }
-    let mut end = MAX_TEXT_BYTES;
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    let mut clipped = text.get(..end).unwrap_or_default().to_owned();
+    let mut clipped = text[..text.floor_char_boundary(MAX_TEXT_BYTES)].to_owned();
     clipped.push('…');
     clipped
 }

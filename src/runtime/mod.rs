@@ -218,13 +218,11 @@ impl Runtime {
         loop {
             // Of the tick that closes, or of the next one.
             let (before, tick) = (allocations(), self.ticks + 1);
-            let closed = self.close_next();
-            let run = if closed { self.run_tick(clock) } else { Ok(()) };
+            let run = self.close_next().then(|| self.run_tick(clock)).transpose();
             self.heap.note(before, tick);
-            if !closed || run.is_err() {
-                return run;
+            if run?.is_none() {
+                return Ok(());
             }
-            settle();
         }
     }
 
@@ -305,7 +303,7 @@ impl Runtime {
         Ok(())
     }
 
-    /// Learns from a tick that is over.
+    /// Learns from a tick that is over, and lets what its decoders had no room for be there for the next.
     fn note(&mut self, plan: Plan, times: &StageTimes, total_ns: u64, published_ns: u64) {
         if let Some(governor) = &mut self.governor {
             let caption_bytes = self.engine.network().outputs().caption_steps;
@@ -318,6 +316,7 @@ impl Runtime {
         self.ticks += 1;
         self.ticks_of_plan[plan.index()] += 1;
         self.epoch_reason.clear();
+        settle();
     }
 
     /// What a live tick computes.

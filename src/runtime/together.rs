@@ -4,7 +4,6 @@
 use super::stopwatch::Stopwatch;
 use super::{RunError, Runtime, WHOLE};
 use crate::governor::Plan;
-use crate::memory::settle;
 use crate::model::layout::MAX_LANES;
 use crate::model::network::{LaneStep, step_together};
 use crate::model::stage::{Stage, StageTimes};
@@ -82,7 +81,6 @@ impl Runtime {
         let publish_ns = self.stopwatch.now_ns().saturating_sub(start_ns);
         times.set(Stage::Publish, publish_ns);
         self.note(WHOLE.plan, &times, times.sum_ns(), published_ns);
-        settle();
         Ok(())
     }
 }

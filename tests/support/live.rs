@@ -27,6 +27,28 @@ pub fn start(arguments: &[&str]) -> Child {
         .unwrap()
 }
 
+/// `umm run` that listens at an endpoint and writes a log, with more arguments.
+pub fn run(config: &str, out: &str, endpoint: &str, more: &[&str]) -> Child {
+    let arguments = [
+        "run", "--config", config, "--out", out, "--listen", endpoint,
+    ];
+    start(&[&arguments[..], more].concat())
+}
+
+/// `umm play` to an endpoint that may not be there yet.
+pub fn play(log: &str, endpoint: &str) -> Child {
+    start(&["play", log, "--connect", endpoint, "--wait", "20"])
+}
+
+/// What is said by a program that ends well, and soon.
+#[track_caller]
+pub fn succeeds(child: Child) -> String {
+    let output = wait(child, Duration::from_secs(60));
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    said
+}
+
 pub fn wait(mut child: Child, patience: Duration) -> Output {
     let until = Instant::now() + patience;
     while child.try_wait().unwrap().is_none() {

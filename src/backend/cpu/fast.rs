@@ -2,12 +2,11 @@
 //! processor has. Every sum has one fixed order, so a row's bits depend neither on the number of
 //! threads nor on the rows beside it.
 
-use super::kernel_rows::rows_of_a_part;
+use super::kernel_rows::{for_each_rows, rows_of_a_part};
 use super::math;
 use super::plain::{NORM_EPS, sections};
 use crate::backend::Epilogue;
 use crate::compute;
-use arrayvec::ArrayVec;
 use multiversion::multiversion;
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
 use rten_tensor::NdTensorView;
@@ -38,17 +37,13 @@ pub(super) fn linear_into(
     let (in_dim, out_dim) = (x.len() / rows, bias.len());
     let parts = compute::threads().min(rows / MIN_ROWS_PER_THREAD).max(1);
     let part_rows = rows.div_ceil(parts);
-    let mut parts: ArrayVec<(&[f32], &mut [f32]), { compute::MAX_THREADS }> = x
-        .chunks(part_rows * in_dim)
-        .zip(out.chunks_mut(part_rows * out_dim))
-        .collect();
-    compute::for_each_part(&mut parts, |(x, out)| {
+    for_each_rows(part_rows, (x, in_dim), (out, out_dim), |x, out| {
         let options = GemmOptions {
             beta: if epilogue == Epilogue::Add { 1.0 } else { 0.0 },
             bias: Some(BiasVector::Row(bias)),
             ..GemmOptions::default()
         };
-        let x = NdTensorView::from_data([x.len() / in_dim, in_dim], *x);
+        let x = NdTensorView::from_data([x.len() / in_dim, in_dim], x);
         let done = gemm.gemm(
             out,
             GemmInputA::Unpacked(x),
@@ -72,10 +67,11 @@ const NORM_ROWS: usize = 4;
 
 /// Rows shared among threads.
 pub(super) fn layer_norm_into(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
-    let part = rows_of_a_part(x.len() / weight.len(), weight.len()) * weight.len();
-    let mut parts: ArrayVec<(&[f32], &mut [f32]), { compute::MAX_THREADS }> =
-        x.chunks(part).zip(out.chunks_mut(part)).collect();
-    compute::for_each_part(&mut parts, |(x, out)| norm_into(x, weight, bias, out));
+    let d = weight.len();
+    let part = rows_of_a_part(x.len() / d, d);
+    for_each_rows(part, (x, d), (out, d), |x, out| {
+        norm_into(x, weight, bias, out)
+    });
 }
 
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]
@@ -110,12 +106,10 @@ fn norm_rows<const N: usize>(x: &[f32], weight: &[f32], bias: &[f32], out: &mut 
 
 /// As [`plain`](super::plain)'s, to the bit: nothing is fused. Rows shared among threads.
 pub(super) fn rotary_in_place(x: &mut [f32], heads: usize, head_dim: usize, table: &[f32]) {
-    let rows = rows_of_a_part(table.len() / head_dim, heads * head_dim);
-    let tables = table.chunks(rows * head_dim);
-    let mut parts: ArrayVec<(&mut [f32], &[f32]), { compute::MAX_THREADS }> =
-        x.chunks_mut(rows * heads * head_dim).zip(tables).collect();
-    compute::for_each_part(&mut parts, |(x, table)| {
-        rotate_rows(x, heads, head_dim, table)
+    let width = heads * head_dim;
+    let part = rows_of_a_part(table.len() / head_dim, width);
+    for_each_rows(part, (table, head_dim), (x, width), |table, x| {
+        rotate_rows(x, heads, head_dim, table);
     });
 }
 

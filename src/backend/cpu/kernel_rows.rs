@@ -3,7 +3,8 @@
 
 use super::math;
 use crate::backend::Epilogue;
-use crate::compute;
+use crate::compute::{self, Claims};
+use arrayvec::ArrayVec;
 
 /// Distance of rows of `depth` elements: an odd number of cache lines, so that a tile's rows do not push each other out of the
 /// cache, as those of a multiple of a page would.
@@ -20,6 +21,33 @@ const MIN_ELEMENTS_PER_THREAD: usize = 1 << 13;
 pub(super) fn rows_of_a_part(rows: usize, width: usize) -> usize {
     let parts = compute::threads().min(rows * width / MIN_ELEMENTS_PER_THREAD);
     rows.div_ceil(parts.max(1)).max(1)
+}
+
+/// Calls `work` with rows of `x` and of `out`, each with its width, `part` rows at a time, shared among threads; there are no more
+/// parts than threads can be.
+pub(super) fn for_each_rows<A: Sync, B: Send>(
+    part: usize,
+    (x, x_width): (&[A], usize),
+    (out, out_width): (&mut [B], usize),
+    work: impl Fn(&[A], &mut [B]) + Sync,
+) {
+    let mut parts: ArrayVec<(&[A], &mut [B]), { compute::MAX_THREADS }> = x
+        .chunks(part * x_width)
+        .zip(out.chunks_mut(part * out_width))
+        .collect();
+    compute::for_each_part(&mut parts, |(x, out)| work(x, out));
+}
+
+/// Shares the panels of a product, or pairs of them, among as many threads as there are `least_work` for.
+pub(super) fn share_panels(
+    panels: usize,
+    work: usize,
+    least_work: usize,
+    run: impl Fn(Claims<'_>) + Sync,
+) {
+    let threads = compute::threads().min(work / least_work).max(1);
+    let threads = &mut [(); compute::MAX_THREADS][..threads];
+    compute::share(threads, panels, |(), panels| run(panels));
 }
 
 /// Bytes of a cache line.

@@ -4,7 +4,7 @@
 //! Where there are no [`Vectors`], or the layer is small, that crate computes them ([`super::fast`]).
 
 use super::avx2::Two;
-use super::kernel_rows::{RowsOut, block, rows_of_a_part};
+use super::kernel_rows::{RowsOut, block, rows_of_a_part, share_panels};
 use super::lines::Lines;
 use super::math;
 use super::pages::{Part, Pool};
@@ -90,20 +90,15 @@ pub(super) fn linear_into(
     };
     let panels = linear.bias.len() / panel_width(linear.vectors);
     let work = rows * linear.in_dim * linear.out_dim;
-    let threads = compute::threads().min(work / MIN_WORK_PER_THREAD).max(1);
-    compute::share(
-        &mut [(); compute::MAX_THREADS][..threads],
-        panels,
-        |(), claims| {
-            // SAFETY: available, by the assertion; a panel is one thread's, so each output column has one writer.
-            unsafe {
-                match linear.vectors {
-                    Vectors::Avx2 => run_avx2(&call, claims),
-                    Vectors::Avx512 => run_avx512(&call, claims),
-                }
+    share_panels(panels, work, MIN_WORK_PER_THREAD, |panels| {
+        // SAFETY: available, by the assertion; a panel is one thread's, so each output column has one writer.
+        unsafe {
+            match linear.vectors {
+                Vectors::Avx2 => run_avx2(&call, panels),
+                Vectors::Avx512 => run_avx512(&call, panels),
             }
-        },
-    );
+        }
+    });
 }
 
 /// Rows to blocks of [`DEPTH_BLOCK`] channels, `[blocks][rows][ROW_STRIDE]`.

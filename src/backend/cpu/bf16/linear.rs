@@ -4,11 +4,12 @@ use super::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
 use crate::backend::Epilogue;
 use crate::backend::cpu::ahead::Ahead;
 use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::kernel_rows::{RowsOut, put, row_stride, rows_of_a_part};
+use crate::backend::cpu::kernel_rows::{
+    RowsOut, for_each_rows, put, row_stride, rows_of_a_part, share_panels,
+};
 use crate::backend::cpu::lines::{Lines, OnLine};
 use crate::backend::cpu::pages::{Part, Pool};
-use crate::compute::{self, Claim, Claims};
-use arrayvec::ArrayVec;
+use crate::compute::{Claim, Claims};
 use multiversion::multiversion;
 
 /// Multiplications below which another thread costs more than it saves.
@@ -80,10 +81,7 @@ impl Activations {
         // Rows beyond the last are read by whole tiles; what they give is not used.
         self.rows.resize(rows.next_multiple_of(TILE_ROWS) * stride);
         let part = rows_of_a_part(rows, in_dim);
-        let rounded = self.rows.chunks_mut(part * stride);
-        let mut parts: ArrayVec<(&[f32], &mut [Bf16]), { compute::MAX_THREADS }> =
-            x.chunks(part * in_dim).zip(rounded).collect();
-        compute::for_each_part(&mut parts, |(x, rows)| {
+        for_each_rows(part, (x, in_dim), (&mut self.rows, stride), |x, rows| {
             for (x, row) in x.chunks_exact(in_dim).zip(rows.chunks_exact_mut(stride)) {
                 let (row, padding) = row.split_at_mut(in_dim);
                 round_into(x, row);
@@ -111,12 +109,7 @@ pub(in crate::backend::cpu) fn linear_into(
     };
     let pairs = linear.bias.len() / (2 * PANEL);
     let work = rows * linear.in_dim * linear.out_dim;
-    let threads = compute::threads().min(work / MIN_WORK_PER_THREAD).max(1);
-    compute::share(
-        &mut [(); compute::MAX_THREADS][..threads],
-        pairs,
-        |(), pairs| call.run(pairs),
-    );
+    share_panels(pairs, work, MIN_WORK_PER_THREAD, |pairs| call.run(pairs));
 }
 
 struct Call<'a> {

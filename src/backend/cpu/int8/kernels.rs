@@ -4,8 +4,8 @@
 //! memory once and serve all rows from the nearest cache.
 
 use super::{Activations, Finish, GROUP, Isa, PANEL};
-use crate::backend::cpu::kernel_rows::RowsOut;
-use crate::compute::{self, Claims};
+use crate::backend::cpu::kernel_rows::{RowsOut, share_panels};
+use crate::compute::Claims;
 use std::ops::Range;
 
 /// Multiplications below which starting another thread costs more than it saves.
@@ -32,12 +32,7 @@ pub(super) fn product_into(
     // Kernels take pairs of panels together.
     let pairs = linear.panel_count().div_ceil(2);
     let work = rows * linear.depth() * linear.out_dim;
-    let threads = compute::threads().min(work / MIN_WORK_PER_THREAD).max(1);
-    compute::share(
-        &mut [(); compute::MAX_THREADS][..threads],
-        pairs,
-        |(), pairs| product.run(pairs),
-    );
+    share_panels(pairs, work, MIN_WORK_PER_THREAD, |pairs| product.run(pairs));
 }
 
 /// One linear layer's call.
