@@ -6,9 +6,6 @@ const LINE: usize = 64;
 /// Rows, and output channels, of a tile.
 const PANEL: usize = 16;
 
-/// Rows that are multiplied together.
-const TWO_TILES: usize = 2 * PANEL;
-
 /// Bytes asked for in a step of two row tiles: about what memory brings in the time the tiles need for it. Asking for more at
 /// once keeps what is needed now waiting.
 pub(super) const ASKED_A_STEP: usize = 6 * LINE;
@@ -26,17 +23,18 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// For pairs of `pair_bytes` that lie one behind the other, multiplied with `rows` rows.
-    pub(super) fn new(pair_bytes: usize, rows: usize) -> Ahead {
-        let blocks = rows / TWO_TILES;
+    /// For pairs of `pair_bytes` that lie one behind the other, multiplied with `rows` rows. Nothing for a single tile of rows: it
+    /// reads as fast as memory brings, asks for what comes next itself, and more at once would only keep that waiting.
+    pub(super) fn new(pair_bytes: usize, rows: usize) -> Option<Ahead> {
+        let blocks = rows.div_ceil(PANEL) / 2;
         let steps = pair_bytes / (2 * LINE * PANEL);
         let with_steps = blocks * steps * ASKED_A_STEP;
         let rest = pair_bytes.saturating_sub(with_steps);
-        Ahead {
+        (blocks > 0).then(|| Ahead {
             offset: pair_bytes,
             end: 2 * pair_bytes,
-            with_row: rest.div_ceil(2 * rows.max(1)).next_multiple_of(LINE),
-        }
+            with_row: rest.div_ceil(2 * rows).next_multiple_of(LINE),
+        })
     }
 
     /// With a row of a panel's results; `first` is the first panel in use.

@@ -244,10 +244,7 @@ unsafe fn exp2<const N: usize>(t: __m256, polynomial: &[f32; N], lowest: f32) ->
     unsafe {
         // What is not a number passes: it is the second argument.
         let kept = _mm256_cmp_ps::<_CMP_NLT_UQ>(t, _mm256_set1_ps(lowest));
-        let t = _mm256_min_ps(
-            _mm256_set1_ps(EXP2_RANGE),
-            _mm256_max_ps(_mm256_set1_ps(-EXP2_RANGE), t),
-        );
+        let t = _mm256_min_ps(_mm256_set1_ps(EXP2_RANGE), t);
         let rounded = _mm256_add_ps(t, _mm256_set1_ps(ROUND));
         let f = _mm256_sub_ps(t, _mm256_sub_ps(rounded, _mm256_set1_ps(ROUND)));
         let mut p = _mm256_set1_ps(polynomial[0]);

@@ -195,7 +195,6 @@ unsafe fn exp2<const N: usize>(t: float32x4_t, polynomial: &[f32; N], lowest: f3
     unsafe {
         let none = vcltq_f32(t, vdupq_n_f32(lowest));
         // What is not a number passes.
-        let t = vmaxq_f32(t, vdupq_n_f32(-EXP2_RANGE));
         let t = vminq_f32(t, vdupq_n_f32(EXP2_RANGE));
         let rounded = vaddq_f32(t, vdupq_n_f32(ROUND));
         let f = vsubq_f32(t, vsubq_f32(rounded, vdupq_n_f32(ROUND)));

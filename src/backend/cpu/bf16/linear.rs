@@ -128,7 +128,7 @@ impl Call<'_> {
         let mut sums = OnLine([[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
         let of_a_pair = Ahead::new(2 * PANEL * depth * size_of::<Bf16>(), self.out.rows());
         for Claim { item: pair, own } in pairs {
-            let mut ahead = own.then_some(of_a_pair);
+            let mut ahead = of_a_pair.filter(|_| own);
             let panels = &self.linear.panels[pair * 2 * PANEL * depth..][..2 * PANEL * depth];
             let (first, second) = panels.split_at(PANEL * depth);
             for (block, x) in self.rows.chunks(2 * TILE_ROWS * stride).enumerate() {

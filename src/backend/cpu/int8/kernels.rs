@@ -220,7 +220,7 @@ mod x86 {
             let of_a_pair = Ahead::new(2 * PANEL * self.depth, self.out.rows());
             for claim in pairs {
                 let (pair, used) = self.pair(claim.item);
-                let mut ahead = claim.own.then_some(of_a_pair);
+                let mut ahead = of_a_pair.filter(|_| claim.own);
                 let weights = pair.map(|p| self.finish.linear.panel(p));
                 // Whole tiles, the last one padded.
                 let stride = row_stride::<i8>(self.depth);

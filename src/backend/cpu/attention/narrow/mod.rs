@@ -219,7 +219,7 @@ const LOWEST: f32 = -54.0;
 
 /// Weights of scores still to be multiplied with `scale`, of which `max` is the largest then.
 #[inline(always)]
-fn weights_below(scale: f32, max: f32) -> math::Weigh<5> {
+fn weights_below(scale: f32, max: f32) -> math::Weigh<4> {
     math::Weigh::new(&math::EXP2_NARROW, LOWEST, scale, max)
 }
 
