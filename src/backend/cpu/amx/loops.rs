@@ -5,7 +5,8 @@ use crate::backend::cpu::ahead::ASKED_A_STEP;
 use crate::backend::cpu::bf16::Bf16;
 use std::arch::asm;
 
-/// How far ahead of their use weights are asked for when few rows make memory the limit.
+/// How far ahead of their use weights are asked for when few rows make memory the limit: into the second cache, since more lines
+/// can be on their way there than to the first.
 const PREFETCH_BYTES: usize = 4096;
 
 /// How far ahead of their use panels are asked for that lie in the second cache: behind the pair that is multiplied, where a step
