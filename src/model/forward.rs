@@ -3,15 +3,16 @@
 //! Written from the definitions with nothing shared with [`super::network`] but the weights' names; far too slow
 //! to run on a vehicle. [`super::network::Network::step`] must agree with it for any split into chunks and ticks.
 
+mod caption;
 mod compressed;
+mod matrix;
 
 use super::adapter::TokenBatch;
 use super::network::TickMoment;
 use super::rotary::Position;
 use super::spec::{Modality, ModelSpec};
 use super::weights::Weights;
-
-type Matrix = Vec<Vec<f64>>;
+use matrix::{Matrix, add, add_rows, dot, gelu, mean, product, sigmoid};
 
 /// A drive: every tick's moment and tokens, in order.
 pub struct Sequence {
@@ -425,106 +426,4 @@ impl Reference<'_> {
         let norm = dot(&embedding, &embedding).sqrt().max(1e-12);
         tick.embedding = embedding.into_iter().map(|v| v / norm).collect();
     }
-
-    fn captions(&self, ticks: &mut [ForwardTick]) {
-        let mut caption: Vec<u32> = Vec::new();
-        let mut about: Option<Matrix> = None;
-        for tick in ticks {
-            for step in 0..self.sequence.caption_steps {
-                let fused = match &about {
-                    Some(fused) => fused.clone(),
-                    None if step > 0 => break,
-                    None => tick.fused.clone(),
-                };
-                let next = self.next_token(&caption, &fused);
-                about = Some(fused);
-                caption.push(next);
-                tick.caption.push(next);
-                if next == 257 || caption.len() == self.spec.caption_max {
-                    caption.clear();
-                    about = None;
-                }
-            }
-        }
-    }
-
-    /// The whole caption decoder over the caption so far.
-    fn next_token(&self, caption: &[u32], fused: &Matrix) -> u32 {
-        let d = self.spec.d;
-        let mut x: Matrix = std::iter::once(256)
-            .chain(caption.iter().copied())
-            .enumerate()
-            .map(|(i, token)| {
-                let mut x = self.row("decoder.embedding", token as usize, d);
-                add(&mut x, &self.row("decoder.position", i, d));
-                x
-            })
-            .collect();
-        let causal: Vec<Vec<bool>> = (0..x.len())
-            .map(|i| (0..x.len()).map(|j| j <= i).collect())
-            .collect();
-        for layer in 0..self.spec.decoder_layers {
-            let name = format!("decoder.{layer}");
-            let h = self.norm(&format!("{name}.norm1"), &x);
-            let attended = self.self_attention(&format!("{name}.self"), &h, None, &causal);
-            add_rows(&mut x, &attended);
-            let q = self.linear(
-                &format!("{name}.cross.q"),
-                &self.norm(&format!("{name}.norm2"), &x),
-            );
-            let k = self.linear(&format!("{name}.cross.k"), fused);
-            let v = self.linear(&format!("{name}.cross.v"), fused);
-            let mask = vec![vec![true; fused.len()]; x.len()];
-            let sink = self.values(&format!("{name}.cross.sink"));
-            let attended = self.attention(&q, &k, &v, &mask, &sink);
-            add_rows(&mut x, &self.linear(&format!("{name}.cross.o"), &attended));
-            let h = self.norm(&format!("{name}.norm3"), &x);
-            add_rows(&mut x, &self.mlp(&format!("{name}.ffn"), &h));
-        }
-        let last = vec![self.norm("decoder.norm", &x).remove(x.len() - 1)];
-        let embedding = self.values("decoder.embedding");
-        let logits = product(&last, &embedding, &self.values("decoder.bias")).remove(0);
-        let candidates = logits.iter().enumerate().filter(|(i, _)| *i != 256);
-        let best = candidates.fold((f64::NEG_INFINITY, 0), |best, (i, &logit)| {
-            if logit > best.0 { (logit, i) } else { best }
-        });
-        best.1 as u32
-    }
-}
-
-fn product(x: &Matrix, weight: &[f64], bias: &[f64]) -> Matrix {
-    x.iter()
-        .map(|x| {
-            let rows = weight.chunks_exact(x.len());
-            rows.zip(bias).map(|(w, b)| dot(x, w) + b).collect()
-        })
-        .collect()
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn add(x: &mut [f64], y: &[f64]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
-}
-
-fn add_rows(x: &mut Matrix, y: &Matrix) {
-    x.iter_mut().zip(y).for_each(|(x, y)| add(x, y));
-}
-
-fn mean(x: &Matrix) -> Vec<f64> {
-    let mut mean = vec![0.0; x.first().map_or(0, Vec::len)];
-    x.iter().for_each(|row| add(&mut mean, row));
-    mean.iter_mut().for_each(|v| *v /= x.len() as f64);
-    mean
-}
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-fn gelu(x: f64) -> f64 {
-    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
-    0.5 * x * (1.0 + inner.tanh())
 }

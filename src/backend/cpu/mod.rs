@@ -27,6 +27,7 @@ mod neon;
 #[cfg(target_arch = "x86_64")]
 mod packed;
 mod pages;
+mod path;
 mod plain;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod sixteen;
@@ -35,6 +36,7 @@ mod tile;
 
 pub use isa::{ISA_VARIABLE, Isa};
 pub use linear::MIN_INT8_WEIGHTS;
+pub use path::{Path, Precision};
 
 use super::kv_cache::{KvCache, KvForm};
 use super::{Backend, Epilogue, HeadShape, LinearId, NormIds, Region, Segments, TableId};
@@ -44,45 +46,9 @@ use linear::Linear;
 use lines::Lines;
 use pages::{Pages, Pool};
 use rten_gemm::GemmExecutor;
-use serde::Deserialize;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use sixteen::Vectors;
 use std::ops::Range;
-
-/// Which implementation of the operations runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
-    /// Naive loops: the definition.
-    Plain,
-    /// Packed products and vectorised loops.
-    Fast,
-}
-
-/// What linear layers are computed in. Everything between them is `f32`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// Weights as they are in the file.
-    #[default]
-    F32,
-    /// Weights, activations, keys and values rounded to bf16, sums in `f32`: half the memory, the same bits on every
-    /// processor. Small layers stay `f32`, as with 8 bits.
-    Bf16,
-    /// 8-bit weights and activations: a quarter of the memory, the same bits on every processor. Layers of fewer than
-    /// [`MIN_INT8_WEIGHTS`] weights stay `f32`.
-    Int8,
-}
-
-impl Precision {
-    /// As in a configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-            Precision::Int8 => "int8",
-        }
-    }
-}
 
 /// Parameters looked up by row.
 struct Table {

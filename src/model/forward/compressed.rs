@@ -2,7 +2,8 @@
 //!
 //! The definition is in [`crate::umm::compressed`]; nothing is shared with it but the model's sizes.
 
-use super::{Matrix, Reference, Token, add, dot, mean};
+use super::matrix::{Matrix, add, dot, mean};
+use super::{Reference, Token};
 use crate::model::rotary::Position;
 use std::collections::BTreeMap;
 
