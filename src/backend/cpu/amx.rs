@@ -7,7 +7,7 @@
 mod loops;
 
 use super::ahead::Ahead;
-use loops::{Element, TileRows};
+use loops::{Block, Element, TileRows};
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::marker::PhantomData;
@@ -178,17 +178,19 @@ impl Tiles {
         let row_bytes = depth * size_of::<E>();
         assert!(row_bytes.is_multiple_of(LINE) && depth > 0);
         assert!(size_of::<E::Sum>() == 4 && weights.iter().all(|w| w.len() == PANEL * depth));
-        let (steps, sums) = (row_bytes / LINE, sums.as_mut_ptr().cast());
-        let panels = weights.map(|w| w.as_ptr().cast());
+        let block = Block {
+            rows,
+            panels: weights.map(|w| w.as_ptr().cast()),
+            steps: row_bytes / LINE,
+            sums: sums.as_mut_ptr().cast(),
+        };
         // SAFETY: `self` says the tiles are configured. A step reads 64 bytes of sixteen rows, by the caller, and 64 of
         // sixteen output channels (1024 bytes), by the assertions. The four sums are 1024 bytes each, one after the other.
         unsafe {
             match (tiles, how) {
-                (2, How::Begin(Some(ahead))) => {
-                    E::dot_two(rows, panels, steps, sums, ahead.steps(steps));
-                }
-                (2, how) => E::dot_near(rows, panels, steps, sums, how.goes_on()),
-                (_, how) => E::dot_one(rows, panels, steps, sums, how.goes_on()),
+                (2, How::Begin(Some(ahead))) => E::dot_two(block, ahead.steps(block.steps)),
+                (2, how) => E::dot_near(block, how.goes_on()),
+                (_, how) => E::dot_one(block, how.goes_on()),
             }
         }
     }

@@ -1,15 +1,9 @@
 //! Rows of keys and values to the panels of a cache, each as soon as it is computed.
 
-#[cfg(target_arch = "x86_64")]
-use super::avx2;
 use super::bf16::Bf16;
-#[cfg(target_arch = "aarch64")]
-use super::neon;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use super::sixteen::{LANES, Sixteen, Vectors};
+use super::sixteen::{LANES, Sixteen, Vectors, on_vectors};
 use crate::backend::kv_cache::{KvCache, KvForm, PANEL};
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::__m512;
 use std::ops::Range;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -216,66 +210,18 @@ pub(super) fn mean_keys_into(
     out.iter_mut().for_each(|v| *v *= scale);
 }
 
-/// Calls `$function` for the vectors there are, each in a function of its own that enables their instructions.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-macro_rules! on_vectors {
-    ($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),*) = $function:ident) => {
-        $(#[$doc])*
-        ///
-        /// # Safety
-        /// The processor has the vectors; the places are there.
-        unsafe fn $name(vectors: Vectors, $($argument: $type),*) {
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            unsafe fn on_avx2($($argument: $type),*) {
-                // SAFETY: by the caller.
-                unsafe { $function::<avx2::Two>($($argument),*) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-            unsafe fn on_avx512($($argument: $type),*) {
-                // SAFETY: by the caller.
-                unsafe { $function::<__m512>($($argument),*) }
-            }
-            // SAFETY: by the caller.
-            unsafe {
-                match vectors {
-                    #[cfg(target_arch = "x86_64")]
-                    Vectors::Avx2 => on_avx2($($argument),*),
-                    #[cfg(target_arch = "x86_64")]
-                    Vectors::Avx512 => on_avx512($($argument),*),
-                    #[cfg(target_arch = "aarch64")]
-                    Vectors::Neon => $function::<neon::Four>($($argument),*),
-                }
-            }
-        }
-    };
-}
-
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 on_vectors! {
     /// Sixteen elements of each of sixteen rows to columns.
-    fn transpose(rows: [*const f32; LANES], to: *mut f32) = transpose_on
-}
-
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-#[inline(always)]
-unsafe fn transpose_on<S: Sixteen>(rows: [*const f32; LANES], to: *mut f32) {
-    // SAFETY: by the caller.
-    unsafe { S::transpose(rows, to) }
+    fn transpose(rows: [*const f32; LANES], to: *mut f32) = |S| S::transpose(rows, to)
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 on_vectors! {
     /// Sixteen values of an even slot, each with its neighbour of the next one.
-    fn zip(even: &[Bf16], odd: &[Bf16], to: *mut f32) = zip_on
-}
-
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-#[inline(always)]
-unsafe fn zip_on<S: Sixteen>(even: &[Bf16], odd: &[Bf16], to: *mut f32) {
-    // SAFETY: by the caller.
-    unsafe { S::zip_bf16(even.as_ptr().cast(), odd.as_ptr().cast()).store(to) }
+    fn zip(even: &[Bf16], odd: &[Bf16], to: *mut f32) = |S| {
+        S::zip_bf16(even.as_ptr().cast(), odd.as_ptr().cast()).store(to)
+    }
 }
 
 #[cfg(test)]

@@ -130,7 +130,7 @@ pub(super) const EXP2: [f32; 6] = [
 ];
 
 /// As [`EXP2`], of degree 3: 7.5e-5, far finer than bf16.
-pub(super) const EXP2_NARROW: [f32; 4] = [5.517_166_9e-2, 0.242_611_13, 0.693_260_97, 0.999_928_06];
+pub(super) const EXP2_NARROW: [f32; 4] = [5.517_167e-2, 0.242_611_13, 0.693_260_97, 0.999_928_06];
 
 /// Largest magnitude of an exponent that [`exp2`] takes.
 pub(super) const EXP2_RANGE: f32 = 126.0;

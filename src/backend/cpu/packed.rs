@@ -3,17 +3,15 @@
 //! The sums are those of `rten-gemm`, to the bit: blocks of [`DEPTH_BLOCK`] input channels, the bias after the first.
 //! Where there are no [`Vectors`], or the layer is small, that crate computes them ([`super::fast`]).
 
-use super::avx2::Two;
 use super::kernel_rows::{RowsOut, block, rows_of_a_part, share_panels};
 use super::lines::Lines;
 use super::math;
 use super::pages::{Part, Pool};
-use super::sixteen::{LANES, Sixteen, Vectors};
+use super::sixteen::{LANES, Sixteen, Vectors, on_vectors};
 use super::tile::{Ahead, DEPTH_BLOCK, ROW_STRIDE, tile, with_tile_rows};
 use crate::backend::Epilogue;
 use crate::compute::{self, Claim, Claims};
 use arrayvec::ArrayVec;
-use std::arch::x86_64::__m512;
 
 /// Multiplications below which another thread costs more than it saves.
 const MIN_WORK_PER_THREAD: usize = 1 << 17;
@@ -29,10 +27,7 @@ pub(super) struct PackedLinear {
 
 /// Output channels of a panel.
 const fn panel_width(vectors: Vectors) -> usize {
-    match vectors {
-        Vectors::Avx2 => Two::ACROSS * LANES,
-        Vectors::Avx512 => __m512::ACROSS * LANES,
-    }
+    vectors.across() * LANES
 }
 
 impl PackedLinear {
@@ -92,13 +87,13 @@ pub(super) fn linear_into(
     let work = rows * linear.in_dim * linear.out_dim;
     share_panels(panels, work, MIN_WORK_PER_THREAD, |panels| {
         // SAFETY: available, by the assertion; a panel is one thread's, so each output column has one writer.
-        unsafe {
-            match linear.vectors {
-                Vectors::Avx2 => run_avx2(&call, panels),
-                Vectors::Avx512 => run_avx512(&call, panels),
-            }
-        }
+        unsafe { run(linear.vectors, &call, panels) };
     });
+}
+
+on_vectors! {
+    /// As [`Call::run`].
+    fn run(call: &Call<'_>, panels: Claims<'_>) = |S| call.run::<S, { S::ACROSS }>(panels)
 }
 
 /// Rows to blocks of [`DEPTH_BLOCK`] channels, `[blocks][rows][ROW_STRIDE]`.
@@ -123,22 +118,6 @@ pub(super) fn copy_blocks_into(x: &[f32], in_dim: usize, rows: usize, copied: &m
             }
         }
     });
-}
-
-/// # Safety
-/// As [`Call::run`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-unsafe fn run_avx512(call: &Call<'_>, panels: Claims<'_>) {
-    // SAFETY: by the caller.
-    unsafe { call.run::<__m512, { __m512::ACROSS }>(panels) }
-}
-
-/// # Safety
-/// As [`Call::run`].
-#[target_feature(enable = "avx2,fma")]
-unsafe fn run_avx2(call: &Call<'_>, panels: Claims<'_>) {
-    // SAFETY: by the caller.
-    unsafe { call.run::<Two, { Two::ACROSS }>(panels) }
 }
 
 /// One linear layer's call.

@@ -1,14 +1,18 @@
 //! Sixteen floats in registers, whatever their width: kernels in `f32` and bf16 are written once, over this trait.
 //!
 //! A kernel is an `#[inline(always)]` function over `S: Sixteen`, called from one function a width that enables the
-//! instructions: what is inlined there becomes code of that width. Nothing else is asked of a caller, so nothing else is said
+//! instructions ([`on_vectors`]): what is inlined there becomes code of that width. Nothing else is asked of a caller, so nothing else is said
 //! of each method: every one of them is `unsafe` because the processor must have the instructions, see
 //! [`Vectors::available`], and places must be there. Closures are avoided on the way, since they may stay functions of their
 //! own, without the instructions.
 
 use super::isa::Isa;
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__m512;
 
 /// Elements of [`Sixteen`].
 pub(super) const LANES: usize = 16;
@@ -55,6 +59,30 @@ impl Vectors {
             Vectors::Avx512 => avx512::available(),
             #[cfg(target_arch = "aarch64")]
             Vectors::Neon => true,
+        }
+    }
+
+    /// [`Sixteen::ACROSS`] of them.
+    pub(super) const fn across(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2 => avx2::Two::ACROSS,
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx512 => __m512::ACROSS,
+            #[cfg(target_arch = "aarch64")]
+            Vectors::Neon => neon::Four::ACROSS,
+        }
+    }
+
+    /// [`Sixteen::ROWS_TOGETHER`] of them.
+    pub(super) const fn rows_together(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2 => avx2::Two::ROWS_TOGETHER,
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx512 => __m512::ROWS_TOGETHER,
+            #[cfg(target_arch = "aarch64")]
+            Vectors::Neon => neon::Four::ROWS_TOGETHER,
         }
     }
 
@@ -139,3 +167,52 @@ pub(super) trait Sixteen: Copy {
         lanes
     }
 }
+
+/// A function that evaluates an expression for the vectors it is given, in a function of its own that enables their instructions;
+/// the name between bars is their type there.
+macro_rules! on_vectors {
+    ($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),*) = |$S:ident| $call:expr) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// The processor has the vectors; the rest as what is called asks.
+        unsafe fn $name(
+            vectors: $crate::backend::cpu::sixteen::Vectors,
+            $($argument: $type),*
+        ) {
+            use $crate::backend::cpu::sixteen::Vectors;
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn on_avx2($($argument: $type),*) {
+                type $S = $crate::backend::cpu::avx2::Two;
+                // SAFETY: by the caller.
+                unsafe { $call }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
+            unsafe fn on_avx512($($argument: $type),*) {
+                type $S = std::arch::x86_64::__m512;
+                // SAFETY: by the caller.
+                unsafe { $call }
+            }
+            #[cfg(target_arch = "aarch64")]
+            unsafe fn on_neon($($argument: $type),*) {
+                type $S = $crate::backend::cpu::neon::Four;
+                // SAFETY: by the caller.
+                unsafe { $call }
+            }
+            // SAFETY: by the caller.
+            unsafe {
+                match vectors {
+                    #[cfg(target_arch = "x86_64")]
+                    Vectors::Avx2 => on_avx2($($argument),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Vectors::Avx512 => on_avx512($($argument),*),
+                    #[cfg(target_arch = "aarch64")]
+                    Vectors::Neon => on_neon($($argument),*),
+                }
+            }
+        }
+    };
+}
+pub(super) use on_vectors;

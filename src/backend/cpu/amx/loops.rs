@@ -25,54 +25,47 @@ pub(in crate::backend::cpu) struct TileRows {
     pub(super) tile: usize,
 }
 
+/// Rows, two panels, and where the sums go.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct Block {
+    pub(super) rows: TileRows,
+    /// Of 1024 bytes a step each.
+    pub(super) panels: [*const u8; 2],
+    pub(super) steps: usize,
+    /// Tile by tile, those of the first rows and both panels first.
+    pub(super) sums: *mut u8,
+}
+
 /// What tiles can be multiplied of.
 pub(in crate::backend::cpu) trait Element: Copy {
     /// Of their products.
     type Sum: Copy;
 
-    /// Sums of sixteen rows and two panels, added to those that are there if they go on.
+    /// Sums of sixteen rows, added to those that are there if they go on. Asks for both panels [`PREFETCH_BYTES`] ahead.
     ///
     /// # Safety
-    /// Tiles are configured; there are so many steps of rows and of panels, and places for the sums.
-    unsafe fn dot_one(
-        x: TileRows,
-        weights: [*const u8; 2],
-        steps: usize,
-        sums: *mut u8,
-        goes_on: bool,
-    );
+    /// Tiles are configured, and the block is as it says.
+    unsafe fn dot_one(block: Block, goes_on: bool);
 
     /// Sums of thirty-two rows; asks for [`ASKED_A_STEP`] bytes of memory a step, from `ahead` bytes behind the first panel on.
     ///
     /// # Safety
     /// As [`Element::dot_one`].
-    unsafe fn dot_two(
-        x: TileRows,
-        weights: [*const u8; 2],
-        steps: usize,
-        sums: *mut u8,
-        ahead: usize,
-    );
+    unsafe fn dot_two(block: Block, ahead: usize);
 
     /// Sums of thirty-two rows, as [`Element::dot_one`]; asks for both panels [`NEAR_BYTES`] ahead, from the second cache to the
     /// first.
     ///
     /// # Safety
     /// As [`Element::dot_one`].
-    unsafe fn dot_near(
-        x: TileRows,
-        weights: [*const u8; 2],
-        steps: usize,
-        sums: *mut u8,
-        goes_on: bool,
-    );
+    unsafe fn dot_near(block: Block, goes_on: bool);
 }
 
 /// The loop over two tiles of rows and two panels, where what is loaded is used twice: how sums begin, and what asks for memory
 /// in each step.
 macro_rules! two_tiles {
     (
-        $multiply:literal, $x:ident, $weights:ident, $steps:ident, $sums:ident,
+        $multiply:literal, $block:ident,
         [$($begin:literal,)*], [$($ask:literal,)*], $($operand:tt)*
     ) => {
         asm!(
@@ -101,15 +94,15 @@ macro_rules! two_tiles {
             "tilestored [{sums} + {line}*1 + 1024], tmm1",
             "tilestored [{sums} + {line}*1 + 2048], tmm2",
             "tilestored [{sums} + {line}*1 + 3072], tmm3",
-            x0 = inout(reg) $x.first => _,
-            x1 = inout(reg) $x.first.wrapping_add($x.tile) => _,
-            w0 = inout(reg) $weights[0] => _,
-            w1 = inout(reg) $weights[1] => _,
-            steps = inout(reg) $steps => _,
-            row = in(reg) $x.row,
-            next = in(reg) $x.step,
+            x0 = inout(reg) $block.rows.first => _,
+            x1 = inout(reg) $block.rows.first.wrapping_add($block.rows.tile) => _,
+            w0 = inout(reg) $block.panels[0] => _,
+            w1 = inout(reg) $block.panels[1] => _,
+            steps = inout(reg) $block.steps => _,
+            row = in(reg) $block.rows.row,
+            next = in(reg) $block.rows.step,
             line = in(reg) LINE,
-            sums = in(reg) $sums,
+            sums = in(reg) $block.sums,
             $($operand)*
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -125,13 +118,7 @@ macro_rules! element {
             type Sum = $sum;
 
             /// Memory is the limit, so weights are asked for ahead of their use.
-            unsafe fn dot_one(
-                x: TileRows,
-                weights: [*const u8; 2],
-                steps: usize,
-                sums: *mut u8,
-                goes_on: bool,
-            ) {
+            unsafe fn dot_one(block: Block, goes_on: bool) {
                 // SAFETY: by the caller; prefetching reads nothing.
                 unsafe {
                     asm!(
@@ -162,15 +149,15 @@ macro_rules! element {
                         "jnz 2b",
                         "tilestored [{sums} + {line}*1], tmm0",
                         "tilestored [{sums} + {line}*1 + 1024], tmm1",
-                        x = inout(reg) x.first => _,
-                        w0 = inout(reg) weights[0] => _,
-                        w1 = inout(reg) weights[1] => _,
-                        steps = inout(reg) steps => _,
+                        x = inout(reg) block.rows.first => _,
+                        w0 = inout(reg) block.panels[0] => _,
+                        w1 = inout(reg) block.panels[1] => _,
+                        steps = inout(reg) block.steps => _,
                         i = out(reg) _,
-                        row = in(reg) x.row,
-                        next = in(reg) x.step,
+                        row = in(reg) block.rows.row,
+                        next = in(reg) block.rows.step,
                         line = in(reg) LINE,
-                        sums = in(reg) sums,
+                        sums = in(reg) block.sums,
                         goes_on = in(reg) u32::from(goes_on),
                         ahead = const PREFETCH_BYTES,
                         out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
@@ -179,17 +166,11 @@ macro_rules! element {
                 }
             }
 
-            unsafe fn dot_two(
-                x: TileRows,
-                weights: [*const u8; 2],
-                steps: usize,
-                sums: *mut u8,
-                ahead: usize,
-            ) {
+            unsafe fn dot_two(block: Block, ahead: usize) {
                 // SAFETY: by the caller; prefetching reads nothing.
                 unsafe {
                     two_tiles!(
-                        $multiply, x, weights, steps, sums, [],
+                        $multiply, block, [],
                         [
                             "prefetcht1 [{ahead}]",
                             "prefetcht1 [{ahead} + 64]",
@@ -199,23 +180,17 @@ macro_rules! element {
                             "prefetcht1 [{ahead} + 320]",
                             "add {ahead}, {asked}",
                         ],
-                        ahead = inout(reg) weights[0].wrapping_add(ahead) => _,
+                        ahead = inout(reg) block.panels[0].wrapping_add(ahead) => _,
                         asked = const ASKED_A_STEP,
                     );
                 }
             }
 
-            unsafe fn dot_near(
-                x: TileRows,
-                weights: [*const u8; 2],
-                steps: usize,
-                sums: *mut u8,
-                goes_on: bool,
-            ) {
+            unsafe fn dot_near(block: Block, goes_on: bool) {
                 // SAFETY: by the caller; prefetching reads nothing.
                 unsafe {
                     two_tiles!(
-                        $multiply, x, weights, steps, sums,
+                        $multiply, block,
                         [
                             "test {goes_on:e}, {goes_on:e}",
                             "jz 4f",

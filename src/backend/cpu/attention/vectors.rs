@@ -2,17 +2,11 @@
 
 use super::seen::Seen;
 use super::{PANEL, Queries, SCORE_BLOCK, hide, weights_below};
-#[cfg(target_arch = "x86_64")]
-use crate::backend::cpu::avx2::Two;
 use crate::backend::cpu::kernel_rows::block;
 use crate::backend::cpu::lines::Lines;
 use crate::backend::cpu::math;
-#[cfg(target_arch = "aarch64")]
-use crate::backend::cpu::neon::Four;
-use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors};
+use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors, on_vectors};
 use crate::backend::cpu::tile::{Ahead, DEPTH_BLOCK, ROW_STRIDE, tile, with_tile_rows};
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::__m512;
 
 // Scores are a tile's rows when values are weighted, and a block of them is its depth.
 const _: () = assert!(SCORE_BLOCK == DEPTH_BLOCK && PANEL == LANES);
@@ -34,17 +28,10 @@ pub(super) struct Scratch {
 
 impl Scratch {
     pub(super) fn make_room(&mut self, vectors: Vectors, seen: &Seen) {
-        let (rows, across) = match vectors {
-            #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2 => (Two::ROWS_TOGETHER, Two::ACROSS),
-            #[cfg(target_arch = "x86_64")]
-            Vectors::Avx512 => (__m512::ROWS_TOGETHER, __m512::ACROSS),
-            #[cfg(target_arch = "aarch64")]
-            Vectors::Neon => (Four::ROWS_TOGETHER, Four::ACROSS),
-        };
+        let rows = vectors.rows_together();
         self.queries.resize(rows * ROW_STRIDE);
         // Blocks are scored several at a time.
-        let blocks = seen.most().next_multiple_of(across);
+        let blocks = seen.most().next_multiple_of(vectors.across());
         let scores = blocks.div_ceil(TOGETHER) * rows * ROW_STRIDE;
         self.scores.resize(scores);
     }
@@ -59,36 +46,14 @@ pub(super) fn attend(vectors: Vectors, queries: &Queries<'_>, scratch: &mut Scra
     assert!(queries.head_dim() <= MAX_HEAD_DIM, "head too wide");
     scratch.make_room(vectors, queries.seen);
     // SAFETY: available, and there is room.
-    unsafe {
-        match vectors {
-            #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2 => attend_avx2(queries, scratch),
-            #[cfg(target_arch = "x86_64")]
-            Vectors::Avx512 => attend_avx512(queries, scratch),
-            #[cfg(target_arch = "aarch64")]
-            Vectors::Neon => {
-                attend_rows::<Four, { Four::ACROSS }>(queries, scratch);
-            }
-        }
+    unsafe { attend_on(vectors, queries, scratch) };
+}
+
+on_vectors! {
+    /// As [`attend_rows`].
+    fn attend_on(queries: &Queries<'_>, scratch: &mut Scratch) = |S| {
+        attend_rows::<S, { S::ACROSS }>(queries, scratch)
     }
-}
-
-/// # Safety
-/// As [`attend_rows`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-unsafe fn attend_avx512(queries: &Queries<'_>, scratch: &mut Scratch) {
-    // SAFETY: by the caller.
-    unsafe { attend_rows::<__m512, { __m512::ACROSS }>(queries, scratch) }
-}
-
-/// # Safety
-/// As [`attend_rows`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn attend_avx2(queries: &Queries<'_>, scratch: &mut Scratch) {
-    // SAFETY: by the caller.
-    unsafe { attend_rows::<Two, { Two::ACROSS }>(queries, scratch) }
 }
 
 /// # Safety

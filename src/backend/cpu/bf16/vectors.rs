@@ -3,15 +3,9 @@
 
 use super::product::{TILE_ROWS, TileSums};
 use super::{Bf16, PANEL, STEP};
-#[cfg(target_arch = "x86_64")]
-use crate::backend::cpu::avx2::Two;
 use crate::backend::cpu::kernel_rows::block;
-#[cfg(target_arch = "aarch64")]
-use crate::backend::cpu::neon::Four;
-use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors};
+use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors, on_vectors};
 use crate::backend::cpu::tile::{DEPTH_BLOCK, ROW_STRIDE, with_tile_rows};
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::__m512;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -56,16 +50,7 @@ pub(super) fn dot(
         goes_on,
     };
     // SAFETY: available; the sizes are asserted.
-    unsafe {
-        match vectors {
-            #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2 => dot_avx2(&call, sums),
-            #[cfg(target_arch = "x86_64")]
-            Vectors::Avx512 => dot_avx512(&call, sums),
-            #[cfg(target_arch = "aarch64")]
-            Vectors::Neon => call.dot::<Four, { Four::ACROSS }>(sums),
-        }
-    }
+    unsafe { multiply(vectors, &call, sums) };
 }
 
 struct Call {
@@ -79,22 +64,9 @@ struct Call {
     goes_on: bool,
 }
 
-/// # Safety
-/// As [`Call::dot`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-unsafe fn dot_avx512(call: &Call, sums: &mut [[TileSums; 2]; 2]) {
-    // SAFETY: by the caller.
-    unsafe { call.dot::<__m512, { __m512::ACROSS }>(sums) }
-}
-
-/// # Safety
-/// As [`Call::dot`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn dot_avx2(call: &Call, sums: &mut [[TileSums; 2]; 2]) {
-    // SAFETY: by the caller.
-    unsafe { call.dot::<Two, { Two::ACROSS }>(sums) }
+on_vectors! {
+    /// As [`Call::dot`].
+    fn multiply(call: &Call, sums: &mut [[TileSums; 2]; 2]) = |S| call.dot::<S, { S::ACROSS }>(sums)
 }
 
 impl Call {
