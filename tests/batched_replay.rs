@@ -117,6 +117,11 @@ fn each_log_gives_its_own_bytes_in_f32() {
 }
 
 #[test]
+fn each_log_gives_its_own_bytes_in_bf16() {
+    each_log_gives_its_own_bytes("batched_bf16", Precision::Bf16);
+}
+
+#[test]
 fn each_log_gives_its_own_bytes_in_int8() {
     each_log_gives_its_own_bytes("batched_int8", Precision::Int8);
 }

@@ -91,6 +91,21 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
     }
 }
 
+/// The definition's GELU is another formula, so that this one is compared among instruction sets.
+#[test]
+fn gelu_has_the_same_bits_on_every_instruction_set() {
+    for size in SIZES {
+        for rows in ROWS {
+            let x = noise(3, rows * size.0);
+            let of = |isa| bits(&linear(Path::Fast, isa, size, &x, Epilogue::Gelu));
+            let expected = of(Isa::Portable);
+            for isa in available() {
+                assert!(of(isa) == expected, "{} {rows} x {size:?}", isa.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn values_too_small_for_some_processors_are_zero_on_all() {
     let size = (64, 64);
@@ -136,15 +151,16 @@ fn a_row_that_is_not_finite_leaves_the_others() {
 fn threads_change_nothing() {
     let (rows, size) = (37, (512, 1000));
     let x = noise(3, rows * size.0);
-    let run = |threads| {
-        on_tick_thread(threads, || {
-            linear(Path::Fast, Isa::best(), size, &x, Epilogue::Gelu)
-        })
-        .expect("threads")
+    let run = |isa, threads| {
+        let run = || linear(Path::Fast, isa, size, &x, Epilogue::Gelu);
+        bits(&on_tick_thread(threads, run).expect("threads"))
     };
-    let one = run(1);
-    for threads in [2, 3, 7] {
-        assert_eq!(bits(&one), bits(&run(threads)), "{threads} threads");
+    for isa in available() {
+        let one = run(isa, 1);
+        for threads in [2, 3, 7] {
+            let what = format!("{}, {threads} threads", isa.name());
+            assert_eq!(one, run(isa, threads), "{what}");
+        }
     }
 }
 
@@ -275,10 +291,12 @@ proptest! {
     fn rows_are_independent(rows in 1_usize..40, in_dim in 64_usize..200, out_dim in 64_usize..100) {
         let x = noise(3, rows * in_dim);
         let size = (in_dim, out_dim);
-        let together = linear(Path::Fast, Isa::best(), size, &x, Epilogue::Gelu);
-        for (x, together) in x.chunks(in_dim).zip(together.chunks(out_dim)) {
-            let alone = linear(Path::Fast, Isa::best(), size, x, Epilogue::Gelu);
-            prop_assert_eq!(together, &alone[..]);
+        for isa in available() {
+            let together = linear(Path::Fast, isa, size, &x, Epilogue::Gelu);
+            for (x, together) in x.chunks(in_dim).zip(together.chunks(out_dim)) {
+                let alone = linear(Path::Fast, isa, size, x, Epilogue::Gelu);
+                prop_assert_eq!(together, &alone[..], "{}", isa.name());
+            }
         }
     }
 }

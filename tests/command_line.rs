@@ -37,6 +37,21 @@ fn fails(dir: &Path, arguments: &[&str], parts: &[&str]) {
 }
 
 #[test]
+fn an_instruction_set_that_does_not_exist_is_an_error() {
+    let output = Command::new(env!("CARGO_BIN_EXE_umm"))
+        .env("UMM_ISA", "avx9")
+        .args(["demo", "--seconds", "1"])
+        .current_dir(folder("cli_isa"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    for part in ["UMM_ISA", "avx9", "unset it", "avx512-vnni"] {
+        assert!(said.contains(part), "{said}");
+    }
+}
+
+#[test]
 fn the_demo_makes_everything() {
     let dir = folder("cli_demo");
     let said = succeeds(&dir, &["demo", "--seconds", "2"]);

@@ -95,6 +95,32 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
     }
 }
 
+fn available() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.available())
+}
+
+/// The definition's GELU is another formula, so that this one is compared among instruction sets.
+#[test]
+fn gelu_has_the_same_bits_on_every_instruction_set() {
+    for (in_dim, out_dim) in SIZES {
+        for rows in ROWS {
+            let x = noise(3, rows * in_dim);
+            let of = |isa: Isa| {
+                let mut cpu = int8(Path::Fast, isa, rows * (in_dim + out_dim));
+                let layer = add(&mut cpu, in_dim, out_dim);
+                let mut out = vec![0.0; rows * out_dim];
+                product(&mut cpu, layer, &x, rows, &mut out, Epilogue::Gelu);
+                out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let expected = of(Isa::Portable);
+            for isa in available() {
+                let what = format!("{} {rows}x{in_dim}x{out_dim}", isa.name());
+                assert!(of(isa) == expected, "{what}");
+            }
+        }
+    }
+}
+
 #[test]
 fn small_layers_are_as_in_f32_and_attention_as_in_bf16() {
     let arena = |path| int8(path, Isa::best(), ARENA_LEN);
@@ -109,9 +135,9 @@ fn small_layers_are_as_in_f32_and_attention_as_in_bf16() {
 #[test]
 fn threads_change_nothing() {
     let (rows, in_dim, out_dim) = (37, 512, 1000);
-    let run = |threads| {
+    let run = |isa, threads| {
         on_tick_thread(threads, || {
-            let mut cpu = int8(Path::Fast, Isa::best(), rows * (in_dim + out_dim));
+            let mut cpu = int8(Path::Fast, isa, rows * (in_dim + out_dim));
             let layer = add(&mut cpu, in_dim, out_dim);
             let mut out = vec![0.0; rows * out_dim];
             product(
@@ -126,10 +152,13 @@ fn threads_change_nothing() {
         })
         .unwrap()
     };
-    let one = run(1);
-    assert!(one.iter().any(|y| *y != 0.0));
-    for threads in [2, 3, 7] {
-        assert_eq!(one, run(threads), "{threads} threads");
+    for isa in available() {
+        let one = run(isa, 1);
+        assert!(one.iter().any(|y| *y != 0.0));
+        for threads in [2, 3, 7] {
+            let what = format!("{}, {threads} threads", isa.name());
+            assert_eq!(one, run(isa, threads), "{what}");
+        }
     }
 }
 
@@ -220,15 +249,17 @@ proptest! {
 
     #[test]
     fn rows_are_independent(rows in 1_usize..40, in_dim in 64_usize..200, out_dim in 64_usize..100) {
-        let mut cpu = int8(Path::Fast, Isa::best(), rows * (in_dim + out_dim));
-        let layer = add(&mut cpu, in_dim, out_dim);
-        let x = noise(3, rows * in_dim);
-        let mut together = vec![0.0; rows * out_dim];
-        product(&mut cpu, layer, &x, rows, &mut together, Epilogue::Gelu);
-        for (x, together) in x.chunks(in_dim).zip(together.chunks(out_dim)) {
-            let mut alone = vec![0.0; out_dim];
-            product(&mut cpu, layer, x, 1, &mut alone, Epilogue::Gelu);
-            prop_assert_eq!(together, &alone[..]);
+        for isa in available() {
+            let mut cpu = int8(Path::Fast, isa, rows * (in_dim + out_dim));
+            let layer = add(&mut cpu, in_dim, out_dim);
+            let x = noise(3, rows * in_dim);
+            let mut together = vec![0.0; rows * out_dim];
+            product(&mut cpu, layer, &x, rows, &mut together, Epilogue::Gelu);
+            for (x, together) in x.chunks(in_dim).zip(together.chunks(out_dim)) {
+                let mut alone = vec![0.0; out_dim];
+                product(&mut cpu, layer, x, 1, &mut alone, Epilogue::Gelu);
+                prop_assert_eq!(together, &alone[..], "{}", isa.name());
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use std::alloc::System;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use support::logs::shipped;
-use umm::backend::cpu::{Cpu, Path};
+use umm::backend::cpu::{Cpu, Path, Precision};
 use umm::config::{Config, from_text};
 use umm::decode::Schema;
 use umm::engine::Engine;
@@ -207,7 +207,7 @@ fn allocations_of_steady_ticks(config: &Config, warm_up: u64, ticks: u64, mode: 
         })
         .collect();
     let clock = DrivenClock::default();
-    let backend = Box::new(Cpu::new(Path::Fast));
+    let backend = Box::new(Cpu::with_precision(Path::Fast, config.engine.precision));
     let stopwatch = Box::new(clock.clone());
     let keyframes = Arc::default();
     let mut runtime = Runtime::new(
@@ -265,11 +265,18 @@ fn allocations_of_steady_ticks(config: &Config, warm_up: u64, ticks: u64, mode: 
 
 #[test]
 fn the_tick_path_allocates_nothing() {
-    for mode in [Mode::Replay, Mode::Live] {
-        let config = from_text(CONFIG, "test").unwrap();
-        let counted =
-            on_tick_thread(1, || allocations_of_steady_ticks(&config, 60, 60, mode)).unwrap();
-        assert_eq!(counted, 0, "allocations in 60 ticks, {mode:?}");
+    for (mode, precision, threads) in [
+        (Mode::Replay, Precision::F32, 1),
+        (Mode::Live, Precision::F32, 1),
+        (Mode::Live, Precision::Bf16, 2),
+        (Mode::Live, Precision::Int8, 2),
+    ] {
+        let mut config = from_text(CONFIG, "test").unwrap();
+        config.engine.precision = precision;
+        let run = || allocations_of_steady_ticks(&config, 60, 60, mode);
+        let counted = on_tick_thread(threads, run).unwrap();
+        let what = format!("{mode:?}, {}, {threads} thread(s)", precision.name());
+        assert_eq!(counted, 0, "allocations in 60 ticks, {what}");
     }
 }
 

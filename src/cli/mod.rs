@@ -73,6 +73,10 @@ pub type Failure = Box<dyn std::error::Error>;
 /// # Errors
 /// A message that says what is wrong and what to do.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    // The doctor says so among what else it finds.
+    if !matches!(arguments.command, Command::Doctor(_)) {
+        umm::backend::cpu::Isa::check_variable()?;
+    }
     match arguments.command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),

@@ -24,7 +24,8 @@ pub(super) struct Ahead {
 
 impl Ahead {
     /// For pairs of `pair_bytes` that lie one behind the other, multiplied with `rows` rows. Nothing for a single tile of rows: it
-    /// reads as fast as memory brings, asks for what comes next itself, and more at once would only keep that waiting.
+    /// reads as fast as memory brings, with what the processor or the tile's own loop asks for, and more at once would only keep
+    /// that waiting.
     pub(super) fn new(pair_bytes: usize, rows: usize) -> Option<Ahead> {
         let blocks = rows.div_ceil(PANEL) / 2;
         let steps = pair_bytes / (2 * LINE * PANEL);

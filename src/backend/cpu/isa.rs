@@ -72,6 +72,24 @@ impl Isa {
         }
     }
 
+    /// Whether [`ISA_VARIABLE`], where it is set, names one.
+    ///
+    /// # Errors
+    /// A message that says which names there are.
+    pub fn check_variable() -> Result<(), String> {
+        let Some(value) = std::env::var_os(ISA_VARIABLE) else {
+            return Ok(());
+        };
+        let names = Isa::ALL.map(Isa::name);
+        if names.iter().any(|name| value == *name) {
+            return Ok(());
+        }
+        let names = names.join(", ");
+        Err(format!(
+            "{ISA_VARIABLE}={value:?} names no instruction set: unset it, or use one of {names}"
+        ))
+    }
+
     /// The best available one, no better than [`ISA_VARIABLE`] says where it is set to one of the names.
     pub fn best() -> Isa {
         let limit = std::env::var(ISA_VARIABLE).ok();
