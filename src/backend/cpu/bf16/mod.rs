@@ -4,7 +4,8 @@
 //! only the order of the sums matters, and it is the one of Intel's matrix tiles (TDPBF16PS): within a step of [`STEP`]
 //! channels the even ones are summed in turn, the odd ones too, then both together are added to what was there. Values
 //! smaller than 2^-55 become zero when they are rounded: no product or sum is then so small that one processor would
-//! keep what another flushes to zero.
+//! keep what another flushes to zero. AVX-512's own product (VDPBF16PS) adds each pair's two in turn to one sum: other bits, so that
+//! it is not used, and processors without tiles multiply in `f32`.
 //!
 //! [`linear`] holds a layer's weights in this form; [`attention`](super::attention) keeps keys, values and weights in it
 //! where a backend's precision allows.

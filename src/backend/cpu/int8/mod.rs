@@ -3,7 +3,8 @@
 //!
 //! `x[r] . w[n] = sum(qx qw) * (sx[r] * sw[n])`, with `s = max |v| / 127` and `q = round_half_even(v / s)` (the symmetric
 //! scheme of Jacob et al. 2018, arXiv:1712.05877). An integer sum has no order, and the epilogue fuses nothing, so every
-//! instruction set, number of rows and number of threads gives the same bits.
+//! instruction set, number of rows and number of threads gives the same bits. Results are `f32`, also where the next layer's
+//! rows are 8 bits: a row's scale is known when all of it is there, and by then it is written.
 //!
 //! Weights lie as the kernels read them: panels of [`PANEL`] output channels, `[in_dim / 4][PANEL][4]`, each step one cache
 //! line. `in_dim` is padded with zeros to [`DEPTH`], `out_dim` to whole panels.
