@@ -5,7 +5,8 @@ mod support;
 
 use proptest::prelude::*;
 use support::attention::AttentionCall;
-use umm::backend::cpu::{Cpu, Isa, Path, Precision};
+use support::instruction_sets;
+use umm::backend::cpu::{Cpu, Path, Precision};
 use umm::backend::{HeadShape, Segments, Visibility};
 
 const SHAPE: HeadShape = HeadShape {
@@ -105,7 +106,7 @@ proptest! {
             let plain = Cpu::with_precision(Path::Plain, precision);
             let defined = attend(plain, &ring, 0, ring.own);
             let mut first = None;
-            for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+            for isa in instruction_sets() {
                 let cpu = || Cpu::with_isa(Path::Fast, precision, isa);
                 let together = attend(cpu(), &ring, 0, ring.own);
                 for (d, t) in defined.iter().zip(&together) {

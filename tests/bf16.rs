@@ -5,6 +5,7 @@ use proptest::prelude::*;
 mod support;
 
 use support::attention::AttentionCall;
+use support::instruction_sets;
 use umm::backend::cpu::{Cpu, Isa, MIN_INT8_WEIGHTS, Path, Precision};
 use umm::backend::parity::noise;
 use umm::backend::{Backend, Epilogue, HeadShape, Region, Segments, Visibility};
@@ -26,15 +27,6 @@ const SIZES: [(usize, usize); 10] = [
 
 /// Numbers of rows at and around the kernels' blocks.
 const ROWS: [usize; 11] = [1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33];
-
-fn available() -> impl Iterator<Item = Isa> {
-    Isa::ALL.into_iter().filter(|isa| {
-        if !isa.available() {
-            println!("no {} here: its kernel is not tested", isa.name());
-        }
-        isa.available()
-    })
-}
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
@@ -77,7 +69,7 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
             for epilogue in [Epilogue::Store, Epilogue::Add] {
                 let x = noise(3, rows * size.0);
                 let expected = linear(Path::Plain, Isa::Portable, size, &x, epilogue);
-                for isa in available() {
+                for isa in instruction_sets() {
                     let actual = linear(Path::Fast, isa, size, &x, epilogue);
                     assert_eq!(
                         bits(&expected),
@@ -99,7 +91,7 @@ fn gelu_has_the_same_bits_on_every_instruction_set() {
             let x = noise(3, rows * size.0);
             let of = |isa| bits(&linear(Path::Fast, isa, size, &x, Epilogue::Gelu));
             let expected = of(Isa::Portable);
-            for isa in available() {
+            for isa in instruction_sets() {
                 assert!(of(isa) == expected, "{} {rows} x {size:?}", isa.name());
             }
         }
@@ -115,7 +107,7 @@ fn values_too_small_for_some_processors_are_zero_on_all() {
         .map(|(i, v)| v * 2.0_f32.powi(-(i as i32 % 140)))
         .collect();
     let expected = linear(Path::Plain, Isa::Portable, size, &x, Epilogue::Store);
-    for isa in available() {
+    for isa in instruction_sets() {
         let actual = linear(Path::Fast, isa, size, &x, Epilogue::Store);
         assert_eq!(bits(&expected), bits(&actual), "{}", isa.name());
     }
@@ -124,7 +116,7 @@ fn values_too_small_for_some_processors_are_zero_on_all() {
 #[test]
 fn a_row_that_is_not_finite_leaves_the_others() {
     let size = (64, 64);
-    for isa in available() {
+    for isa in instruction_sets() {
         let mut x = noise(3, 4 * 64);
         let clean = linear(Path::Fast, isa, size, &x, Epilogue::Store);
         x[64 + 5] = f32::NAN;
@@ -155,7 +147,7 @@ fn threads_change_nothing() {
         let run = || linear(Path::Fast, isa, size, &x, Epilogue::Gelu);
         bits(&on_tick_thread(threads, run).expect("threads"))
     };
-    for isa in available() {
+    for isa in instruction_sets() {
         let one = run(isa, 1);
         for threads in [2, 3, 7] {
             let what = format!("{}, {threads} threads", isa.name());
@@ -235,7 +227,7 @@ fn attention_is_close_to_the_definition_and_the_same_on_every_instruction_set() 
                     "{shape:?} {rows:?} x {keys}: {p} against {d}"
                 );
             }
-            for isa in available().filter(|isa| *isa != Isa::Portable) {
+            for isa in instruction_sets().filter(|isa| *isa != Isa::Portable) {
                 let actual = attention(Path::Fast, isa, shape, rows, keys);
                 assert_eq!(
                     bits(&portable),
@@ -291,7 +283,7 @@ proptest! {
     fn rows_are_independent(rows in 1_usize..40, in_dim in 64_usize..200, out_dim in 64_usize..100) {
         let x = noise(3, rows * in_dim);
         let size = (in_dim, out_dim);
-        for isa in available() {
+        for isa in instruction_sets() {
             let together = linear(Path::Fast, isa, size, &x, Epilogue::Gelu);
             for (x, together) in x.chunks(in_dim).zip(together.chunks(out_dim)) {
                 let alone = linear(Path::Fast, isa, size, x, Epilogue::Gelu);

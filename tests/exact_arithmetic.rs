@@ -4,6 +4,7 @@
 mod support;
 
 use support::attention::AttentionCall;
+use support::instruction_sets;
 use umm::backend::cpu::{Cpu, Isa, Path, Precision};
 use umm::backend::parity::noise;
 use umm::backend::{Backend, Epilogue, HeadShape, NormIds, Region, Segments, Visibility};
@@ -25,10 +26,7 @@ const BF16_ATTENTION: f64 = 0.012;
 
 /// Every path that is here.
 fn backends(precision: Precision) -> impl Iterator<Item = (String, Cpu)> {
-    let fast = Isa::ALL
-        .into_iter()
-        .filter(|isa| isa.available())
-        .map(|isa| (Path::Fast, isa));
+    let fast = instruction_sets().map(|isa| (Path::Fast, isa));
     std::iter::once((Path::Plain, Isa::Portable))
         .chain(fast)
         .map(move |(path, isa)| {

@@ -1,7 +1,10 @@
 //! 8-bit linear layers: the same bits on every instruction set this processor has, for any number of rows and threads; close
 //! to exact arithmetic within the bound that quantisation gives.
 
+mod support;
+
 use proptest::prelude::*;
+use support::instruction_sets;
 use umm::backend::cpu::{Cpu, Isa, MIN_INT8_WEIGHTS, Path, Precision};
 use umm::backend::parity::{ARENA_LEN, check, noise};
 use umm::backend::{Backend, Epilogue, LinearId, Region};
@@ -63,11 +66,7 @@ fn product(
 
 #[test]
 fn every_instruction_set_gives_the_bits_of_the_definition() {
-    for isa in Isa::ALL {
-        if !isa.available() {
-            println!("no {} here: its kernel is not tested", isa.name());
-            continue;
-        }
+    for isa in instruction_sets() {
         for (in_dim, out_dim) in SIZES {
             for rows in ROWS {
                 for epilogue in [Epilogue::Store, Epilogue::Add] {
@@ -95,10 +94,6 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
     }
 }
 
-fn available() -> impl Iterator<Item = Isa> {
-    Isa::ALL.into_iter().filter(|isa| isa.available())
-}
-
 /// The definition's GELU is another formula, so that this one is compared among instruction sets.
 #[test]
 fn gelu_has_the_same_bits_on_every_instruction_set() {
@@ -113,7 +108,7 @@ fn gelu_has_the_same_bits_on_every_instruction_set() {
                 out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
             let expected = of(Isa::Portable);
-            for isa in available() {
+            for isa in instruction_sets() {
                 let what = format!("{} {rows}x{in_dim}x{out_dim}", isa.name());
                 assert!(of(isa) == expected, "{what}");
             }
@@ -152,7 +147,7 @@ fn threads_change_nothing() {
         })
         .unwrap()
     };
-    for isa in available() {
+    for isa in instruction_sets() {
         let one = run(isa, 1);
         assert!(one.iter().any(|y| *y != 0.0));
         for threads in [2, 3, 7] {
@@ -165,7 +160,7 @@ fn threads_change_nothing() {
 #[test]
 fn a_row_that_is_not_finite_gives_nan_and_leaves_the_others() {
     let (rows, in_dim, out_dim) = (8, 64, 64);
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+    for isa in instruction_sets() {
         let mut cpu = int8(Path::Fast, isa, rows * (in_dim + out_dim));
         let layer = add(&mut cpu, in_dim, out_dim);
         let mut x = noise(3, rows * in_dim);
@@ -193,7 +188,7 @@ fn a_row_that_is_not_finite_gives_nan_and_leaves_the_others() {
 fn largest_values_do_not_overflow() {
     // All quanta at 127: the sum is 127^2 * in_dim, and the unsigned kernels go through 255 * 127 * in_dim.
     let (in_dim, out_dim) = (16_384, 32);
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+    for isa in instruction_sets() {
         for sign in [1.0, -1.0] {
             let mut cpu = int8(Path::Fast, isa, in_dim + out_dim);
             let weight = vec![0.5; in_dim * out_dim];
@@ -249,7 +244,7 @@ proptest! {
 
     #[test]
     fn rows_are_independent(rows in 1_usize..40, in_dim in 64_usize..200, out_dim in 64_usize..100) {
-        for isa in available() {
+        for isa in instruction_sets() {
             let mut cpu = int8(Path::Fast, isa, rows * (in_dim + out_dim));
             let layer = add(&mut cpu, in_dim, out_dim);
             let x = noise(3, rows * in_dim);

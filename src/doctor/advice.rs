@@ -120,7 +120,7 @@ impl List {
 
     fn compute(&mut self, report: &Report) {
         let compute = &report.compute;
-        let named = |limit: &String| Isa::ALL.into_iter().find(|isa| isa.name() == limit);
+        let named = |limit: &String| Isa::named(limit);
         let better = |limit: Isa| Isa::ALL.iter().any(|isa| *isa > limit && isa.available());
         match &compute.int8_limit {
             Some(limit) if named(limit).is_some_and(better) => self.add(
@@ -130,10 +130,7 @@ impl List {
             Some(limit) if named(limit).is_some() => {}
             Some(limit) => self.add(
                 format!("{ISA_VARIABLE}={limit:?} names no instruction set and is not used"),
-                format!(
-                    "unset {ISA_VARIABLE}, or one of {}",
-                    Isa::ALL.map(Isa::name).join(", ")
-                ),
+                format!("unset {ISA_VARIABLE}, or one of {}", Isa::names()),
             ),
             None if compute.int8 == Isa::Portable.name() => self.add(
                 "this processor has none of the instructions that 8-bit products have kernels for",

@@ -10,6 +10,17 @@ pub mod tiny;
 
 use safetensors::SafeTensors;
 use std::path::PathBuf;
+use umm::backend::cpu::Isa;
+
+/// The instruction sets of this processor; prints a line for each that it lacks.
+pub fn instruction_sets() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| {
+        if !isa.available() {
+            println!("no {} here: its kernel is not tested", isa.name());
+        }
+        isa.available()
+    })
+}
 
 /// A committed fixture.
 pub fn fixture(name: &str) -> PathBuf {

@@ -46,6 +46,16 @@ impl Isa {
         }
     }
 
+    /// The one of this [`Isa::name`].
+    pub fn named(name: &str) -> Option<Isa> {
+        Isa::ALL.into_iter().find(|isa| isa.name() == name)
+    }
+
+    /// All names, for messages.
+    pub fn names() -> String {
+        Isa::ALL.map(Isa::name).join(", ")
+    }
+
     /// Whether this processor, under this system, can run it.
     pub fn available(self) -> bool {
         match self {
@@ -80,11 +90,10 @@ impl Isa {
         let Some(value) = std::env::var_os(ISA_VARIABLE) else {
             return Ok(());
         };
-        let names = Isa::ALL.map(Isa::name);
-        if names.iter().any(|name| value == *name) {
+        if value.to_str().and_then(Isa::named).is_some() {
             return Ok(());
         }
-        let names = names.join(", ");
+        let names = Isa::names();
         Err(format!(
             "{ISA_VARIABLE}={value:?} names no instruction set: unset it, or use one of {names}"
         ))
@@ -93,10 +102,7 @@ impl Isa {
     /// The best available one, no better than [`ISA_VARIABLE`] says where it is set to one of the names.
     pub fn best() -> Isa {
         let limit = std::env::var(ISA_VARIABLE).ok();
-        let limit = Isa::ALL
-            .into_iter()
-            .find(|isa| limit.as_deref() == Some(isa.name()))
-            .unwrap_or(Isa::Amx);
+        let limit = limit.as_deref().and_then(Isa::named).unwrap_or(Isa::Amx);
         let available = |isa: &Isa| *isa <= limit && isa.available();
         Isa::ALL
             .into_iter()

@@ -1,8 +1,8 @@
 //! Sixteen floats in registers, whatever their width: kernels in `f32` and bf16 are written once, over this trait.
 //!
 //! A kernel is an `#[inline(always)]` function over `S: Sixteen`, called from one function a width that enables the
-//! instructions ([`on_vectors`]): what is inlined there becomes code of that width. Nothing else is asked of a caller, so nothing else is said
-//! of each method: every one of them is `unsafe` because the processor must have the instructions, see
+//! instructions ([`on_vectors`]): what is inlined there becomes code of that width. Nothing else is asked of a caller, so
+//! nothing else is said of each method: every one of them is `unsafe` because the processor must have the instructions, see
 //! [`Vectors::available`], and places must be there. Closures are avoided on the way, since they may stay functions of their
 //! own, without the instructions.
 
