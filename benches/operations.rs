@@ -13,6 +13,7 @@ use umm::backend::{
 use umm::config::from_text;
 use umm::demo::{DriveSpec, generate};
 use umm::frontend::log_mel::{HOP, LogMel};
+use umm::frontend::patchify::Patchify;
 use umm::model::stage::Stage;
 use umm::run::{ReplayOptions, Watch, on_tick_thread, replay, weights};
 use umm::sink::{Output, Sink, SinkError};
@@ -201,6 +202,11 @@ fn main() {
         })
     });
     println!("| log-mel, a hop | | {:.1} | |", us / 100.0);
+    const SIDE: usize = 224;
+    let rgb: Vec<u8> = (0..SIDE * SIDE * 3).map(|i| (i * 31 % 251) as u8).collect();
+    let (patchify, mut patches) = (Patchify::new(SIDE, 16), vec![0.0; rgb.len()]);
+    let us = median_us(|| patchify.patches_into(black_box(&rgb), black_box(&mut patches)));
+    println!("| patchify and normalise, {SIDE} x {SIDE} | | {us:.0} | |");
     ticks("nano", 10.0);
     ticks("base", 3.0);
 }

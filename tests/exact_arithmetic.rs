@@ -3,7 +3,7 @@
 
 mod support;
 
-use support::attention::AttentionCall;
+use support::attention::{AttentionCall, Values};
 use support::instruction_sets;
 use umm::backend::cpu::{Cpu, Isa, Path, Precision};
 use umm::backend::parity::noise;
@@ -35,37 +35,27 @@ fn backends(precision: Precision) -> impl Iterator<Item = (String, Cpu)> {
         })
 }
 
-/// `f64` values of [`noise`], doubled as [`AttentionCall`] does.
-fn twice(seed: u64, len: usize) -> Vec<f64> {
-    noise(seed, len)
-        .iter()
-        .map(|v| 2.0 * f64::from(*v))
-        .collect()
-}
-
-/// Attention of an [`AttentionCall`] whose queries see every key.
-fn exact_attention(rows: usize, keys: usize) -> Vec<f64> {
+/// Attention of queries that see every key.
+fn exact_attention(values: &Values) -> Vec<f64> {
     let (hd, kv_width) = (SHAPE.head_dim, SHAPE.kv_heads * SHAPE.head_dim);
     let group = SHAPE.heads / SHAPE.kv_heads;
-    let q = twice(5, rows * SHAPE.heads * hd);
-    let (k, v) = (twice(6, keys * kv_width), twice(7, keys * kv_width));
-    let sinks = noise(8, SHAPE.heads);
+    let keys = values.k.len() / kv_width;
     let mut out = Vec::new();
-    for (index, query) in q.chunks_exact(hd).enumerate() {
+    for (index, query) in values.q.chunks_exact(hd).enumerate() {
         let head = index % SHAPE.heads;
         let of_head = |row: usize| row * kv_width + head / group * hd;
         let scores: Vec<f64> = (0..keys)
             .map(|key| {
-                let key = &k[of_head(key)..][..hd];
-                let dot: f64 = query.iter().zip(key).map(|(q, k)| q * k).sum();
+                let pairs = query.iter().zip(&values.k[of_head(key)..][..hd]);
+                let dot: f64 = pairs.map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
                 (dot / (hd as f64).sqrt()).exp()
             })
             .collect();
-        let sum = scores.iter().sum::<f64>() + f64::from(sinks[head]).exp();
+        let sum = scores.iter().sum::<f64>() + f64::from(values.sinks[head]).exp();
         out.extend((0..hd).map(|i| {
             let weighted = scores.iter().enumerate();
             weighted
-                .map(|(key, w)| w * v[of_head(key) + i])
+                .map(|(key, w)| w * f64::from(values.v[of_head(key) + i]))
                 .sum::<f64>()
                 / sum
         }));
@@ -85,26 +75,79 @@ fn furthest(actual: &[f32], exact: &[f64]) -> f64 {
     })
 }
 
+/// Compares every path with exact arithmetic, and bf16's paths with each other.
+fn attention_is_near(values: &Values, bounds: [(Precision, f64); 2], what: &str) {
+    let keys = values.k.len() / SHAPE.kv_width();
+    let rows = values.q.len() / SHAPE.q_width();
+    let exact = exact_attention(values);
+    let (times, queries) = (vec![0; keys], vec![0; rows]);
+    for (precision, bound) in bounds {
+        let mut first: Option<Vec<f32>> = None;
+        for (name, cpu) in backends(precision) {
+            let fast = !name.starts_with("Plain");
+            let call = AttentionCall::of(cpu, SHAPE, values);
+            let mut segments = Segments::new();
+            segments.push(call.segment(0..keys, &times, Visibility::All));
+            let result = call.run(&queries, &segments);
+            let error = furthest(&result, &exact);
+            println!("{name}, {rows} queries, {keys} keys, {what}: {error:.1e}");
+            assert!(
+                error < bound,
+                "{name}, {rows} queries, {keys} keys, {what}: {error:e}"
+            );
+            if precision == Precision::Bf16 && fast {
+                let same = first.get_or_insert_with(|| result.clone()) == &result;
+                assert!(same, "{name}, {rows} queries, {keys} keys, {what}");
+            }
+        }
+    }
+}
+
 #[test]
 fn attention_is_near_exact_arithmetic() {
     for (rows, keys) in CALLS {
-        let exact = exact_attention(rows, keys);
-        let (times, queries) = (vec![0; keys], vec![0; rows]);
-        for (precision, bound) in [
+        let values = Values::new(SHAPE, 0..rows, keys);
+        let bounds = [
             (Precision::F32, F32_ATTENTION),
             (Precision::Bf16, BF16_ATTENTION),
-        ] {
-            for (name, cpu) in backends(precision) {
-                let call = AttentionCall::new(cpu, SHAPE, rows, keys);
-                let mut segments = Segments::new();
-                segments.push(call.segment(0..keys, &times, Visibility::All));
-                let error = furthest(&call.run(&queries, &segments), &exact);
-                println!("{name}, {rows} queries, {keys} keys: {error:.1e}");
-                assert!(
-                    error < bound,
-                    "{name}, {rows} queries, {keys} keys: {error:e}"
-                );
+        ];
+        attention_is_near(&values, bounds, "as they are");
+    }
+}
+
+/// Logits far from zero, where weights are taken from a reference, beside others that are near it.
+#[test]
+fn attention_far_from_zero_is_near_exact_arithmetic() {
+    // How far every third query's logits, and sinks, are moved.
+    for (logits, sinks) in [
+        (-14, -16),
+        (-40, -45),
+        (-90, -300),
+        (20, 15),
+        (40, 0),
+        (300, 300),
+    ] {
+        for (rows, keys) in [(3, 40), (20, 300)] {
+            let mut values = Values::new(SHAPE, 0..rows, keys);
+            // The product of both first elements is moved alone, by whole numbers.
+            const QUERY: f32 = 64.0;
+            let key = logits as f32 * (SHAPE.head_dim as f32).sqrt() / QUERY;
+            for (row, q) in values.q.chunks_exact_mut(SHAPE.q_width()).enumerate() {
+                let moved = if row % 3 == 1 { QUERY } else { 0.0 };
+                q.chunks_exact_mut(SHAPE.head_dim)
+                    .for_each(|q| q[0] = moved);
             }
+            values
+                .k
+                .chunks_exact_mut(SHAPE.head_dim)
+                .for_each(|k| k[0] = key);
+            values
+                .sinks
+                .iter_mut()
+                .for_each(|sink| *sink += sinks as f32);
+            // In `f32` a logit of 300 is exact to 3e-5 at best.
+            let bounds = [(Precision::F32, 5e-4), (Precision::Bf16, BF16_ATTENTION)];
+            attention_is_near(&values, bounds, &format!("{logits} and {sinks}"));
         }
     }
 }

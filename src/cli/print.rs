@@ -53,8 +53,9 @@ pub fn engine(weights: &Weights, runtime: &Runtime) {
         network.backend_name()
     );
     say!(
-        "memory   weights {:.1} MiB, arena {:.1} MiB, moments {:.1} MiB; the arena holds",
+        "memory   weights {:.1} MiB, packed in {:.0} ms, arena {:.1} MiB, moments {:.1} MiB; the arena holds",
         mib(weight_bytes),
+        network.packed_in().as_secs_f64() * 1e3,
         mib(network.memory().bytes()),
         mib(moment_bytes)
     );

@@ -25,6 +25,7 @@ use crate::umm::ring::ChunkTooLong;
 use crate::umm::rows::Rows;
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 pub use super::sizes::{NetworkConfig, NetworkError, Stream};
 
@@ -372,6 +373,11 @@ impl Network {
     pub fn other_bytes(&self) -> (usize, usize) {
         let weights = self.shared.borrow().backend().weight_bytes();
         (weights, self.moments.bytes())
+    }
+
+    /// How long the backend took for the weights at the start: reading and packing them.
+    pub fn packed_in(&self) -> Duration {
+        self.shared.borrow().packed_in()
     }
 
     /// The backend's own description.

@@ -24,6 +24,7 @@ use crate::umm::arena::ArenaPlan;
 use crate::umm::context::Appended;
 use crate::umm::ring::ChunkTooLong;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Backend, weights and work space.
@@ -49,6 +50,7 @@ pub(super) struct Shared {
     fused: Region,
     rotary_table: Region,
     host: HostBuffers,
+    packed_in: Duration,
 }
 
 /// Host memory reused from step to step.
@@ -78,7 +80,8 @@ impl Shared {
             backend: backend.as_mut(),
         };
         let name = "tokens";
-        Ok(Shared {
+        let begun = Instant::now();
+        let mut shared = Shared {
             adapters: Adapters::new(&mut loader, plan, spec, max_rows)?,
             encoder: Encoder::new(&mut loader, plan, spec, rows, max_blocks(spec, config))?,
             fusion: Fusion::new(&mut loader, plan, spec, rows, lanes)?,
@@ -96,8 +99,16 @@ impl Shared {
             fused: plan.reserve(name, lanes * spec.fusion_tokens * spec.d),
             rotary_table: plan.reserve(name, rows * spec.head_dim),
             host: HostBuffers::new(spec, rows),
+            packed_in: Duration::ZERO,
             backend,
-        })
+        };
+        shared.packed_in = begun.elapsed();
+        Ok(shared)
+    }
+
+    /// How long the backend took for the weights: reading and packing them.
+    pub fn packed_in(&self) -> Duration {
+        self.packed_in
     }
 
     /// Allocates the arena that was laid out.

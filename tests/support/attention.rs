@@ -6,6 +6,28 @@ use umm::backend::kv_cache::KvCache;
 use umm::backend::parity::noise;
 use umm::backend::{Backend, HeadShape, KvSegment, Region, Segments, TableId, Visibility};
 
+/// Queries, keys and values, row by row, and the heads' sinks.
+pub struct Values {
+    pub q: Vec<f32>,
+    pub k: Vec<f32>,
+    pub v: Vec<f32>,
+    pub sinks: Vec<f32>,
+}
+
+impl Values {
+    /// Seeded ones, of up to 2, sinks of up to 1.
+    pub fn new(shape: HeadShape, queries: Range<usize>, keys: usize) -> Values {
+        let twice = |seed, len| -> Vec<f32> { noise(seed, len).iter().map(|x| 2.0 * x).collect() };
+        let all = twice(5, queries.end * shape.q_width());
+        Values {
+            q: all[queries.start * shape.q_width()..].to_vec(),
+            k: twice(6, keys * shape.kv_width()),
+            v: twice(7, keys * shape.kv_width()),
+            sinks: noise(8, shape.heads),
+        }
+    }
+}
+
 /// Queries, keys and values in a backend's memory.
 pub struct AttentionCall {
     cpu: Cpu,
@@ -24,12 +46,18 @@ impl AttentionCall {
 
     /// Some of the queries and `keys` keys.
     pub fn with_queries(
-        mut cpu: Cpu,
+        cpu: Cpu,
         shape: HeadShape,
         queries: Range<usize>,
         keys: usize,
     ) -> AttentionCall {
-        let rows = queries.len();
+        AttentionCall::of(cpu, shape, &Values::new(shape, queries, keys))
+    }
+
+    /// Of these values.
+    pub fn of(mut cpu: Cpu, shape: HeadShape, values: &Values) -> AttentionCall {
+        let rows = values.q.len() / shape.q_width();
+        let keys = values.k.len() / shape.kv_width();
         let layout = shape.kv_layout(cpu.kv_form());
         let mut end = 0;
         let mut region = |len: usize| {
@@ -43,13 +71,11 @@ impl AttentionCall {
         let cache = KvCache::at(layout, keys, region(layout.len(keys)).start);
         let fresh = region(keys * shape.kv_width());
         cpu.allocate(end);
-        let sink = cpu.add_table(&noise(8, shape.heads), shape.heads);
-        let twice = |seed, len| -> Vec<f32> { noise(seed, len).iter().map(|x| 2.0 * x).collect() };
-        let all = twice(5, queries.end * shape.q_width());
-        cpu.upload(q, &all[queries.start * shape.q_width()..]);
-        cpu.upload(fresh, &twice(6, fresh.len));
+        let sink = cpu.add_table(&values.sinks, shape.heads);
+        cpu.upload(q, &values.q);
+        cpu.upload(fresh, &values.k);
         cpu.cache_keys_into(fresh, keys, cache, 0);
-        cpu.upload(fresh, &twice(7, fresh.len));
+        cpu.upload(fresh, &values.v);
         cpu.cache_values_into(fresh, keys, cache, 0);
         AttentionCall {
             cpu,

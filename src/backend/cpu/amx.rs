@@ -5,6 +5,7 @@
 //! length of one [`Tiles`]; other libraries that use them must not run on the same thread meanwhile.
 
 mod loops;
+pub(super) mod single;
 
 use super::ahead::Ahead;
 use loops::{Block, Element, TileRows};
@@ -20,7 +21,7 @@ const PANEL: usize = 16;
 pub(super) const ROW_STEP: usize = 16;
 
 /// Bytes of a tile's row.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// Whether the processor has tiles of 8-bit values and bf16, and the system lets this process use them.
 pub(super) fn available() -> bool {

@@ -40,6 +40,12 @@ impl Product {
         }
     }
 
+    /// This thread's matrix tiles, where they multiply.
+    #[cfg(target_arch = "x86_64")]
+    pub(in crate::backend::cpu) fn tiles(&self) -> Option<&Tiles> {
+        self.tiles.as_ref()
+    }
+
     /// Whether rows are read from where their scores were, see [`Product::add_in_place`].
     pub(in crate::backend::cpu) fn in_place(&self) -> bool {
         #[cfg(target_arch = "x86_64")]

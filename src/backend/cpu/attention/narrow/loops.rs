@@ -1,7 +1,7 @@
 //! Softmax in loops that the compiler turns into vectors, for every processor: the definition for
 //! [`super::vectors`].
 
-use super::{KEYS, PANEL, ROWS, Scores, TILE_ROWS, weights_below};
+use super::{KEYS, PANEL, ROWS, Scores, TILE_ROWS, reference, weights_from};
 use crate::backend::cpu::attention::Queries;
 use crate::backend::cpu::bf16::Bf16;
 use crate::backend::cpu::kernel_rows::row_stride;
@@ -54,14 +54,18 @@ fn weigh_rows<const FUSED: bool>(
         }
         for row in 0..used {
             let sink = queries.sink(first + first_row + row);
-            let max = math::max(sink, math::largest(&largest[row]) * scale);
+            let factor = weights_from(scale, 0.0).factor;
+            let max = math::max(
+                sink * std::f32::consts::LOG2_E,
+                math::largest(&largest[row]) * factor,
+            );
             let weights = &mut weights[(first_row + row) * row_stride::<Bf16>(padded)..][..padded];
             // All keys and the sink at minus infinity: nothing to attend to.
             if max == f32::NEG_INFINITY {
                 weights.fill(Bf16::default());
                 continue;
             }
-            let weigh = weights_below(scale, max);
+            let weigh = weights_from(scale, reference(max));
             let mut sum = math::Sum::default();
             for (scores, weights) in scores.iter().zip(weights.chunks_exact_mut(KEYS)) {
                 let halves = weights.chunks_exact_mut(PANEL);

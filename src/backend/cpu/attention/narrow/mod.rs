@@ -1,6 +1,8 @@
 //! bf16: queries, keys, values and softmax weights rounded, sums in `f32`; the order of every sum is the one of
 //! [`crate::backend::cpu::bf16`], so all processors with fused multiply-add come to the same bits.
 
+#[cfg(target_arch = "x86_64")]
+mod flow;
 mod loops;
 #[cfg(target_arch = "x86_64")]
 mod vectors;
@@ -15,7 +17,7 @@ use crate::backend::cpu::lines::{Lines, OnLine};
 use crate::backend::cpu::math;
 use crate::backend::kv_cache::KvForm;
 use multiversion::multiversion;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// Query rows worked on together.
 const ROWS: usize = 2 * TILE_ROWS;
@@ -41,41 +43,66 @@ pub(super) struct Scratch {
 
 /// All queries.
 pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch) {
+    scratch.make_room(queries.head_dim(), queries.seen);
+    let product = Product::new(isa);
+    let count = queries.count();
+    #[cfg(target_arch = "x86_64")]
+    if let Some(tiles) = product.tiles().filter(|_| flow::takes(queries)) {
+        let depth = queries.head_dim().next_multiple_of(STEP);
+        for first in (0..count).step_by(TILE_ROWS) {
+            let rows = first..(first + TILE_ROWS).min(count);
+            round_queries(queries, rows.clone(), depth, &mut scratch.queries);
+            if !flow::attend(tiles, queries, rows.clone(), &scratch.queries) {
+                attend_rows(isa, &product, queries, rows, scratch);
+            }
+        }
+        return;
+    }
+    for first in (0..count).step_by(ROWS) {
+        let rows = first..(first + ROWS).min(count);
+        attend_rows(isa, &product, queries, rows, scratch);
+    }
+}
+
+/// At most [`ROWS`] queries.
+fn attend_rows(
+    isa: Isa,
+    product: &Product,
+    queries: &Queries<'_>,
+    block: Range<usize>,
+    scratch: &mut Scratch,
+) {
     let seen = queries.seen;
     let depth = queries.head_dim().next_multiple_of(STEP);
-    scratch.make_room(queries.head_dim(), seen);
     let stride = row_stride::<Bf16>(depth);
-    let product = Product::new(isa);
     let scores = &mut scratch.scores[..seen.blocks.len()];
-    for first in (0..queries.count()).step_by(ROWS) {
-        let rows = (queries.count() - first).min(ROWS);
-        round_queries(queries, first..first + rows, depth, &mut scratch.queries);
-        let x = &scratch.queries[..rows.next_multiple_of(TILE_ROWS) * stride];
-        let mut softmax = Softmax::new(isa, queries, first);
-        for (at, scores) in scores.iter_mut().enumerate() {
-            let keys: &[Bf16] = bytemuck::cast_slice(queries.keys(at));
-            let (a, b) = keys.split_at(PANEL * depth);
-            product.dot((x, stride), rows, [a, b], depth, scores, None);
-            if !seen.blocks[at].whole {
-                hide_of_block(queries, at, first..first + rows, scores);
-            }
-            softmax.see(scores, rows);
+    let (first, rows) = (block.start, block.len());
+    round_queries(queries, block.clone(), depth, &mut scratch.queries);
+    let x = &scratch.queries[..rows.next_multiple_of(TILE_ROWS) * stride];
+    let mut softmax = Softmax::new(isa, queries, first);
+    for (at, scores) in scores.iter_mut().enumerate() {
+        let keys: &[Bf16] = bytemuck::cast_slice(queries.keys(at));
+        let (a, b) = keys.split_at(PANEL * depth);
+        product.dot((x, stride), rows, [a, b], depth, scores, None);
+        if !seen.blocks[at].whole {
+            hide_of_block(queries, at, block.clone(), scores);
         }
-        let in_place = product.in_place() && softmax.in_place();
-        let places = if in_place {
-            None
-        } else {
-            Some(&mut scratch.weights[..])
-        };
-        let inverse = softmax.weigh(queries, first..first + rows, scores, places);
-        let weights = Weights {
-            product: &product,
-            rows,
-            in_scores: in_place.then_some(&*scores),
-            in_rows: &scratch.weights,
-        };
-        weights.sum(queries, first, &inverse);
+        softmax.see(scores, rows);
     }
+    let in_place = product.in_place() && softmax.in_place();
+    let places = if in_place {
+        None
+    } else {
+        Some(&mut scratch.weights[..])
+    };
+    let inverse = softmax.weigh(queries, block, scores, places);
+    let weights = Weights {
+        product,
+        rows,
+        in_scores: in_place.then_some(&*scores),
+        in_rows: &scratch.weights,
+    };
+    weights.sum(queries, first, &inverse);
 }
 
 /// Weights of a block of rows.
@@ -217,10 +244,30 @@ impl Softmax {
 /// above what products in bf16 take for zero.
 const LOWEST: f32 = -54.0;
 
-/// Weights of scores still to be multiplied with `scale`, of which `max` is the largest then.
+/// Where the logarithm of a row's largest weight, to the base of 2, may lie for weights to be taken as they are: sums are far from
+/// what `f32` holds, and what [`LOWEST`] leaves out is far less than bf16 shows.
+const NEAR: RangeInclusive<f32> = -24.0..=40.0;
+
+/// Whole number that a row's logarithms, of which `largest` is the largest, are taken from: zero but for rows far from it, so that
+/// weights can be made before all scores are known, and no other result comes of it where they are.
 #[inline(always)]
-fn weights_below(scale: f32, max: f32) -> math::Weigh<4> {
-    math::Weigh::new(&math::EXP2_NARROW, LOWEST, scale, max)
+fn reference(largest: f32) -> f32 {
+    if NEAR.contains(&largest) {
+        0.0
+    } else {
+        largest.round_ties_even()
+    }
+}
+
+/// Weights of scores still to be multiplied with `scale`.
+#[inline(always)]
+fn weights_from(scale: f32, reference: f32) -> math::Weigh<4> {
+    math::Weigh {
+        factor: scale * std::f32::consts::LOG2_E,
+        less: -reference,
+        polynomial: &math::EXP2_NARROW,
+        lowest: LOWEST,
+    }
 }
 
 /// What each row does not see of a block.
@@ -241,8 +288,8 @@ fn write(
     first: usize,
     rows: usize,
     column: usize,
-    sums: &Scores,
-    inverse: &[f32; ROWS],
+    sums: &[[TileSums; 2]],
+    inverse: &[f32],
 ) {
     for row in 0..rows {
         // SAFETY: dropped before the next one.

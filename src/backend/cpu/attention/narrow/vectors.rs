@@ -1,6 +1,6 @@
 //! Softmax on 512-bit vectors that round to bf16: the bits of [`super::loops`].
 
-use super::{KEYS, PANEL, Scores, TILE_ROWS, TileSums, weights_below};
+use super::{KEYS, NEAR, PANEL, Scores, TILE_ROWS, TileSums, weights_from};
 use crate::backend::cpu::attention::Queries;
 use crate::backend::cpu::avx512;
 use crate::backend::cpu::bf16::Bf16;
@@ -25,13 +25,13 @@ const SCORES_AHEAD: usize = 3;
 #[repr(align(64))]
 pub(super) struct Softmax {
     /// The largest scores, then the sums of weights, of each row and of every sixteenth key.
-    lanes: [[f32; PANEL]; TILE_ROWS],
+    pub(super) lanes: [[f32; PANEL]; TILE_ROWS],
     sinks: [f32; TILE_ROWS],
-    /// What is added to each row's exponents.
+    /// What is added to each row's exponents: its reference, less than nothing.
     less: [f32; TILE_ROWS],
     /// Rows that have something to attend to.
     any: __mmask16,
-    scale: f32,
+    pub(super) scale: f32,
 }
 
 impl Softmax {
@@ -45,10 +45,15 @@ impl Softmax {
         Softmax {
             lanes: [[f32::NEG_INFINITY; PANEL]; TILE_ROWS],
             sinks: std::array::from_fn(|row| queries.sink((first + row).min(last))),
-            less: [0.0; TILE_ROWS],
+            less: [-0.0; TILE_ROWS],
             any: 0,
             scale: queries.scale(),
         }
+    }
+
+    /// Without a look at scores: weights have no reference, and their sums begin.
+    pub(super) fn begin_at_zero(&mut self) {
+        self.lanes = [[0.0; PANEL]; TILE_ROWS];
     }
 
     /// The rows' scores with some keys, `[panels]`.
@@ -101,14 +106,19 @@ unsafe fn settle(softmax: &mut Softmax) {
         let rows = softmax.lanes.map(|row| _mm512_loadu_ps(row.as_ptr()));
         let largest = fold_rows(rows, |a, b| _mm512_max_ps(b, a));
         let sink = _mm512_loadu_ps(softmax.sinks.as_ptr());
-        let scaled = _mm512_mul_ps(largest, _mm512_set1_ps(softmax.scale));
+        let factor = weights_from(softmax.scale, 0.0).factor;
+        let scaled = _mm512_mul_ps(largest, _mm512_set1_ps(factor));
+        let sink = _mm512_mul_ps(sink, _mm512_set1_ps(std::f32::consts::LOG2_E));
         let max = _mm512_max_ps(scaled, sink);
         // With all keys and the sink at minus infinity there is nothing to attend to: all weights are zero.
         let infinity = _mm512_set1_ps(f32::NEG_INFINITY);
         softmax.any = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(max, infinity);
-        let log2_e = _mm512_set1_ps(-std::f32::consts::LOG2_E);
-        let less = _mm512_maskz_mul_ps(softmax.any, max, log2_e);
-        softmax.less = avx512::lanes(less);
+        let far = _mm512_cmp_ps_mask::<_CMP_NGE_UQ>(max, _mm512_set1_ps(*NEAR.start()))
+            | _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(max, _mm512_set1_ps(*NEAR.end()));
+        const NEAREST: i32 = 0;
+        let reference = _mm512_maskz_roundscale_ps::<NEAREST>(softmax.any & far, max);
+        let sign = _mm512_set1_ps(-0.0);
+        softmax.less = avx512::lanes(_mm512_xor_ps(reference, sign));
     }
 }
 
@@ -134,7 +144,7 @@ unsafe fn weigh_tile(
         }
         None => (from.cast(), size_of::<[f32; PANEL]>(), size_of::<Scores>()),
     };
-    let weigh = weights_below(softmax.scale, 0.0);
+    let weigh = weights_from(softmax.scale, 0.0);
     let factor = _mm512_set1_ps(weigh.factor);
     for first in (0..TILE_ROWS).step_by(ROWS_HELD) {
         let mut sums = [_mm512_setzero_ps(); ROWS_HELD];
@@ -173,7 +183,20 @@ const _: () = assert!(KEYS * size_of::<Bf16>() == size_of::<[f32; PANEL]>());
 /// As [`weigh_tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
 unsafe fn inverse(softmax: &Softmax) -> [f32; TILE_ROWS] {
-    let weigh = weights_below(softmax.scale, 0.0);
+    // SAFETY: by the caller.
+    unsafe {
+        let one = _mm512_set1_ps(1.0);
+        avx512::lanes(_mm512_maskz_div_ps(softmax.any, one, sums(softmax)))
+    }
+}
+
+/// The sum of each row's weights, the sink's included.
+///
+/// # Safety
+/// As [`weigh_tile`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
+pub(super) unsafe fn sums(softmax: &Softmax) -> __m512 {
+    let weigh = weights_from(softmax.scale, 0.0);
     // SAFETY: sixteen places each; the rest by the caller.
     unsafe {
         let rows = softmax.lanes.map(|row| _mm512_loadu_ps(row.as_ptr()));
@@ -182,9 +205,7 @@ unsafe fn inverse(softmax: &Softmax) -> [f32; TILE_ROWS] {
         let [sink, less] = [sink, less].map(|lanes| _mm512_loadu_ps(lanes.as_ptr()));
         let t = _mm512_fmadd_ps(sink, _mm512_set1_ps(std::f32::consts::LOG2_E), less);
         let sink = avx512::exp2(weigh.polynomial, weigh.lowest, t);
-        let sum = _mm512_add_ps(sum, sink);
-        let inverse = _mm512_maskz_div_ps(softmax.any, _mm512_set1_ps(1.0), sum);
-        avx512::lanes(inverse)
+        _mm512_add_ps(sum, sink)
     }
 }
 

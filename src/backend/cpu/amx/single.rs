@@ -1,0 +1,50 @@
+//! Operations on single tiles, for kernels that have vectors at work between them.
+//!
+//! What a tile holds stays there from one of these to the next: the compiler keeps nothing in tiles, as no type of the language
+//! lives there. A tile is named by its register, since an instruction names it.
+
+/// A tile to zeros.
+macro_rules! zero {
+    ($tile:literal) => {
+        std::arch::asm!(
+            concat!("tilezero ", $tile),
+            options(nomem, nostack, preserves_flags)
+        )
+    };
+}
+
+/// Sixteen rows of 64 bytes from `$from` on, `$stride` bytes apart.
+macro_rules! load {
+    ($tile:literal, $from:expr, $stride:expr) => {
+        std::arch::asm!(
+            concat!("tileloadd ", $tile, ", [{from} + {stride}*1]"),
+            from = in(reg) $from,
+            stride = in(reg) $stride,
+            options(readonly, nostack, preserves_flags),
+        )
+    };
+}
+
+/// Sixteen rows of 64 bytes, one after the other, to `$to`.
+macro_rules! store {
+    ($to:expr, $tile:literal) => {
+        std::arch::asm!(
+            concat!("tilestored [{to} + {line}*1], ", $tile),
+            to = in(reg) $to,
+            line = in(reg) $crate::backend::cpu::amx::LINE,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
+/// Products in bf16 of the rows in `$rows` and the panel in `$panel`, added to the sums in `$sums`.
+macro_rules! add_products {
+    ($sums:literal, $rows:literal, $panel:literal) => {
+        std::arch::asm!(
+            concat!("tdpbf16ps ", $sums, ", ", $rows, ", ", $panel),
+            options(nomem, nostack, preserves_flags),
+        )
+    };
+}
+
+pub(in crate::backend::cpu) use {add_products, load, store, zero};

@@ -1,0 +1,397 @@
+//! Heads of up to 64 elements on matrix tiles: sixteen queries at a time go over the keys once, and three things are done side by
+//! side: weights of some keys, scores of the next ones, and the values of those before. Tiles work on while vectors do, scores
+//! stay in the nearest cache, and weighted sums never leave their tiles.
+//!
+//! The bits are those of [`super::attend_rows`], for queries whose weights need no reference ([`super::reference`]); which ones do
+//! shows in their sum, when all is done, and those are computed again there.
+
+use super::{KEYS, NEAR, PANEL, TILE_ROWS, TileSums, vectors, weights_from};
+use crate::backend::cpu::amx::single::{add_products, load, store, zero};
+use crate::backend::cpu::amx::{LINE, Tiles};
+use crate::backend::cpu::attention::Queries;
+use crate::backend::cpu::avx512;
+use crate::backend::cpu::bf16::{Bf16, STEP};
+use crate::backend::cpu::kernel_rows::row_stride;
+use crate::backend::cpu::lines::OnLine;
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+/// Blocks of keys gone over together.
+const BLOCKS: usize = 2;
+
+/// Panels of their keys.
+const PANELS: usize = BLOCKS * KEYS / PANEL;
+
+/// Steps of a head at most: its values are as many pairs of columns, whose sums take half of the tiles.
+const MAX_STEPS: usize = 2;
+
+/// Columns of values at most.
+const COLUMNS: usize = 2 * MAX_STEPS;
+
+/// Rows whose sums are held in registers at once.
+const ROWS_HELD: usize = 8;
+
+/// Bytes of a tile.
+const TILE: usize = size_of::<TileSums>();
+
+/// Scores of sixteen rows, of which a pair of panels' weights take the first one's place.
+type Scores = OnLine<[TileSums; PANELS]>;
+
+/// Whether heads are not too wide, and this processor has what there is here beside tiles.
+pub(super) fn takes(queries: &Queries<'_>) -> bool {
+    vectors::available() && queries.head_dim() <= MAX_STEPS * STEP
+}
+
+/// Where the keys and values of [`BLOCKS`] blocks lie.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Two panels each, one after the other.
+    keys: [*const u8; BLOCKS],
+    values: [[*const u8; COLUMNS]; BLOCKS],
+}
+
+impl Place {
+    /// Of the blocks from `at` on; behind the last one it is repeated.
+    fn of(queries: &Queries<'_>, steps: usize, at: usize) -> Place {
+        let last = queries.seen.blocks.len() - 1;
+        let blocks: [usize; BLOCKS] = std::array::from_fn(|block| (at + block).min(last));
+        Place {
+            keys: blocks.map(|block| {
+                let keys = &queries.keys(block)[..2 * steps * TILE / size_of::<f32>()];
+                keys.as_ptr().cast()
+            }),
+            values: blocks.map(|block| {
+                std::array::from_fn(|column| {
+                    // Columns that are not there are not read.
+                    let values = queries.values(block, column.min(2 * steps - 1));
+                    values[..TILE / size_of::<f32>()].as_ptr().cast()
+                })
+            }),
+        }
+    }
+}
+
+/// All queries of `rows`, at most a tile of them, which lie rounded in `x`, `[TILE_ROWS][row stride]`; false where some need a
+/// reference, whose results are then anything.
+///
+/// # Panics
+/// For queries that it does not [take](takes), and when sizes do not fit.
+pub(super) fn attend(
+    _configured: &Tiles,
+    queries: &Queries<'_>,
+    rows: Range<usize>,
+    x: &[Bf16],
+) -> bool {
+    let depth = queries.head_dim().next_multiple_of(STEP);
+    assert!(takes(queries), "other vectors or heads");
+    assert!(x.len() >= TILE_ROWS * row_stride::<Bf16>(depth) && rows.len() <= TILE_ROWS);
+    // SAFETY: available; tiles are configured; `x` is large enough.
+    unsafe {
+        match depth / STEP {
+            1 => attend_rows::<1>(queries, rows, x),
+            _ => attend_rows::<2>(queries, rows, x),
+        }
+    }
+}
+
+/// # Safety
+/// AVX-512 with BF16 is available, tiles are configured, and a row of `x` has as many steps.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
+unsafe fn attend_rows<const STEPS: usize>(
+    queries: &Queries<'_>,
+    rows: Range<usize>,
+    x: &[Bf16],
+) -> bool {
+    let blocks = queries.seen.blocks.len();
+    let mut softmax = vectors::Softmax::new(queries, rows.start);
+    softmax.begin_at_zero();
+    let mut lots = [OnLine([[[0.0; PANEL]; TILE_ROWS]; PANELS]); 3];
+    let [before, now, next] = &mut lots;
+    let mut lots = [before, now, next];
+    let place = |at| Place::of(queries, STEPS, at);
+    let mut work = Work {
+        x: x.as_ptr().cast(),
+        row_bytes: row_stride::<Bf16>(STEPS * STEP) * size_of::<Bf16>(),
+        // Nothing comes before the first keys: weights of zero, so that any values do.
+        before: place(0),
+        next: place(0),
+        ahead: place(BLOCKS),
+    };
+    // SAFETY: by the caller; places have the panels and columns of as many steps.
+    unsafe {
+        for group in 0..PANELS {
+            for turn in 0..TURNS {
+                work.score::<STEPS>(group, turn, lots[1]);
+            }
+        }
+        zero!("tmm0");
+        zero!("tmm1");
+        zero!("tmm2");
+        zero!("tmm3");
+        for at in (0..blocks).step_by(BLOCKS) {
+            // Behind the last keys they are scored once more, for nothing.
+            work.next = place(at + BLOCKS);
+            work.ahead = place(at + 2 * BLOCKS);
+            hide(queries, at, &rows, lots[1]);
+            let [before, now, next] = &mut lots;
+            // Panels come from memory for the first queries, for the others from the second cache.
+            if rows.start == 0 {
+                step::<STEPS, true>(&work, &mut softmax, before, now, next);
+            } else {
+                step::<STEPS, false>(&work, &mut softmax, before, now, next);
+            }
+            work.before = place(at);
+            lots.rotate_left(1);
+        }
+        for group in 0..PANELS {
+            for turn in 0..TURNS {
+                work.weigh::<STEPS>(group, turn, lots[0]);
+            }
+        }
+        finish::<STEPS>(queries, rows, &softmax)
+    }
+}
+
+/// Scores of slots that rows do not see to minus infinity, of the blocks from `at` on.
+#[target_feature(enable = "avx512f")]
+fn hide(queries: &Queries<'_>, at: usize, rows: &Range<usize>, scores: &mut Scores) {
+    let blocks = &queries.seen.blocks;
+    for block in 0..BLOCKS {
+        let there = at + block < blocks.len();
+        if there && blocks[at + block].whole {
+            continue;
+        }
+        for (row, index) in rows.clone().enumerate() {
+            let seen = if there {
+                queries.mask(at + block, index)
+            } else {
+                0
+            };
+            for half in 0..2 {
+                let panel = &mut scores.0[2 * block + half][row];
+                let hidden = !(seen >> (half * PANEL)) as __mmask16;
+                // SAFETY: sixteen places.
+                unsafe {
+                    let infinity = _mm512_set1_ps(f32::NEG_INFINITY);
+                    _mm512_mask_storeu_ps(panel.as_mut_ptr(), hidden, infinity);
+                }
+            }
+        }
+    }
+}
+
+/// Turns that the work of a panel on tiles is spread over: as many as rows are held.
+const TURNS: usize = ROWS_HELD;
+
+/// What tiles do while weights are made: for each panel a group of [`TURNS`]. Tiles 0 to 3 are the weighted sums, one a column; 4
+/// queries, 5 weights, 6 keys or values, 7 scores.
+struct Work {
+    x: *const u8,
+    row_bytes: usize,
+    before: Place,
+    next: Place,
+    /// What may be asked for.
+    ahead: Place,
+}
+
+impl Work {
+    /// Scores of a panel of the next keys.
+    ///
+    /// # Safety
+    /// As [`attend_rows`].
+    #[inline(always)]
+    unsafe fn score<const STEPS: usize>(&self, panel: usize, turn: usize, scores: &mut Scores) {
+        let keys = self.next.keys[panel / 2].wrapping_add(panel % 2 * STEPS * TILE);
+        // SAFETY: by the caller.
+        unsafe {
+            match turn {
+                0 => {
+                    zero!("tmm7");
+                    load!("tmm4", self.x, self.row_bytes);
+                    load!("tmm6", keys, LINE);
+                }
+                1 => add_products!("tmm7", "tmm4", "tmm6"),
+                4 if STEPS == 2 => {
+                    load!("tmm4", self.x.wrapping_add(LINE), self.row_bytes);
+                    load!("tmm6", keys.wrapping_add(TILE), LINE);
+                }
+                5 if STEPS == 2 => add_products!("tmm7", "tmm4", "tmm6"),
+                7 => store!(scores.0[panel].as_mut_ptr(), "tmm7"),
+                _ => (),
+            }
+        }
+    }
+
+    /// Values of the keys before, those of a pair of panels in two groups, each with half of the columns.
+    ///
+    /// # Safety
+    /// As [`attend_rows`].
+    #[inline(always)]
+    unsafe fn weigh<const STEPS: usize>(&self, group: usize, turn: usize, weights: &Scores) {
+        let (block, half) = (group / 2, group % 2);
+        let column = half * STEPS + usize::from(turn >= 6);
+        // SAFETY: by the caller.
+        unsafe {
+            match turn {
+                2 => {
+                    if half == 0 {
+                        load!("tmm5", weights.0[2 * block].as_ptr(), LINE);
+                    }
+                    load!("tmm6", self.before.values[block][column], LINE);
+                }
+                6 if STEPS == 2 => load!("tmm6", self.before.values[block][column], LINE),
+                3 => add_to(column),
+                7 if STEPS == 2 => add_to(column),
+                _ => (),
+            }
+        }
+    }
+
+    /// A share of the keys and values ahead.
+    #[inline(always)]
+    fn ask<const STEPS: usize>(&self, group: usize, turn: usize) {
+        let ahead = &self.ahead;
+        let (block, half) = (group / 2, group % 2);
+        let share = STEPS * TILE / TURNS;
+        let keys = ahead.keys[block].wrapping_add(half * STEPS * TILE + turn * share);
+        for line in (0..share).step_by(LINE) {
+            // SAFETY: prefetching reads nothing; so below.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(keys.wrapping_add(line).cast()) };
+        }
+        for values in &ahead.values[block][half * STEPS..(half + 1) * STEPS] {
+            let values = values.wrapping_add(turn * TILE / TURNS);
+            for line in (0..TILE / TURNS).step_by(LINE) {
+                // SAFETY: see above.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(values.wrapping_add(line).cast()) };
+            }
+        }
+    }
+}
+
+/// Products of weights and values added to a column's sums.
+///
+/// # Safety
+/// Tiles are configured.
+#[inline(always)]
+unsafe fn add_to(column: usize) {
+    // SAFETY: by the caller.
+    unsafe {
+        match column {
+            0 => add_products!("tmm0", "tmm5", "tmm6"),
+            1 => add_products!("tmm1", "tmm5", "tmm6"),
+            2 => add_products!("tmm2", "tmm5", "tmm6"),
+            _ => add_products!("tmm3", "tmm5", "tmm6"),
+        }
+    }
+}
+
+/// The same lines for each number, a constant in them.
+macro_rules! each {
+    ($name:ident in $($n:literal)*, $body:block) => {
+        $({
+            const $name: usize = $n;
+            $body
+        })*
+    };
+}
+
+/// Scores to weights, in the place of every second panel's, with the tiles' work in between. Without a branch: sums would wait for
+/// its end in memory.
+///
+/// # Safety
+/// As [`attend_rows`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
+unsafe fn step<const STEPS: usize, const ASKS: bool>(
+    work: &Work,
+    softmax: &mut vectors::Softmax,
+    before: &Scores,
+    now: &mut Scores,
+    next: &mut Scores,
+) {
+    let weigh = weights_from(softmax.scale, 0.0);
+    let factor = _mm512_set1_ps(weigh.factor);
+    let from: *mut f32 = now.0.as_mut_ptr().cast();
+    each!(HALF in 0 1, {
+        let lanes = softmax.lanes[HALF * ROWS_HELD..].as_mut_ptr();
+        let mut sums = [_mm512_setzero_ps(); ROWS_HELD];
+        for (row, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: sixteen places; so below.
+            *sum = unsafe { _mm512_loadu_ps(lanes.wrapping_add(row).cast()) };
+        }
+        each!(PAIR in 0 1, {
+            const GROUP: usize = 2 * HALF + PAIR;
+            each!(ROW in 0 1 2 3 4 5 6 7, {
+                let at = (2 * PAIR * TILE_ROWS + HALF * ROWS_HELD + ROW) * PANEL;
+                let from = from.wrapping_add(at);
+                // SAFETY: the caller's for tiles; sixteen scores each, of which the first ones' place takes two bytes for each.
+                unsafe {
+                    work.score::<STEPS>(GROUP, ROW, next);
+                    work.weigh::<STEPS>(GROUP, ROW, before);
+                    if ASKS {
+                        work.ask::<STEPS>(GROUP, ROW);
+                    }
+                    let [a, b] = [from, from.wrapping_add(TILE_ROWS * PANEL)].map(|from| {
+                        let t = _mm512_mul_ps(_mm512_loadu_ps(from), factor);
+                        avx512::exp2(weigh.polynomial, weigh.lowest, t)
+                    });
+                    sums[ROW] = _mm512_add_ps(_mm512_add_ps(sums[ROW], a), b);
+                    let rounded = _mm512_cvtne2ps_pbh(b, a);
+                    from.cast::<__m512bh>().write_unaligned(rounded);
+                }
+            });
+        });
+        for (row, sum) in sums.iter().enumerate() {
+            // SAFETY: see above.
+            unsafe { _mm512_storeu_ps(lanes.wrapping_add(row).cast(), *sum) };
+        }
+    });
+}
+
+/// Weighted sums over the sums of weights to the output; false where a row needs a reference.
+///
+/// # Safety
+/// As [`attend_rows`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
+unsafe fn finish<const STEPS: usize>(
+    queries: &Queries<'_>,
+    rows: Range<usize>,
+    softmax: &vectors::Softmax,
+) -> bool {
+    let keys = queries.seen.blocks.len() * KEYS;
+    // SAFETY: by the caller.
+    let sums = unsafe { avx512::lanes(vectors::sums(softmax)) };
+    // The largest weight is between the sum and its share of it; weights are not exact.
+    const NOT_EXACT: f32 = 1.0 + 1.0 / 64.0;
+    let least = NEAR.start().exp2() * (keys + 1) as f32 * NOT_EXACT;
+    let most = NEAR.end().exp2() / NOT_EXACT;
+    if !sums[..rows.len()]
+        .iter()
+        .all(|sum| (least..most).contains(sum))
+    {
+        return false;
+    }
+    let mut columns = OnLine([[[[0.0; PANEL]; TILE_ROWS]; 2]; MAX_STEPS]);
+    let [[a, b], [c, d]] = &mut columns.0;
+    // SAFETY: by the caller; a tile's room each.
+    unsafe {
+        store!(a.as_mut_ptr(), "tmm0");
+        store!(b.as_mut_ptr(), "tmm1");
+        if STEPS == 2 {
+            store!(c.as_mut_ptr(), "tmm2");
+            store!(d.as_mut_ptr(), "tmm3");
+        }
+    }
+    let inverse = sums.map(|sum| 1.0 / sum);
+    for (pair, sums) in columns.0[..STEPS].iter().enumerate() {
+        let column = pair * 2 * PANEL;
+        super::write(
+            queries,
+            rows.start,
+            rows.len(),
+            column,
+            std::slice::from_ref(sums),
+            &inverse,
+        );
+    }
+    true
+}
