@@ -205,7 +205,11 @@ fn attention_is_close_to_the_definition_and_the_same_on_every_instruction_set() 
         kv_heads: 1,
         head_dim: 24,
     };
-    for shape in [SHAPE, narrow, odd] {
+    let wider = HeadShape {
+        head_dim: 50,
+        ..odd
+    };
+    for shape in [SHAPE, narrow, odd, wider] {
         for (rows, keys) in [
             (1, 0),
             (1, 1),

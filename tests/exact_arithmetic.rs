@@ -152,6 +152,33 @@ fn attention_far_from_zero_is_near_exact_arithmetic() {
     }
 }
 
+/// What is not finite makes of a row what it makes on every other instruction set, and of other rows nothing.
+#[test]
+fn values_and_queries_that_are_not_finite_give_the_same_on_every_instruction_set() {
+    let (rows, keys) = (20, 3);
+    let mut values = Values::new(SHAPE, 0..rows, keys);
+    values.v[5] = f32::INFINITY;
+    values.q[7 * SHAPE.q_width()] = f32::NAN;
+    values.q[9 * SHAPE.q_width()] = f32::INFINITY;
+    values.sinks[1] = f32::NEG_INFINITY;
+    let (times, queries) = (vec![0; keys], vec![0; rows]);
+    let mut first = None;
+    for (name, cpu) in backends(Precision::Bf16).skip(1) {
+        let call = AttentionCall::of(cpu, SHAPE, &values);
+        let mut segments = Segments::new();
+        segments.push(call.segment(0..keys, &times, Visibility::All));
+        // One bit pattern for all that is not a number.
+        let bits: Vec<u32> = call
+            .run(&queries, &segments)
+            .iter()
+            .map(|v| if v.is_nan() { u32::MAX } else { v.to_bits() })
+            .collect();
+        let finite = bits.iter().filter(|b| f32::from_bits(**b).is_finite());
+        assert!(finite.count() > bits.len() * 9 / 10, "{name}");
+        assert_eq!(first.get_or_insert_with(|| bits.clone()), &bits, "{name}");
+    }
+}
+
 #[test]
 fn layer_norm_is_near_exact_arithmetic() {
     let (rows, d) = (7, 768);

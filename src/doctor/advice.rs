@@ -1,7 +1,7 @@
 //! What holds the machine back, and what to do about each.
 
 use super::parse::Limit;
-use super::{DeadlineVerdict, Report};
+use super::{DeadlineVerdict, ProductSpeed, Report};
 use crate::backend::cpu::{ISA_VARIABLE, Isa, Precision};
 use crate::config::Config;
 use serde::Serialize;
@@ -14,6 +14,9 @@ const WORTH_A_THREAD: f64 = 1.4;
 
 /// 8 bits are worth it from here on.
 const WORTH_INT8: f64 = 1.3;
+
+/// A precision is named for costing time from here on.
+const WORSE: f64 = 1.1;
 
 /// Memory a run needs beside weights, arena and moments: program, queues, messages.
 const BESIDE_BYTES: u64 = 128 << 20;
@@ -43,6 +46,7 @@ pub fn obstacles(report: &Report, config: Option<&Config>) -> Vec<Obstacle> {
     let mut list = List(Vec::new());
     list.build(report);
     list.tick(report, config);
+    list.precision(report, config);
     list.load(report);
     list.compute(report);
     list.container(report);
@@ -96,7 +100,8 @@ impl List {
         if tick.threads == 1 && report.speed_up.iter().any(|s| worth(&s)) {
             remedies.push("threads = 2".to_owned());
         }
-        let int8 = quicker_in_8_bits(report, &tick.model).filter(|by| *by >= WORTH_INT8);
+        let int8 = quicker_in(Precision::Int8, &report.products, &tick.model)
+            .filter(|by| *by >= WORTH_INT8);
         if let Some(by) = int8.filter(|_| config.engine.precision == Precision::F32) {
             remedies.push(format!(
                 "precision = \"int8\" (layers {by:.1} times as quick here)"
@@ -104,6 +109,23 @@ impl List {
         }
         remedies.push("a longer period_ms or deadline_ms, or a shorter max_wait_ms".to_owned());
         self.add(what, remedies.join("; "));
+    }
+
+    fn precision(&mut self, report: &Report, config: Option<&Config>) {
+        let (Some(tick), Some(config)) = (&report.tick, config) else {
+            return;
+        };
+        let slower = quicker_in(Precision::Bf16, &report.products, &tick.model).map(|by| 1.0 / by);
+        if config.engine.precision == Precision::Bf16
+            && let Some(times) = slower.filter(|times| *times >= WORSE)
+        {
+            self.add(
+                format!(
+                    "large products in bf16 take {times:.1} times as long as in f32 here: this processor has no tiles for them"
+                ),
+                "precision = \"f32\", or \"int8\" where memory is short",
+            );
+        }
     }
 
     fn load(&mut self, report: &Report) {
@@ -288,12 +310,46 @@ fn others_load(report: &Report) -> Option<f64> {
     report.system.load_average.filter(|load| *load > most)
 }
 
-/// Time of the preset's `f32` layer by that of its 8-bit one, one thread, many rows.
-fn quicker_in_8_bits(report: &Report, preset: &str) -> Option<f64> {
-    let of = |precision: &str| {
-        let layers = report.products.iter();
-        let mut layers = layers.filter(|s| s.preset == preset && s.threads == 1 && s.rows > 4);
-        Some(layers.find(|s| s.precision == precision)?.call_us)
+/// Time of the preset's `f32` layer by that of its one in this precision, one thread, many rows.
+fn quicker_in(precision: Precision, products: &[ProductSpeed], preset: &str) -> Option<f64> {
+    let of = |precision: Precision| {
+        let mut layers = products
+            .iter()
+            .filter(|s| s.preset == preset && s.threads == 1 && s.rows > 4);
+        let layer = layers.find(|s| s.precision == precision.name())?;
+        Some(layer.call_us)
     };
-    Some(of("f32")? / of("int8")?)
+    Some(of(Precision::F32)? / of(precision)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn precisions_are_weighed_by_the_models_own_layers_of_many_rows() {
+        let layer = |preset, rows, threads, precision: Precision, call_us| ProductSpeed {
+            preset,
+            in_dim: 1,
+            out_dim: 1,
+            rows,
+            precision: precision.name(),
+            threads,
+            call_us,
+            gops: 1.0,
+        };
+        let products = [
+            layer("nano", 64, 1, Precision::F32, 1.0),
+            layer("base", 4, 1, Precision::F32, 2.0),
+            layer("base", 64, 2, Precision::F32, 3.0),
+            layer("base", 64, 1, Precision::F32, 10.0),
+            layer("base", 4, 1, Precision::Bf16, 1.0),
+            layer("base", 64, 1, Precision::Bf16, 12.5),
+        ];
+        let of = |precision, preset| quicker_in(precision, &products, preset);
+        assert_eq!(of(Precision::Bf16, "base"), Some(0.8));
+        assert_eq!(of(Precision::Int8, "base"), None);
+        assert_eq!(of(Precision::Bf16, "nano"), None);
+        assert_eq!(of(Precision::F32, "other"), None);
+    }
 }

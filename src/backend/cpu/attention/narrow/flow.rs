@@ -2,10 +2,11 @@
 //! side: weights of some keys, scores of the next ones, and the values of those before. Tiles work on while vectors do, scores
 //! stay in the nearest cache, and weighted sums never leave their tiles.
 //!
-//! The bits are those of [`super::attend_rows`], for queries whose weights need no reference ([`super::reference`]); which ones do
-//! shows in their sum, when all is done, and those are computed again there.
+//! The bits are those of [`super::attend_rows`], for queries whose weights need no reference ([`super::reference`]). Whether one
+//! does shows in its sum, when all is done: then nothing is written, and its tile of queries is computed again there.
 
-use super::{KEYS, NEAR, PANEL, TILE_ROWS, TileSums, vectors, weights_from};
+use super::vectors::{self, ROWS_HELD};
+use super::{KEYS, NEAR, PANEL, TILE_ROWS, TileSums, weights_from};
 use crate::backend::cpu::amx::single::{add_products, load, store, zero};
 use crate::backend::cpu::amx::{LINE, Tiles};
 use crate::backend::cpu::attention::Queries;
@@ -28,9 +29,6 @@ const MAX_STEPS: usize = 2;
 /// Columns of values at most.
 const COLUMNS: usize = 2 * MAX_STEPS;
 
-/// Rows whose sums are held in registers at once.
-const ROWS_HELD: usize = 8;
-
 /// Bytes of a tile.
 const TILE: usize = size_of::<TileSums>();
 
@@ -50,29 +48,36 @@ struct Place {
     values: [[*const u8; COLUMNS]; BLOCKS],
 }
 
+/// Two panels of keys, and values of a block, where there is none: zeros.
+static NOTHING: OnLine<[TileSums; 2 * MAX_STEPS]> =
+    OnLine([[[0.0; PANEL]; TILE_ROWS]; 2 * MAX_STEPS]);
+
 impl Place {
-    /// Of the blocks from `at` on; behind the last one it is repeated.
+    /// Of the blocks from `at` on, as far as there are any.
     fn of(queries: &Queries<'_>, steps: usize, at: usize) -> Place {
-        let last = queries.seen.blocks.len() - 1;
-        let blocks: [usize; BLOCKS] = std::array::from_fn(|block| (at + block).min(last));
+        let mut place = Place::nowhere();
+        for block in 0..BLOCKS.min(queries.seen.blocks.len().saturating_sub(at)) {
+            let keys = &queries.keys(at + block)[..2 * steps * TILE / size_of::<f32>()];
+            place.keys[block] = keys.as_ptr().cast();
+            for (column, to) in place.values[block][..2 * steps].iter_mut().enumerate() {
+                let values = &queries.values(at + block, column)[..TILE / size_of::<f32>()];
+                *to = values.as_ptr().cast();
+            }
+        }
+        place
+    }
+
+    fn nowhere() -> Place {
+        let nothing = (&raw const NOTHING).cast();
         Place {
-            keys: blocks.map(|block| {
-                let keys = &queries.keys(block)[..2 * steps * TILE / size_of::<f32>()];
-                keys.as_ptr().cast()
-            }),
-            values: blocks.map(|block| {
-                std::array::from_fn(|column| {
-                    // Columns that are not there are not read.
-                    let values = queries.values(block, column.min(2 * steps - 1));
-                    values[..TILE / size_of::<f32>()].as_ptr().cast()
-                })
-            }),
+            keys: [nothing; BLOCKS],
+            values: [[nothing; COLUMNS]; BLOCKS],
         }
     }
 }
 
-/// All queries of `rows`, at most a tile of them, which lie rounded in `x`, `[TILE_ROWS][row stride]`; false where some need a
-/// reference, whose results are then anything.
+/// All queries of `rows`, at most a tile of them, which lie rounded in `x`, `[TILE_ROWS][row stride]`. Where one of them needs a
+/// reference, nothing is written: false.
 ///
 /// # Panics
 /// For queries that it does not [take](takes), and when sizes do not fit.
@@ -103,8 +108,7 @@ unsafe fn attend_rows<const STEPS: usize>(
     x: &[Bf16],
 ) -> bool {
     let blocks = queries.seen.blocks.len();
-    let mut softmax = vectors::Softmax::new(queries, rows.start);
-    softmax.begin_at_zero();
+    let mut softmax = vectors::Softmax::without_reference(queries, rows.start);
     let mut lots = [OnLine([[[0.0; PANEL]; TILE_ROWS]; PANELS]); 3];
     let [before, now, next] = &mut lots;
     let mut lots = [before, now, next];
@@ -112,8 +116,7 @@ unsafe fn attend_rows<const STEPS: usize>(
     let mut work = Work {
         x: x.as_ptr().cast(),
         row_bytes: row_stride::<Bf16>(STEPS * STEP) * size_of::<Bf16>(),
-        // Nothing comes before the first keys: weights of zero, so that any values do.
-        before: place(0),
+        before: Place::nowhere(),
         next: place(0),
         ahead: place(BLOCKS),
     };
@@ -129,8 +132,8 @@ unsafe fn attend_rows<const STEPS: usize>(
         zero!("tmm2");
         zero!("tmm3");
         for at in (0..blocks).step_by(BLOCKS) {
-            // Behind the last keys they are scored once more, for nothing.
-            work.next = place(at + BLOCKS);
+            let own = work.next;
+            work.next = work.ahead;
             work.ahead = place(at + 2 * BLOCKS);
             hide(queries, at, &rows, lots[1]);
             let [before, now, next] = &mut lots;
@@ -140,7 +143,7 @@ unsafe fn attend_rows<const STEPS: usize>(
             } else {
                 step::<STEPS, false>(&work, &mut softmax, before, now, next);
             }
-            work.before = place(at);
+            work.before = own;
             lots.rotate_left(1);
         }
         for group in 0..PANELS {
@@ -148,7 +151,7 @@ unsafe fn attend_rows<const STEPS: usize>(
                 work.weigh::<STEPS>(group, turn, lots[0]);
             }
         }
-        finish::<STEPS>(queries, rows, &softmax)
+        finish::<STEPS>(queries, rows, &softmax, lots[0])
     }
 }
 
@@ -347,7 +350,7 @@ unsafe fn step<const STEPS: usize, const ASKS: bool>(
     });
 }
 
-/// Weighted sums over the sums of weights to the output; false where a row needs a reference.
+/// Weighted sums over the sums of weights to the output, by way of `columns`, where no row needs a reference.
 ///
 /// # Safety
 /// As [`attend_rows`].
@@ -356,6 +359,7 @@ unsafe fn finish<const STEPS: usize>(
     queries: &Queries<'_>,
     rows: Range<usize>,
     softmax: &vectors::Softmax,
+    columns: &mut Scores,
 ) -> bool {
     let keys = queries.seen.blocks.len() * KEYS;
     // SAFETY: by the caller.
@@ -370,8 +374,7 @@ unsafe fn finish<const STEPS: usize>(
     {
         return false;
     }
-    let mut columns = OnLine([[[[0.0; PANEL]; TILE_ROWS]; 2]; MAX_STEPS]);
-    let [[a, b], [c, d]] = &mut columns.0;
+    let [a, b, c, d] = &mut columns.0;
     // SAFETY: by the caller; a tile's room each.
     unsafe {
         store!(a.as_mut_ptr(), "tmm0");
@@ -382,7 +385,8 @@ unsafe fn finish<const STEPS: usize>(
         }
     }
     let inverse = sums.map(|sum| 1.0 / sum);
-    for (pair, sums) in columns.0[..STEPS].iter().enumerate() {
+    let pairs = columns.0.as_chunks::<2>().0;
+    for (pair, sums) in pairs[..STEPS].iter().enumerate() {
         let column = pair * 2 * PANEL;
         super::write(
             queries,

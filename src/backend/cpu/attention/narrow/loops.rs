@@ -9,12 +9,9 @@ use crate::backend::cpu::math;
 use multiversion::multiversion;
 use multiversion::target::target_cfg_f;
 
-/// Scores to weights of the softmax, unnormalised; returns one over each row's sum.
-#[multiversion(targets(
-    "x86_64+avx512f+avx512bw+avx512vl+avx2+fma",
-    "x86_64+avx2+fma",
-    "aarch64+neon"
-))]
+/// Scores to weights of the softmax, unnormalised; returns one over each row's sum. Not for AVX-512, for which the compiler gathers
+/// lanes from row to row.
+#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn weigh(
     queries: &Queries<'_>,
     first: usize,
@@ -61,11 +58,8 @@ fn weigh_rows<const FUSED: bool>(
             );
             let weights = &mut weights[(first_row + row) * row_stride::<Bf16>(padded)..][..padded];
             // All keys and the sink at minus infinity: nothing to attend to.
-            if max == f32::NEG_INFINITY {
-                weights.fill(Bf16::default());
-                continue;
-            }
-            let weigh = weights_from(scale, reference(max));
+            let any = max != f32::NEG_INFINITY;
+            let weigh = weights_from(scale, if any { reference(max) } else { 0.0 });
             let mut sum = math::Sum::default();
             for (scores, weights) in scores.iter().zip(weights.chunks_exact_mut(KEYS)) {
                 let halves = weights.chunks_exact_mut(PANEL);
@@ -80,7 +74,8 @@ fn weigh_rows<const FUSED: bool>(
                     }
                 }
             }
-            inverse[first_row + row] = 1.0 / (sum.total() + weigh.of_sink::<FUSED>(sink));
+            let sum = sum.total() + weigh.of_sink::<FUSED>(sink);
+            inverse[first_row + row] = if any { 1.0 / sum } else { 0.0 };
         }
     }
     inverse

@@ -15,7 +15,7 @@ pub(super) fn available() -> bool {
 }
 
 /// Rows whose sums are held at once, beside all that a weight takes.
-const ROWS_HELD: usize = 8;
+pub(super) const ROWS_HELD: usize = 8;
 
 /// How many pairs of tiles ahead of their use scores are asked for from the second cache.
 const SCORES_AHEAD: usize = 3;
@@ -27,7 +27,7 @@ pub(super) struct Softmax {
     /// The largest scores, then the sums of weights, of each row and of every sixteenth key.
     pub(super) lanes: [[f32; PANEL]; TILE_ROWS],
     sinks: [f32; TILE_ROWS],
-    /// What is added to each row's exponents: its reference, less than nothing.
+    /// What is added to each row's exponents: its reference, negated.
     less: [f32; TILE_ROWS],
     /// Rows that have something to attend to.
     any: __mmask16,
@@ -51,9 +51,16 @@ impl Softmax {
         }
     }
 
-    /// Without a look at scores: weights have no reference, and their sums begin.
-    pub(super) fn begin_at_zero(&mut self) {
-        self.lanes = [[0.0; PANEL]; TILE_ROWS];
+    /// Of rows whose scores are weighed as they come: in their lanes are sums from the beginning.
+    ///
+    /// # Panics
+    /// As [`Softmax::new`].
+    pub(super) fn without_reference(queries: &Queries<'_>, first: usize) -> Softmax {
+        Softmax {
+            lanes: [[0.0; PANEL]; TILE_ROWS],
+            any: __mmask16::MAX,
+            ..Softmax::new(queries, first)
+        }
     }
 
     /// The rows' scores with some keys, `[panels]`.
