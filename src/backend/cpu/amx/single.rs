@@ -1,7 +1,8 @@
 //! Operations on single tiles, for kernels that have vectors at work between them.
 //!
 //! What a tile holds stays there from one of these to the next: the compiler keeps nothing in tiles, as no type of the language
-//! lives there. A tile is named by its register, since an instruction names it.
+//! lives there. The language's rules for assembly have no way to say so; nothing that is called in between may use tiles. A tile is
+//! named by its register, since an instruction names it.
 
 /// A tile to zeros.
 macro_rules! zero {
