@@ -6,7 +6,7 @@
 //! does shows in its sum, when all is done: then nothing is written, and its tile of queries is computed again there.
 
 use super::vectors::{self, ROWS_HELD};
-use super::{KEYS, NEAR, PANEL, TILE_ROWS, TileSums, weights_from};
+use super::{KEYS, NEAR, PANEL, TILE_ROWS, TileSums, hide_of_block, weights_of};
 use crate::backend::cpu::amx::single::{add_products, load, store, zero};
 use crate::backend::cpu::amx::{LINE, Tiles};
 use crate::backend::cpu::attention::Queries;
@@ -156,29 +156,13 @@ unsafe fn attend_rows<const STEPS: usize>(
 }
 
 /// Scores of slots that rows do not see to minus infinity, of the blocks from `at` on.
-#[target_feature(enable = "avx512f")]
 fn hide(queries: &Queries<'_>, at: usize, rows: &Range<usize>, scores: &mut Scores) {
     let blocks = &queries.seen.blocks;
-    for block in 0..BLOCKS {
-        let there = at + block < blocks.len();
-        if there && blocks[at + block].whole {
-            continue;
-        }
-        for (row, index) in rows.clone().enumerate() {
-            let seen = if there {
-                queries.mask(at + block, index)
-            } else {
-                0
-            };
-            for half in 0..2 {
-                let panel = &mut scores.0[2 * block + half][row];
-                let hidden = !(seen >> (half * PANEL)) as __mmask16;
-                // SAFETY: sixteen places.
-                unsafe {
-                    let infinity = _mm512_set1_ps(f32::NEG_INFINITY);
-                    _mm512_mask_storeu_ps(panel.as_mut_ptr(), hidden, infinity);
-                }
-            }
+    for (block, panels) in (at..).zip(scores.0.as_chunks_mut::<2>().0) {
+        match blocks.get(block) {
+            Some(block) if block.whole => (),
+            Some(_) => hide_of_block(queries, block, rows.clone(), std::slice::from_mut(panels)),
+            None => *panels = [[[f32::NEG_INFINITY; PANEL]; TILE_ROWS]; 2],
         }
     }
 }
@@ -311,7 +295,7 @@ unsafe fn step<const STEPS: usize, const ASKS: bool>(
     now: &mut Scores,
     next: &mut Scores,
 ) {
-    let weigh = weights_from(softmax.scale, 0.0);
+    let weigh = weights_of(softmax.scale);
     let factor = _mm512_set1_ps(weigh.factor);
     let from: *mut f32 = now.0.as_mut_ptr().cast();
     each!(HALF in 0 1, {

@@ -1,7 +1,7 @@
 //! Softmax in loops that the compiler turns into vectors, for every processor: the definition for
 //! [`super::vectors`].
 
-use super::{KEYS, PANEL, ROWS, Scores, TILE_ROWS, reference, weights_from};
+use super::{KEYS, PANEL, ROWS, Scores, TILE_ROWS, reference, weights_of};
 use crate::backend::cpu::attention::Queries;
 use crate::backend::cpu::bf16::Bf16;
 use crate::backend::cpu::kernel_rows::row_stride;
@@ -36,7 +36,6 @@ fn weigh_rows<const FUSED: bool>(
 ) -> [f32; ROWS] {
     let mut inverse = [0.0; ROWS];
     let padded = scores.len() * KEYS;
-    let scale = queries.scale();
     for (tile, first_row) in (0..rows).step_by(TILE_ROWS).enumerate() {
         let used = (rows - first_row).min(TILE_ROWS);
         let mut largest = [[f32::NEG_INFINITY; PANEL]; TILE_ROWS];
@@ -51,15 +50,17 @@ fn weigh_rows<const FUSED: bool>(
         }
         for row in 0..used {
             let sink = queries.sink(first + first_row + row);
-            let factor = weights_from(scale, 0.0).factor;
+            let mut weigh = weights_of(queries.scale());
             let max = math::max(
                 sink * std::f32::consts::LOG2_E,
-                math::largest(&largest[row]) * factor,
+                math::largest(&largest[row]) * weigh.factor,
             );
             let weights = &mut weights[(first_row + row) * row_stride::<Bf16>(padded)..][..padded];
             // All keys and the sink at minus infinity: nothing to attend to.
             let any = max != f32::NEG_INFINITY;
-            let weigh = weights_from(scale, if any { reference(max) } else { 0.0 });
+            if any {
+                weigh.less = -reference(max);
+            }
             let mut sum = math::Sum::default();
             for (scores, weights) in scores.iter().zip(weights.chunks_exact_mut(KEYS)) {
                 let halves = weights.chunks_exact_mut(PANEL);

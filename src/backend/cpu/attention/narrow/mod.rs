@@ -259,20 +259,20 @@ fn reference(largest: f32) -> f32 {
     }
 }
 
-/// Weights of scores still to be multiplied with `scale`.
+/// Weights of scores still to be multiplied with `scale`, without a reference.
 #[inline(always)]
-fn weights_from(scale: f32, reference: f32) -> math::Weigh<4> {
-    math::Weigh {
-        factor: scale * std::f32::consts::LOG2_E,
-        less: -reference,
-        polynomial: &math::EXP2_NARROW,
-        lowest: LOWEST,
-    }
+fn weights_of(scale: f32) -> math::Weigh<4> {
+    math::Weigh::new(&math::EXP2_NARROW, LOWEST, scale, 0.0)
 }
 
 /// What each row does not see of a block.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw", "x86_64+avx2", "aarch64+neon"))]
-fn hide_of_block(queries: &Queries<'_>, block: usize, rows: Range<usize>, scores: &mut Scores) {
+fn hide_of_block(
+    queries: &Queries<'_>,
+    block: usize,
+    rows: Range<usize>,
+    scores: &mut [[TileSums; 2]],
+) {
     for (row, index) in rows.enumerate() {
         let mask = queries.mask(block, index);
         for (half, panel) in scores[row / TILE_ROWS].iter_mut().enumerate() {

@@ -1,6 +1,6 @@
 //! Softmax on 512-bit vectors that round to bf16: the bits of [`super::loops`].
 
-use super::{KEYS, NEAR, PANEL, Scores, TILE_ROWS, TileSums, weights_from};
+use super::{KEYS, NEAR, PANEL, Scores, TILE_ROWS, TileSums, weights_of};
 use crate::backend::cpu::attention::Queries;
 use crate::backend::cpu::avx512;
 use crate::backend::cpu::bf16::Bf16;
@@ -113,7 +113,7 @@ unsafe fn settle(softmax: &mut Softmax) {
         let rows = softmax.lanes.map(|row| _mm512_loadu_ps(row.as_ptr()));
         let largest = fold_rows(rows, |a, b| _mm512_max_ps(b, a));
         let sink = _mm512_loadu_ps(softmax.sinks.as_ptr());
-        let factor = weights_from(softmax.scale, 0.0).factor;
+        let factor = weights_of(softmax.scale).factor;
         let scaled = _mm512_mul_ps(largest, _mm512_set1_ps(factor));
         let sink = _mm512_mul_ps(sink, _mm512_set1_ps(std::f32::consts::LOG2_E));
         let max = _mm512_max_ps(scaled, sink);
@@ -151,7 +151,7 @@ unsafe fn weigh_tile(
         }
         None => (from.cast(), size_of::<[f32; PANEL]>(), size_of::<Scores>()),
     };
-    let weigh = weights_from(softmax.scale, 0.0);
+    let weigh = weights_of(softmax.scale);
     let factor = _mm512_set1_ps(weigh.factor);
     for first in (0..TILE_ROWS).step_by(ROWS_HELD) {
         let mut sums = [_mm512_setzero_ps(); ROWS_HELD];
@@ -203,7 +203,7 @@ unsafe fn inverse(softmax: &Softmax) -> [f32; TILE_ROWS] {
 /// As [`weigh_tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
 pub(super) unsafe fn sums(softmax: &Softmax) -> __m512 {
-    let weigh = weights_from(softmax.scale, 0.0);
+    let weigh = weights_of(softmax.scale);
     // SAFETY: sixteen places each; the rest by the caller.
     unsafe {
         let rows = softmax.lanes.map(|row| _mm512_loadu_ps(row.as_ptr()));
