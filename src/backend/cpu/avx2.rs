@@ -33,6 +33,7 @@ impl Sixteen for Two {
     const ACROSS: usize = 1;
     const WIDE: usize = 1;
     const ROWS_OF_WIDE: usize = 6;
+    const ROWS_OF_HALVES: usize = 0;
     const TILES: usize = 4;
 
     #[inline(always)]

@@ -19,6 +19,7 @@ impl Sixteen for __m512 {
     const ACROSS: usize = 2;
     const WIDE: usize = 4;
     const ROWS_OF_WIDE: usize = 7;
+    const ROWS_OF_HALVES: usize = 6;
     const TILES: usize = 1;
 
     #[inline(always)]

@@ -107,6 +107,9 @@ pub(super) trait Sixteen: Copy {
     const WIDE: usize;
     /// See [`Sixteen::WIDE`].
     const ROWS_OF_WIDE: usize;
+    /// Rows of a tile whose even and odd channels have sums of their own side by side, where the registers hold them all beside
+    /// two vectors of each column; 0 where they are summed one after the other, [`Sixteen::ROWS`] at a time.
+    const ROWS_OF_HALVES: usize;
     /// Tiles of rows that attention takes together, so that keys are fetched as seldom as the second cache asks for.
     const TILES: usize;
     /// Rows of these tiles.

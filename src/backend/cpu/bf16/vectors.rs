@@ -4,6 +4,7 @@
 use super::product::{TILE_ROWS, TileSums};
 use super::{Bf16, PANEL, STEP};
 use crate::backend::cpu::kernel_rows::block;
+use crate::backend::cpu::lines::OnLine;
 use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors, on_vectors};
 use crate::backend::cpu::tile::{DEPTH_BLOCK, ROW_STRIDE, with_tile_rows};
 use std::mem::MaybeUninit;
@@ -76,22 +77,32 @@ impl Call {
     /// The processor has `S`; rows and panels hold what the fields say.
     #[inline(always)]
     unsafe fn dot<S: Sixteen, const ACROSS: usize>(&self, sums: &mut [[TileSums; 2]; 2]) {
-        const { assert!(S::ROWS <= MAX_ROWS) };
+        const { assert!(S::ROWS <= MAX_ROWS && S::ROWS_OF_HALVES <= S::ROWS) };
+        let most = match S::ROWS_OF_HALVES {
+            0 => S::ROWS,
+            rows => rows,
+        };
         // What is not written is not read.
-        let mut rows = [const { MaybeUninit::uninit() }; MAX_ROWS * ROW_STRIDE];
+        let mut rows = OnLine([const { MaybeUninit::uninit() }; MAX_ROWS * ROW_STRIDE]);
         let mut step = 0;
         loop {
             let steps = step..(step + CHUNK_STEPS).min(self.steps);
             let mut row = 0;
             while row < self.rows {
-                let n = block(self.rows - row, S::ROWS);
+                let n = block(self.rows - row, most);
                 // SAFETY: by the caller; a chunk is no longer than the rows here.
-                unsafe { self.expand::<S>(row..row + n, &steps, &mut rows) };
-                with_tile_rows!(n, S::ROWS, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
+                unsafe { self.expand::<S>(row..row + n, &steps, &mut rows.0) };
+                with_tile_rows!(n, most, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
                     let mut panel = 0;
                     while panel < self.panels.len() {
                         // SAFETY: by the caller.
-                        unsafe { self.tile::<S, M, ACROSS>(&rows, row, panel, &steps, sums) };
+                        unsafe {
+                            if S::ROWS_OF_HALVES > 0 {
+                                self.tile_of_halves::<S, M, ACROSS>(&rows.0, row, panel, &steps, sums);
+                            } else {
+                                self.tile::<S, M, ACROSS>(&rows.0, row, panel, &steps, sums);
+                            }
+                        }
                         panel += ACROSS;
                     }
                 });
@@ -146,10 +157,7 @@ impl Call {
                 }
             }
             for step in steps.clone() {
-                let mut b = [self.panels[panel]; ACROSS];
-                for (across, b) in b.iter_mut().enumerate() {
-                    *b = self.panels[panel + across].add(step * STEP_PAIRS * PANEL);
-                }
+                let b = self.columns(panel, step);
                 let a = rows.as_ptr().cast::<f32>().add((step - steps.start) * STEP);
                 let even = half_step::<S, M, ACROSS, false>(a, b);
                 let odd = half_step::<S, M, ACROSS, true>(a.add(1), b);
@@ -166,6 +174,57 @@ impl Call {
                 }
             }
         }
+    }
+
+    /// As [`Call::tile`], even and odd channels side by side; registers hold no more than these, so that their sums are added to what
+    /// is in memory.
+    ///
+    /// # Safety
+    /// As [`Call::tile`].
+    #[inline(always)]
+    unsafe fn tile_of_halves<S: Sixteen, const M: usize, const ACROSS: usize>(
+        &self,
+        rows: &Rows,
+        row: usize,
+        panel: usize,
+        steps: &Range<usize>,
+        sums: &mut [[TileSums; 2]; 2],
+    ) {
+        for step in steps.clone() {
+            let begins = !self.goes_on && step == 0;
+            // SAFETY: by the caller; sixteen sums each.
+            unsafe {
+                let b = self.columns(panel, step);
+                let a = rows.as_ptr().cast::<f32>().add((step - steps.start) * STEP);
+                let [even, odd] = both_halves::<S, M, ACROSS>(a, b);
+                for (m, (even, odd)) in even.iter().zip(odd).enumerate() {
+                    let sums = &mut sums[(row + m) / TILE_ROWS];
+                    for (across, (even, odd)) in even.iter().zip(odd).enumerate() {
+                        let sum = sums[panel + across][(row + m) % TILE_ROWS].as_mut_ptr();
+                        let before = if begins { S::splat(0.0) } else { S::load(sum) };
+                        before.add(even.add(odd)).store(sum);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where a step's pairs of each panel from `panel` on lie.
+    ///
+    /// # Safety
+    /// There are as many panels and steps.
+    #[inline(always)]
+    unsafe fn columns<const ACROSS: usize>(
+        &self,
+        panel: usize,
+        step: usize,
+    ) -> [*const u32; ACROSS] {
+        let mut columns = [self.panels[panel]; ACROSS];
+        for (across, column) in columns.iter_mut().enumerate() {
+            // SAFETY: by the caller.
+            *column = unsafe { self.panels[panel + across].add(step * STEP_PAIRS * PANEL) };
+        }
+        columns
     }
 }
 
@@ -191,6 +250,38 @@ unsafe fn half_step<S: Sixteen, const M: usize, const ACROSS: usize, const ODD: 
                 let a = S::splat(*a.add(m * ROW_STRIDE + 2 * pair));
                 for (sum, column) in sums.iter_mut().zip(columns) {
                     *sum = a.mul_add(column, *sum);
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// Sums of a step's even and of its odd channels, both at once.
+///
+/// # Safety
+/// As [`half_step`].
+#[inline(always)]
+unsafe fn both_halves<S: Sixteen, const M: usize, const ACROSS: usize>(
+    a: *const f32,
+    b: [*const u32; ACROSS],
+) -> [[[S; ACROSS]; M]; 2] {
+    // SAFETY: by the caller.
+    unsafe {
+        let mut sums = [[[S::splat(0.0); ACROSS]; M]; 2];
+        for pair in 0..STEP_PAIRS {
+            let mut columns = [[S::splat(0.0); ACROSS]; 2];
+            for (across, b) in b.iter().enumerate() {
+                let b = b.add(pair * PANEL);
+                columns[0][across] = S::load_even(b);
+                columns[1][across] = S::load_odd(b);
+            }
+            for (half, (sums, columns)) in sums.iter_mut().zip(columns).enumerate() {
+                for (m, sums) in sums.iter_mut().enumerate() {
+                    let a = S::splat(*a.add(m * ROW_STRIDE + 2 * pair + half));
+                    for (sum, column) in sums.iter_mut().zip(columns) {
+                        *sum = a.mul_add(column, *sum);
+                    }
                 }
             }
         }

@@ -160,16 +160,18 @@ unsafe fn weigh_tile(
             for (r, sum) in sums.iter_mut().enumerate() {
                 let row = first + r;
                 let less = _mm512_set1_ps(softmax.less[row]);
-                let [a, b] = [0, 1].map(|half| {
+                let mut halves = [_mm512_setzero_ps(); 2];
+                for (half, weights) in halves.iter_mut().enumerate() {
                     let from = from.wrapping_add((half * TILE_ROWS + row) * PANEL);
                     let ahead = from.cast::<Scores>().wrapping_add(SCORES_AHEAD);
                     // SAFETY: sixteen scores, and prefetching reads nothing; the rest by the caller.
                     unsafe {
                         _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
                         let t = _mm512_fmadd_ps(_mm512_loadu_ps(from), factor, less);
-                        avx512::exp2(weigh.polynomial, weigh.lowest, t)
+                        *weights = avx512::exp2(weigh.polynomial, weigh.lowest, t);
                     }
-                });
+                }
+                let [a, b] = halves;
                 *sum = _mm512_add_ps(_mm512_add_ps(*sum, a), b);
                 let rounded = _mm512_cvtne2ps_pbh(b, a);
                 let to = to.wrapping_add(row * row_bytes + pair * pair_bytes);
