@@ -92,6 +92,30 @@ fn models_are_made_and_shown() {
     );
     let said = succeeds(&dir, &["model", "show", "w.safetensors"]);
     assert!(said.contains("nano, untrained (seed 5)"), "{said}");
+    let said = succeeds(&dir, &["model", "pack", "w.safetensors"]);
+    let packed = "w.int8.safetensors";
+    assert!(said.contains(packed) && said.contains("int8"), "{said}");
+    let said = succeeds(&dir, &["model", "show", packed, "--tensors"]);
+    assert!(said.contains("in int8"), "{said}");
+    let line = |name: &str| said.lines().find(|line| line.contains(name)).unwrap();
+    assert!(line("encoder.0.ffn.fc1.weight").ends_with("int8"), "{said}");
+    assert!(line("encoder.0.ffn.fc1.bias").ends_with("f32"), "{said}");
+    fails(
+        &dir,
+        &["model", "pack", packed, "--precision", "bf16"],
+        &["int8 already"],
+    );
+    fails(
+        &dir,
+        &["model", "pack", "w.safetensors", "--precision", "int4"],
+        &["int4", "bf16, int8"],
+    );
+    drive(&dir.join("drive.mcap"), 0.5);
+    let config = "[engine]\nweights = \"w.int8.safetensors\"\nprecision = \"int8\"\n\
+        [[topic]]\nname = \"/audio/mic\"\nkind = \"audio\"\nrate_hz = 50\n";
+    std::fs::write(dir.join("car.toml"), config).unwrap();
+    let said = succeeds(&dir, &["replay", "drive.mcap", "--config", "car.toml"]);
+    assert!(said.contains("stored in int8"), "{said}");
     fails(
         &dir,
         &["model", "init", "--preset", "huge", "-o", "x"],

@@ -2,9 +2,10 @@
 
 mod support;
 
-use safetensors::tensor::{Dtype, TensorView};
-use std::collections::{BTreeMap, HashMap};
+use safetensors::tensor::Dtype;
+use std::collections::HashMap;
 use support::files::TempFile;
+use support::tensors::{self, RawTensors};
 use umm::model::init::initial_weights;
 use umm::model::spec::ModelSpec;
 use umm::model::weights::Weights;
@@ -30,31 +31,9 @@ fn error(bytes: &[u8]) -> String {
     error.to_string()
 }
 
-type RawTensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
-
 /// The nano weights with something changed by another writer.
 fn edited(edit: impl FnOnce(&mut RawTensors, &mut HashMap<String, String>)) -> Vec<u8> {
-    let bytes = nano().to_bytes().unwrap();
-    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let mut metadata = metadata.metadata().clone().unwrap();
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let mut tensors: RawTensors = file
-        .iter()
-        .map(|(name, t)| {
-            (
-                name.to_owned(),
-                (t.dtype(), t.shape().to_vec(), t.data().to_vec()),
-            )
-        })
-        .collect();
-    edit(&mut tensors, &mut metadata);
-    let views: Vec<_> = tensors
-        .iter()
-        .map(|(name, (dtype, shape, data))| {
-            (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
-        })
-        .collect();
-    safetensors::serialize(views, Some(metadata)).unwrap()
+    tensors::edited(&nano().to_bytes().unwrap(), edit)
 }
 
 #[test]

@@ -11,10 +11,12 @@
 
 pub mod cpu;
 pub mod kv_cache;
+pub mod narrow;
 pub mod parity;
 
 use arrayvec::ArrayVec;
 use kv_cache::{KvCache, KvForm, KvLayout};
+use narrow::NarrowWeights;
 use std::ops::Range;
 
 /// Most ring segments one attention call may look at: two a topic, for [`MAX_TOPICS`] topics, and the own chunk's two.
@@ -171,6 +173,17 @@ pub trait Backend {
         in_dim: usize,
         out_dim: usize,
     ) -> LinearId;
+
+    /// As [`Backend::add_linear`], weights in fewer bits: a backend that computes in as many takes them as they are.
+    fn add_narrow_linear(
+        &mut self,
+        weight: NarrowWeights<'_>,
+        bias: Option<&[f32]>,
+        in_dim: usize,
+        out_dim: usize,
+    ) -> LinearId {
+        self.add_linear(&weight.widened(in_dim), bias, in_dim, out_dim)
+    }
 
     /// Takes over a table `[rows, width]` of parameters.
     fn add_table(&mut self, values: &[f32], width: usize) -> TableId;

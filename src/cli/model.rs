@@ -1,9 +1,10 @@
-//! `umm model`: initial weights, and what a weights file holds.
+//! `umm model`: initial weights, weights packed to fewer bits, and what a weights file holds.
 
 use super::{Failure, table};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use umm::backend::cpu::Precision;
 use umm::model::init::initial_weights;
 use umm::model::spec::{DEFAULT_COMPRESSION, ModelSpec};
 use umm::model::weights::Weights;
@@ -12,6 +13,9 @@ use umm::model::weights::Weights;
 pub enum ModelCommand {
     /// Write seeded initial weights (untrained: their outputs mean nothing as perception)
     Init(InitArguments),
+    /// Write weights with the matrices of linear layers rounded to the precision they will run in: a file of a quarter or half the
+    /// size, read as much quicker, with the same results in that precision
+    Pack(PackArguments),
     /// Show what a weights file holds
     Show(ShowArguments),
 }
@@ -33,6 +37,33 @@ pub struct InitArguments {
 }
 
 #[derive(Args)]
+pub struct PackArguments {
+    /// Weights file, of f32
+    weights: PathBuf,
+    /// What `precision` will be in the configuration
+    #[arg(long, default_value = "int8")]
+    precision: Packed,
+    /// File to write; default WEIGHTS with the precision before its ending
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Packed {
+    Bf16,
+    Int8,
+}
+
+impl From<Packed> for Precision {
+    fn from(packed: Packed) -> Precision {
+        match packed {
+            Packed::Bf16 => Precision::Bf16,
+            Packed::Int8 => Precision::Int8,
+        }
+    }
+}
+
+#[derive(Args)]
 pub struct ShowArguments {
     /// Weights file
     weights: PathBuf,
@@ -44,6 +75,7 @@ pub struct ShowArguments {
 pub fn run(command: &ModelCommand) -> Result<(), Failure> {
     match command {
         ModelCommand::Init(arguments) => init(arguments),
+        ModelCommand::Pack(arguments) => pack(arguments),
         ModelCommand::Show(arguments) => show(arguments),
     }
 }
@@ -67,6 +99,29 @@ fn init(arguments: &InitArguments) -> Result<(), Failure> {
     Ok(())
 }
 
+fn pack(arguments: &PackArguments) -> Result<(), Failure> {
+    let from = &arguments.weights;
+    let precision = Precision::from(arguments.precision);
+    let default = || from.with_extension(format!("{}.safetensors", precision.name()));
+    let path = arguments.output.clone().unwrap_or_else(default);
+    let weights = Weights::load(from)?;
+    let packed = weights.packed(precision)?;
+    packed.save(&path)?;
+    let megabytes = |path: &Path| std::fs::metadata(path).map_or(0.0, |m| m.len() as f64 / 1e6);
+    say!(
+        "wrote {}: {} of {} parameters in {}, the others in f32; {:.1} MB, where {} has {:.1}",
+        path.display(),
+        millions(packed.narrow_parameters()),
+        millions(packed.parameters()),
+        precision.name(),
+        megabytes(&path),
+        from.display(),
+        megabytes(from)
+    );
+    say!("run it with `precision = \"{}\"`", precision.name());
+    Ok(())
+}
+
 fn show(arguments: &ShowArguments) -> Result<(), Failure> {
     let weights = Weights::load(&arguments.weights)?;
     let spec = &weights.spec;
@@ -81,6 +136,14 @@ fn show(arguments: &ShowArguments) -> Result<(), Failure> {
         millions(weights.parameters()),
         weights.digest()
     );
+    let stored_in = weights.stored_in();
+    if stored_in != Precision::F32 {
+        say!(
+            "  {} of them in {}, the others in f32",
+            millions(weights.narrow_parameters()),
+            stored_in.name()
+        );
+    }
     say!(
         "  width {}, {} heads of {} ({} key/value), feed-forward {}",
         spec.d,
@@ -110,18 +173,22 @@ fn show(arguments: &ShowArguments) -> Result<(), Failure> {
     say!("  motion: {}", spec.motion.join(", "));
     say!("  signals: {}", spec.signals.join(", "));
     if arguments.tensors {
-        let rows: Vec<Vec<String>> = weights
-            .tensors
-            .iter()
-            .map(|(name, t)| vec![name.clone(), format!("{:?}", t.shape)])
-            .collect();
-        table::print(&["tensor", "shape"], &rows);
+        let row = |(name, (precision, shape)): (&str, (Precision, &[usize]))| {
+            vec![
+                name.to_owned(),
+                format!("{shape:?}"),
+                precision.name().to_owned(),
+            ]
+        };
+        let rows: Vec<Vec<String>> = weights.shapes().into_iter().map(row).collect();
+        table::print(&["tensor", "shape", "stored in"], &rows);
         return Ok(());
     }
     let mut parts: BTreeMap<&str, usize> = BTreeMap::new();
-    for (name, tensor) in &weights.tensors {
+    let shapes = weights.shapes();
+    for (name, (_, shape)) in &shapes {
         let part = name.split('.').next().unwrap_or(name);
-        *parts.entry(part).or_default() += tensor.values.len();
+        *parts.entry(part).or_default() += shape.iter().product::<usize>();
     }
     let rows: Vec<Vec<String>> = parts
         .into_iter()

@@ -1,6 +1,7 @@
 //! What several commands print: topics, model and memory, what a run has come to.
 
 use super::table;
+use umm::backend::cpu::Precision;
 use umm::config::Config;
 use umm::ledger::Ledger;
 use umm::model::weights::Weights;
@@ -47,8 +48,12 @@ pub fn engine(weights: &Weights, runtime: &Runtime) {
     } else {
         "untrained"
     };
+    let stored = match weights.stored_in() {
+        Precision::F32 => String::new(),
+        precision => format!(", stored in {}", precision.name()),
+    };
     say!(
-        "model    {}, {trained}; {}",
+        "model    {}, {trained}{stored}; {}",
         weights.spec.name,
         network.backend_name()
     );

@@ -94,12 +94,8 @@ struct Reference<'a> {
 
 impl Reference<'_> {
     fn values(&self, name: &str) -> Vec<f64> {
-        let values = self.weights.tensors.get(name).map(|t| t.values.iter());
-        values
-            .into_iter()
-            .flatten()
-            .map(|&v| f64::from(v))
-            .collect()
+        let values = self.weights.values(name).unwrap_or_default();
+        values.iter().map(|&v| f64::from(v)).collect()
     }
 
     fn row(&self, name: &str, row: usize, width: usize) -> Vec<f64> {

@@ -127,7 +127,12 @@ pub fn initial_weights(spec: &ModelSpec) -> Weights {
         tensors.insert(name, Tensor { shape, values });
     }
     let spec = spec.clone();
-    Weights { spec, tensors }
+    let narrow = BTreeMap::new();
+    Weights {
+        spec,
+        tensors,
+        narrow,
+    }
 }
 
 enum Spread {

@@ -28,27 +28,34 @@ impl<'a> Loader<'a> {
 
     /// A linear layer with its bias, if the file has one.
     pub fn linear(&mut self, name: &str) -> Result<LinearId, WeightsError> {
-        let weight = self.tensor(&format!("{name}.weight"))?;
         let bias = self.weights.tensors.get(&format!("{name}.bias"));
-        Ok(self.matrix(weight, bias.map(|b| &b.values[..])))
+        self.matrix(&format!("{name}.weight"), bias.map(|b| &b.values[..]))
     }
 
     /// A linear layer's matrix alone.
     pub fn linear_without_bias(&mut self, name: &str) -> Result<LinearId, WeightsError> {
-        let weight = self.tensor(&format!("{name}.weight"))?;
-        Ok(self.matrix(weight, None))
+        self.matrix(&format!("{name}.weight"), None)
     }
 
     /// A table `[rows, d]` used as a linear layer `d -> rows`.
     pub fn tied(&mut self, table: &str, bias: &str) -> Result<LinearId, WeightsError> {
-        let (weight, bias) = (self.tensor(table)?, self.tensor(bias)?);
-        Ok(self.matrix(weight, Some(&bias.values)))
+        let bias = self.tensor(bias)?;
+        self.matrix(table, Some(&bias.values))
     }
 
-    fn matrix(&mut self, weight: &Tensor, bias: Option<&[f32]>) -> LinearId {
+    fn matrix(&mut self, name: &str, bias: Option<&[f32]>) -> Result<LinearId, WeightsError> {
+        if let Some(matrix) = self.weights.narrow.get(name) {
+            let (out_dim, in_dim) = (matrix.shape()[0], matrix.shape()[1]);
+            let weights = matrix.weights();
+            return Ok(self
+                .backend
+                .add_narrow_linear(weights, bias, in_dim, out_dim));
+        }
+        let weight = self.tensor(name)?;
         let (out_dim, in_dim) = (weight.shape[0], weight.shape[1]);
-        self.backend
-            .add_linear(&weight.values, bias, in_dim, out_dim)
+        Ok(self
+            .backend
+            .add_linear(&weight.values, bias, in_dim, out_dim))
     }
 
     pub fn norm(&mut self, name: &str) -> Result<NormIds, WeightsError> {

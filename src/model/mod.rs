@@ -4,7 +4,7 @@
 //! left it, where there is a long context), [`fusion`] gathers all modalities, [`heads`] and [`caption`] read the result.
 //! [`network`] is one run's context and results, advanced tick by tick; what several runs that step together share is in
 //! `shared`, where their rows lie in [`layout`]. [`forward`] is the same mathematics over a whole sequence at once, naive, kept
-//! as the reference for `step`.
+//! as the reference for `step`. [`weights`] come from a file, whose matrices may be [`narrow`].
 
 pub mod adapter;
 pub mod caption;
@@ -15,6 +15,7 @@ pub mod heads;
 pub mod init;
 pub mod layout;
 pub mod moments;
+pub mod narrow;
 pub mod network;
 pub mod rotary;
 pub mod spec;

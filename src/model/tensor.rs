@@ -1,5 +1,6 @@
 //! A named tensor's values: of their own, or in a mapped file.
 
+use bytemuck::Pod;
 use memmap2::Mmap;
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
@@ -8,54 +9,56 @@ use std::sync::Arc;
 // Files hold little-endian numbers, which are used as they lie there.
 const _: () = assert!(cfg!(target_endian = "little"));
 
-/// A tensor of `f32`, row-major.
+/// A tensor, row-major; of `f32` unless it is said.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tensor {
+pub struct Tensor<T: Pod = f32> {
     /// Sizes, outermost first.
     pub shape: Vec<usize>,
     /// Values.
-    pub values: Values,
+    pub values: Values<T>,
 }
 
 /// Values of a tensor. Writing to those of a mapped file makes a copy first.
 #[derive(Clone)]
-pub struct Values(Place);
+pub struct Values<T: Pod = f32>(Place<T>);
 
 #[derive(Clone)]
-enum Place {
-    Owned(Vec<f32>),
-    /// Bytes of a file, aligned for `f32`.
+enum Place<T> {
+    Owned(Vec<T>),
+    /// Bytes of a file, aligned for `T`.
     Mapped(Arc<Mmap>, Range<usize>),
 }
 
-impl Values {
+impl<T: Pod> Values<T> {
     /// Little-endian numbers inside a mapped file, which `bytes` is a part of; copied where they are not aligned.
-    pub(super) fn mapped(file: &Arc<Mmap>, bytes: &[u8]) -> Values {
+    pub(super) fn mapped(file: &Arc<Mmap>, bytes: &[u8]) -> Values<T> {
         let start = bytes.as_ptr().addr() - file.as_ptr().addr();
         let range = start..start + bytes.len();
-        if bytemuck::try_cast_slice::<u8, f32>(&file[range.clone()]).is_err() {
+        if bytemuck::try_cast_slice::<u8, T>(&file[range.clone()]).is_err() {
             return Values::copied(bytes);
         }
         Values(Place::Mapped(Arc::clone(file), range))
     }
 
     /// From little-endian numbers.
-    pub(super) fn copied(bytes: &[u8]) -> Values {
-        let values = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
-        Values(Place::Owned(values.collect()))
+    pub(super) fn copied(bytes: &[u8]) -> Values<T> {
+        let numbers = bytes.chunks_exact(size_of::<T>());
+        Values(Place::Owned(
+            numbers.map(bytemuck::pod_read_unaligned).collect(),
+        ))
     }
 }
 
-impl From<Vec<f32>> for Values {
-    fn from(values: Vec<f32>) -> Values {
+impl<T: Pod> From<Vec<T>> for Values<T> {
+    fn from(values: Vec<T>) -> Values<T> {
         Values(Place::Owned(values))
     }
 }
 
-impl Deref for Values {
-    type Target = [f32];
+impl<T: Pod> Deref for Values<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    fn deref(&self) -> &[T] {
         match &self.0 {
             Place::Owned(values) => values,
             Place::Mapped(file, range) => bytemuck::cast_slice(&file[range.clone()]),
@@ -63,8 +66,8 @@ impl Deref for Values {
     }
 }
 
-impl DerefMut for Values {
-    fn deref_mut(&mut self) -> &mut [f32] {
+impl<T: Pod> DerefMut for Values<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
         if let Place::Mapped(..) = &self.0 {
             self.0 = Place::Owned(self.to_vec());
         }
@@ -75,13 +78,13 @@ impl DerefMut for Values {
     }
 }
 
-impl PartialEq for Values {
-    fn eq(&self, other: &Values) -> bool {
+impl<T: Pod + PartialEq> PartialEq for Values<T> {
+    fn eq(&self, other: &Values<T>) -> bool {
         **self == **other
     }
 }
 
-impl fmt::Debug for Values {
+impl<T: Pod> fmt::Debug for Values<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} values", self.len())
     }

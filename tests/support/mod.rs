@@ -6,6 +6,7 @@ pub mod attention;
 pub mod files;
 pub mod live;
 pub mod logs;
+pub mod tensors;
 pub mod tiny;
 
 use safetensors::SafeTensors;

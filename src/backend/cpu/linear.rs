@@ -10,6 +10,29 @@ use rten_gemm::PackedBMatrix;
 /// Linear layers with fewer weights gain nothing from 8 bits.
 pub const MIN_INT8_WEIGHTS: usize = 1 << 12;
 
+/// Whether a layer's weights are rounded where a backend's precision is not `f32`.
+pub fn is_narrowed(in_dim: usize, out_dim: usize) -> bool {
+    in_dim * out_dim >= MIN_INT8_WEIGHTS && in_dim <= int8::MAX_IN_DIM
+}
+
+/// Weights `[out_dim, in_dim]` as [`Precision::Int8`] rounds them, and what a quantum of each row is worth: for
+/// [`NarrowWeights::Int8`](crate::backend::narrow::NarrowWeights::Int8).
+pub fn quantized(weight: &[f32], in_dim: usize) -> (Vec<i8>, Vec<f32>) {
+    let mut quanta = vec![0; weight.len()];
+    let rows = quanta.chunks_exact_mut(in_dim);
+    let scale = weight
+        .chunks_exact(in_dim)
+        .zip(rows)
+        .map(|(weight, row)| int8::quantize_row(weight, row))
+        .collect();
+    (quanta, scale)
+}
+
+/// Values as [`Precision::Bf16`] rounds them.
+pub fn rounded_to_bf16(values: &[f32]) -> Vec<u16> {
+    values.iter().map(|v| bf16::Bf16::from_f32(*v).0).collect()
+}
+
 /// A linear layer's weights, in the form its path reads.
 pub(super) enum LinearWeights {
     /// `[out_dim, in_dim]`.
@@ -61,16 +84,16 @@ impl Cpu {
         assert_eq!(weight.len(), in_dim * out_dim, "linear weight size");
         let bias = bias.map_or_else(|| vec![0.0; out_dim], <[f32]>::to_vec);
         assert_eq!(bias.len(), out_dim, "linear bias size");
-        let small = weight.len() < MIN_INT8_WEIGHTS || in_dim > int8::MAX_IN_DIM;
+        let narrowed = is_narrowed(in_dim, out_dim);
         let weights = match (self.precision, self.path) {
-            (Precision::Int8, _) if !small => LinearWeights::Int8(Int8Linear::pack(
+            (Precision::Int8, _) if narrowed => LinearWeights::Int8(Int8Linear::pack(
                 &mut self.pool,
                 weight,
                 &bias,
                 in_dim,
                 out_dim,
             )),
-            (Precision::Bf16, _) if !small => LinearWeights::Bf16(bf16::Bf16Linear::pack(
+            (Precision::Bf16, _) if narrowed => LinearWeights::Bf16(bf16::Bf16Linear::pack(
                 &mut self.pool,
                 weight,
                 &bias,
@@ -84,6 +107,29 @@ impl Cpu {
             in_dim,
             out_dim,
             weights,
+            bias,
+        }
+    }
+
+    /// Weights that were quantised before.
+    pub(super) fn take_quantized(
+        &mut self,
+        quanta: &[i8],
+        scale: &[f32],
+        bias: Option<&[f32]>,
+        in_dim: usize,
+        out_dim: usize,
+    ) -> Linear {
+        assert_eq!(quanta.len(), in_dim * out_dim, "linear weight size");
+        assert_eq!(scale.len(), out_dim, "linear scale size");
+        let bias = bias.map_or_else(|| vec![0.0; out_dim], <[f32]>::to_vec);
+        assert_eq!(bias.len(), out_dim, "linear bias size");
+        let pool = &mut self.pool;
+        let weights = Int8Linear::take(pool, quanta, scale, &bias, in_dim);
+        Linear {
+            in_dim,
+            out_dim,
+            weights: LinearWeights::Int8(weights),
             bias,
         }
     }

@@ -35,10 +35,11 @@ mod sixteen;
 mod tile;
 
 pub use isa::{ISA_VARIABLE, Isa};
-pub use linear::MIN_INT8_WEIGHTS;
+pub use linear::{MIN_INT8_WEIGHTS, is_narrowed, quantized, rounded_to_bf16};
 pub use path::{Path, Precision};
 
 use super::kv_cache::{KvCache, KvForm};
+use super::narrow::NarrowWeights;
 use super::{Backend, Epilogue, HeadShape, LinearId, NormIds, Region, Segments, TableId};
 use crate::umm::arena::prefault;
 use kv::Store;
@@ -226,6 +227,27 @@ impl Backend for Cpu {
         let linear = self.pack_linear(weight, bias, in_dim, out_dim);
         self.linears.push(linear);
         LinearId(self.linears.len() - 1)
+    }
+
+    fn add_narrow_linear(
+        &mut self,
+        weight: NarrowWeights<'_>,
+        bias: Option<&[f32]>,
+        in_dim: usize,
+        out_dim: usize,
+    ) -> LinearId {
+        match weight {
+            // Rounded again their scales would differ in the last bit.
+            NarrowWeights::Int8 { quanta, scale }
+                if self.precision == Precision::Int8 && is_narrowed(in_dim, out_dim) =>
+            {
+                let linear = self.take_quantized(quanta, scale, bias, in_dim, out_dim);
+                self.linears.push(linear);
+                LinearId(self.linears.len() - 1)
+            }
+            // bf16 does not change when it is rounded again.
+            _ => self.add_linear(&weight.widened(in_dim), bias, in_dim, out_dim),
+        }
     }
 
     fn add_table(&mut self, values: &[f32], width: usize) -> TableId {

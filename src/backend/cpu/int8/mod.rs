@@ -64,14 +64,42 @@ impl Int8Linear {
         in_dim: usize,
         out_dim: usize,
     ) -> Int8Linear {
+        let rows = weight.chunks_exact(in_dim);
+        Int8Linear::from_rows(pool, rows, bias, (in_dim, out_dim), quantize_row)
+    }
+
+    /// Takes weights `[out_dim, in_dim]` that [`quantize_row`] has made, with the scale of each row.
+    pub(super) fn take(
+        pool: &mut Pool,
+        quanta: &[i8],
+        scale: &[f32],
+        bias: &[f32],
+        in_dim: usize,
+    ) -> Int8Linear {
+        let rows = quanta.chunks_exact(in_dim).zip(scale);
+        let sizes = (in_dim, scale.len());
+        Int8Linear::from_rows(pool, rows, bias, sizes, |(quanta, scale), row| {
+            row[..in_dim].copy_from_slice(quanta);
+            *scale
+        })
+    }
+
+    /// `quantize` makes a row's quanta, zeros behind them, and says what one is worth.
+    fn from_rows<R>(
+        pool: &mut Pool,
+        rows: impl Iterator<Item = R>,
+        bias: &[f32],
+        (in_dim, out_dim): (usize, usize),
+        quantize: impl Fn(R, &mut [i8]) -> f32,
+    ) -> Int8Linear {
         assert!(in_dim <= MAX_IN_DIM, "a sum over {in_dim} may overflow");
         let depth = in_dim.next_multiple_of(DEPTH);
         let channels = out_dim.next_multiple_of(PANEL);
         let (mut scale, mut offset) = (vec![0.0; channels], vec![0; channels]);
         let mut row = vec![0_i8; depth];
         let panels = pool.part(channels * depth, |panels| {
-            for (n, weight) in weight.chunks_exact(in_dim).enumerate() {
-                scale[n] = quantize_row(weight, &mut row);
+            for (n, values) in rows.enumerate() {
+                scale[n] = quantize(values, &mut row);
                 offset[n] = 128 * row.iter().map(|&q| i32::from(q)).sum::<i32>();
                 let panel = &mut panels[n / PANEL * PANEL * depth..][..PANEL * depth];
                 for (step, group) in panel
@@ -180,7 +208,7 @@ fn quantize_rows<Q: Quantum>(
 }
 
 /// How a kernel reads a quantised value.
-trait Quantum: bytemuck::Pod + Send {
+pub(super) trait Quantum: bytemuck::Pod + Send {
     /// From the two's complement in the lowest bits.
     fn from_bits(bits: u32) -> Self;
 }
@@ -209,7 +237,7 @@ impl Quantum for i16 {
 /// Quantises a row and pads it with zeros; returns what one quantum is worth. A row that is not all finite becomes zeros
 /// worth NaN each: whatever is computed from it is NaN, as it would be in `f32`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
-fn quantize_row<Q: Quantum>(x: &[f32], row: &mut [Q]) -> f32 {
+pub(super) fn quantize_row<Q: Quantum>(x: &[f32], row: &mut [Q]) -> f32 {
     // Of floats without their signs the order of the bits is the order of the values; infinity and NaN come last.
     const INFINITY: u32 = 0x7f80_0000;
     // Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the lowest bits.

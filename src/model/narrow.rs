@@ -1,0 +1,113 @@
+//! Matrices of linear layers stored in the bits they run in: a file of a half or a quarter of the size, rounded once.
+
+use super::tensor::{Tensor, Values};
+use super::weights::WeightsError;
+use crate::backend::cpu::{Precision, is_narrowed, quantized, rounded_to_bf16};
+use crate::backend::narrow::{NarrowWeights, from_bf16};
+
+/// What is added to a matrix's name for the tensor of its scales.
+pub const SCALE_SUFFIX: &str = ".scale";
+
+/// A matrix `[out_dim, in_dim]` in fewer bits than `f32`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NarrowMatrix {
+    /// bf16.
+    Bf16(Tensor<u16>),
+    /// See [`NarrowWeights::Int8`].
+    Int8 {
+        /// -127 to 127.
+        quanta: Tensor<i8>,
+        /// `[out_dim]`
+        scale: Values,
+    },
+}
+
+impl NarrowMatrix {
+    /// A matrix as `precision` rounds it; none where it stays as it is.
+    pub fn of(matrix: &Tensor, precision: Precision) -> Option<NarrowMatrix> {
+        let &[out_dim, in_dim] = &matrix.shape[..] else {
+            return None;
+        };
+        if !is_narrowed(in_dim, out_dim) {
+            return None;
+        }
+        let shape = matrix.shape.clone();
+        match precision {
+            Precision::F32 => None,
+            Precision::Bf16 => Some(NarrowMatrix::Bf16(Tensor {
+                shape,
+                values: rounded_to_bf16(&matrix.values).into(),
+            })),
+            Precision::Int8 => {
+                let (quanta, scale) = quantized(&matrix.values, in_dim);
+                Some(NarrowMatrix::Int8 {
+                    quanta: Tensor {
+                        shape,
+                        values: quanta.into(),
+                    },
+                    scale: scale.into(),
+                })
+            }
+        }
+    }
+
+    /// Sizes, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        match self {
+            NarrowMatrix::Bf16(tensor) => &tensor.shape,
+            NarrowMatrix::Int8 { quanta, .. } => &quanta.shape,
+        }
+    }
+
+    /// What it was rounded for.
+    pub fn precision(&self) -> Precision {
+        match self {
+            NarrowMatrix::Bf16(_) => Precision::Bf16,
+            NarrowMatrix::Int8 { .. } => Precision::Int8,
+        }
+    }
+
+    /// As a backend takes it.
+    pub fn weights(&self) -> NarrowWeights<'_> {
+        match self {
+            NarrowMatrix::Bf16(tensor) => NarrowWeights::Bf16(&tensor.values),
+            NarrowMatrix::Int8 { quanta, scale } => NarrowWeights::Int8 {
+                quanta: &quanta.values,
+                scale,
+            },
+        }
+    }
+
+    /// Checks sizes and values read from a file.
+    ///
+    /// # Errors
+    /// [`WeightsError::Shape`] of the scales, [`WeightsError::NotFinite`], [`WeightsError::NotAQuantum`],
+    /// [`WeightsError::NotAScale`].
+    pub(super) fn check(&self, name: &str) -> Result<(), WeightsError> {
+        let name = name.to_owned();
+        match self.weights() {
+            NarrowWeights::Bf16(values) => {
+                let bad = |bits: &u16| !from_bf16(*bits).is_finite();
+                values.iter().position(bad).map_or(Ok(()), |index| {
+                    let value = from_bf16(values[index]);
+                    Err(WeightsError::NotFinite { name, index, value })
+                })
+            }
+            NarrowWeights::Int8 { quanta, scale } => {
+                if let Some(index) = quanta.iter().position(|q| *q == i8::MIN) {
+                    return Err(WeightsError::NotAQuantum { name, index });
+                }
+                let bad = |value: &f32| *value < 0.0;
+                scale.iter().position(bad).map_or(Ok(()), |index| {
+                    let (name, value) = (name + SCALE_SUFFIX, scale[index]);
+                    Err(WeightsError::NotAScale { name, index, value })
+                })
+            }
+        }
+    }
+}
+
+/// Whether a tensor is the matrix of a linear layer, by its name and sizes.
+pub(super) fn is_matrix(name: &str, shape: &[usize]) -> bool {
+    name.ends_with(".weight") && shape.len() == 2
+}

@@ -1,0 +1,252 @@
+//! Weights as a safetensors file: read, checked, written.
+
+use super::{NarrowMatrix, SCALE_SUFFIX, Tensor, Values, Weights, WeightsError, is_matrix};
+use crate::backend::narrow::NarrowWeights;
+use crate::model::spec::{ModelSpec, SPEC_KEY};
+use bytemuck::Pod;
+use memmap2::{Advice, Mmap};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Largest weights file that is read.
+const MAX_FILE_BYTES: u64 = 8 << 30;
+
+impl Weights {
+    /// Maps and checks a file; its pages are the system's, which may take them back. A file that is mapped must be replaced by
+    /// another of its name, as [`Weights::save`] does, never written to. What cannot be mapped, a pipe, is read.
+    ///
+    /// # Errors
+    /// See [`WeightsError`]; the message names the file or tensor.
+    pub fn load(path: &Path) -> Result<Weights, WeightsError> {
+        let io = |source| WeightsError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
+        if size > MAX_FILE_BYTES {
+            return Err(io(std::io::Error::other(format!(
+                "{size} bytes, over the limit of {MAX_FILE_BYTES}"
+            ))));
+        }
+        let name = path.display().to_string();
+        // SAFETY: only read; that no one writes to it meanwhile is asked of whoever replaces weights, as said above.
+        let Ok(map) = (unsafe { Mmap::map(&file) }) else {
+            return Weights::from_bytes(&std::fs::read(path).map_err(io)?, &name);
+        };
+        // Without the advice it is read page by page.
+        let _ = map.advise(Advice::WillNeed);
+        let map = Arc::new(map);
+        Weights::read(&map, &name, Some(&map))
+    }
+
+    /// Checks the bytes of a safetensors file; `file` names it in errors.
+    ///
+    /// # Errors
+    /// See [`WeightsError`].
+    pub fn from_bytes(bytes: &[u8], file: &str) -> Result<Weights, WeightsError> {
+        Weights::read(bytes, file, None)
+    }
+
+    /// As [`Weights::from_bytes`], of a file's mapping if `bytes` are one.
+    fn read(bytes: &[u8], file: &str, map: Option<&Arc<Mmap>>) -> Result<Weights, WeightsError> {
+        let spec_error = |reason: String| WeightsError::Spec {
+            file: file.to_owned(),
+            reason,
+        };
+        let format = |error: safetensors::SafeTensorError| WeightsError::Format {
+            file: file.to_owned(),
+            reason: error.to_string(),
+        };
+        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(format)?;
+        let json = metadata
+            .metadata()
+            .as_ref()
+            .and_then(|m| m.get(SPEC_KEY))
+            .ok_or_else(|| spec_error("there is none".to_owned()))?;
+        let spec: ModelSpec =
+            serde_json::from_str(json).map_err(|error| spec_error(error.to_string()))?;
+        spec.validate()
+            .map_err(|error| spec_error(error.to_string()))?;
+        let file_tensors = SafeTensors::deserialize(bytes).map_err(format)?;
+        let mut weights = Weights {
+            spec,
+            tensors: BTreeMap::new(),
+            narrow: BTreeMap::new(),
+        };
+        let mut in_8_bits = Vec::new();
+        for (name, view) in file_tensors.iter() {
+            match view.dtype() {
+                Dtype::BF16 if is_matrix(name, view.shape()) => {
+                    let matrix = NarrowMatrix::Bf16(tensor(&view, map));
+                    weights.narrow.insert(name.to_owned(), matrix);
+                }
+                Dtype::I8 if is_matrix(name, view.shape()) => in_8_bits.push((name, view)),
+                _ => {
+                    let tensor = read_tensor(name, &view, map)?;
+                    weights.tensors.insert(name.to_owned(), tensor);
+                }
+            }
+        }
+        for (name, view) in in_8_bits {
+            let scale = weights.take_scale(name, view.shape()[0])?;
+            let quanta = tensor(&view, map);
+            let matrix = NarrowMatrix::Int8 { quanta, scale };
+            weights.narrow.insert(name.to_owned(), matrix);
+        }
+        weights.check_names_and_shapes()?;
+        for (name, matrix) in &weights.narrow {
+            matrix.check(name)?;
+        }
+        Ok(weights)
+    }
+
+    /// The scales that belong to a matrix in 8 bits.
+    fn take_scale(&mut self, matrix: &str, out_dim: usize) -> Result<Values, WeightsError> {
+        let (name, expected) = (format!("{matrix}{SCALE_SUFFIX}"), vec![out_dim]);
+        match self.tensors.remove(&name) {
+            None => Err(WeightsError::Missing { name, expected }),
+            Some(Tensor { shape, .. }) if shape != expected => Err(WeightsError::Shape {
+                name,
+                expected,
+                found: shape,
+            }),
+            Some(scale) => Ok(scale.values),
+        }
+    }
+
+    /// The file's bytes.
+    ///
+    /// # Errors
+    /// When the library refuses to serialise; it does not for tensors checked here.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, WeightsError> {
+        let (views, metadata) = self.as_file()?;
+        safetensors::serialize(views, Some(metadata)).map_err(unwritable)
+    }
+
+    /// Writes the file beside the one that is there and then takes its name: who has that one mapped keeps it.
+    ///
+    /// # Errors
+    /// [`WeightsError::Io`].
+    pub fn save(&self, path: &Path) -> Result<(), WeightsError> {
+        // It is written beside and put in its place: what is no file, a device, must not be replaced.
+        if std::fs::metadata(path).is_ok_and(|facts| !facts.is_file()) {
+            let source = std::io::Error::other("not a file, weights are not written there");
+            return Err(WeightsError::Io {
+                path: path.to_owned(),
+                source,
+            });
+        }
+        let (views, metadata) = self.as_file()?;
+        let written = safetensors::serialize_to_file(views, Some(metadata), path);
+        written.map_err(|error| match error {
+            SafeTensorError::IoError(source) => WeightsError::Io {
+                path: path.to_owned(),
+                source,
+            },
+            error => unwritable(error),
+        })
+    }
+
+    /// Tensors and metadata as the library takes them.
+    fn as_file(&self) -> Result<FileParts<'_>, WeightsError> {
+        let spec = serde_json::to_string(&self.spec).map_err(unwritable)?;
+        let mut views = Vec::with_capacity(self.tensors.len());
+        for (name, tensor) in &self.tensors {
+            let bytes = bytemuck::cast_slice(&tensor.values);
+            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), bytes);
+            views.push((Cow::from(name), view.map_err(unwritable)?));
+        }
+        for (name, matrix) in &self.narrow {
+            let shape = matrix.shape().to_vec();
+            let view = match matrix.weights() {
+                NarrowWeights::Bf16(values) => {
+                    TensorView::new(Dtype::BF16, shape, bytemuck::cast_slice(values))
+                }
+                NarrowWeights::Int8 { quanta, scale } => {
+                    let (name, of_scale) = (format!("{name}{SCALE_SUFFIX}"), vec![scale.len()]);
+                    let scale = TensorView::new(Dtype::F32, of_scale, bytemuck::cast_slice(scale));
+                    views.push((Cow::from(name), scale.map_err(unwritable)?));
+                    TensorView::new(Dtype::I8, shape, bytemuck::cast_slice(quanta))
+                }
+            };
+            views.push((Cow::from(name), view.map_err(unwritable)?));
+        }
+        Ok((views, HashMap::from([(SPEC_KEY.to_owned(), spec)])))
+    }
+
+    fn check_names_and_shapes(&self) -> Result<(), WeightsError> {
+        let (asked, held) = (crate::model::init::shapes(&self.spec), self.shapes());
+        for (name, expected) in &asked {
+            let Some((_, found)) = held.get(name.as_str()) else {
+                return Err(WeightsError::Missing {
+                    name: name.clone(),
+                    expected: expected.clone(),
+                });
+            };
+            if found != expected {
+                return Err(WeightsError::Shape {
+                    name: name.clone(),
+                    expected: expected.clone(),
+                    found: found.to_vec(),
+                });
+            }
+        }
+        let strange = held.keys().filter(|name| !asked.contains_key(**name));
+        let names: Vec<String> = strange.map(|name| (*name).to_owned()).collect();
+        if names.is_empty() {
+            Ok(())
+        } else {
+            Err(WeightsError::Unknown { names })
+        }
+    }
+}
+
+/// Named tensors, and the metadata beside them.
+type FileParts<'a> = (Vec<(Cow<'a, str>, TensorView<'a>)>, HashMap<String, String>);
+
+fn unwritable(error: impl std::fmt::Display) -> WeightsError {
+    WeightsError::Format {
+        file: "weights".to_owned(),
+        reason: error.to_string(),
+    }
+}
+
+/// A tensor as the file says it is; its values lie in the mapping, if there is one.
+fn tensor<T: Pod>(view: &TensorView<'_>, map: Option<&Arc<Mmap>>) -> Tensor<T> {
+    Tensor {
+        shape: view.shape().to_vec(),
+        values: match map {
+            Some(map) => Values::mapped(map, view.data()),
+            None => Values::copied(view.data()),
+        },
+    }
+}
+
+fn read_tensor(
+    name: &str,
+    view: &TensorView<'_>,
+    map: Option<&Arc<Mmap>>,
+) -> Result<Tensor, WeightsError> {
+    if view.dtype() != Dtype::F32 {
+        return Err(WeightsError::Dtype {
+            name: name.to_owned(),
+            found: format!("{:?}", view.dtype()),
+        });
+    }
+    let tensor = tensor(view, map);
+    let values: &[f32] = &tensor.values;
+    if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+        return Err(WeightsError::NotFinite {
+            name: name.to_owned(),
+            index,
+            value: values[index],
+        });
+    }
+    Ok(tensor)
+}
