@@ -15,6 +15,8 @@ pub enum Isa {
     Avx2,
     /// 512-bit vectors; in 8 bits they multiply and sum four values a lane.
     Avx512Vnni,
+    /// The same with products of pairs in bf16.
+    Avx512Bf16,
     /// Matrix tiles.
     Amx,
 }
@@ -25,12 +27,13 @@ pub const ISA_VARIABLE: &str = "UMM_ISA";
 
 impl Isa {
     /// Of one architecture the slowest first.
-    pub const ALL: [Isa; 6] = [
+    pub const ALL: [Isa; 7] = [
         Isa::Portable,
         Isa::NeonDotprod,
         Isa::NeonI8mm,
         Isa::Avx2,
         Isa::Avx512Vnni,
+        Isa::Avx512Bf16,
         Isa::Amx,
     ];
 
@@ -42,6 +45,7 @@ impl Isa {
             Isa::NeonI8mm => "neon-i8mm",
             Isa::Avx2 => "avx2",
             Isa::Avx512Vnni => "avx512-vnni",
+            Isa::Avx512Bf16 => "avx512-bf16",
             Isa::Amx => "amx",
         }
     }
@@ -72,7 +76,11 @@ impl Isa {
                     && is_x86_feature_detected!("fma")
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => Isa::Avx512Vnni.available() && super::amx::available(),
+            Isa::Avx512Bf16 => {
+                Isa::Avx512Vnni.available() && is_x86_feature_detected!("avx512bf16")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Isa::Avx512Bf16.available() && super::amx::available(),
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDotprod => super::int8::neon::dotprod_available(),
             #[cfg(target_arch = "aarch64")]

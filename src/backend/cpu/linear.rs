@@ -94,6 +94,7 @@ impl Cpu {
                 out_dim,
             )),
             (Precision::Bf16, _) if narrowed => LinearWeights::Bf16(bf16::Bf16Linear::pack(
+                self.isa,
                 &mut self.pool,
                 weight,
                 &bias,
@@ -176,7 +177,7 @@ impl Cpu {
             LinearWeights::Bf16(weights) if self.path == Path::Fast => {
                 let rows = &mut self.rounded;
                 if !prepared {
-                    rows.round(x, linear.in_dim);
+                    rows.round(self.isa, x, linear.in_dim);
                 }
                 bf16::linear_into(self.isa, weights, rows, epilogue, out);
             }

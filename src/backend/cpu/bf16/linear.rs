@@ -1,6 +1,6 @@
 //! Linear layers in bf16: weights rounded once, activations as they come.
 
-use super::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums, round_into};
+use super::{Bf16, Columns, Order, PANEL, Product, STEP, TILE_ROWS, TileSums, round_row_into};
 use crate::backend::Epilogue;
 use crate::backend::cpu::ahead::Ahead;
 use crate::backend::cpu::isa::Isa;
@@ -21,25 +21,29 @@ pub(in crate::backend::cpu) struct Bf16Linear {
     out_dim: usize,
     /// `[panels][depth / 2][PANEL][2]`.
     panels: Part<Bf16>,
+    /// Of the input channels.
+    order: Order,
     bias: Vec<f32>,
 }
 
 impl Bf16Linear {
-    /// Rounds weights `[out_dim, in_dim]`.
+    /// Rounds weights `[out_dim, in_dim]`, for the products of `isa`.
     pub(in crate::backend::cpu) fn pack(
+        isa: Isa,
         pool: &mut Pool,
         weight: &[f32],
         bias: &[f32],
         in_dim: usize,
         out_dim: usize,
     ) -> Bf16Linear {
-        let depth = in_dim.next_multiple_of(STEP);
+        let (depth, order) = (in_dim.next_multiple_of(STEP), Order::of(isa));
         // Whole pairs of panels: they are multiplied two at a time.
         let channels = out_dim.next_multiple_of(2 * PANEL);
         let panels = pool.part(channels * depth, |panels| {
             for (n, weight) in weight.chunks_exact(in_dim).enumerate() {
                 let panel = &mut panels[n / PANEL * PANEL * depth..][..PANEL * depth];
                 for (k, w) in weight.iter().enumerate() {
+                    let k = order.place(k);
                     panel[k / 2 * 2 * PANEL + n % PANEL * 2 + k % 2] = Bf16::from_f32(*w);
                 }
             }
@@ -50,6 +54,7 @@ impl Bf16Linear {
             in_dim,
             out_dim,
             panels,
+            order,
             bias,
         }
     }
@@ -61,7 +66,7 @@ impl Bf16Linear {
 
     /// Weight of an input and an output channel, as it is multiplied.
     fn weight(&self, n: usize, k: usize) -> f32 {
-        let depth = self.in_dim.next_multiple_of(STEP);
+        let (depth, k) = (self.in_dim.next_multiple_of(STEP), self.order.place(k));
         let at = n / PANEL * PANEL * depth + k / 2 * 2 * PANEL + n % PANEL * 2 + k % 2;
         f32::from_bits(u32::from(self.panels[at].0) << 16)
     }
@@ -74,8 +79,9 @@ pub(in crate::backend::cpu) struct Activations {
 }
 
 impl Activations {
-    /// Takes over rows.
-    pub(in crate::backend::cpu) fn round(&mut self, x: &[f32], in_dim: usize) {
+    /// Takes over rows, for the products of `isa`.
+    pub(in crate::backend::cpu) fn round(&mut self, isa: Isa, x: &[f32], in_dim: usize) {
+        let order = Order::of(isa);
         let stride = row_stride::<Bf16>(in_dim.next_multiple_of(STEP));
         let rows = x.len() / in_dim;
         // Rows beyond the last are read by whole tiles; what they give is not used.
@@ -83,9 +89,7 @@ impl Activations {
         let part = rows_of_a_part(rows, in_dim);
         for_each_rows(part, (x, in_dim), (&mut self.rows, stride), |x, rows| {
             for (x, row) in x.chunks_exact(in_dim).zip(rows.chunks_exact_mut(stride)) {
-                let (row, padding) = row.split_at_mut(in_dim);
-                round_into(x, row);
-                padding.fill(Bf16::default());
+                round_row_into(x, order, row);
             }
         });
     }
@@ -131,17 +135,15 @@ impl Call<'_> {
             let mut ahead = of_a_pair.filter(|_| own);
             let panels = &self.linear.panels[pair * 2 * PANEL * depth..][..2 * PANEL * depth];
             let (first, second) = panels.split_at(PANEL * depth);
+            let columns = Columns {
+                panels: [first, second],
+                depth,
+                order: self.linear.order,
+            };
             for (block, x) in self.rows.chunks(2 * TILE_ROWS * stride).enumerate() {
                 let row = block * 2 * TILE_ROWS;
                 let rows = (self.out.rows() - row).min(2 * TILE_ROWS);
-                product.dot(
-                    (x, stride),
-                    rows,
-                    [first, second],
-                    depth,
-                    &mut sums.0,
-                    ahead.as_mut(),
-                );
+                product.dot((x, stride), rows, &columns, &mut sums.0, ahead.as_mut());
                 finish(self, &sums.0, row, rows, pair, first, ahead.as_mut());
             }
         }

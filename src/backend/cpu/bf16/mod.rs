@@ -4,19 +4,23 @@
 //! only the order of the sums matters, and it is the one of Intel's matrix tiles (TDPBF16PS): within a step of [`STEP`]
 //! channels the even ones are summed in turn, the odd ones too, then both together are added to what was there. Values
 //! smaller than 2^-55 become zero when they are rounded: no product or sum is then so small that one processor would
-//! keep what another flushes to zero. AVX-512's own product (VDPBF16PS) adds each pair's two in turn to one sum: other bits, so that
-//! it is not used, and processors without tiles multiply in `f32`.
+//! keep what another flushes to zero. AVX-512's own product (VDPBF16PS) adds each pair's two in turn to one sum: with pairs of even
+//! channels and pairs of odd ones it comes to the same bits ([`pairs`]). Processors without either multiply in `f32`.
 //!
 //! [`linear`] holds a layer's weights in this form; [`attention`](super::attention) keeps keys, values and weights in it
 //! where a backend's precision allows.
 
 mod linear;
+mod order;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod product;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vectors;
 
 pub(super) use linear::{Activations, Bf16Linear, linear_into, plain_linear_into};
-pub(super) use product::{Product, TILE_ROWS, TileSums};
+pub(super) use order::Order;
+pub(super) use product::{Columns, Product, TILE_ROWS, TileSums};
 
 use multiversion::multiversion;
 
@@ -64,12 +68,15 @@ impl Bf16 {
     }
 }
 
-/// Each value to bf16.
+/// Each value to bf16, then zeros; in this order.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
-pub(super) fn round_into(values: &[f32], out: &mut [Bf16]) {
-    for (o, v) in out.iter_mut().zip(values) {
+pub(super) fn round_row_into(values: &[f32], order: Order, row: &mut [Bf16]) {
+    let (rounded, padding) = row.split_at_mut(values.len());
+    for (o, v) in rounded.iter_mut().zip(values) {
         *o = Bf16::from_f32(*v);
     }
+    padding.fill(Bf16::default());
+    order.arrange(row);
 }
 
 /// Elements of `f32` memory that `values` values in bf16 take.

@@ -1,5 +1,8 @@
 //! A tile's product: up to thirty-two rows and two panels.
 
+use super::order::Order;
+#[cfg(target_arch = "x86_64")]
+use super::pairs;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::vectors;
 use super::{Bf16, PANEL, STEP};
@@ -20,36 +23,58 @@ const LOOP_ROWS: usize = 4;
 /// Sums of one row tile and one panel.
 pub(in crate::backend::cpu) type TileSums = [[f32; PANEL]; TILE_ROWS];
 
+/// Two panels, `[depth / 2][PANEL][2]`.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct Columns<'a> {
+    pub panels: [&'a [Bf16]; 2],
+    /// Channels, a multiple of [`STEP`].
+    pub depth: usize,
+    /// Of their channels. That of rows is always [`Order::of`] the instruction set.
+    pub order: Order,
+}
+
 /// What multiplies, for one thread.
-pub(in crate::backend::cpu) struct Product {
-    #[cfg(target_arch = "x86_64")]
-    tiles: Option<Tiles>,
+pub(in crate::backend::cpu) enum Product {
+    Loops,
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    vectors: Option<Vectors>,
+    Vectors(Vectors),
+    /// Vectors of pairs in bf16.
+    #[cfg(target_arch = "x86_64")]
+    Pairs,
+    #[cfg(target_arch = "x86_64")]
+    Tiles(Tiles),
 }
 
 impl Product {
-    /// The best way that `isa` allows. It belongs to the thread.
+    /// The best way that `isa`, which is available, allows. It belongs to the thread.
     pub(in crate::backend::cpu) fn new(isa: Isa) -> Product {
-        let _ = isa;
-        Product {
-            #[cfg(target_arch = "x86_64")]
-            tiles: (isa >= Isa::Amx).then(Tiles::configure),
-            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            vectors: Vectors::best(isa),
+        #[cfg(target_arch = "x86_64")]
+        match isa {
+            Isa::Amx => return Product::Tiles(Tiles::configure()),
+            Isa::Avx512Bf16 => return Product::Pairs,
+            _ => (),
         }
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if let Some(vectors) = Vectors::best(isa) {
+            return Product::Vectors(vectors);
+        }
+        let _ = isa;
+        Product::Loops
     }
 
     /// This thread's matrix tiles, where they multiply.
     #[cfg(target_arch = "x86_64")]
     pub(in crate::backend::cpu) fn tiles(&self) -> Option<&Tiles> {
-        self.tiles.as_ref()
+        match self {
+            Product::Tiles(tiles) => Some(tiles),
+            _ => None,
+        }
     }
 
     /// Whether rows are read from where their scores were, see [`Product::add_in_place`].
     pub(in crate::backend::cpu) fn in_place(&self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        return self.tiles.is_some();
+        return self.tiles().is_some();
         #[cfg(not(target_arch = "x86_64"))]
         false
     }
@@ -67,62 +92,69 @@ impl Product {
         sums: &mut [[TileSums; 2]; 2],
     ) {
         #[cfg(target_arch = "x86_64")]
-        if let Some(own) = &self.tiles {
+        if let Some(own) = self.tiles() {
             return own.add_in_place(x, tiles, panels, sums);
         }
         let _ = (x, panels, sums);
         unreachable!("{tiles} tiles without the matrix extension");
     }
 
-    /// Sums over `depth` (a multiple of [`STEP`]) of the first `rows` of one or two whole tiles of rows `x`, `[16 or
-    /// 32][stride]`, and of two panels, `[depth / 2][PANEL][2]`. Other rows' sums hold anything. Memory is asked
-    /// for as `ahead` says.
+    /// Sums over the columns' depth of the first `rows` of one or two whole tiles of rows `x`, `[16 or 32][stride]`. Other rows'
+    /// sums hold anything. Memory is asked for as `ahead` says.
     pub(in crate::backend::cpu) fn dot(
         &self,
-        (x, stride): (&[Bf16], usize),
+        x: (&[Bf16], usize),
         rows: usize,
-        panels: [&[Bf16]; 2],
-        depth: usize,
+        columns: &Columns<'_>,
         sums: &mut [[TileSums; 2]; 2],
         ahead: Option<&mut Ahead>,
     ) {
         #[cfg(target_arch = "x86_64")]
-        if let Some(tiles) = &self.tiles {
-            tiles.dot((x, stride), panels, depth, sums, ahead);
+        if let Some(tiles) = self.tiles() {
+            assert_eq!(columns.order, Order::Natural, "tiles' columns");
+            tiles.dot(x, columns.panels, columns.depth, sums, ahead);
             return;
         }
         let _ = ahead;
-        self.without_tiles((x, stride), rows, panels, depth, sums, false);
+        self.without_tiles(x, rows, columns, sums, false);
     }
 
     /// As [`Product::dot`] without the matrix extension, added to the sums; rows may begin behind the place where a tile's first
-    /// does, as long as each has `depth` values.
+    /// does, as long as each has the columns' depth.
     pub(in crate::backend::cpu) fn add(
         &self,
-        (x, stride): (&[Bf16], usize),
+        x: (&[Bf16], usize),
         rows: usize,
-        panels: [&[Bf16]; 2],
-        depth: usize,
+        columns: &Columns<'_>,
         sums: &mut [[TileSums; 2]; 2],
     ) {
-        self.without_tiles((x, stride), rows, panels, depth, sums, true);
+        self.without_tiles(x, rows, columns, sums, true);
     }
 
     /// Either, on vectors or in loops.
     fn without_tiles(
         &self,
-        (x, stride): (&[Bf16], usize),
+        x: (&[Bf16], usize),
         rows: usize,
-        panels: [&[Bf16]; 2],
-        depth: usize,
+        columns: &Columns<'_>,
         sums: &mut [[TileSums; 2]; 2],
         goes_on: bool,
     ) {
-        assert!(depth.is_multiple_of(STEP) && rows > 0);
-        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        if let Some(vectors) = self.vectors {
-            return vectors::dot(vectors, (x, stride), rows, panels, depth, sums, goes_on);
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Product::Tiles(_) => unreachable!("without tiles where they are"),
+            #[cfg(target_arch = "x86_64")]
+            Product::Pairs => return pairs::dot(x, rows, columns, sums, goes_on),
+            _ => (),
         }
+        let (panels, depth) = (columns.panels, columns.depth);
+        assert!(depth.is_multiple_of(STEP) && rows > 0);
+        assert_eq!(columns.order, Order::Natural, "vectors' columns");
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if let Product::Vectors(vectors) = self {
+            return vectors::dot(*vectors, x, rows, panels, depth, sums, goes_on);
+        }
+        let (x, stride) = x;
         for first in (0..rows).step_by(LOOP_ROWS) {
             let n = LOOP_ROWS.min(rows - first);
             // Without enough rows the last one is computed again.

@@ -52,7 +52,7 @@ impl Product<'_> {
             Isa::Avx2 => unsafe { self.run_avx2(pairs) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Avx512Vnni => unsafe { self.run_vnni(pairs) },
+            Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { self.run_vnni(pairs) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Amx => unsafe { self.run_amx(pairs) },

@@ -167,7 +167,7 @@ impl Activations {
         let padded = rows.next_multiple_of(ROW_STEP) * stride;
         match isa {
             Isa::Avx2 => quantize_rows(x, in_dim, depth, padded, &mut self.words, &mut self.scale),
-            Isa::Avx512Vnni => {
+            Isa::Avx512Vnni | Isa::Avx512Bf16 => {
                 quantize_rows(
                     x,
                     in_dim,

@@ -10,7 +10,9 @@ mod vectors;
 use super::seen::Seen;
 use super::{Queries, hide};
 use crate::backend::Epilogue;
-use crate::backend::cpu::bf16::{Bf16, PANEL, Product, STEP, TILE_ROWS, TileSums};
+use crate::backend::cpu::bf16::{
+    Bf16, Columns, Order, PANEL, Product, STEP, TILE_ROWS, TileSums, round_row_into,
+};
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel_rows::{put, row_stride};
 use crate::backend::cpu::lines::{Lines, OnLine};
@@ -48,10 +50,9 @@ pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch) {
     let count = queries.count();
     #[cfg(target_arch = "x86_64")]
     if let Some(tiles) = product.tiles().filter(|_| flow::takes(queries)) {
-        let depth = queries.head_dim().next_multiple_of(STEP);
         for first in (0..count).step_by(TILE_ROWS) {
             let rows = first..(first + TILE_ROWS).min(count);
-            round_queries(queries, rows.clone(), depth, &mut scratch.queries);
+            round_queries(isa, queries, rows.clone(), &mut scratch.queries);
             if !flow::attend(tiles, queries, rows.clone(), &scratch.queries) {
                 attend_rows(isa, &product, queries, rows, scratch);
             }
@@ -77,13 +78,18 @@ fn attend_rows(
     let stride = row_stride::<Bf16>(depth);
     let scores = &mut scratch.scores[..seen.blocks.len()];
     let (first, rows) = (block.start, block.len());
-    round_queries(queries, block.clone(), depth, &mut scratch.queries);
+    round_queries(isa, queries, block.clone(), &mut scratch.queries);
     let x = &scratch.queries[..rows.next_multiple_of(TILE_ROWS) * stride];
     let mut softmax = Softmax::new(isa, queries, first);
     for (at, scores) in scores.iter_mut().enumerate() {
         let keys: &[Bf16] = bytemuck::cast_slice(queries.keys(at));
         let (a, b) = keys.split_at(PANEL * depth);
-        product.dot((x, stride), rows, [a, b], depth, scores, None);
+        let keys = Columns {
+            panels: [a, b],
+            depth,
+            order: Order::Natural,
+        };
+        product.dot((x, stride), rows, &keys, scores, None);
         if !seen.blocks[at].whole {
             hide_of_block(queries, at, block.clone(), scores);
         }
@@ -125,7 +131,7 @@ impl Weights<'_> {
             let mut sums = OnLine([[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
             for run in &seen.runs {
                 let depth = run.len() * KEYS;
-                let values = [2 * pair, 2 * pair + 1].map(|column| {
+                let panels = [2 * pair, 2 * pair + 1].map(|column| {
                     let values: &[Bf16] = bytemuck::cast_slice(queries.values(run.start, column));
                     &values[..depth * PANEL]
                 });
@@ -133,10 +139,15 @@ impl Weights<'_> {
                     let tiles = self.rows.div_ceil(TILE_ROWS);
                     let scores = &scores[run.clone()];
                     self.product
-                        .add_in_place(scores, tiles, values, &mut sums.0);
+                        .add_in_place(scores, tiles, panels, &mut sums.0);
                 } else {
                     let x = (&self.in_rows[run.start * KEYS..], stride);
-                    self.product.add(x, self.rows, values, depth, &mut sums.0);
+                    let values = Columns {
+                        panels,
+                        depth,
+                        order: Order::Natural,
+                    };
+                    self.product.add(x, self.rows, &values, &mut sums.0);
                 }
             }
             let column = pair * 2 * PANEL;
@@ -155,16 +166,12 @@ impl Scratch {
     }
 }
 
-/// Queries to rows of `depth` values, zeros behind their end.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
-fn round_queries(queries: &Queries<'_>, rows: Range<usize>, depth: usize, to: &mut [Bf16]) {
+/// Queries to rows of whole steps, in the order of `isa`'s products.
+fn round_queries(isa: Isa, queries: &Queries<'_>, rows: Range<usize>, to: &mut [Bf16]) {
+    let depth = queries.head_dim().next_multiple_of(STEP);
     let rounded = to.chunks_exact_mut(row_stride::<Bf16>(depth));
     for (row, to) in rows.zip(rounded) {
-        let (to, padding) = to[..depth].split_at_mut(queries.head_dim());
-        for (to, value) in to.iter_mut().zip(queries.query(row)) {
-            *to = Bf16::from_f32(*value);
-        }
-        padding.fill(Bf16::default());
+        round_row_into(queries.query(row), Order::of(isa), &mut to[..depth]);
     }
 }
 
@@ -181,7 +188,7 @@ impl Softmax {
     /// The best way that `isa` allows, for the rows from `first` on.
     fn new(isa: Isa, queries: &Queries<'_>, first: usize) -> Softmax {
         #[cfg(target_arch = "x86_64")]
-        if isa >= Isa::Avx512Vnni && vectors::available() {
+        if isa >= Isa::Avx512Bf16 {
             let tiles = [first, first + TILE_ROWS];
             return Softmax::Vectors(tiles.map(|first| vectors::Softmax::new(queries, first)));
         }

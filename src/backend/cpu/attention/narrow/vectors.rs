@@ -3,16 +3,12 @@
 use super::{KEYS, NEAR, PANEL, Scores, TILE_ROWS, TileSums, weights_of};
 use crate::backend::cpu::attention::Queries;
 use crate::backend::cpu::avx512;
-use crate::backend::cpu::bf16::Bf16;
+use crate::backend::cpu::bf16::{Bf16, Order};
+use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::sixteen::LANES;
 use std::arch::x86_64::*;
 
 const _: () = assert!(LANES == PANEL);
-
-/// Whether this processor has what the functions here need.
-pub(super) fn available() -> bool {
-    avx512::available() && is_x86_feature_detected!("avx512bf16")
-}
 
 /// Rows whose sums are held at once, beside all that a weight takes.
 pub(super) const ROWS_HELD: usize = 8;
@@ -40,7 +36,7 @@ impl Softmax {
     /// # Panics
     /// Where such vectors are not available.
     pub(super) fn new(queries: &Queries<'_>, first: usize) -> Softmax {
-        assert!(available(), "no vectors of bf16 here");
+        assert!(Isa::Avx512Bf16.available(), "no vectors of bf16 here");
         let last = queries.count() - 1;
         Softmax {
             lanes: [[f32::NEG_INFINITY; PANEL]; TILE_ROWS],
@@ -69,8 +65,8 @@ impl Softmax {
         unsafe { see(self, scores) }
     }
 
-    /// Weights of all scores, which were seen, unnormalised, `[TILE_ROWS][row stride]`, or in the place of the first panel's scores;
-    /// returns one over each row's sum.
+    /// Weights of all scores, which were seen, unnormalised, `[TILE_ROWS][row stride]` in [`Order::Halves`], or in the place of the
+    /// first panel's scores, in their own order; returns one over each row's sum.
     ///
     /// # Panics
     /// When there are fewer places in a row than scores.
@@ -129,6 +125,19 @@ unsafe fn settle(softmax: &mut Softmax) {
     }
 }
 
+/// Which byte of each sixteen goes where, for values in bf16 to come to an order.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn places(order: Order) -> __m512i {
+    let mut values: [Bf16; 8] = std::array::from_fn(|value| Bf16(value as u16));
+    order.arrange(&mut values);
+    let bytes = values.map(|value| {
+        let first = 2 * value.0 as u8;
+        [first, first + 1]
+    });
+    _mm512_broadcast_i32x4(bytemuck::cast(bytes))
+}
+
 /// # Safety
 /// AVX-512 with BF16 is available.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
@@ -141,6 +150,11 @@ unsafe fn weigh_tile(
     let (pairs, tile) = (scores.len(), tile % scores[0].len());
     let from: *mut f32 = scores.as_mut_ptr().cast();
     let from = from.wrapping_add(tile * size_of::<[TileSums; 2]>() / size_of::<f32>());
+    let order = match weights {
+        Some(_) => Order::Halves,
+        None => Order::Natural,
+    };
+    let places = places(order);
     // Where weights go, and how far apart those of two rows are and of the next keys, in bytes.
     let (to, row_bytes, pair_bytes) = match weights {
         Some(weights) => {
@@ -173,10 +187,12 @@ unsafe fn weigh_tile(
                 }
                 let [a, b] = halves;
                 *sum = _mm512_add_ps(_mm512_add_ps(*sum, a), b);
-                let rounded = _mm512_cvtne2ps_pbh(b, a);
+                // SAFETY: both are 512 bits of anything.
+                let rounded: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(b, a)) };
+                let rounded = _mm512_shuffle_epi8(rounded, places);
                 let to = to.wrapping_add(row * row_bytes + pair * pair_bytes);
                 // SAFETY: a row has the places, by the assertion, or a panel's scores, which are not needed any more.
-                unsafe { to.cast::<__m512bh>().write_unaligned(rounded) };
+                unsafe { to.cast::<__m512i>().write_unaligned(rounded) };
             }
         }
         for (r, sum) in sums.iter().enumerate() {
