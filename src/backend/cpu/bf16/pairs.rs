@@ -9,6 +9,7 @@
 use super::order::Order;
 use super::product::{Columns, TILE_ROWS, TileSums};
 use super::{Bf16, PANEL, STEP};
+use crate::backend::cpu::ahead::{ASKED_A_STEP, Ahead};
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel_rows::block;
 use crate::backend::cpu::tile::{DEPTH_BLOCK, with_tile_rows};
@@ -24,6 +25,10 @@ const CHUNK_STEPS: usize = DEPTH_BLOCK / STEP;
 /// Rows of a tile: with two panels and sums of even and of odd channels they leave room for both panels' columns.
 const ROWS: usize = 6;
 
+/// How far ahead of their use columns are asked for where one tile is all: over the end of a page, where the processor's own
+/// prefetching stops.
+const STREAM_BYTES: usize = 4096;
+
 /// Sums over the columns' depth of `rows` rows in [`Order::Halves`], `stride` apart; added to what was there if they go on.
 ///
 /// # Panics
@@ -34,6 +39,7 @@ pub(super) fn dot(
     columns: &Columns<'_>,
     sums: &mut [[TileSums; 2]; 2],
     goes_on: bool,
+    ahead: Option<&mut Ahead>,
 ) {
     let (panels, depth) = (columns.panels, columns.depth);
     assert!(Isa::Avx512Bf16.available(), "no vectors of bf16 here");
@@ -47,6 +53,7 @@ pub(super) fn dot(
         panels: panels.map(|panel| panel.as_ptr().cast()),
         steps: depth / STEP,
         goes_on,
+        ahead: ahead.map(|ahead| ahead.steps(depth / STEP)),
     };
     // SAFETY: available; the sizes are asserted.
     unsafe {
@@ -67,6 +74,8 @@ struct Call {
     steps: usize,
     /// Whether sums are added to.
     goes_on: bool,
+    /// From where on behind the first panel memory is asked for, with the first rows.
+    ahead: Option<usize>,
 }
 
 /// Chunk by chunk of the depth, rows in tiles.
@@ -107,14 +116,27 @@ unsafe fn tile<const M: usize, const ARRANGED: bool>(
     steps: &Range<usize>,
     sums: &mut [[TileSums; 2]; 2],
 ) {
+    let stream = call.rows == M;
     for step in steps.clone() {
         let begins = !call.goes_on && step == 0;
+        if let Some(ahead) = call.ahead.filter(|_| row == 0) {
+            let from = call.panels[0].cast::<i8>();
+            let from = from.wrapping_add(ahead + step * ASKED_A_STEP);
+            for line in 0..ASKED_A_STEP / 64 {
+                _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line * 64));
+            }
+        }
         let x = call.x.wrapping_add(row * call.stride + step * STEP);
         let mut halves = [[[_mm512_setzero_ps(); 2]; M]; 2];
         for pair in (0..STEP_PAIRS).step_by(2) {
             let mut columns = [[_mm512_setzero_si512(); 2]; 2];
             for (p, panel) in call.panels.iter().enumerate() {
                 let at = panel.wrapping_add((step * STEP_PAIRS + pair) * PANEL);
+                if stream {
+                    let ahead = at.cast::<i8>().wrapping_add(STREAM_BYTES);
+                    _mm_prefetch::<_MM_HINT_T0>(ahead);
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
+                }
                 // SAFETY: two times sixteen pairs, by the caller.
                 let two = unsafe {
                     let at = at.cast::<__m512i>();

@@ -115,6 +115,10 @@ impl Product {
             tiles.dot(x, columns.panels, columns.depth, sums, ahead);
             return;
         }
+        #[cfg(target_arch = "x86_64")]
+        if let Product::Pairs = self {
+            return pairs::dot(x, rows, columns, sums, false, ahead);
+        }
         let _ = ahead;
         self.without_tiles(x, rows, columns, sums, false);
     }
@@ -144,7 +148,7 @@ impl Product {
             #[cfg(target_arch = "x86_64")]
             Product::Tiles(_) => unreachable!("without tiles where they are"),
             #[cfg(target_arch = "x86_64")]
-            Product::Pairs => return pairs::dot(x, rows, columns, sums, goes_on),
+            Product::Pairs => return pairs::dot(x, rows, columns, sums, goes_on, None),
             _ => (),
         }
         let (panels, depth) = (columns.panels, columns.depth);
