@@ -1,4 +1,4 @@
-//! One linear layer, 768 to 3072 with GELU, for few and for many rows: 8 bits beside `f32`, both beside `rten-gemm`, in one
+//! One linear layer, 768 to 3072 with GELU, for few and for many rows: bf16 and 8 bits beside `f32`, all beside `rten-gemm`, in one
 //! run on one thread. Layers take turns, so that weights come from where a whole model's weights come from.
 //!
 //! `cargo bench --bench products` prints a table; nothing here passes or fails on a time.
@@ -117,8 +117,14 @@ fn table() {
         format!("f32, {}", Isa::best().name()),
         own(Precision::F32, Isa::best()),
     )];
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
-        contestants.push((format!("int8, {}", isa.name()), own(Precision::Int8, isa)));
+    for precision in [Precision::Bf16, Precision::Int8] {
+        // In 8 bits it has the kernel of the instruction set before it.
+        let differs = |isa: &Isa| precision == Precision::Bf16 || *isa != Isa::Avx512Bf16;
+        let kernels = Isa::ALL.into_iter().filter(differs);
+        for isa in kernels.filter(|isa| isa.available()) {
+            let name = format!("{}, {}", precision.name(), isa.name());
+            contestants.push((name, own(precision, isa)));
+        }
     }
     contestants.push(("int8 product alone (rten-gemm)".to_owned(), crate_int8()));
     let columns = ROWS.map(|rows| medians(&mut contestants, rows));

@@ -345,7 +345,7 @@ fn what_limits_the_products_is_said_and_text_has_every_section() {
         "shared memory",
         "GPU",
         "What holds it back",
-        "UMM_ISA=portable limits 8-bit products",
+        "UMM_ISA=portable limits products in bf16 and 8 bits",
         "unset UMM_ISA",
     ] {
         assert!(said.contains(part), "no {part} in {said}");

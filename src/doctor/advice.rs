@@ -121,7 +121,7 @@ impl List {
         {
             self.add(
                 format!(
-                    "large products in bf16 take {times:.1} times as long as in f32 here: this processor has no tiles for them"
+                    "large products in bf16 take {times:.1} times as long as in f32 here: this processor has neither matrix tiles nor AVX-512 BF16"
                 ),
                 "precision = \"f32\", or \"int8\" where memory is short",
             );
@@ -146,7 +146,7 @@ impl List {
         let better = |limit: Isa| Isa::ALL.iter().any(|isa| *isa > limit && isa.available());
         match &compute.int8_limit {
             Some(limit) if named(limit).is_some_and(better) => self.add(
-                format!("{ISA_VARIABLE}={limit} limits 8-bit products"),
+                format!("{ISA_VARIABLE}={limit} limits products in bf16 and 8 bits"),
                 format!("unset {ISA_VARIABLE}"),
             ),
             Some(limit) if named(limit).is_some() => {}
@@ -155,7 +155,7 @@ impl List {
                 format!("unset {ISA_VARIABLE}, or one of {}", Isa::names()),
             ),
             None if compute.int8 == Isa::Portable.name() => self.add(
-                "this processor has none of the instructions that 8-bit products have kernels for",
+                "this processor has none of the instructions that products in bf16 and 8 bits have kernels for",
                 "precision = \"f32\", or a processor with AVX2 (x86-64) or dot products (Arm v8.2 and later)",
             ),
             None => {}

@@ -63,7 +63,7 @@ fn processor(text: &mut Text, report: &Report) {
         let absent = if path.available { "" } else { " (not here)" };
         format!("{}{chosen}{absent}", path.name)
     });
-    text.line("8-bit products", paths.collect::<Vec<_>>().join(", "));
+    text.line("bf16, 8 bits", paths.collect::<Vec<_>>().join(", "));
     if let Some(limit) = &compute.int8_limit {
         text.line("UMM_ISA", limit);
     }

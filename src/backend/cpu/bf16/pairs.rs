@@ -25,8 +25,8 @@ const CHUNK_STEPS: usize = DEPTH_BLOCK / STEP;
 /// Rows of a tile: with two panels and sums of even and of odd channels they leave room for both panels' columns.
 const ROWS: usize = 6;
 
-/// How far ahead of their use columns are asked for where one tile is all: over the end of a page, where the processor's own
-/// prefetching stops.
+/// How far ahead of their use by the first rows columns are asked for where nothing else asks: over the end of a page, where the
+/// processor's own prefetching stops.
 const STREAM_BYTES: usize = 4096;
 
 /// Sums over the columns' depth of `rows` rows in [`Order::Halves`], `stride` apart; added to what was there if they go on.
@@ -116,7 +116,7 @@ unsafe fn tile<const M: usize, const ARRANGED: bool>(
     steps: &Range<usize>,
     sums: &mut [[TileSums; 2]; 2],
 ) {
-    let stream = call.rows == M;
+    let stream = row == 0 && call.ahead.is_none();
     for step in steps.clone() {
         let begins = !call.goes_on && step == 0;
         if let Some(ahead) = call.ahead.filter(|_| row == 0) {
