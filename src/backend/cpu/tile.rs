@@ -26,6 +26,17 @@ pub(super) enum Ahead {
     Lines(*const f32),
 }
 
+impl Ahead {
+    /// Of attention's tile from this row on: the first rows ask for the vectors that all read.
+    pub(super) fn of_rows_from(row: usize) -> Ahead {
+        match row {
+            #[cfg(target_arch = "x86_64")]
+            0 => Ahead::Stream,
+            _ => Ahead::Nothing,
+        }
+    }
+}
+
 /// Elements of the inner dimension of one tile: as many weights stay in the nearest cache while all rows pass by, and
 /// `rten-gemm` sums as many at a time.
 pub(super) const DEPTH_BLOCK: usize = 256;

@@ -188,7 +188,7 @@ impl Block<'_> {
                 let rows = &queries[row * ROW_STRIDE..(row + n) * ROW_STRIDE];
                 with_tile_rows!(n, S::ROWS, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
                     // SAFETY: a block has as many vectors as a head has elements; the rest by the caller.
-                    unsafe { self.score_tile::<S, M, ACROSS>(rows, b, to) }
+                    unsafe { self.score_tile::<S, M, ACROSS>(rows, b, to, Ahead::of_rows_from(row)) }
                 });
                 row += n;
             }
@@ -218,13 +218,14 @@ impl Block<'_> {
         rows: &[f32],
         b: [*const f32; ACROSS],
         to: &mut [f32],
+        ahead: Ahead,
     ) {
         assert!(to.len() >= (M - 1) * ROW_STRIDE + ACROSS * LANES);
         // SAFETY: by the caller; the places are there by the assertion.
         unsafe {
             let mut sums = [[S::splat(0.0); ACROSS]; M];
             let hd = self.queries.head_dim();
-            tile(&mut sums, rows.as_ptr(), b, LANES, hd, Ahead::Nothing);
+            tile(&mut sums, rows.as_ptr(), b, LANES, hd, ahead);
             let scale = S::splat(self.queries.scale());
             for (m, sums) in sums.iter().enumerate() {
                 for (across, sum) in sums.iter().enumerate() {
@@ -284,7 +285,14 @@ impl Block<'_> {
                         let values = self.queries.values(at, column / LANES + v);
                         *b = values[..depth * PANEL].as_ptr();
                     }
-                    tile(&mut sums, weights.as_ptr(), b, LANES, depth, Ahead::Nothing);
+                    tile(
+                        &mut sums,
+                        weights.as_ptr(),
+                        b,
+                        LANES,
+                        depth,
+                        Ahead::of_rows_from(row),
+                    );
                     at = end;
                 }
             }
