@@ -18,6 +18,10 @@ const STEP_PAIRS: usize = STEP / 2;
 /// Steps whose weights stay in the nearest cache while all rows pass by.
 const CHUNK_STEPS: usize = DEPTH_BLOCK / STEP;
 
+/// How far ahead of their use columns are asked for by the first rows.
+#[cfg(target_arch = "x86_64")]
+const PREFETCH_BYTES: usize = 4096;
+
 /// Most rows of a tile.
 const MAX_ROWS: usize = 14;
 
@@ -159,6 +163,11 @@ impl Call {
             for step in steps.clone() {
                 let b = self.columns(panel, step);
                 let a = rows.as_ptr().cast::<f32>().add((step - steps.start) * STEP);
+                if row == 0 {
+                    for b in b {
+                        ask_ahead(b);
+                    }
+                }
                 let even = half_step::<S, M, ACROSS, false>(a, b);
                 let odd = half_step::<S, M, ACROSS, true>(a.add(1), b);
                 for ((tile, even), odd) in tile.iter_mut().zip(even).zip(odd) {
@@ -196,6 +205,11 @@ impl Call {
             unsafe {
                 let b = self.columns(panel, step);
                 let a = rows.as_ptr().cast::<f32>().add((step - steps.start) * STEP);
+                if row == 0 {
+                    for b in b {
+                        ask_ahead(b);
+                    }
+                }
                 let [even, odd] = both_halves::<S, M, ACROSS>(a, b);
                 for (m, (even, odd)) in even.iter().zip(odd).enumerate() {
                     let sums = &mut sums[(row + m) / TILE_ROWS];
@@ -226,6 +240,19 @@ impl Call {
         }
         columns
     }
+}
+
+/// Asks for the step of a panel that lies behind the end of a page, where the processor's own prefetching stops.
+#[inline(always)]
+fn ask_ahead(step: *const u32) {
+    #[cfg(target_arch = "x86_64")]
+    for pair in 0..STEP_PAIRS {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let line = step.wrapping_add(pair * PANEL).cast::<i8>();
+        // SAFETY: prefetching reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(PREFETCH_BYTES)) };
+    }
+    let _ = step;
 }
 
 /// Sums of a step's even or `ODD` channels.
