@@ -6,7 +6,7 @@ mod support;
 
 use support::attention::AttentionCall;
 use support::instruction_sets;
-use umm::backend::cpu::{Cpu, Isa, MIN_INT8_WEIGHTS, Path, Precision};
+use umm::backend::cpu::{Cpu, Isa, MIN_NARROW_WEIGHTS, Path, Precision};
 use umm::backend::parity::noise;
 use umm::backend::{Backend, Epilogue, HeadShape, Region, Segments, Visibility};
 use umm::run::on_tick_thread;
@@ -40,7 +40,7 @@ fn linear(
     x: &[f32],
     epilogue: Epilogue,
 ) -> Vec<f32> {
-    assert!(in_dim * out_dim >= MIN_INT8_WEIGHTS, "would stay f32");
+    assert!(in_dim * out_dim >= MIN_NARROW_WEIGHTS, "would stay f32");
     let rows = x.len() / in_dim;
     let mut cpu = Cpu::with_isa(path, Precision::Bf16, isa);
     cpu.allocate(rows * (in_dim + out_dim));
@@ -209,7 +209,9 @@ fn attention_is_close_to_the_definition_and_the_same_on_every_instruction_set() 
         head_dim: 50,
         ..odd
     };
-    for shape in [SHAPE, narrow, odd, wider] {
+    // More steps than the pass over tiles takes, and more than a chunk of them.
+    let [wide, widest] = [96, 288].map(|head_dim| HeadShape { head_dim, ..odd });
+    for shape in [SHAPE, narrow, odd, wider, wide, widest] {
         for (rows, keys) in [
             (1, 0),
             (1, 1),

@@ -107,6 +107,11 @@ fn models_are_made_and_shown() {
     );
     fails(
         &dir,
+        &["model", "pack", "w.safetensors", "-o", "./w.safetensors"],
+        &["take the place"],
+    );
+    fails(
+        &dir,
         &["model", "pack", "w.safetensors", "--precision", "int4"],
         &["int4", "bf16, int8"],
     );

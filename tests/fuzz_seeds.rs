@@ -14,6 +14,7 @@ use std::path::Path;
 use support::logs::{drive, folder};
 use support::{fixture, shared_data};
 use targets::{CDR, FOXGLOVE, TARGETS};
+use umm::backend::cpu::Precision;
 use umm::model::init::initial_weights;
 use umm::model::spec::ModelSpec;
 use umm::umm::rows::Rows;
@@ -258,7 +259,12 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
             // The header is what is worth changing.
             let mut head = nano.to_bytes().unwrap();
             head.truncate(1 << 14);
-            vec![tiny, head]
+            let packed = [Precision::Bf16, Precision::Int8].map(|precision| {
+                let mut head = nano.packed(precision).unwrap().to_bytes().unwrap();
+                head.truncate(1 << 14);
+                head
+            });
+            [vec![tiny, head], packed.into()].concat()
         }
         "keyframe" => keyframe_seeds(),
         other => panic!("no seeds for {other}"),

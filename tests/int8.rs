@@ -5,7 +5,7 @@ mod support;
 
 use proptest::prelude::*;
 use support::instruction_sets;
-use umm::backend::cpu::{Cpu, Isa, MIN_INT8_WEIGHTS, Path, Precision};
+use umm::backend::cpu::{Cpu, Isa, MIN_NARROW_WEIGHTS, Path, Precision};
 use umm::backend::parity::{ARENA_LEN, check, noise};
 use umm::backend::{Backend, Epilogue, LinearId, Region};
 use umm::run::on_tick_thread;
@@ -36,7 +36,7 @@ fn int8(path: Path, isa: Isa, arena_len: usize) -> Cpu {
 }
 
 fn add(cpu: &mut Cpu, in_dim: usize, out_dim: usize) -> LinearId {
-    assert!(in_dim * out_dim >= MIN_INT8_WEIGHTS, "would stay f32");
+    assert!(in_dim * out_dim >= MIN_NARROW_WEIGHTS, "would stay f32");
     let (weight, bias) = (noise(1, in_dim * out_dim), noise(2, out_dim));
     cpu.add_linear(&weight, Some(&bias), in_dim, out_dim)
 }

@@ -126,7 +126,7 @@ fn a_layer_has_the_bits_of_one_that_was_rounded_at_load() {
                     let mut cpu = Cpu::with_isa(path, precision, isa);
                     cpu.allocate(ROWS * (in_dim + 2 * out_dim));
                     // What is too small to be rounded stays what it was stored as.
-                    let small = in_dim * out_dim < umm::backend::cpu::MIN_INT8_WEIGHTS;
+                    let small = in_dim * out_dim < umm::backend::cpu::MIN_NARROW_WEIGHTS;
                     let before = if small {
                         narrow.widened(in_dim)
                     } else {
@@ -187,6 +187,24 @@ fn error(precision: Precision, edit: impl FnOnce(&mut RawTensors)) -> String {
     }
 }
 
+/// Rounded to the nearest, the largest weight there is would be infinite.
+#[test]
+fn weights_that_rounding_makes_infinite_are_refused() {
+    let mut weights = nano();
+    weights.tensors.get_mut(MATRIX).unwrap().values[130] = f32::MAX;
+    for precision in NARROW {
+        let error = weights.packed(precision).unwrap_err().to_string();
+        assert!(error.contains(MATRIX), "{error}");
+    }
+    // A little smaller they are as any other.
+    weights.tensors.get_mut(MATRIX).unwrap().values[130] = f32::MAX / 2.0;
+    for precision in NARROW {
+        let values = weights.packed(precision).unwrap();
+        let values = values.values(MATRIX).unwrap();
+        assert!(values.iter().all(|v| v.is_finite()));
+    }
+}
+
 #[test]
 fn what_is_wrong_is_named() {
     let scale = format!("{MATRIX}.scale");
@@ -203,6 +221,8 @@ fn what_is_wrong_is_named() {
     let text = error(int8, |t| t.get_mut(MATRIX).unwrap().2[7] = 0x80);
     says(text, &[MATRIX, "element 7 is -128"]);
     says(error(int8, of_scale(-1.0)), &[&scale, "element 2 is -1"]);
+    let too_large = error(int8, of_scale(f32::MAX / 100.0));
+    says(too_large, &[&scale, "element 2", "finite"]);
     says(
         error(int8, of_scale(f32::NAN)),
         &[&scale, "element 2 is NaN"],
@@ -228,9 +248,19 @@ fn what_is_wrong_is_named() {
             (Dtype::I8, shape, bytes),
         );
     });
-    says(text, &["encoder.9.attn.q.weight.scale", "missing"]);
+    says(text, &[MATRIX, "missing"]);
+    let text = error(int8, |t| {
+        t.get_mut(MATRIX).unwrap().1 = vec![128, 128, 1];
+    });
+    says(text, &[MATRIX, "[128, 128, 1]"]);
+    let text = error(int8, |t| {
+        let matrix = (Dtype::BF16, vec![128, 128], vec![0; 2 * 128 * 128]);
+        t.insert(MATRIX.to_owned(), matrix);
+        t.remove(&scale);
+    });
+    says(text, &["stored in", "bf16", "int8"]);
     let text = error(int8, |t| t.get_mut(MATRIX).unwrap().1 = vec![64, 256]);
-    says(text, &[&scale, "[64]"]);
+    says(text, &[MATRIX, "has shape [64, 256]", "[128, 128]"]);
     let text = error(Precision::Bf16, |t| {
         t.get_mut(MATRIX).unwrap().1 = vec![64, 256];
     });

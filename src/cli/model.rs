@@ -14,7 +14,7 @@ pub enum ModelCommand {
     /// Write seeded initial weights (untrained: their outputs mean nothing as perception)
     Init(InitArguments),
     /// Write weights with the matrices of linear layers rounded to the precision they will run in: a file of a quarter or half the
-    /// size, read as much quicker, with the same results in that precision
+    /// size, with the same results in that precision
     Pack(PackArguments),
     /// Show what a weights file holds
     Show(ShowArguments),
@@ -104,8 +104,15 @@ fn pack(arguments: &PackArguments) -> Result<(), Failure> {
     let precision = Precision::from(arguments.precision);
     let default = || from.with_extension(format!("{}.safetensors", precision.name()));
     let path = arguments.output.clone().unwrap_or_else(default);
-    let weights = Weights::load(from)?;
-    let packed = weights.packed(precision)?;
+    let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    };
+    if same(from, &path) {
+        let path = path.display();
+        return Err(format!("{path}: packed weights would take the place of those they are made from; name another file with -o").into());
+    }
+    let packed = Weights::load(from)?.packed(precision)?;
     packed.save(&path)?;
     let megabytes = |path: &Path| std::fs::metadata(path).map_or(0.0, |m| m.len() as f64 / 1e6);
     say!(

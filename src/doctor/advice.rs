@@ -121,7 +121,7 @@ impl List {
         {
             self.add(
                 format!(
-                    "large products in bf16 take {times:.1} times as long as in f32 here: this processor has neither matrix tiles nor AVX-512 BF16"
+                    "large products in bf16 take {times:.1} times as long as in f32 here: without matrix tiles or AVX-512 BF16 it is multiplied as f32"
                 ),
                 "precision = \"f32\", or \"int8\" where memory is short",
             );

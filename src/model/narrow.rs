@@ -78,11 +78,10 @@ impl NarrowMatrix {
         }
     }
 
-    /// Checks sizes and values read from a file.
+    /// Checks that every value stands for a finite weight.
     ///
     /// # Errors
-    /// [`WeightsError::Shape`] of the scales, [`WeightsError::NotFinite`], [`WeightsError::NotAQuantum`],
-    /// [`WeightsError::NotAScale`].
+    /// [`WeightsError::NotFinite`], [`WeightsError::NotAQuantum`], [`WeightsError::NotAScale`].
     pub(super) fn check(&self, name: &str) -> Result<(), WeightsError> {
         let name = name.to_owned();
         match self.weights() {
@@ -97,7 +96,7 @@ impl NarrowMatrix {
                 if let Some(index) = quanta.iter().position(|q| *q == i8::MIN) {
                     return Err(WeightsError::NotAQuantum { name, index });
                 }
-                let bad = |value: &f32| *value < 0.0;
+                let bad = |value: &f32| *value < 0.0 || !(value * 127.0).is_finite();
                 scale.iter().position(bad).map_or(Ok(()), |index| {
                     let (name, value) = (name + SCALE_SUFFIX, scale[index]);
                     Err(WeightsError::NotAScale { name, index, value })

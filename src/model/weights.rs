@@ -32,7 +32,8 @@ impl Weights {
     /// a backend comes to the same bits with both.
     ///
     /// # Errors
-    /// [`WeightsError::Rounded`].
+    /// [`WeightsError::Rounded`]; [`WeightsError::NotFinite`] or [`WeightsError::NotAScale`] for values so large that rounding makes
+    /// them infinite.
     pub fn packed(&self, precision: Precision) -> Result<Weights, WeightsError> {
         if let Some((name, matrix)) = self.narrow.first_key_value() {
             return Err(WeightsError::Rounded {
@@ -49,8 +50,13 @@ impl Weights {
             let narrow =
                 is_matrix(name, &tensor.shape).then(|| NarrowMatrix::of(tensor, precision));
             match narrow.flatten() {
-                Some(matrix) => drop(packed.narrow.insert(name.clone(), matrix)),
-                None => drop(packed.tensors.insert(name.clone(), tensor.clone())),
+                Some(matrix) => {
+                    matrix.check(name)?;
+                    packed.narrow.insert(name.clone(), matrix);
+                }
+                None => {
+                    packed.tensors.insert(name.clone(), tensor.clone());
+                }
             }
         }
         Ok(packed)
@@ -68,7 +74,7 @@ impl Weights {
         }
     }
 
-    /// What the matrices of linear layers are stored in.
+    /// What the matrices of linear layers are stored in, but for small ones.
     pub fn stored_in(&self) -> Precision {
         let first = self.narrow.values().next();
         first.map_or(Precision::F32, NarrowMatrix::precision)

@@ -7,12 +7,12 @@ use super::{packed, sixteen};
 use crate::backend::{Epilogue, LinearId, Region};
 use rten_gemm::PackedBMatrix;
 
-/// Linear layers with fewer weights gain nothing from 8 bits.
-pub const MIN_INT8_WEIGHTS: usize = 1 << 12;
+/// Linear layers with fewer weights gain nothing from fewer bits and stay in `f32`.
+pub const MIN_NARROW_WEIGHTS: usize = 1 << 12;
 
 /// Whether a layer's weights are rounded where a backend's precision is not `f32`.
 pub fn is_narrowed(in_dim: usize, out_dim: usize) -> bool {
-    in_dim * out_dim >= MIN_INT8_WEIGHTS && in_dim <= int8::MAX_IN_DIM
+    in_dim * out_dim >= MIN_NARROW_WEIGHTS && in_dim <= int8::MAX_IN_DIM
 }
 
 /// Weights `[out_dim, in_dim]` as [`Precision::Int8`] rounds them, and what a quantum of each row is worth: for

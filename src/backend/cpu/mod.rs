@@ -35,7 +35,7 @@ mod sixteen;
 mod tile;
 
 pub use isa::{ISA_VARIABLE, Isa};
-pub use linear::{MIN_INT8_WEIGHTS, is_narrowed, quantized, rounded_to_bf16};
+pub use linear::{MIN_NARROW_WEIGHTS, is_narrowed, quantized, rounded_to_bf16};
 pub use path::{Path, Precision};
 
 use super::kv_cache::{KvCache, KvForm};

@@ -1,7 +1,7 @@
 //! Which implementation computes, and in which precision.
 
 #[cfg(doc)]
-use super::MIN_INT8_WEIGHTS;
+use super::MIN_NARROW_WEIGHTS;
 use serde::Deserialize;
 
 /// Which implementation of the operations runs.
@@ -24,7 +24,7 @@ pub enum Precision {
     /// processor with fused multiply-add. Small layers stay `f32`, as with 8 bits.
     Bf16,
     /// 8-bit weights and activations: a quarter of the memory, products of the same bits on every processor. Layers of fewer than
-    /// [`MIN_INT8_WEIGHTS`] weights stay `f32`.
+    /// [`MIN_NARROW_WEIGHTS`] weights stay `f32`.
     Int8,
 }
 

@@ -81,8 +81,10 @@ pub enum WeightsError {
         /// Flat index.
         index: usize,
     },
-    /// What a quantum is worth is negative.
-    #[error("tensor `{name}` element {index} is {value}: a scale is at least 0")]
+    /// What a quantum is worth makes no weights.
+    #[error(
+        "tensor `{name}` element {index} is {value}: a scale is at least 0, and 127 times it a finite number"
+    )]
     NotAScale {
         /// Its name.
         name: String,
@@ -90,6 +92,16 @@ pub enum WeightsError {
         index: usize,
         /// The value.
         value: f32,
+    },
+    /// Matrices in different bits.
+    #[error("tensor `{name}` is stored in {}, others in {}: pack all for one precision", precision.name(), others.name())]
+    Mixed {
+        /// A matrix.
+        name: String,
+        /// What it was rounded for.
+        precision: Precision,
+        /// And others.
+        others: Precision,
     },
     /// Weights that have been rounded before.
     #[error("`{name}` is stored in {} already: pack the weights it was made from", precision.name())]

@@ -55,38 +55,29 @@ impl Weights {
 
     /// As [`Weights::from_bytes`], of a file's mapping if `bytes` are one.
     fn read(bytes: &[u8], file: &str, map: Option<&Arc<Mmap>>) -> Result<Weights, WeightsError> {
-        let spec_error = |reason: String| WeightsError::Spec {
-            file: file.to_owned(),
-            reason,
-        };
-        let format = |error: safetensors::SafeTensorError| WeightsError::Format {
-            file: file.to_owned(),
-            reason: error.to_string(),
-        };
-        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(format)?;
-        let json = metadata
-            .metadata()
-            .as_ref()
-            .and_then(|m| m.get(SPEC_KEY))
-            .ok_or_else(|| spec_error("there is none".to_owned()))?;
-        let spec: ModelSpec =
-            serde_json::from_str(json).map_err(|error| spec_error(error.to_string()))?;
-        spec.validate()
-            .map_err(|error| spec_error(error.to_string()))?;
-        let file_tensors = SafeTensors::deserialize(bytes).map_err(format)?;
+        let spec = spec_of(bytes, file)?;
+        let views = SafeTensors::deserialize(bytes).map_err(|error| not_whole(file, &error))?;
+        let asked = crate::model::init::shapes(&spec);
         let mut weights = Weights {
             spec,
             tensors: BTreeMap::new(),
             narrow: BTreeMap::new(),
         };
+        // What no one asks for: scales, until their matrix is read.
+        let mut others: BTreeMap<&str, TensorView<'_>> = BTreeMap::new();
         let mut in_8_bits = Vec::new();
-        for (name, view) in file_tensors.iter() {
+        for (name, view) in views.iter() {
+            let Some(expected) = asked.get(name) else {
+                others.insert(name, view);
+                continue;
+            };
+            check_shape(name, view.shape(), expected)?;
             match view.dtype() {
-                Dtype::BF16 if is_matrix(name, view.shape()) => {
+                Dtype::BF16 if is_matrix(name, expected) => {
                     let matrix = NarrowMatrix::Bf16(tensor(&view, map));
                     weights.narrow.insert(name.to_owned(), matrix);
                 }
-                Dtype::I8 if is_matrix(name, view.shape()) => in_8_bits.push((name, view)),
+                Dtype::I8 if is_matrix(name, expected) => in_8_bits.push((name, view)),
                 _ => {
                     let tensor = read_tensor(name, &view, map)?;
                     weights.tensors.insert(name.to_owned(), tensor);
@@ -94,30 +85,42 @@ impl Weights {
             }
         }
         for (name, view) in in_8_bits {
-            let scale = weights.take_scale(name, view.shape()[0])?;
+            let (scale, expected) = (format!("{name}{SCALE_SUFFIX}"), [view.shape()[0]]);
+            let Some(found) = others.remove(scale.as_str()) else {
+                return Err(missing(&scale, &expected));
+            };
+            check_shape(&scale, found.shape(), &expected)?;
+            let scale = read_tensor(&scale, &found, map)?.values;
             let quanta = tensor(&view, map);
             let matrix = NarrowMatrix::Int8 { quanta, scale };
             weights.narrow.insert(name.to_owned(), matrix);
         }
-        weights.check_names_and_shapes()?;
-        for (name, matrix) in &weights.narrow {
-            matrix.check(name)?;
+        weights.check_is_whole(&asked)?;
+        if others.is_empty() {
+            return Ok(weights);
         }
-        Ok(weights)
+        let names = others.into_keys().map(str::to_owned).collect();
+        Err(WeightsError::Unknown { names })
     }
 
-    /// The scales that belong to a matrix in 8 bits.
-    fn take_scale(&mut self, matrix: &str, out_dim: usize) -> Result<Values, WeightsError> {
-        let (name, expected) = (format!("{matrix}{SCALE_SUFFIX}"), vec![out_dim]);
-        match self.tensors.remove(&name) {
-            None => Err(WeightsError::Missing { name, expected }),
-            Some(Tensor { shape, .. }) if shape != expected => Err(WeightsError::Shape {
-                name,
-                expected,
-                found: shape,
-            }),
-            Some(scale) => Ok(scale.values),
+    /// Checks that nothing that is asked for is missing, and matrices in fewer bits.
+    fn check_is_whole(&self, asked: &BTreeMap<String, Vec<usize>>) -> Result<(), WeightsError> {
+        let held = self.shapes();
+        if let Some((name, shape)) = asked.iter().find(|(n, _)| !held.contains_key(n.as_str())) {
+            return Err(missing(name, shape));
         }
+        let precision = self.stored_in();
+        for (name, matrix) in &self.narrow {
+            if matrix.precision() != precision {
+                return Err(WeightsError::Mixed {
+                    name: name.clone(),
+                    precision: matrix.precision(),
+                    others: precision,
+                });
+            }
+            matrix.check(name)?;
+        }
+        Ok(())
     }
 
     /// The file's bytes.
@@ -179,32 +182,48 @@ impl Weights {
         }
         Ok((views, HashMap::from([(SPEC_KEY.to_owned(), spec)])))
     }
+}
 
-    fn check_names_and_shapes(&self) -> Result<(), WeightsError> {
-        let (asked, held) = (crate::model::init::shapes(&self.spec), self.shapes());
-        for (name, expected) in &asked {
-            let Some((_, found)) = held.get(name.as_str()) else {
-                return Err(WeightsError::Missing {
-                    name: name.clone(),
-                    expected: expected.clone(),
-                });
-            };
-            if found != expected {
-                return Err(WeightsError::Shape {
-                    name: name.clone(),
-                    expected: expected.clone(),
-                    found: found.to_vec(),
-                });
-            }
-        }
-        let strange = held.keys().filter(|name| !asked.contains_key(**name));
-        let names: Vec<String> = strange.map(|name| (*name).to_owned()).collect();
-        if names.is_empty() {
-            Ok(())
-        } else {
-            Err(WeightsError::Unknown { names })
-        }
+/// What the file says that it makes.
+fn spec_of(bytes: &[u8], file: &str) -> Result<ModelSpec, WeightsError> {
+    let spec_error = |reason: String| WeightsError::Spec {
+        file: file.to_owned(),
+        reason,
+    };
+    let metadata = SafeTensors::read_metadata(bytes);
+    let (_, metadata) = metadata.map_err(|error| not_whole(file, &error))?;
+    let json = metadata.metadata().as_ref().and_then(|m| m.get(SPEC_KEY));
+    let json = json.ok_or_else(|| spec_error("there is none".to_owned()))?;
+    let spec: ModelSpec =
+        serde_json::from_str(json).map_err(|error| spec_error(error.to_string()))?;
+    let valid = spec.validate();
+    valid.map_err(|error| spec_error(error.to_string()))?;
+    Ok(spec)
+}
+
+fn not_whole(file: &str, error: &SafeTensorError) -> WeightsError {
+    WeightsError::Format {
+        file: file.to_owned(),
+        reason: error.to_string(),
     }
+}
+
+fn missing(name: &str, expected: &[usize]) -> WeightsError {
+    WeightsError::Missing {
+        name: name.to_owned(),
+        expected: expected.to_vec(),
+    }
+}
+
+fn check_shape(name: &str, found: &[usize], expected: &[usize]) -> Result<(), WeightsError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(WeightsError::Shape {
+        name: name.to_owned(),
+        expected: expected.to_vec(),
+        found: found.to_vec(),
+    })
 }
 
 /// Named tensors, and the metadata beside them.

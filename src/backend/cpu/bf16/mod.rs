@@ -1,6 +1,6 @@
 //! Products of values in bf16, summed in `f32`: the same bits on every processor.
 //!
-//! bf16 is the upper half of an `f32`: eight bits of precision, the whole range. The product of two is exact in `f32`, so
+//! bf16 is the upper half of an `f32`: eight bits of precision, the whole range. The product of two is exact in `f32`, short of infinity, so
 //! only the order of the sums matters, and it is the one of Intel's matrix tiles (TDPBF16PS): within a step of [`STEP`]
 //! channels the even ones are summed in turn, the odd ones too, then both together are added to what was there. Values
 //! smaller than 2^-55 become zero when they are rounded: no product or sum is then so small that one processor would

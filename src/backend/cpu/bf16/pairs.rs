@@ -53,7 +53,9 @@ pub(super) fn dot(
         panels: panels.map(|panel| panel.as_ptr().cast()),
         steps: depth / STEP,
         goes_on,
-        ahead: ahead.map(|ahead| ahead.steps(depth / STEP)),
+        ahead: ahead
+            .filter(|_| rows > TILE_ROWS)
+            .map(|ahead| ahead.steps(depth / STEP)),
     };
     // SAFETY: available; the sizes are asserted.
     unsafe {

@@ -115,12 +115,7 @@ impl Product {
             tiles.dot(x, columns.panels, columns.depth, sums, ahead);
             return;
         }
-        #[cfg(target_arch = "x86_64")]
-        if let Product::Pairs = self {
-            return pairs::dot(x, rows, columns, sums, false, ahead);
-        }
-        let _ = ahead;
-        self.without_tiles(x, rows, columns, sums, false);
+        self.without_tiles(x, rows, columns, sums, false, ahead);
     }
 
     /// As [`Product::dot`] without the matrix extension, added to the sums; rows may begin behind the place where a tile's first
@@ -132,10 +127,10 @@ impl Product {
         columns: &Columns<'_>,
         sums: &mut [[TileSums; 2]; 2],
     ) {
-        self.without_tiles(x, rows, columns, sums, true);
+        self.without_tiles(x, rows, columns, sums, true, None);
     }
 
-    /// Either, on vectors or in loops.
+    /// Either, on vectors or in loops; these ask for memory by themselves.
     fn without_tiles(
         &self,
         x: (&[Bf16], usize),
@@ -143,12 +138,14 @@ impl Product {
         columns: &Columns<'_>,
         sums: &mut [[TileSums; 2]; 2],
         goes_on: bool,
+        ahead: Option<&mut Ahead>,
     ) {
+        let _ = &ahead;
         match self {
             #[cfg(target_arch = "x86_64")]
             Product::Tiles(_) => unreachable!("without tiles where they are"),
             #[cfg(target_arch = "x86_64")]
-            Product::Pairs => return pairs::dot(x, rows, columns, sums, goes_on, None),
+            Product::Pairs => return pairs::dot(x, rows, columns, sums, goes_on, ahead),
             _ => (),
         }
         let (panels, depth) = (columns.panels, columns.depth);
@@ -197,7 +194,7 @@ fn add_rows(
                 for (sums, x) in halves.iter_mut().zip(x) {
                     let x = f32::from_bits(u32::from(x[2 * pair + parity].0) << 16);
                     for l in 0..PANEL {
-                        // The product is exact: fusing would change nothing.
+                        // The product is exact, short of infinity: fusing would change nothing.
                         sums[l] += x * w[l];
                     }
                 }
