@@ -149,6 +149,20 @@ mod x86 {
     const AVX2_ROWS: usize = 6;
     const VNNI_ROWS: usize = 12;
 
+    /// Which of the next pair's lines a block of rows asks for: each `every` one from `first` on.
+    #[derive(Clone, Copy)]
+    struct Next {
+        every: usize,
+        first: usize,
+    }
+
+    impl Next {
+        const NOTHING: Next = Next {
+            every: 1,
+            first: usize::MAX,
+        };
+    }
+
     impl Product<'_> {
         /// A pair's panels, and how many of the two are written: without a second one the first is multiplied twice.
         fn pair(&self, pair: usize) -> ([usize; 2], usize) {
@@ -190,14 +204,27 @@ mod x86 {
                 let (pair, used) = self.pair(claim.item);
                 let weights = pair.map(|p| linear.panel(p));
                 let offsets = pair.map(|p| &linear.offset[p * PANEL..][..PANEL]);
-                let mut row = 0;
+                let blocks = self.out.rows().div_ceil(VNNI_ROWS);
+                let (mut row, mut index) = (0, 0);
                 while row < self.out.rows() {
                     let n = block(self.out.rows() - row, VNNI_ROWS);
+                    // Behind the first block, which asks for its own panels, each one asks for a part of the next pair.
+                    let next = (claim.own && index > 0).then(|| Next {
+                        every: blocks - 1,
+                        first: index - 1,
+                    });
+                    index += 1;
                     let x = &x[row * self.depth..(row + n) * self.depth];
                     let mut sums = OnLine([[[0_i32; PANEL]; 2]; VNNI_ROWS]);
                     with_rows!(n, 1 2 3 4 5 6 7 8 9 10 11 12, |M| {
                         // SAFETY: the function's own condition.
-                        unsafe { dot_vnni::<M>(x, weights, offsets, self.depth, &mut sums.0) }
+                        unsafe {
+                            if row == 0 {
+                                dot_vnni::<M, true>(x, weights, offsets, self.depth, &mut sums.0, None);
+                            } else {
+                                dot_vnni::<M, false>(x, weights, offsets, self.depth, &mut sums.0, next);
+                            }
+                        }
                     });
                     for (i, sums) in sums.0[..n].iter().enumerate() {
                         for (sums, panel) in sums.iter().zip(pair).take(used) {
@@ -299,18 +326,22 @@ mod x86 {
         }
     }
 
-    /// Sums of `M` rows of values with 128 added and two panels.
+    /// Sums of `M` rows of values with 128 added and two panels. Asks for their own lines ahead of their use if they `STREAM`, else
+    /// for the next pair's.
     ///
     /// # Safety
     /// AVX-512 F, BW, VL and VNNI must be available.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn dot_vnni<const M: usize>(
+    unsafe fn dot_vnni<const M: usize, const STREAM: bool>(
         x: &[u8],
         weights: [&[i8]; 2],
         offsets: [&[i32]; 2],
         depth: usize,
         sums: &mut [[[i32; PANEL]; 2]],
+        next: Option<Next>,
     ) {
+        let Next { every, first } = next.unwrap_or(Next::NOTHING);
+        let mut left = first;
         assert!(x.len() >= M * depth && weights.iter().all(|w| w.len() >= PANEL * depth));
         assert!(depth.is_multiple_of(DEPTH) && sums.len() >= M);
         assert!(offsets.iter().all(|o| o.len() >= PANEL));
@@ -319,11 +350,21 @@ mod x86 {
         let mut lanes = [offset.map(|o| _mm512_sub_epi32(_mm512_setzero_si512(), o)); M];
         for group in 0..depth / GROUP {
             // SAFETY: `group * 64 + 64 <= PANEL * depth`, by the assertion inside both panels.
-            let w = weights.map(|w| unsafe {
-                let at = w.as_ptr().add(group * PANEL * GROUP);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES));
-                _mm512_loadu_si512(at.cast())
-            });
+            let at = weights.map(|w| unsafe { w.as_ptr().add(group * PANEL * GROUP) });
+            if STREAM {
+                for at in at {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES));
+                }
+            } else if left == 0 {
+                left = every - 1;
+                for at in at {
+                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(2 * PANEL * depth));
+                }
+            } else {
+                left -= 1;
+            }
+            // SAFETY: a vector each, as above.
+            let w = at.map(|at| unsafe { _mm512_loadu_si512(at.cast()) });
             for (m, lanes) in lanes.iter_mut().enumerate() {
                 // SAFETY: four values at `m * depth + group * 4`, by the assertion inside `x`.
                 let four = unsafe {
