@@ -20,6 +20,8 @@ pub(super) struct Ahead {
     end: usize,
     /// Bytes with each row of results.
     with_row: usize,
+    /// Bytes with each step.
+    with_step: usize,
 }
 
 impl Ahead {
@@ -35,6 +37,21 @@ impl Ahead {
             offset: pair_bytes,
             end: 2 * pair_bytes,
             with_row: rest.div_ceil(2 * rows).next_multiple_of(LINE),
+            with_step: ASKED_A_STEP,
+        })
+    }
+
+    /// As [`Ahead::new`], all of it in equal parts with the steps of two row tiles, each of which is gone over in `parts`.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn evenly(pair_bytes: usize, rows: usize, parts: usize) -> Option<Ahead> {
+        let ahead = Ahead::new(pair_bytes, rows)?;
+        let blocks = rows.div_ceil(PANEL) / 2;
+        let steps = pair_bytes / (2 * LINE * PANEL);
+        let lines = (pair_bytes / LINE).div_ceil(blocks * steps * parts);
+        Some(Ahead {
+            with_row: 0,
+            with_step: lines * LINE * parts,
+            ..ahead
         })
     }
 
@@ -58,12 +75,24 @@ impl Ahead {
         }
     }
 
-    /// With so many steps of tiles; where they ask from, see [`ASKED_A_STEP`].
+    /// Whether all of it has been asked for.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn is_done(&self) -> bool {
+        self.offset >= self.end
+    }
+
+    /// Bytes with each step: [`ASKED_A_STEP`], or as many as [`Ahead::evenly`] takes.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn with_step(&self) -> usize {
+        self.with_step
+    }
+
+    /// With so many steps of tiles; where they ask from.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn steps(&mut self, steps: usize) -> usize {
         let from = self.offset;
         // Beyond the end a few lines of the pair behind are asked for: their turn comes.
-        self.offset = (self.offset + steps * ASKED_A_STEP).min(self.end);
+        self.offset = (self.offset + steps * self.with_step).min(self.end);
         from
     }
 }

@@ -5,7 +5,6 @@
 
 use super::kernel_rows::{RowsOut, block, rows_of_a_part, share_panels};
 use super::lines::Lines;
-use super::math;
 use super::pages::{Part, Pool};
 use super::sixteen::{LANES, Sixteen, Vectors, on_vectors};
 use super::tile::{Ahead, DEPTH_BLOCK, ROW_STRIDE, tile, with_tile_rows};
@@ -212,24 +211,10 @@ impl Finish<'_> {
                     value = value.add(S::load(bias.as_ptr().add(at)));
                 }
                 if self.gelu {
-                    value = gelu(value);
+                    value = value.gelu();
                 }
                 value.store_first(to, count);
             }
         }
-    }
-}
-
-/// # Safety
-/// The processor has `S`.
-#[inline(always)]
-unsafe fn gelu<S: Sixteen>(x: S) -> S {
-    // SAFETY: by the caller; sixteen elements.
-    unsafe {
-        let mut values = x.lanes();
-        for value in &mut values {
-            *value = math::gelu(*value);
-        }
-        S::load(values.as_ptr())
     }
 }

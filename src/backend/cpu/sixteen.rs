@@ -7,6 +7,8 @@
 //! own, without the instructions.
 
 use super::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::math;
 #[cfg(target_arch = "aarch64")]
 use super::neon;
 #[cfg(target_arch = "x86_64")]
@@ -160,6 +162,20 @@ pub(super) trait Sixteen: Copy {
 
     /// Sixteen places of each of sixteen rows to columns, `[16][16]`: whatever 32 bits they hold.
     unsafe fn transpose(rows: [*const f32; LANES], to: *mut f32);
+
+    /// [`math::gelu`] of each.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn gelu(self) -> Self {
+        // SAFETY: sixteen elements; the rest by the caller.
+        unsafe {
+            let mut values = self.lanes();
+            for value in &mut values {
+                *value = math::gelu(*value);
+            }
+            Self::load(values.as_ptr())
+        }
+    }
 
     /// Each for itself.
     #[inline(always)]

@@ -9,6 +9,8 @@ use crate::backend::cpu::kernel_rows::{
 };
 use crate::backend::cpu::lines::{Lines, OnLine};
 use crate::backend::cpu::pages::{Part, Pool};
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::sixteen::{Sixteen, Vectors, on_vectors};
 use crate::compute::{Claim, Claims};
 use multiversion::multiversion;
 
@@ -129,8 +131,11 @@ impl Call<'_> {
         let depth = self.linear.in_dim.next_multiple_of(STEP);
         let stride = row_stride::<Bf16>(depth);
         let product = Product::new(self.isa);
+        // With tiles memory is asked for while results are written.
+        #[cfg(target_arch = "x86_64")]
+        let vectors = Vectors::best(self.isa).filter(|_| product.tiles().is_none());
         let mut sums = OnLine([[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
-        let of_a_pair = Ahead::new(2 * PANEL * depth * size_of::<Bf16>(), self.out.rows());
+        let of_a_pair = product.ahead(2 * PANEL * depth * size_of::<Bf16>(), self.out.rows());
         for Claim { item: pair, own } in pairs {
             let mut ahead = of_a_pair.filter(|_| own);
             let panels = &self.linear.panels[pair * 2 * PANEL * depth..][..2 * PANEL * depth];
@@ -144,7 +149,55 @@ impl Call<'_> {
                 let row = block * 2 * TILE_ROWS;
                 let rows = (self.out.rows() - row).min(2 * TILE_ROWS);
                 product.dot((x, stride), rows, &columns, &mut sums.0, ahead.as_mut());
+                #[cfg(target_arch = "x86_64")]
+                if let Some(vectors) = vectors {
+                    // SAFETY: available; threads hold disjoint pairs of panels.
+                    unsafe { finish_on(vectors, self, &sums.0, row, rows, pair) };
+                    continue;
+                }
                 finish(self, &sums.0, row, rows, pair, first, ahead.as_mut());
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+on_vectors! {
+    /// As [`finish`], on vectors.
+    fn finish_on(call: &Call<'_>, sums: &[[TileSums; 2]; 2], row: usize, rows: usize, pair: usize) = |S| {
+        finish_rows::<S>(call, sums, row, rows, pair)
+    }
+}
+
+/// # Safety
+/// The processor has `S`; no one else writes this pair's columns.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn finish_rows<S: Sixteen>(
+    call: &Call<'_>,
+    sums: &[[TileSums; 2]; 2],
+    row: usize,
+    rows: usize,
+    pair: usize,
+) {
+    for half in 0..2 {
+        let first = (2 * pair + half) * PANEL;
+        if first >= call.linear.out_dim {
+            return;
+        }
+        let bias = &call.linear.bias[first..][..PANEL];
+        for i in 0..rows {
+            let sums = &sums[i / TILE_ROWS][half][i % TILE_ROWS];
+            // SAFETY: sixteen sums and biases, as many results as there are; the rest by the caller.
+            unsafe {
+                let out = call.out.part(row + i, first, PANEL);
+                let mut value = S::load(sums.as_ptr()).add(S::load(bias.as_ptr()));
+                match call.epilogue {
+                    Epilogue::Store => (),
+                    Epilogue::Gelu => value = value.gelu(),
+                    Epilogue::Add => value = S::load_first(out.as_ptr(), out.len()).add(value),
+                }
+                value.store_first(out.as_mut_ptr(), out.len());
             }
         }
     }

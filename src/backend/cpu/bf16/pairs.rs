@@ -9,7 +9,7 @@
 use super::order::Order;
 use super::product::{Columns, TILE_ROWS, TileSums};
 use super::{Bf16, PANEL, STEP};
-use crate::backend::cpu::ahead::{ASKED_A_STEP, Ahead};
+use crate::backend::cpu::ahead::Ahead;
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel_rows::block;
 use crate::backend::cpu::tile::{DEPTH_BLOCK, with_tile_rows};
@@ -24,6 +24,12 @@ const CHUNK_STEPS: usize = DEPTH_BLOCK / STEP;
 
 /// Rows of a tile: with two panels and sums of even and of odd channels they leave room for both panels' columns.
 const ROWS: usize = 6;
+
+/// Tiles of as many rows as two whole ones of [`TILE_ROWS`].
+pub(super) const TILES: usize = (2 * TILE_ROWS).div_ceil(ROWS);
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// How far ahead of their use by the first rows columns are asked for where nothing else asks: over the end of a page, where the
 /// processor's own prefetching stops.
@@ -54,8 +60,11 @@ pub(super) fn dot(
         steps: depth / STEP,
         goes_on,
         ahead: ahead
-            .filter(|_| rows > TILE_ROWS)
-            .map(|ahead| ahead.steps(depth / STEP)),
+            .filter(|ahead| rows > TILE_ROWS && !ahead.is_done())
+            .map(|ahead| Asked {
+                lines: ahead.with_step() / TILES / LINE,
+                from: ahead.steps(depth / STEP),
+            }),
     };
     // SAFETY: available; the sizes are asserted.
     unsafe {
@@ -76,8 +85,39 @@ struct Call {
     steps: usize,
     /// Whether sums are added to.
     goes_on: bool,
-    /// From where on behind the first panel memory is asked for, with the first rows.
-    ahead: Option<usize>,
+    ahead: Option<Asked>,
+}
+
+/// Which memory is asked for.
+#[derive(Clone, Copy)]
+struct Asked {
+    /// Where it begins, in bytes behind the first panel.
+    from: usize,
+    /// Cache lines with each step of each tile.
+    lines: usize,
+}
+
+impl Asked {
+    /// What comes with this step of all tiles' ones.
+    #[inline(always)]
+    fn ask(self, panel: *const u32, step: usize) {
+        let from = panel
+            .cast::<i8>()
+            .wrapping_add(self.from + step * self.lines * LINE);
+        // Known numbers: a loop would take registers, which are all taken.
+        match self.lines {
+            ..=3 => ask_for::<3>(from),
+            _ => ask_for::<6>(from),
+        }
+    }
+}
+
+#[inline(always)]
+fn ask_for<const LINES: usize>(from: *const i8) {
+    for line in 0..LINES {
+        // SAFETY: prefetching reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line * LINE)) };
+    }
 }
 
 /// Chunk by chunk of the depth, rows in tiles.
@@ -89,14 +129,21 @@ unsafe fn multiply<const ARRANGED: bool>(call: &Call, sums: &mut [[TileSums; 2];
     let mut step = 0;
     loop {
         let steps = step..(step + CHUNK_STEPS).min(call.steps);
-        let mut row = 0;
+        let (mut row, mut index) = (0, 0);
         while row < call.rows {
             let n = block(call.rows - row, ROWS);
             with_tile_rows!(n, ROWS, [1 2 3 4 5 6], |M| {
                 // SAFETY: by the caller.
-                unsafe { tile::<M, ARRANGED>(call, row, &steps, sums) };
+                unsafe {
+                    if row == 0 && call.ahead.is_none() {
+                        tile::<M, ARRANGED, true>(call, (row, index), &steps, sums);
+                    } else {
+                        tile::<M, ARRANGED, false>(call, (row, index), &steps, sums);
+                    }
+                }
             });
             row += n;
+            index += 1;
         }
         step = steps.end;
         if step >= call.steps {
@@ -106,27 +153,22 @@ unsafe fn multiply<const ARRANGED: bool>(call: &Call, sums: &mut [[TileSums; 2];
 }
 
 /// Sums of even and of odd channels begin anew in every step and are added to those in memory at its end. Unless sums go on, the
-/// first step begins them.
+/// first step begins them. With `STREAM` the columns' next lines are asked for.
 ///
 /// # Safety
-/// As [`multiply`]; there are `M` rows from `row` on.
+/// As [`multiply`]; there are `M` rows from this one on, the tile of this index.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn tile<const M: usize, const ARRANGED: bool>(
+unsafe fn tile<const M: usize, const ARRANGED: bool, const STREAM: bool>(
     call: &Call,
-    row: usize,
+    (row, index): (usize, usize),
     steps: &Range<usize>,
     sums: &mut [[TileSums; 2]; 2],
 ) {
-    let stream = row == 0 && call.ahead.is_none();
     for step in steps.clone() {
         let begins = !call.goes_on && step == 0;
-        if let Some(ahead) = call.ahead.filter(|_| row == 0) {
-            let from = call.panels[0].cast::<i8>();
-            let from = from.wrapping_add(ahead + step * ASKED_A_STEP);
-            for line in 0..ASKED_A_STEP / 64 {
-                _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line * 64));
-            }
+        if let Some(asked) = call.ahead {
+            asked.ask(call.panels[0], index * call.steps + step);
         }
         let x = call.x.wrapping_add(row * call.stride + step * STEP);
         let mut halves = [[[_mm512_setzero_ps(); 2]; M]; 2];
@@ -134,10 +176,10 @@ unsafe fn tile<const M: usize, const ARRANGED: bool>(
             let mut columns = [[_mm512_setzero_si512(); 2]; 2];
             for (p, panel) in call.panels.iter().enumerate() {
                 let at = panel.wrapping_add((step * STEP_PAIRS + pair) * PANEL);
-                if stream {
+                if STREAM {
                     let ahead = at.cast::<i8>().wrapping_add(STREAM_BYTES);
                     _mm_prefetch::<_MM_HINT_T0>(ahead);
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(LINE));
                 }
                 // SAFETY: two times sixteen pairs, by the caller.
                 let two = unsafe {

@@ -71,6 +71,15 @@ impl Product {
         }
     }
 
+    /// What asks for the next pair of panels, so many bytes, while one is multiplied with these rows.
+    pub(in crate::backend::cpu) fn ahead(&self, pair_bytes: usize, rows: usize) -> Option<Ahead> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Product::Pairs => Ahead::evenly(pair_bytes, rows, pairs::TILES),
+            _ => Ahead::new(pair_bytes, rows),
+        }
+    }
+
     /// Whether rows are read from where their scores were, see [`Product::add_in_place`].
     pub(in crate::backend::cpu) fn in_place(&self) -> bool {
         #[cfg(target_arch = "x86_64")]
