@@ -21,6 +21,12 @@ pub enum Isa {
     Amx,
 }
 
+/// Whether this processor has 512-bit vectors that round to bf16 and multiply in it.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn bf16_vectors() -> bool {
+    Isa::Avx512Vnni.available() && is_x86_feature_detected!("avx512bf16")
+}
+
 /// Environment variable that names the best instruction set the kernels may use: for tests and comparisons. The loops in `f32`
 /// that are left to the compiler, and `rten-gemm`, choose for themselves.
 pub const ISA_VARIABLE: &str = "UMM_ISA";
@@ -76,11 +82,9 @@ impl Isa {
                     && is_x86_feature_detected!("fma")
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => {
-                Isa::Avx512Vnni.available() && is_x86_feature_detected!("avx512bf16")
-            }
+            Isa::Avx512Bf16 => bf16_vectors() && super::bf16::pairs_sum_as_tiles(),
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => Isa::Avx512Bf16.available() && super::amx::available(),
+            Isa::Amx => bf16_vectors() && super::amx::available(),
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDotprod => super::int8::neon::dotprod_available(),
             #[cfg(target_arch = "aarch64")]

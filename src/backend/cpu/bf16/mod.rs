@@ -20,6 +20,8 @@ mod vectors;
 
 pub(super) use linear::{Activations, Bf16Linear, linear_into, plain_linear_into};
 pub(super) use order::Order;
+#[cfg(target_arch = "x86_64")]
+pub(super) use pairs::sum_as_tiles as pairs_sum_as_tiles;
 pub(super) use product::{Columns, Product, TILE_ROWS, TileSums};
 
 use multiversion::multiversion;

@@ -10,11 +10,12 @@ use super::order::Order;
 use super::product::{Columns, TILE_ROWS, TileSums};
 use super::{Bf16, PANEL, STEP};
 use crate::backend::cpu::ahead::Ahead;
-use crate::backend::cpu::isa::Isa;
+use crate::backend::cpu::isa::{Isa, bf16_vectors};
 use crate::backend::cpu::kernel_rows::block;
 use crate::backend::cpu::tile::{DEPTH_BLOCK, with_tile_rows};
 use std::arch::x86_64::*;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// Pairs of channels in a step.
 const STEP_PAIRS: usize = STEP / 2;
@@ -34,6 +35,46 @@ const LINE: usize = 64;
 /// How far ahead of their use by the first rows columns are asked for where nothing else asks: over the end of a page, where the
 /// processor's own prefetching stops.
 const STREAM_BYTES: usize = 4096;
+
+/// Whether this processor's product sums as is said above, of values that would show another order, or sums rounded once.
+///
+/// # Panics
+/// Where there is no such product.
+pub(in crate::backend::cpu) fn sum_as_tiles() -> bool {
+    static AS_TILES: OnceLock<bool> = OnceLock::new();
+    *AS_TILES.get_or_init(|| {
+        assert!(bf16_vectors(), "no vectors of bf16 here");
+        let two = |exponent: i32| 2.0_f32.powi(exponent);
+        // What was there, the product of upper halves and that of lower ones, by one.
+        let cases = [
+            (1.0, two(24), -two(24)),
+            (1.0, -two(24), two(24)),
+            (1.0, two(-24), two(-24)),
+            (1.0, two(-24) * 1.5, two(-24) * 1.5),
+            (-two(24), 1.0, two(24)),
+            (two(24), 1.0, 1.0),
+            (two(100), two(76), two(76)),
+        ];
+        let one = Bf16::from_f32(1.0);
+        cases.into_iter().all(|(before, first, second)| {
+            let pair = |low: Bf16, high: Bf16| i32::from(low.0) | i32::from(high.0) << 16;
+            let a = pair(Bf16::from_f32(second), Bf16::from_f32(first));
+            // SAFETY: available, as asserted.
+            let sum = unsafe { product_of(before, a, pair(one, one)) };
+            sum.to_bits() == ((before + first) + second).to_bits()
+        })
+    })
+}
+
+/// One lane's product of pairs added to a sum.
+///
+/// # Safety
+/// AVX-512 with BF16 is available.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn product_of(before: f32, a: i32, b: i32) -> f32 {
+    let (a, b) = (_mm512_set1_epi32(a), _mm512_set1_epi32(b));
+    _mm512_cvtss_f32(_mm512_dpbf16_ps(_mm512_set1_ps(before), pairs(a), pairs(b)))
+}
 
 /// Sums over the columns' depth of `rows` rows in [`Order::Halves`], `stride` apart; added to what was there if they go on.
 ///

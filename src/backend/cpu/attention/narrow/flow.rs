@@ -12,7 +12,7 @@ use crate::backend::cpu::amx::{LINE, Tiles};
 use crate::backend::cpu::attention::Queries;
 use crate::backend::cpu::avx512;
 use crate::backend::cpu::bf16::{Bf16, STEP};
-use crate::backend::cpu::isa::Isa;
+use crate::backend::cpu::isa::bf16_vectors;
 use crate::backend::cpu::kernel_rows::row_stride;
 use crate::backend::cpu::lines::OnLine;
 use std::arch::x86_64::*;
@@ -38,7 +38,7 @@ type Scores = OnLine<[TileSums; PANELS]>;
 
 /// Whether heads are not too wide, and this processor has what there is here beside tiles.
 pub(super) fn takes(queries: &Queries<'_>) -> bool {
-    Isa::Avx512Bf16.available() && queries.head_dim() <= MAX_STEPS * STEP
+    bf16_vectors() && queries.head_dim() <= MAX_STEPS * STEP
 }
 
 /// Where the keys and values of [`BLOCKS`] blocks lie.

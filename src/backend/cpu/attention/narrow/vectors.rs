@@ -4,7 +4,7 @@ use super::{KEYS, NEAR, PANEL, Scores, TILE_ROWS, TileSums, weights_of};
 use crate::backend::cpu::attention::Queries;
 use crate::backend::cpu::avx512;
 use crate::backend::cpu::bf16::{Bf16, Order};
-use crate::backend::cpu::isa::Isa;
+use crate::backend::cpu::isa::bf16_vectors;
 use crate::backend::cpu::sixteen::LANES;
 use std::arch::x86_64::*;
 
@@ -36,7 +36,7 @@ impl Softmax {
     /// # Panics
     /// Where such vectors are not available.
     pub(super) fn new(queries: &Queries<'_>, first: usize) -> Softmax {
-        assert!(Isa::Avx512Bf16.available(), "no vectors of bf16 here");
+        assert!(bf16_vectors(), "no vectors of bf16 here");
         let last = queries.count() - 1;
         Softmax {
             lanes: [[f32::NEG_INFINITY; PANEL]; TILE_ROWS],
