@@ -29,6 +29,7 @@ impl NarrowWeights<'_> {
 }
 
 /// The value in `f32`, exactly.
+#[inline(always)]
 pub fn from_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }

@@ -28,6 +28,15 @@ pub struct Weights {
 }
 
 impl Weights {
+    /// Without a tensor yet.
+    fn empty(spec: ModelSpec) -> Weights {
+        Weights {
+            spec,
+            tensors: BTreeMap::new(),
+            narrow: BTreeMap::new(),
+        }
+    }
+
     /// The same weights with the matrices of linear layers rounded as a backend of this precision rounds them, and stored so: such
     /// a backend comes to the same bits with both.
     ///
@@ -41,11 +50,7 @@ impl Weights {
                 precision: matrix.precision(),
             });
         }
-        let mut packed = Weights {
-            spec: self.spec.clone(),
-            tensors: BTreeMap::new(),
-            narrow: BTreeMap::new(),
-        };
+        let mut packed = Weights::empty(self.spec.clone());
         for (name, tensor) in &self.tensors {
             let narrow =
                 is_matrix(name, &tensor.shape).then(|| NarrowMatrix::of(tensor, precision));

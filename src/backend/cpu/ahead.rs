@@ -10,6 +10,11 @@ const PANEL: usize = 16;
 /// once keeps what is needed now waiting.
 pub(super) const ASKED_A_STEP: usize = 6 * LINE;
 
+/// Steps of all whole pairs of row tiles with a pair of panels.
+fn steps_of(pair_bytes: usize, rows: usize) -> usize {
+    rows.div_ceil(PANEL) / 2 * (pair_bytes / (2 * LINE * PANEL))
+}
+
 /// Asks for the pair of panels behind one that is in use, spread over the time that one takes: some of it step by step while
 /// tiles are multiplied, the rest while results are written.
 #[derive(Clone, Copy)]
@@ -29,11 +34,10 @@ impl Ahead {
     /// reads as fast as memory brings, with what the processor or the tile's own loop asks for, and more at once would only keep
     /// that waiting.
     pub(super) fn new(pair_bytes: usize, rows: usize) -> Option<Ahead> {
-        let blocks = rows.div_ceil(PANEL) / 2;
-        let steps = pair_bytes / (2 * LINE * PANEL);
-        let with_steps = blocks * steps * ASKED_A_STEP;
+        let steps = steps_of(pair_bytes, rows);
+        let with_steps = steps * ASKED_A_STEP;
         let rest = pair_bytes.saturating_sub(with_steps);
-        (blocks > 0).then(|| Ahead {
+        (steps > 0).then(|| Ahead {
             offset: pair_bytes,
             end: 2 * pair_bytes,
             with_row: rest.div_ceil(2 * rows).next_multiple_of(LINE),
@@ -45,9 +49,7 @@ impl Ahead {
     #[cfg(target_arch = "x86_64")]
     pub(super) fn evenly(pair_bytes: usize, rows: usize, parts: usize) -> Option<Ahead> {
         let ahead = Ahead::new(pair_bytes, rows)?;
-        let blocks = rows.div_ceil(PANEL) / 2;
-        let steps = pair_bytes / (2 * LINE * PANEL);
-        let lines = (pair_bytes / LINE).div_ceil(blocks * steps * parts);
+        let lines = (pair_bytes / LINE).div_ceil(steps_of(pair_bytes, rows) * parts);
         Some(Ahead {
             with_row: 0,
             with_step: lines * LINE * parts,

@@ -72,7 +72,20 @@ impl Linear {
     }
 }
 
+/// A layer's bias; zeros where it has none.
+fn bias_or_zeros(bias: Option<&[f32]>, out_dim: usize) -> Vec<f32> {
+    let bias = bias.map_or_else(|| vec![0.0; out_dim], <[f32]>::to_vec);
+    assert_eq!(bias.len(), out_dim, "linear bias size");
+    bias
+}
+
 impl Cpu {
+    /// Keeps a layer.
+    pub(super) fn keep(&mut self, linear: Linear) -> LinearId {
+        self.linears.push(linear);
+        LinearId(self.linears.len() - 1)
+    }
+
     /// Weights `[out_dim, in_dim]` in the form that this path and precision read.
     pub(super) fn pack_linear(
         &mut self,
@@ -82,8 +95,7 @@ impl Cpu {
         out_dim: usize,
     ) -> Linear {
         assert_eq!(weight.len(), in_dim * out_dim, "linear weight size");
-        let bias = bias.map_or_else(|| vec![0.0; out_dim], <[f32]>::to_vec);
-        assert_eq!(bias.len(), out_dim, "linear bias size");
+        let bias = bias_or_zeros(bias, out_dim);
         let narrowed = is_narrowed(in_dim, out_dim);
         let weights = match (self.precision, self.path) {
             (Precision::Int8, _) if narrowed => LinearWeights::Int8(Int8Linear::pack(
@@ -123,8 +135,7 @@ impl Cpu {
     ) -> Linear {
         assert_eq!(quanta.len(), in_dim * out_dim, "linear weight size");
         assert_eq!(scale.len(), out_dim, "linear scale size");
-        let bias = bias.map_or_else(|| vec![0.0; out_dim], <[f32]>::to_vec);
-        assert_eq!(bias.len(), out_dim, "linear bias size");
+        let bias = bias_or_zeros(bias, out_dim);
         let pool = &mut self.pool;
         let weights = Int8Linear::take(pool, quanta, scale, &bias, in_dim);
         Linear {

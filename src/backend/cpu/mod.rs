@@ -225,8 +225,7 @@ impl Backend for Cpu {
         out_dim: usize,
     ) -> LinearId {
         let linear = self.pack_linear(weight, bias, in_dim, out_dim);
-        self.linears.push(linear);
-        LinearId(self.linears.len() - 1)
+        self.keep(linear)
     }
 
     fn add_narrow_linear(
@@ -242,8 +241,7 @@ impl Backend for Cpu {
                 if self.precision == Precision::Int8 && is_narrowed(in_dim, out_dim) =>
             {
                 let linear = self.take_quantized(quanta, scale, bias, in_dim, out_dim);
-                self.linears.push(linear);
-                LinearId(self.linears.len() - 1)
+                self.keep(linear)
             }
             // bf16 does not change when it is rounded again.
             _ => self.add_linear(&weight.widened(in_dim), bias, in_dim, out_dim),

@@ -58,11 +58,7 @@ impl Weights {
         let spec = spec_of(bytes, file)?;
         let views = SafeTensors::deserialize(bytes).map_err(|error| not_whole(file, &error))?;
         let asked = crate::model::init::shapes(&spec);
-        let mut weights = Weights {
-            spec,
-            tensors: BTreeMap::new(),
-            narrow: BTreeMap::new(),
-        };
+        let mut weights = Weights::empty(spec);
         // What no one asks for: scales, until their matrix is read.
         let mut others: BTreeMap<&str, TensorView<'_>> = BTreeMap::new();
         let mut in_8_bits = Vec::new();

@@ -70,7 +70,7 @@ impl Bf16Linear {
     fn weight(&self, n: usize, k: usize) -> f32 {
         let (depth, k) = (self.in_dim.next_multiple_of(STEP), self.order.place(k));
         let at = n / PANEL * PANEL * depth + k / 2 * 2 * PANEL + n % PANEL * 2 + k % 2;
-        f32::from_bits(u32::from(self.panels[at].0) << 16)
+        self.panels[at].to_f32()
     }
 }
 
@@ -241,7 +241,7 @@ pub(in crate::backend::cpu) fn plain_linear_into(
     x: &[f32],
     mut put: impl FnMut(usize, usize, f32),
 ) {
-    let round = |v: f32| f32::from_bits(u32::from(Bf16::from_f32(v).0) << 16);
+    let round = |v: f32| Bf16::from_f32(v).to_f32();
     for (r, x) in x.chunks_exact(linear.in_dim).enumerate() {
         for n in 0..linear.out_dim {
             let mut sum = 0.0;

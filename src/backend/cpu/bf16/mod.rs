@@ -24,6 +24,7 @@ pub(super) use order::Order;
 pub(super) use pairs::sum_as_tiles as pairs_sum_as_tiles;
 pub(super) use product::{Columns, Product, TILE_ROWS, TileSums};
 
+use crate::backend::narrow::from_bf16;
 use multiversion::multiversion;
 
 /// A value in bf16: the upper half of an `f32`.
@@ -64,9 +65,8 @@ impl Bf16 {
 
     /// Exact.
     #[inline(always)]
-    #[cfg(test)]
     pub(super) fn to_f32(self) -> f32 {
-        f32::from_bits(u32::from(self.0) << 16)
+        from_bf16(self.0)
     }
 }
 

@@ -198,10 +198,10 @@ fn add_rows(
             for (parity, halves) in halves.iter_mut().enumerate() {
                 let mut w = [0.0; PANEL];
                 for l in 0..PANEL {
-                    w[l] = f32::from_bits(u32::from(weights[2 * l + parity].0) << 16);
+                    w[l] = weights[2 * l + parity].to_f32();
                 }
                 for (sums, x) in halves.iter_mut().zip(x) {
-                    let x = f32::from_bits(u32::from(x[2 * pair + parity].0) << 16);
+                    let x = x[2 * pair + parity].to_f32();
                     for l in 0..PANEL {
                         // The product is exact, short of infinity: fusing would change nothing.
                         sums[l] += x * w[l];

@@ -161,13 +161,8 @@ impl Call {
                 }
             }
             for step in steps.clone() {
-                let b = self.columns(panel, step);
+                let b = self.columns(row, panel, step);
                 let a = rows.as_ptr().cast::<f32>().add((step - steps.start) * STEP);
-                if row == 0 {
-                    for b in b {
-                        ask_ahead(b);
-                    }
-                }
                 let even = half_step::<S, M, ACROSS, false>(a, b);
                 let odd = half_step::<S, M, ACROSS, true>(a.add(1), b);
                 for ((tile, even), odd) in tile.iter_mut().zip(even).zip(odd) {
@@ -203,13 +198,8 @@ impl Call {
             let begins = !self.goes_on && step == 0;
             // SAFETY: by the caller; sixteen sums each.
             unsafe {
-                let b = self.columns(panel, step);
+                let b = self.columns(row, panel, step);
                 let a = rows.as_ptr().cast::<f32>().add((step - steps.start) * STEP);
-                if row == 0 {
-                    for b in b {
-                        ask_ahead(b);
-                    }
-                }
                 let [even, odd] = both_halves::<S, M, ACROSS>(a, b);
                 for (m, (even, odd)) in even.iter().zip(odd).enumerate() {
                     let sums = &mut sums[(row + m) / TILE_ROWS];
@@ -223,13 +213,14 @@ impl Call {
         }
     }
 
-    /// Where a step's pairs of each panel from `panel` on lie.
+    /// Where a step's pairs of each panel from `panel` on lie. For the tile of the first rows they are asked for ahead.
     ///
     /// # Safety
     /// There are as many panels and steps.
     #[inline(always)]
     unsafe fn columns<const ACROSS: usize>(
         &self,
+        row: usize,
         panel: usize,
         step: usize,
     ) -> [*const u32; ACROSS] {
@@ -237,6 +228,9 @@ impl Call {
         for (across, column) in columns.iter_mut().enumerate() {
             // SAFETY: by the caller.
             *column = unsafe { self.panels[panel + across].add(step * STEP_PAIRS * PANEL) };
+            if row == 0 {
+                ask_ahead(*column);
+            }
         }
         columns
     }

@@ -95,7 +95,8 @@ fn attend_rows(
         }
         softmax.see(scores, rows);
     }
-    let in_place = product.in_place() && softmax.in_place();
+    // Where there are tiles the softmax is on vectors, which can leave weights where scores were.
+    let in_place = product.in_place();
     let places = if in_place {
         None
     } else {
@@ -210,11 +211,6 @@ impl Softmax {
                 used.zip(scores).for_each(|(tile, scores)| tile.see(scores));
             }
         }
-    }
-
-    /// Whether it can leave weights where scores were.
-    fn in_place(&self) -> bool {
-        !matches!(self, Softmax::Loops)
     }
 
     /// Scores to weights, unnormalised, in rows of their own or in place; returns one over each row's sum.
