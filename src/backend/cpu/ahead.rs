@@ -26,6 +26,10 @@ pub(super) struct Ahead {
     /// Bytes with each row of results.
     with_row: usize,
     /// Bytes with each step.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "nothing is asked for there")
+    )]
     with_step: usize,
 }
 
