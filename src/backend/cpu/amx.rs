@@ -23,16 +23,33 @@ pub(super) const ROW_STEP: usize = 16;
 /// Bytes of a tile's row.
 pub(super) const LINE: usize = 64;
 
-/// Whether the processor has tiles of 8-bit values and bf16, and the system lets this process use them.
+/// Whether the processor has tiles of 8-bit values and bf16, and the system lets this process use them; or an emulator is loaded.
 pub(super) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
-        const AMX_TILE: u32 = 1 << 24;
-        const AMX_INT8: u32 = 1 << 25;
-        const AMX_BF16: u32 = 1 << 22;
-        let all = AMX_TILE | AMX_INT8 | AMX_BF16;
-        __cpuid_count(0, 0).eax >= 7 && __cpuid_count(7, 0).edx & all == all && permitted()
-    })
+    *AVAILABLE.get_or_init(|| (of_the_processor() && permitted()) || emulated())
+}
+
+fn of_the_processor() -> bool {
+    const AMX_TILE: u32 = 1 << 24;
+    const AMX_INT8: u32 = 1 << 25;
+    const AMX_BF16: u32 = 1 << 22;
+    let all = AMX_TILE | AMX_INT8 | AMX_BF16;
+    __cpuid_count(0, 0).eax >= 7 && __cpuid_count(7, 0).edx & all == all
+}
+
+/// Whether the tests' emulator of these instructions (`tests/emulator/tiles.c`) was loaded before this program. It cannot answer
+/// for the processor, hence a symbol.
+#[cfg(target_os = "linux")]
+fn emulated() -> bool {
+    // SAFETY: looks for a name that ends with a zero among what is loaded.
+    let found =
+        unsafe { nix::libc::dlsym(nix::libc::RTLD_DEFAULT, c"umm_tiles_are_emulated".as_ptr()) };
+    !found.is_null()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn emulated() -> bool {
+    false
 }
 
 /// Asks Linux for the tiles' registers, which it hands out per process and on request only (Documentation/arch/x86/xstate.rst).
