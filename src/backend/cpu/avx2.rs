@@ -101,17 +101,6 @@ impl Sixteen for Two {
     }
 
     #[inline(always)]
-    unsafe fn mul(self, other: Two) -> Two {
-        // SAFETY: see above.
-        unsafe {
-            Two(
-                _mm256_mul_ps(self.0, other.0),
-                _mm256_mul_ps(self.1, other.1),
-            )
-        }
-    }
-
-    #[inline(always)]
     unsafe fn mul_add(self, factor: Two, more: Two) -> Two {
         // SAFETY: see above.
         unsafe {

@@ -20,7 +20,7 @@ impl Sixteen for __m512 {
     const WIDE: usize = 4;
     const ROWS_OF_WIDE: usize = 7;
     const ROWS_OF_HALVES: usize = 6;
-    const TILES: usize = 1;
+    const TILES: usize = 3;
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> __m512 {
@@ -56,12 +56,6 @@ impl Sixteen for __m512 {
     unsafe fn add(self, other: __m512) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_add_ps(self, other) }
-    }
-
-    #[inline(always)]
-    unsafe fn mul(self, other: __m512) -> __m512 {
-        // SAFETY: see above.
-        unsafe { _mm512_mul_ps(self, other) }
     }
 
     #[inline(always)]

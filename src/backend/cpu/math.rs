@@ -150,7 +150,7 @@ pub(super) fn exp2<const FUSED: bool, const N: usize>(polynomial: &[f32; N], t: 
     p * power
 }
 
-/// Unnormalised weights of a softmax, `e^(score - largest)`.
+/// Unnormalised weights of a softmax, `e^(score - reference)`.
 pub(super) struct Weigh<const N: usize> {
     /// `score * factor + less` is the logarithm of its weight to the base of 2.
     pub(super) factor: f32,
@@ -162,12 +162,12 @@ pub(super) struct Weigh<const N: usize> {
 }
 
 impl<const N: usize> Weigh<N> {
-    /// Of scores still to be multiplied with `scale`, of which `max` is the largest then.
+    /// Of scores still to be multiplied with `scale`, taken as they are.
     #[inline(always)]
-    pub(super) fn new(polynomial: &'static [f32; N], lowest: f32, scale: f32, max: f32) -> Self {
+    pub(super) fn new(polynomial: &'static [f32; N], lowest: f32, scale: f32) -> Self {
         Weigh {
             factor: scale * std::f32::consts::LOG2_E,
-            less: max * -std::f32::consts::LOG2_E,
+            less: -0.0,
             polynomial,
             lowest,
         }
@@ -186,8 +186,9 @@ impl<const N: usize> Weigh<N> {
         self.at::<FUSED>(t)
     }
 
+    /// The weight whose logarithm to the base of 2 is `t`.
     #[inline(always)]
-    fn at<const FUSED: bool>(&self, t: f32) -> f32 {
+    pub(super) fn at<const FUSED: bool>(&self, t: f32) -> f32 {
         let weight = exp2::<FUSED, N>(self.polynomial, t);
         if t < self.lowest { 0.0 } else { weight }
     }
@@ -210,7 +211,7 @@ mod tests {
 
     /// The largest relative error of weights of `polynomial`, beyond what rounding the exponent costs.
     fn worst<const FUSED: bool, const N: usize>(polynomial: &'static [f32; N]) -> f64 {
-        let weigh = Weigh::new(polynomial, -EXP2_RANGE, 1.0, 0.0);
+        let weigh = Weigh::new(polynomial, -EXP2_RANGE, 1.0);
         assert_eq!(weigh.of::<FUSED>(-100.0), 0.0);
         assert_eq!(weigh.of::<FUSED>(f32::NEG_INFINITY), 0.0);
         assert!(weigh.of::<FUSED>(f32::NAN).is_nan());

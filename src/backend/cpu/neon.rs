@@ -88,12 +88,6 @@ impl Sixteen for Four {
     }
 
     #[inline(always)]
-    unsafe fn mul(self, other: Four) -> Four {
-        // SAFETY: see above.
-        unsafe { four!(|I| vmulq_f32(self.0[I], other.0[I])) }
-    }
-
-    #[inline(always)]
     unsafe fn mul_add(self, factor: Four, more: Four) -> Four {
         // SAFETY: see above.
         unsafe { four!(|I| vfmaq_f32(more.0[I], self.0[I], factor.0[I])) }

@@ -112,7 +112,8 @@ pub(super) trait Sixteen: Copy {
     /// Rows of a tile whose even and odd channels have sums of their own side by side, where the registers hold them all beside
     /// two vectors of each column; 0 where they are summed one after the other, [`Sixteen::ROWS`] at a time.
     const ROWS_OF_HALVES: usize;
-    /// Tiles of rows that attention takes together, so that keys are fetched as seldom as the second cache asks for.
+    /// Tiles of rows that attention takes together: keys and values come from the second cache once for all of them, whose own
+    /// logits and sums stay in the first.
     const TILES: usize;
     /// Rows of these tiles.
     const ROWS_TOGETHER: usize = Self::ROWS * Self::TILES;
@@ -135,9 +136,6 @@ pub(super) trait Sixteen: Copy {
 
     /// `self + other`
     unsafe fn add(self, other: Self) -> Self;
-
-    /// `self * other`
-    unsafe fn mul(self, other: Self) -> Self;
 
     /// `self * factor + more`, rounded once.
     unsafe fn mul_add(self, factor: Self, more: Self) -> Self;

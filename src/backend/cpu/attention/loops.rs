@@ -1,7 +1,7 @@
 //! `f32` in loops that the compiler turns into vectors, for every processor.
 
 use super::seen::Seen;
-use super::{PANEL, Queries, SCORE_BLOCK, hide, softmax_weights};
+use super::{NEAR, PANEL, Queries, hide, inverse_of, reference_of, weights_from};
 use crate::backend::cpu::math;
 use multiversion::multiversion;
 use multiversion::target::target_cfg_f;
@@ -12,20 +12,27 @@ const QUERIES: usize = 4;
 /// Buffers of one thread; grow to the largest window and stay.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// Scores, then weights, `[QUERIES][blocks * PANEL]`.
-    scores: Vec<f32>,
+    /// `[QUERIES][head_dim]`.
+    queries: Vec<f32>,
+    /// To the base of 2, `[QUERIES][blocks * PANEL]`.
+    logits: Vec<f32>,
+    /// As the logits.
+    weights: Vec<f32>,
 }
 
 impl Scratch {
-    pub(super) fn make_room(&mut self, seen: &Seen) {
-        self.scores.resize(QUERIES * seen.most() * PANEL, 0.0);
+    pub(super) fn make_room(&mut self, head_dim: usize, seen: &Seen) {
+        let keys = seen.most() * PANEL;
+        self.queries.resize(QUERIES * head_dim, 0.0);
+        self.logits.resize(QUERIES * keys, 0.0);
+        self.weights.resize(QUERIES * keys, 0.0);
     }
 }
 
 /// All queries.
 #[multiversion(targets("x86_64+avx512f+avx2+fma", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn attend(queries: &Queries<'_>, scratch: &mut Scratch) {
-    scratch.make_room(queries.seen);
+    scratch.make_room(queries.head_dim(), queries.seen);
     if target_cfg_f!(any(target_feature = "fma", target_feature = "neon")) {
         attend_rows::<QUERIES, true>(queries, scratch);
     } else {
@@ -37,33 +44,40 @@ pub(super) fn attend(queries: &Queries<'_>, scratch: &mut Scratch) {
 #[inline(always)]
 fn attend_rows<const N: usize, const FUSED: bool>(queries: &Queries<'_>, scratch: &mut Scratch) {
     let (hd, seen, count) = (queries.head_dim(), queries.seen, queries.count());
-    let scale = queries.scale();
     let keys = seen.blocks.len() * PANEL;
     let row = seen.most() * PANEL;
+    let Scratch {
+        queries: scaled,
+        logits,
+        weights,
+    } = scratch;
     for first in (0..count).step_by(N) {
         // Without enough rows the last one is computed again: its results are the same.
         let index: [usize; N] = std::array::from_fn(|i| (first + i).min(count - 1));
-        let q = index.map(|i| queries.query(i));
+        for (i, q) in scaled.chunks_exact_mut(hd).enumerate() {
+            queries.scaled_query_into(index[i], q);
+        }
+        let q: [&[f32]; N] = std::array::from_fn(|i| &scaled[i * hd..(i + 1) * hd]);
         for (at, block) in seen.blocks.iter().enumerate() {
-            let sums = scores_of_block::<N, FUSED>(q, queries.keys(at));
-            for (i, sums) in sums.iter().enumerate() {
-                let mut scores = sums.map(|sum| sum * scale);
+            let sums = logits_of_block::<N, FUSED>(q, queries.keys(at));
+            for (i, mut sums) in sums.into_iter().enumerate() {
                 if !block.whole {
-                    hide(&mut scores, queries.mask(at, index[i]));
+                    hide(&mut sums, queries.mask(at, index[i]));
                 }
-                scratch.scores[i * row + at * PANEL..][..PANEL].copy_from_slice(&scores);
+                logits[i * row + at * PANEL..][..PANEL].copy_from_slice(&sums);
             }
         }
         let mut inverse = [0.0; N];
         for (i, inverse) in inverse.iter_mut().enumerate() {
-            let scores = &mut scratch.scores[i * row..(i + 1) * row];
-            *inverse = softmax_weights::<FUSED>(scores, SCORE_BLOCK, keys, queries.sink(index[i]));
+            let row = i * row..i * row + keys;
+            let sink = queries.sink(index[i]);
+            *inverse = softmax::<FUSED>(&logits[row.clone()], sink, &mut weights[row]);
         }
         for column in (0..hd).step_by(PANEL) {
             let mut sums = [[0.0_f32; PANEL]; N];
             for run in &seen.runs {
                 let weights: [&[f32]; N] = std::array::from_fn(|i| {
-                    &scratch.scores[i * row + run.start * PANEL..][..run.len() * PANEL]
+                    &weights[i * row + run.start * PANEL..][..run.len() * PANEL]
                 });
                 let values = queries.values(run.start, column / PANEL);
                 let values = &values[..run.len() * PANEL * PANEL];
@@ -80,9 +94,32 @@ fn attend_rows<const N: usize, const FUSED: bool>(queries: &Queries<'_>, scratch
     }
 }
 
+/// Unnormalised weights of a row's logits, whole panels; returns one over their sum, the sink's included.
+#[inline(always)]
+fn softmax<const FUSED: bool>(logits: &[f32], sink: f32, weights: &mut [f32]) -> f32 {
+    let sum = weigh::<FUSED>(logits, sink, 0.0, weights);
+    if NEAR.contains(&sum) {
+        return inverse_of(sum);
+    }
+    let largest = math::max(sink * std::f32::consts::LOG2_E, math::largest(logits));
+    inverse_of(weigh::<FUSED>(logits, sink, reference_of(largest), weights))
+}
+
+/// Weights of a row's logits from a reference; returns their sum, the sink's included.
+#[inline(always)]
+fn weigh<const FUSED: bool>(logits: &[f32], sink: f32, reference: f32, weights: &mut [f32]) -> f32 {
+    let weigh = weights_from(reference);
+    for (weight, logit) in weights.iter_mut().zip(logits) {
+        *weight = weigh.at::<FUSED>(logit + weigh.less);
+    }
+    let mut sum = math::Sum::default();
+    sum.add(weights, |w| w);
+    sum.total() + weigh.of_sink::<FUSED>(sink)
+}
+
 /// Dot products of each query with the keys of a block, `packed` `[head_dim][PANEL]`.
 #[inline(always)]
-fn scores_of_block<const N: usize, const FUSED: bool>(
+fn logits_of_block<const N: usize, const FUSED: bool>(
     queries: [&[f32]; N],
     packed: &[f32],
 ) -> [[f32; PANEL]; N] {

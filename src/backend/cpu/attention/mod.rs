@@ -24,9 +24,7 @@ use super::sixteen::Vectors;
 use crate::backend::kv_cache::PANEL;
 use crate::compute;
 use seen::Seen;
-
-/// Scores of a row that lie together.
-const SCORE_BLOCK: usize = 256;
+use std::ops::RangeInclusive;
 
 /// How attention is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,9 +77,9 @@ pub(super) fn attention_into(
     // Whoever comes to be quick enough for a head finds its buffers there.
     for scratch in &mut *scratch {
         match method {
-            Method::Loops => scratch.loops.make_room(seen),
+            Method::Loops => scratch.loops.make_room(call.shape.head_dim, seen),
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            Method::Vectors(vectors) => scratch.vectors.make_room(vectors, seen),
+            Method::Vectors(vectors) => scratch.vectors.make_room(vectors),
             Method::Narrow(_) => scratch.narrow.make_room(call.shape.head_dim, seen),
         }
     }
@@ -164,6 +162,15 @@ impl Queries<'_> {
         1.0 / (self.head_dim() as f32).sqrt()
     }
 
+    /// One query times what makes its dot products logits to the base of 2, `[head_dim]`.
+    #[inline(always)]
+    fn scaled_query_into(&self, index: usize, out: &mut [f32]) {
+        let factor = self.scale() * std::f32::consts::LOG2_E;
+        for (out, q) in out.iter_mut().zip(self.query(index)) {
+            *out = q * factor;
+        }
+    }
+
     /// The panels of a block's keys, one after the other.
     #[inline(always)]
     fn keys(&self, block: usize) -> &[f32] {
@@ -197,43 +204,32 @@ fn hide(scores: &mut [f32; PANEL], mask: u32) {
     }
 }
 
-/// Weights in `f32` of scores that are multiplied with their scale already.
+/// Sums of weights, the sink's among them, with which the logits are taken as they are: `f32` holds all that follows, and what
+/// [`math::EXP2_RANGE`] leaves out is far less than it shows.
+const NEAR: RangeInclusive<f32> = 1.0 / (1 << 24) as f32..=(1_u64 << 40) as f32;
+
+/// Weights in `f32` of logits to the base of 2, unnormalised. They are taken from a reference, a whole number, which makes no result
+/// another: zero, so that weights can be made before all logits are known, unless their sum is not [`NEAR`]; then the largest logit, rounded.
 #[inline(always)]
-fn weights_below(max: f32) -> math::Weigh<6> {
-    math::Weigh::new(&math::EXP2, -math::EXP2_RANGE, 1.0, max)
+fn weights_from(reference: f32) -> math::Weigh<6> {
+    math::Weigh {
+        less: -reference,
+        ..math::Weigh::new(&math::EXP2, -math::EXP2_RANGE, 1.0)
+    }
 }
 
-/// Turns a row's scores, whole panels, into unnormalised weights; returns one over their sum, the sink's included. Scores lie in
-/// blocks of [`SCORE_BLOCK`], `stride` apart, `keys` in all.
+/// See [`weights_from`]; of nothing to attend to, which is all of them at minus infinity, zero.
 #[inline(always)]
-fn softmax_weights<const FUSED: bool>(
-    scores: &mut [f32],
-    stride: usize,
-    keys: usize,
-    sink: f32,
-) -> f32 {
-    let blocks = keys.div_ceil(SCORE_BLOCK);
-    let range = |block: usize| {
-        let len = (keys - block * SCORE_BLOCK).min(SCORE_BLOCK);
-        block * stride..block * stride + len
-    };
-    let mut max = sink;
-    for block in 0..blocks {
-        max = math::max(max, math::largest(&scores[range(block)]));
+fn reference_of(largest: f32) -> f32 {
+    if largest == f32::NEG_INFINITY {
+        0.0
+    } else {
+        largest.round_ties_even()
     }
-    // All keys and the sink at minus infinity: nothing to attend to.
-    if max == f32::NEG_INFINITY {
-        (0..blocks).for_each(|block| scores[range(block)].fill(0.0));
-        return 0.0;
-    }
-    let weigh = weights_below(max);
-    let mut sum = math::Sum::default();
-    for block in 0..blocks {
-        let scores = &mut scores[range(block)];
-        for s in scores.iter_mut() {
-            *s = weigh.of::<FUSED>(*s);
-        }
-        sum.add(scores, |w| w);
-    }
-    1.0 / (sum.total() + weigh.of_sink::<FUSED>(sink))
+}
+
+/// One over a sum of weights; zero of none.
+#[inline(always)]
+fn inverse_of(sum: f32) -> f32 {
+    if sum == 0.0 { 0.0 } else { 1.0 / sum }
 }

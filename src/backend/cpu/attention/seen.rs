@@ -152,6 +152,14 @@ impl Seen {
         self.masks.reserve(self.most * self.times);
     }
 
+    /// Where the run ends that a block is in.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    #[inline(always)]
+    pub(super) fn run_end(&self, block: usize) -> usize {
+        let run = self.runs.partition_point(|run| run.end <= block);
+        self.runs[run].end
+    }
+
     /// Blocks there can be.
     pub(super) fn most(&self) -> usize {
         self.most

@@ -1,39 +1,55 @@
 //! `f32` on vectors: the sums of [`super::loops`], in the same order, many rows at a time.
+//!
+//! Keys are gone over once, in chunks of a few blocks: logits of all rows, their weights, sums of their values. What a chunk holds stays
+//! in the nearest cache meanwhile, so that keys and values come from the second one once for all rows.
 
-use super::seen::Seen;
-use super::{PANEL, Queries, SCORE_BLOCK, hide, weights_below};
+use super::{NEAR, PANEL, Queries, hide, inverse_of, reference_of, weights_from};
 use crate::backend::cpu::kernel_rows::block;
 use crate::backend::cpu::lines::Lines;
 use crate::backend::cpu::math;
 use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors, on_vectors};
 use crate::backend::cpu::tile::{Ahead, DEPTH_BLOCK, ROW_STRIDE, tile, with_tile_rows};
+use std::ops::Range;
 
-// Scores are a tile's rows when values are weighted, and a block of them is its depth.
-const _: () = assert!(SCORE_BLOCK == DEPTH_BLOCK && PANEL == LANES);
+/// Blocks of a chunk.
+const CHUNK: usize = 4;
 
-/// Blocks whose scores lie together.
-const TOGETHER: usize = SCORE_BLOCK / PANEL;
+// A chunk's weights are a tile's rows when values are summed.
+const _: () = assert!(CHUNK * PANEL <= DEPTH_BLOCK && PANEL == LANES);
 
 /// Widest head: its elements are a tile's depth.
 pub(in crate::backend::cpu) const MAX_HEAD_DIM: usize = DEPTH_BLOCK;
 
-/// Buffers of one thread; grow to the largest window and stay.
+/// Buffers of one thread, of [`Sixteen::ROWS_TOGETHER`] rows.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// `[rows together][ROW_STRIDE]`.
+    /// Times what makes their dot products logits to the base of 2, `[rows][ROW_STRIDE]`.
     queries: Lines<f32>,
-    /// Scores, then weights, `[blocks][rows together][ROW_STRIDE]`.
-    scores: Lines<f32>,
+    /// Of a chunk: logits, then weights, `[rows][ROW_STRIDE]`.
+    weights: Lines<f32>,
+    /// Weighted sums, `[rows][ROW_STRIDE]`.
+    values: Lines<f32>,
+    rows: Vec<Row>,
+}
+
+/// What a row has come to.
+#[derive(Clone, Copy, Default)]
+struct Row {
+    /// Sums of weights, or the largest logits, of every sixteenth key.
+    lanes: [f32; LANES],
+    /// What weights are taken from.
+    reference: f32,
+    /// Of weights, the sink's included.
+    sum: f32,
 }
 
 impl Scratch {
-    pub(super) fn make_room(&mut self, vectors: Vectors, seen: &Seen) {
+    pub(super) fn make_room(&mut self, vectors: Vectors) {
         let rows = vectors.rows_together();
-        self.queries.resize(rows * ROW_STRIDE);
-        // Blocks are scored several at a time.
-        let blocks = seen.most().next_multiple_of(vectors.across());
-        let scores = blocks.div_ceil(TOGETHER) * rows * ROW_STRIDE;
-        self.scores.resize(scores);
+        for buffer in [&mut self.queries, &mut self.weights, &mut self.values] {
+            buffer.resize(rows * ROW_STRIDE);
+        }
+        self.rows.resize(rows, Row::default());
     }
 }
 
@@ -44,7 +60,7 @@ impl Scratch {
 pub(super) fn attend(vectors: Vectors, queries: &Queries<'_>, scratch: &mut Scratch) {
     assert!(vectors.available(), "no such vectors here");
     assert!(queries.head_dim() <= MAX_HEAD_DIM, "head too wide");
-    scratch.make_room(vectors, queries.seen);
+    scratch.make_room(vectors);
     // SAFETY: available, and there is room.
     unsafe { attend_on(vectors, queries, scratch) };
 }
@@ -63,14 +79,9 @@ unsafe fn attend_rows<S: Sixteen, const ACROSS: usize>(
     queries: &Queries<'_>,
     scratch: &mut Scratch,
 ) {
-    let most = S::ROWS_TOGETHER;
     let mut first = 0;
     while first < queries.count() {
-        let rows = block(queries.count() - first, most);
-        for row in 0..rows {
-            let query = queries.query(first + row);
-            scratch.queries[row * ROW_STRIDE..][..query.len()].copy_from_slice(query);
-        }
+        let rows = block(queries.count() - first, S::ROWS_TOGETHER);
         let block = Block {
             queries,
             first,
@@ -82,46 +93,15 @@ unsafe fn attend_rows<S: Sixteen, const ACROSS: usize>(
     }
 }
 
-/// As [`super::softmax_weights`], to the bit.
-///
-/// # Safety
-/// The processor has `S`.
-#[inline(always)]
-unsafe fn softmax<S: Sixteen>(scores: &mut [f32], stride: usize, keys: usize, sink: f32) -> f32 {
-    let place = |key: usize| key / SCORE_BLOCK * stride + key % SCORE_BLOCK;
-    assert!(keys > 0 && keys.is_multiple_of(LANES) && place(keys - 1) < scores.len());
-    let mut max = sink;
-    // SAFETY: inside, by the assertion; the rest by the caller.
-    unsafe {
-        let mut largest = S::splat(f32::NEG_INFINITY);
-        for key in (0..keys).step_by(LANES) {
-            largest = S::load(scores.as_ptr().add(place(key))).max(largest);
-        }
-        for lane in largest.lanes() {
-            max = math::max(max, lane);
-        }
-        if max == f32::NEG_INFINITY {
-            for key in (0..keys).step_by(LANES) {
-                S::splat(0.0).store(scores.as_mut_ptr().add(place(key)));
-            }
-            return 0.0;
-        }
-        let weigh = weights_below(max);
-        let (factor, less) = (S::splat(weigh.factor), S::splat(weigh.less));
-        let mut sums = S::splat(0.0);
-        for key in (0..keys).step_by(LANES) {
-            let at = scores.as_mut_ptr().add(place(key));
-            let t = S::load(at).mul_add(factor, less);
-            let weight = t.exp2(weigh.polynomial, weigh.lowest);
-            weight.store(at);
-            sums = sums.add(weight);
-        }
-        let sum = math::Sum {
-            lanes: sums.lanes(),
-            tail: 0.0,
-        };
-        1.0 / (sum.total() + weigh.of_sink::<true>(sink))
-    }
+/// What becomes of a chunk's logits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Weights as they are, and sums of values.
+    Weigh,
+    /// The same, taken from each row's reference.
+    WeighFrom,
+    /// The largest is kept.
+    Largest,
 }
 
 /// Queries worked on together.
@@ -136,55 +116,124 @@ impl Block<'_> {
     /// As [`attend_rows`].
     #[inline(always)]
     unsafe fn attend<S: Sixteen, const ACROSS: usize>(&self, scratch: &mut Scratch) {
-        let keys = self.queries.seen.blocks.len() * PANEL;
-        let stride = S::ROWS_TOGETHER * ROW_STRIDE;
-        // SAFETY: by the caller.
-        unsafe { self.score::<S, ACROSS>(&scratch.queries, &mut scratch.scores) };
-        for row in 0..self.rows {
-            let sink = self.queries.sink(self.first + row);
-            let scores = scratch.scores.get_mut(row * ROW_STRIDE..);
-            // SAFETY: by the caller. The row's query is not needed any more: its place keeps one over the sum.
-            scratch.queries[row * ROW_STRIDE] =
-                unsafe { softmax::<S>(scores.unwrap_or_default(), stride, keys, sink) };
-        }
         let hd = self.queries.head_dim();
-        let (scores, inverse) = (&scratch.scores[..], &scratch.queries[..]);
-        let mut column = 0;
-        while column < hd {
+        for (row, query) in (0..self.rows).zip(scratch.queries.chunks_mut(ROW_STRIDE)) {
+            let query = &mut query[..hd];
+            self.queries.scaled_query_into(self.first + row, query);
+            scratch.rows[row].reference = 0.0;
+        }
+        // Both passes after the first are for rows with logits far from zero, if there are any; the others come to the same again.
+        for logits in [Use::Weigh, Use::Largest, Use::WeighFrom] {
             // SAFETY: by the caller.
-            unsafe {
-                column += match hd.next_multiple_of(LANES) - column {
-                    64.. if S::WIDE >= 4 => self.weigh_rows::<S, 4>(scores, column, inverse),
-                    32.. if S::WIDE >= 2 => self.weigh_rows::<S, 2>(scores, column, inverse),
-                    _ => self.weigh_rows::<S, 1>(scores, column, inverse),
-                };
+            unsafe { self.go_over::<S, ACROSS>(logits, scratch) };
+            let rows = &mut scratch.rows[..self.rows];
+            if logits == Use::Largest {
+                self.take_references(rows);
+                continue;
+            }
+            self.sum(rows);
+            if rows.iter().all(|row| NEAR.contains(&row.sum)) {
+                break;
+            }
+        }
+        for (row, values) in (0..self.rows).zip(scratch.values.chunks(ROW_STRIDE)) {
+            let inverse = inverse_of(scratch.rows[row].sum);
+            // SAFETY: dropped before the next one.
+            let out = unsafe { self.queries.result(self.first + row, 0, hd) };
+            for (out, value) in out.iter_mut().zip(values) {
+                *out = value * inverse;
             }
         }
     }
 
-    /// Scores of all keys, [`Sixteen::ACROSS`] blocks at a time.
+    /// Sums of all weights.
+    fn sum(&self, rows: &mut [Row]) {
+        for (index, row) in rows.iter_mut().enumerate() {
+            let sum = math::Sum {
+                lanes: row.lanes,
+                tail: 0.0,
+            };
+            let sink = self.queries.sink(self.first + index);
+            let of_sink = weights_from(row.reference).of_sink::<true>(sink);
+            row.sum = sum.total() + of_sink;
+        }
+    }
+
+    /// References of rows far from zero.
+    fn take_references(&self, rows: &mut [Row]) {
+        for (index, row) in rows.iter_mut().enumerate() {
+            if !NEAR.contains(&row.sum) {
+                let sink = self.queries.sink(self.first + index) * std::f32::consts::LOG2_E;
+                row.reference = reference_of(math::max(sink, math::largest(&row.lanes)));
+            }
+        }
+    }
+
+    /// All keys once.
     ///
     /// # Safety
-    /// As [`Block::attend`].
+    /// As [`attend_rows`].
     #[inline(always)]
-    unsafe fn score<S: Sixteen, const ACROSS: usize>(&self, queries: &[f32], scores: &mut [f32]) {
-        const { assert!(TOGETHER.is_multiple_of(ACROSS)) };
-        let blocks = &self.queries.seen.blocks[..];
-        for at in (0..blocks.len()).step_by(ACROSS) {
+    unsafe fn go_over<S: Sixteen, const ACROSS: usize>(&self, logits: Use, scratch: &mut Scratch) {
+        let Scratch {
+            queries,
+            weights,
+            values,
+            rows,
+        } = scratch;
+        let rows = &mut rows[..self.rows];
+        let begin = match logits {
+            Use::Largest => f32::NEG_INFINITY,
+            _ => 0.0,
+        };
+        let columns = self.queries.head_dim().next_multiple_of(LANES);
+        for (row, values) in rows.iter_mut().zip(values.chunks_mut(ROW_STRIDE)) {
+            row.lanes.fill(begin);
+            values[..columns].fill(0.0);
+        }
+        let blocks = self.queries.seen.blocks.len();
+        for start in (0..blocks).step_by(CHUNK) {
+            let chunk = start..blocks.min(start + CHUNK);
+            // SAFETY: by the caller.
+            unsafe {
+                self.score::<S, ACROSS>(chunk.clone(), queries, weights);
+                match logits {
+                    Use::Largest => {
+                        see::<S>(rows, weights, chunk.len());
+                        continue;
+                    }
+                    Use::Weigh => weigh::<S, false>(rows, weights, chunk.len()),
+                    Use::WeighFrom => weigh::<S, true>(rows, weights, chunk.len()),
+                }
+                self.add_values::<S>(chunk, weights, values);
+            }
+        }
+    }
+
+    /// Logits of a chunk's keys, [`Sixteen::ACROSS`] blocks at a time.
+    ///
+    /// # Safety
+    /// As [`attend_rows`].
+    #[inline(always)]
+    unsafe fn score<S: Sixteen, const ACROSS: usize>(
+        &self,
+        chunk: Range<usize>,
+        queries: &[f32],
+        logits: &mut [f32],
+    ) {
+        const { assert!(CHUNK.is_multiple_of(ACROSS)) };
+        let blocks = &self.queries.seen.blocks[..chunk.end];
+        for at in chunk.clone().step_by(ACROSS) {
             // Where there is no further block the last one is multiplied again; its place is there and holds no key.
             let mut b = [std::ptr::null(); ACROSS];
             for (across, b) in b.iter_mut().enumerate() {
-                *b = self
-                    .queries
-                    .keys((at + across).min(blocks.len() - 1))
-                    .as_ptr();
+                *b = self.queries.keys((at + across).min(chunk.end - 1)).as_ptr();
             }
-            let first = at / TOGETHER * S::ROWS_TOGETHER;
-            let scores = &mut scores[first * ROW_STRIDE + at % TOGETHER * PANEL..];
+            let logits = &mut logits[(at - chunk.start) * PANEL..];
             let mut row = 0;
             while row < self.rows {
                 let n = block(self.rows - row, S::ROWS);
-                let to = &mut scores[row * ROW_STRIDE..];
+                let to = &mut logits[row * ROW_STRIDE..];
                 let rows = &queries[row * ROW_STRIDE..(row + n) * ROW_STRIDE];
                 with_tile_rows!(n, S::ROWS, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
                     // SAFETY: a block has as many vectors as a head has elements; the rest by the caller.
@@ -194,7 +243,7 @@ impl Block<'_> {
             }
             for (across, block) in blocks[at..].iter().take(ACROSS).enumerate() {
                 if !block.whole {
-                    self.hide(at + across, &mut scores[across * PANEL..]);
+                    self.hide(at + across, &mut logits[across * PANEL..]);
                 }
             }
         }
@@ -202,16 +251,16 @@ impl Block<'_> {
 
     /// What each row does not see of a block.
     #[inline(always)]
-    fn hide(&self, block: usize, scores: &mut [f32]) {
-        for (row, scores) in scores.chunks_mut(ROW_STRIDE).take(self.rows).enumerate() {
-            if let Some(scores) = scores.first_chunk_mut() {
-                hide(scores, self.queries.mask(block, self.first + row));
+    fn hide(&self, block: usize, logits: &mut [f32]) {
+        for (row, logits) in logits.chunks_mut(ROW_STRIDE).take(self.rows).enumerate() {
+            if let Some(logits) = logits.first_chunk_mut() {
+                hide(logits, self.queries.mask(block, self.first + row));
             }
         }
     }
 
     /// # Safety
-    /// As [`Block::attend`]; `b` are blocks of keys, `rows` has `M` rows.
+    /// As [`attend_rows`]; `b` are blocks of keys, `rows` has `M` rows.
     #[inline(always)]
     unsafe fn score_tile<S: Sixteen, const M: usize, const ACROSS: usize>(
         &self,
@@ -226,12 +275,39 @@ impl Block<'_> {
             let mut sums = [[S::splat(0.0); ACROSS]; M];
             let hd = self.queries.head_dim();
             tile(&mut sums, rows.as_ptr(), b, LANES, hd, ahead);
-            let scale = S::splat(self.queries.scale());
             for (m, sums) in sums.iter().enumerate() {
                 for (across, sum) in sums.iter().enumerate() {
-                    let to = to.as_mut_ptr().add(m * ROW_STRIDE + across * LANES);
-                    sum.mul(scale).store(to);
+                    sum.store(to.as_mut_ptr().add(m * ROW_STRIDE + across * LANES));
                 }
+            }
+        }
+    }
+
+    /// Adds a chunk's weighted values, as many columns at a time as the registers hold.
+    ///
+    /// # Safety
+    /// As [`attend_rows`].
+    #[inline(always)]
+    unsafe fn add_values<S: Sixteen>(
+        &self,
+        chunk: Range<usize>,
+        weights: &[f32],
+        values: &mut [f32],
+    ) {
+        let columns = self.queries.head_dim().next_multiple_of(LANES);
+        let mut column = 0;
+        while column < columns {
+            // SAFETY: by the caller.
+            unsafe {
+                column += match columns - column {
+                    64.. if S::WIDE >= 4 => {
+                        self.add_columns::<S, 4>(&chunk, weights, column, values)
+                    }
+                    32.. if S::WIDE >= 2 => {
+                        self.add_columns::<S, 2>(&chunk, weights, column, values)
+                    }
+                    _ => self.add_columns::<S, 1>(&chunk, weights, column, values),
+                };
             }
         }
     }
@@ -239,73 +315,115 @@ impl Block<'_> {
     /// `V` vectors of the values' columns from `column` on, for all rows; returns how many columns that is.
     ///
     /// # Safety
-    /// As [`Block::attend`].
+    /// As [`attend_rows`].
     #[inline(always)]
-    unsafe fn weigh_rows<S: Sixteen, const V: usize>(
+    unsafe fn add_columns<S: Sixteen, const V: usize>(
         &self,
-        scores: &[f32],
+        chunk: &Range<usize>,
+        weights: &[f32],
         column: usize,
-        inverse: &[f32],
+        values: &mut [f32],
     ) -> usize {
-        let mut row = 0;
-        while row < self.rows {
-            let rows = block(self.rows - row, S::ROWS_OF_WIDE);
-            with_tile_rows!(rows, S::ROWS_OF_WIDE, [1 2 3 4 5 6 7], |M| {
-                // SAFETY: by the caller.
-                unsafe { self.weigh::<S, M, V>(scores, row, column, inverse) }
-            });
-            row += rows;
+        let mut at = chunk.start;
+        while at < chunk.end {
+            let end = self.queries.seen.run_end(at).min(chunk.end);
+            let depth = (end - at) * PANEL;
+            let mut b = [std::ptr::null(); V];
+            for (v, b) in b.iter_mut().enumerate() {
+                let values = self.queries.values(at, column / LANES + v);
+                *b = values[..depth * PANEL].as_ptr();
+            }
+            let mut row = 0;
+            while row < self.rows {
+                let rows = block(self.rows - row, S::ROWS_OF_WIDE);
+                let weights = &weights[row * ROW_STRIDE..(row + rows) * ROW_STRIDE];
+                let weights = &weights[(at - chunk.start) * PANEL..];
+                let values = &mut values[row * ROW_STRIDE..(row + rows) * ROW_STRIDE][column..];
+                with_tile_rows!(rows, S::ROWS_OF_WIDE, [1 2 3 4 5 6 7], |M| {
+                    // SAFETY: by the caller; `b` are the values of as many slots.
+                    unsafe {
+                        add::<S, M, V>(weights, b, depth, values, Ahead::of_rows_from(row));
+                    }
+                });
+                row += rows;
+            }
+            at = end;
         }
         V * LANES
     }
+}
 
-    /// # Safety
-    /// As [`Block::attend`]; `row + M` is no more than the rows there are.
-    #[inline(always)]
-    unsafe fn weigh<S: Sixteen, const M: usize, const V: usize>(
-        &self,
-        scores: &[f32],
-        row: usize,
-        column: usize,
-        inverse: &[f32],
-    ) {
-        let seen = self.queries.seen;
-        // SAFETY: rows of weights and as many slots' values; the rest by the caller.
+/// Adds to `M` rows of values those of `depth` slots, weighted.
+///
+/// # Safety
+/// The processor has `S`; each `b` has `depth` vectors.
+#[inline(always)]
+unsafe fn add<S: Sixteen, const M: usize, const V: usize>(
+    weights: &[f32],
+    b: [*const f32; V],
+    depth: usize,
+    values: &mut [f32],
+    ahead: Ahead,
+) {
+    assert!(weights.len() >= (M - 1) * ROW_STRIDE + depth);
+    assert!(values.len() >= (M - 1) * ROW_STRIDE + V * LANES);
+    let values = values.as_mut_ptr();
+    // SAFETY: inside, by the assertions; the rest by the caller.
+    unsafe {
+        let mut sums = [[S::splat(0.0); V]; M];
+        for (m, sums) in sums.iter_mut().enumerate() {
+            for (v, sum) in sums.iter_mut().enumerate() {
+                *sum = S::load(values.add(m * ROW_STRIDE + v * LANES));
+            }
+        }
+        tile(&mut sums, weights.as_ptr(), b, LANES, depth, ahead);
+        for (m, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                sum.store(values.add(m * ROW_STRIDE + v * LANES));
+            }
+        }
+    }
+}
+
+/// Logits of some blocks to weights, which are added to each row's sums; taken from its reference if `FROM`. The bits of
+/// [`super::loops`].
+///
+/// # Safety
+/// The processor has `S`.
+#[inline(always)]
+unsafe fn weigh<S: Sixteen, const FROM: bool>(rows: &mut [Row], logits: &mut [f32], blocks: usize) {
+    for (row, logits) in rows.iter_mut().zip(logits.chunks_mut(ROW_STRIDE)) {
+        let weigh = weights_from(row.reference);
+        // SAFETY: sixteen elements each; the rest by the caller.
         unsafe {
-            let mut sums = [[S::splat(0.0); V]; M];
-            for run in &seen.runs {
-                let mut at = run.start;
-                while at < run.end {
-                    let end = run.end.min((at / TOGETHER + 1) * TOGETHER);
-                    let depth = (end - at) * PANEL;
-                    let first = (at / TOGETHER * S::ROWS_TOGETHER + row) * ROW_STRIDE;
-                    let weights = &scores[first..first + M * ROW_STRIDE][at % TOGETHER * PANEL..];
-                    let mut b = [std::ptr::null(); V];
-                    for (v, b) in b.iter_mut().enumerate() {
-                        let values = self.queries.values(at, column / LANES + v);
-                        *b = values[..depth * PANEL].as_ptr();
-                    }
-                    tile(
-                        &mut sums,
-                        weights.as_ptr(),
-                        b,
-                        LANES,
-                        depth,
-                        Ahead::of_rows_from(row),
-                    );
-                    at = end;
-                }
+            let less = S::splat(weigh.less);
+            let mut sums = S::load(row.lanes.as_ptr());
+            for logits in logits[..blocks * PANEL].chunks_exact_mut(LANES) {
+                let logit = S::load(logits.as_ptr());
+                let logit = if FROM { logit.add(less) } else { logit };
+                let weight = logit.exp2(weigh.polynomial, weigh.lowest);
+                weight.store(logits.as_mut_ptr());
+                sums = sums.add(weight);
             }
-            for (m, sums) in sums.iter().enumerate() {
-                let inverse = S::splat(inverse[(row + m) * ROW_STRIDE]);
-                // Dropped before the next one.
-                let out = self.queries.result(self.first + row + m, column, V * LANES);
-                for (v, sum) in sums.iter().enumerate() {
-                    let to = out.as_mut_ptr().wrapping_add(v * LANES);
-                    let count = out.len().saturating_sub(v * LANES).min(LANES);
-                    sum.mul(inverse).store_first(to, count);
-                }
+            sums.store(row.lanes.as_mut_ptr());
+        }
+    }
+}
+
+/// Keeps each row's largest logits.
+///
+/// # Safety
+/// The processor has `S`.
+#[inline(always)]
+unsafe fn see<S: Sixteen>(rows: &mut [Row], logits: &[f32], blocks: usize) {
+    for (row, logits) in rows.iter_mut().zip(logits.chunks(ROW_STRIDE)) {
+        // SAFETY: sixteen elements each; the rest by the caller.
+        unsafe {
+            let mut largest = S::load(row.lanes.as_ptr());
+            for logits in logits[..blocks * PANEL].chunks_exact(LANES) {
+                largest = S::load(logits.as_ptr()).max(largest);
             }
+            largest.store(row.lanes.as_mut_ptr());
         }
     }
 }
