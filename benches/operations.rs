@@ -14,6 +14,8 @@ use umm::config::from_text;
 use umm::demo::{DriveSpec, generate};
 use umm::frontend::log_mel::{HOP, LogMel};
 use umm::frontend::patchify::Patchify;
+use umm::frontend::quality::camera::CameraQuality;
+use umm::frontend::resize::Resize;
 use umm::model::stage::Stage;
 use umm::run::{ReplayOptions, Watch, on_tick_thread, replay, weights};
 use umm::sink::{Output, Sink, SinkError};
@@ -207,6 +209,26 @@ fn main() {
     let (patchify, mut patches) = (Patchify::new(SIDE, 16), vec![0.0; rgb.len()]);
     let us = median_us(|| patchify.patches_into(black_box(&rgb), black_box(&mut patches)));
     println!("| patchify and normalise, {SIDE} x {SIDE} | | {us:.0} | |");
+    const FROM: (usize, usize) = (640, 480);
+    let picture: Vec<u8> = (0..FROM.0 * FROM.1 * 3)
+        .map(|i| (i * 31 % 251) as u8)
+        .collect();
+    let (mut resize, mut small) = (Resize::default(), vec![0; SIDE * 168 * 3]);
+    let us = median_us(|| {
+        resize.resize_into(
+            black_box(&picture),
+            FROM,
+            black_box(&mut small),
+            (SIDE, 168),
+        )
+    });
+    println!(
+        "| resize {} x {} to {SIDE} x 168 | | {us:.0} | |",
+        FROM.0, FROM.1
+    );
+    let mut quality = CameraQuality::default();
+    let us = median_us(|| quality.observe(SIDE, 168, black_box(&small)));
+    println!("| camera quality, {SIDE} x 168 | | {us:.0} | |");
     ticks("nano", 10.0);
     ticks("base", 3.0);
 }

@@ -11,18 +11,15 @@ const BETWEEN_BITS: u32 = 6;
 /// Width and height.
 pub type Size = (usize, usize);
 
-/// One output position's window: its weights, and the first input position they apply to.
-#[derive(Clone, Copy)]
-struct Window {
-    first: usize,
-    weights: (usize, usize),
-}
-
-/// The filter along one axis.
+/// The filter along one axis: at each output position as many weights, so that loops over them end where the processor expects.
 #[derive(Default)]
 struct Axis {
     sizes: (usize, usize),
-    windows: Vec<Window>,
+    /// Weights of a position.
+    taps: usize,
+    /// The input position that a position's weights begin at.
+    firsts: Vec<usize>,
+    /// `[positions][taps]`, zeros around what a position needs.
     weights: Vec<i32>,
 }
 
@@ -33,38 +30,42 @@ impl Axis {
             return;
         }
         self.sizes = (from, to);
-        self.windows.clear();
-        self.weights.clear();
         let scale = from as f64 / to as f64;
         let support = scale.max(1.0);
-        for i in 0..to {
-            let centre = (i as f64 + 0.5) * scale;
-            let first = (centre - support + 0.5).max(0.0) as usize;
-            let end = ((centre + support + 0.5) as usize).min(from);
-            let weight = |x: usize| (1.0 - ((x as f64 - centre + 0.5) / support).abs()).max(0.0);
-            let sum: f64 = (first..end).map(weight).sum();
-            let at = self.weights.len();
+        let centre = |i: usize| (i as f64 + 0.5) * scale;
+        let window = |i: usize| {
+            let first = (centre(i) - support + 0.5).max(0.0) as usize;
+            first..((centre(i) + support + 0.5) as usize).min(from)
+        };
+        self.taps = (0..to).map(|i| window(i).len()).max().unwrap_or(1);
+        self.firsts.clear();
+        self.weights.clear();
+        self.weights.resize(to * self.taps, 0);
+        for (i, weights) in self.weights.chunks_exact_mut(self.taps).enumerate() {
+            let window = window(i);
+            let first = window.start.min(from - self.taps);
+            let at = window.start - first;
+            let weight = |x: usize| {
+                let distance = (x as f64 - centre(i) + 0.5) / support;
+                (1.0 - distance.abs()).max(0.0)
+            };
+            let sum: f64 = window.clone().map(weight).sum();
             let unit = f64::from(1 << WEIGHT_BITS);
-            self.weights
-                .extend((first..end).map(|x| (weight(x) / sum * unit).round() as i32));
+            for (to, x) in weights[at..].iter_mut().zip(window) {
+                *to = (weight(x) / sum * unit).round() as i32;
+            }
             // Rounding must not darken: the largest weight takes what is left over.
-            let total: i32 = self.weights[at..].iter().sum();
-            if let Some(largest) = self.weights[at..].iter_mut().max() {
+            let total: i32 = weights.iter().sum();
+            if let Some(largest) = weights.iter_mut().max() {
                 *largest += (1 << WEIGHT_BITS) - total;
             }
-            self.windows.push(Window {
-                first,
-                weights: (at, self.weights.len()),
-            });
+            self.firsts.push(first);
         }
     }
 
+    /// A position's weights, and the input position they begin at.
     fn window(&self, i: usize) -> (usize, &[i32]) {
-        let window = self.windows[i];
-        (
-            window.first,
-            &self.weights[window.weights.0..window.weights.1],
-        )
+        (self.firsts[i], &self.weights[i * self.taps..][..self.taps])
     }
 }
 
@@ -73,7 +74,10 @@ impl Axis {
 pub struct Resize {
     columns: Axis,
     rows: Axis,
+    /// Of a row, and one more.
     sums: Vec<i32>,
+    /// Of a row of the output.
+    pixels: Vec<[i32; LANES]>,
 }
 
 impl Resize {
@@ -87,7 +91,8 @@ impl Resize {
     ) {
         self.columns.prepare(width, to_width);
         self.rows.prepare(height, to_height);
-        self.sums.resize(width * 3, 0);
+        self.sums.resize(width * 3 + 1, 0);
+        self.pixels.resize(to_width, [0; LANES]);
         let row = |y: usize| &image[y * width * 3..(y + 1) * width * 3];
         for (y, out) in out.chunks_exact_mut(to_width * 3).enumerate() {
             let (first, weights) = self.rows.window(y);
@@ -102,31 +107,41 @@ impl Resize {
                 let y = first + weights.len() - 1;
                 add_two_rows(&mut self.sums, row(y), row(y), *weight, 0);
             }
-            self.columns_into(out);
-        }
-    }
-
-    /// The filter along the row in `sums`.
-    fn columns_into(&self, out: &mut [u8]) {
-        const SHIFT: u32 = WEIGHT_BITS + BETWEEN_BITS;
-        for (x, pixel) in out.chunks_exact_mut(3).enumerate() {
-            let (first, weights) = self.columns.window(x);
-            let from = &self.sums[first * 3..(first + weights.len()) * 3];
-            let mut sum = [1_i32 << (SHIFT - 1); 3];
-            for (rgb, weight) in from.chunks_exact(3).zip(weights) {
-                for (sum, value) in sum.iter_mut().zip(rgb) {
-                    *sum += (value >> (WEIGHT_BITS - BETWEEN_BITS)) * weight;
-                }
-            }
-            for (out, sum) in pixel.iter_mut().zip(sum) {
-                *out = (sum >> SHIFT).clamp(0, 255) as u8;
-            }
+            columns_into(&self.columns, &mut self.sums, &mut self.pixels, out);
         }
     }
 }
 
+/// Elements of a vector for a pixel; the last is not used.
+const LANES: usize = 4;
+
+/// The filter along the row in `sums`, behind whose last pixel is one more element, to `pixels`: vectors, whose last element is of the
+/// next pixel, are what the compiler makes of it as long as all of it is kept.
+#[multiversion(targets("x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
+fn columns_into(columns: &Axis, sums: &mut [i32], pixels: &mut [[i32; LANES]], out: &mut [u8]) {
+    const SHIFT: u32 = WEIGHT_BITS + BETWEEN_BITS;
+    for sum in &mut *sums {
+        *sum >>= WEIGHT_BITS - BETWEEN_BITS;
+    }
+    let windows = columns.weights.chunks_exact(columns.taps);
+    let places = columns.firsts.iter().zip(windows);
+    for (pixel, (first, weights)) in pixels.iter_mut().zip(places) {
+        let from = &sums[first * 3..][..weights.len() * 3 + 1];
+        let mut sum = [1_i32 << (SHIFT - 1); LANES];
+        for (rgb, weight) in from.array_windows::<LANES>().step_by(3).zip(weights) {
+            for l in 0..LANES {
+                sum[l] += rgb[l] * weight;
+            }
+        }
+        *pixel = sum;
+    }
+    for (out, pixel) in out.as_chunks_mut::<3>().0.iter_mut().zip(pixels) {
+        *out = std::array::from_fn(|c| (pixel[c] >> SHIFT).clamp(0, 255) as u8);
+    }
+}
+
 /// `sums += a * weight_a + b * weight_b`.
-#[multiversion(targets("x86_64+avx2"))]
+#[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
 fn add_two_rows(sums: &mut [i32], a: &[u8], b: &[u8], weight_a: i32, weight_b: i32) {
     for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
         *sum += i32::from(*a) * weight_a + i32::from(*b) * weight_b;

@@ -2,6 +2,7 @@
 
 use super::{Quality, Reason};
 use crate::archive::{Archive, Archived};
+use multiversion::multiversion;
 
 /// Cells a side of the signature that tells a frozen picture.
 const CELLS: usize = 16;
@@ -9,6 +10,10 @@ const CELLS: usize = 16;
 /// Mean luma below is too dark, above too bright (0..255).
 const DARK: f32 = 20.0;
 const BRIGHT: f32 = 235.0;
+
+/// Luma below is black, above white.
+const BLACK: f32 = 4.0;
+const WHITE: f32 = 251.0;
 
 /// Share of pixels at black or white beyond which exposure is bad.
 const SATURATED_SHARE: f32 = 0.6;
@@ -20,10 +25,14 @@ const SHARP_VARIANCE: f32 = 30.0;
 /// Equal pictures in a row after which the camera is frozen. Sensor noise makes real ones differ.
 const FROZEN_AFTER: u32 = 3;
 
+/// Steps of luma in a level of brightness: whole numbers, whose sums do not depend on an order, vectors among them.
+const LUMA_STEPS: f32 = 4.0;
+
 /// Running state of one camera.
 #[derive(Clone, Debug)]
 pub struct CameraQuality {
-    luma: Vec<f32>,
+    /// In [`LUMA_STEPS`].
+    luma: Vec<i32>,
     signature: [u32; CELLS * CELLS],
     equal_in_a_row: u32,
     quality: Quality,
@@ -43,15 +52,10 @@ impl Default for CameraQuality {
 impl CameraQuality {
     /// Looks at an RGB image, `[height * width * 3]`.
     pub fn observe(&mut self, width: usize, height: usize, rgb: &[u8]) {
-        self.luma.clear();
-        // BT.601 luma.
-        self.luma.extend(
-            rgb.chunks_exact(3).map(|p| {
-                0.299 * f32::from(p[0]) + 0.587 * f32::from(p[1]) + 0.114 * f32::from(p[2])
-            }),
-        );
+        self.luma.resize(rgb.len() / 3, 0);
+        luma_into(rgb, &mut self.luma);
         let mut quality = Quality::GOOD;
-        self.judge_exposure(&mut quality);
+        Exposure::of(&self.luma).judge(&mut quality);
         let sharpness = laplacian_variance(width, height, &self.luma);
         if sharpness < SHARP_VARIANCE {
             quality.lower(0.3 + 0.5 * sharpness / SHARP_VARIANCE, Reason::Blurred);
@@ -72,26 +76,15 @@ impl CameraQuality {
         self.quality.archive(archive)
     }
 
-    fn judge_exposure(&self, quality: &mut Quality) {
-        let n = self.luma.len().max(1) as f32;
-        let mean = self.luma.iter().sum::<f32>() / n;
-        let share =
-            |f: &dyn Fn(f32) -> bool| self.luma.iter().filter(|&&y| f(y)).count() as f32 / n;
-        if mean < DARK || share(&|y| y < 4.0) > SATURATED_SHARE {
-            quality.lower(0.3, Reason::UnderExposed);
-        } else if mean > BRIGHT || share(&|y| y > 251.0) > SATURATED_SHARE {
-            quality.lower(0.3, Reason::OverExposed);
-        }
-    }
-
     /// Compares sums over cells: equal for the same picture, different under sensor noise.
     fn judge_frozen(&mut self, width: usize, height: usize, rgb: &[u8], quality: &mut Quality) {
         let mut signature = [0_u32; CELLS * CELLS];
+        let column = |cell: usize| (cell * width).div_ceil(CELLS) * 3;
         for (y, row) in rgb.chunks_exact(width.max(1) * 3).enumerate() {
-            let cell_row = y * CELLS / height.max(1) * CELLS;
-            for (x, pixel) in row.chunks_exact(3).enumerate() {
-                let sum: u32 = pixel.iter().map(|&v| u32::from(v)).sum();
-                signature[cell_row + x * CELLS / width] += sum;
+            let cells = &mut signature[y * CELLS / height.max(1) * CELLS..][..CELLS];
+            for (cell, sum) in cells.iter_mut().enumerate() {
+                let values = &row[column(cell)..column(cell + 1)];
+                *sum += values.iter().map(|&v| u32::from(v)).sum::<u32>();
             }
         }
         self.equal_in_a_row = if signature == self.signature {
@@ -106,26 +99,104 @@ impl CameraQuality {
     }
 }
 
-/// Variance of the 4-neighbour Laplacian over the inner pixels.
-fn laplacian_variance(width: usize, height: usize, luma: &[f32]) -> f32 {
+/// BT.601 luma of each pixel, in [`LUMA_STEPS`].
+#[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
+fn luma_into(rgb: &[u8], luma: &mut [i32]) {
+    // In 256ths, of which a step has 64.
+    const WEIGHTS: [i32; 3] = [77, 150, 29];
+    for (luma, pixel) in luma.iter_mut().zip(rgb.as_chunks::<3>().0) {
+        let [r, g, b] = pixel.map(i32::from);
+        *luma = (WEIGHTS[0] * r + WEIGHTS[1] * g + WEIGHTS[2] * b) >> 6;
+    }
+}
+
+/// How bright a picture is, 0 to 255, and the shares of its pixels at both ends.
+struct Exposure {
+    mean: f32,
+    black: f32,
+    white: f32,
+}
+
+impl Exposure {
+    fn of(luma: &[i32]) -> Exposure {
+        let (sum, black, white) = count(luma);
+        let n = luma.len().max(1) as f32;
+        Exposure {
+            mean: sum as f32 / LUMA_STEPS / n,
+            black: black as f32 / n,
+            white: white as f32 / n,
+        }
+    }
+
+    fn judge(&self, quality: &mut Quality) {
+        if self.mean < DARK || self.black > SATURATED_SHARE {
+            quality.lower(0.3, Reason::UnderExposed);
+        } else if self.mean > BRIGHT || self.white > SATURATED_SHARE {
+            quality.lower(0.3, Reason::OverExposed);
+        }
+    }
+}
+
+/// Pixels whose sums are taken in 32 bits: of luma, or of squares of its Laplacian, which has up to four times its range.
+const RUN: usize = 128;
+
+/// The sum of luma, and how many pixels are below [`BLACK`] and above [`WHITE`].
+#[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
+fn count(luma: &[i32]) -> (u64, u64, u64) {
+    const LOW: i32 = (BLACK * LUMA_STEPS) as i32;
+    const HIGH: i32 = (WHITE * LUMA_STEPS) as i32;
+    let (mut sum, mut black, mut white) = (0, 0, 0);
+    for run in luma.chunks(RUN) {
+        let mut of_run = [0_u32; 3];
+        for &y in run {
+            of_run[0] += y as u32;
+            of_run[1] += u32::from(y < LOW);
+            of_run[2] += u32::from(y > HIGH);
+        }
+        sum += u64::from(of_run[0]);
+        black += u64::from(of_run[1]);
+        white += u64::from(of_run[2]);
+    }
+    (sum, black, white)
+}
+
+/// Variance of the 4-neighbour Laplacian over the inner pixels, in squared levels of brightness.
+fn laplacian_variance(width: usize, height: usize, luma: &[i32]) -> f32 {
     if width < 3 || height < 3 {
         return 0.0;
     }
-    let (mut sum, mut squares) = (0.0_f64, 0.0_f64);
-    for y in 1..height - 1 {
-        let at = |dy: usize| &luma[(y + dy - 1) * width..(y + dy) * width];
-        let (above, here, below) = (at(0), at(1), at(2));
-        let (mut row, mut row_squares) = (0.0_f32, 0.0_f32);
-        for x in 1..width - 1 {
-            let l = above[x] + below[x] + here[x - 1] + here[x + 1] - 4.0 * here[x];
-            row += l;
-            row_squares += l * l;
-        }
-        sum += f64::from(row);
-        squares += f64::from(row_squares);
+    let (mut sum, mut squares) = (0, 0);
+    for rows in luma.windows(3 * width).step_by(width).take(height - 2) {
+        let (of_row, squares_of_row) = laplacian_sums(rows, width);
+        sum += of_row;
+        squares += squares_of_row;
     }
     let n = ((width - 2) * (height - 2)) as f64;
-    (squares / n - (sum / n) * (sum / n)) as f32
+    let mean = sum as f64 / n;
+    let in_steps = squares as f64 / n - mean * mean;
+    in_steps as f32 / (LUMA_STEPS * LUMA_STEPS)
+}
+
+/// Sums of the Laplacian, and of its squares, along the middle one of three rows.
+#[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
+fn laplacian_sums(rows: &[i32], width: usize) -> (i64, u64) {
+    let (above, rest) = rows.split_at(width);
+    let (here, below) = rest.split_at(width);
+    let (mut sum, mut squares) = (0, 0);
+    for first in (1..width - 1).step_by(RUN) {
+        let len = RUN.min(width - 1 - first);
+        let [above, below] = [above, below].map(|row| &row[first..first + len]);
+        let [left, own, right] = [first - 1, first, first + 1].map(|at| &here[at..at + len]);
+        let (mut of_run, mut squares_of_run) = (0_i32, 0_u32);
+        for x in 0..len {
+            let l = above[x] + below[x] + left[x] + right[x] - 4 * own[x];
+            of_run += l;
+            squares_of_run += (l * l) as u32;
+        }
+        sum += i64::from(of_run);
+        squares += u64::from(squares_of_run);
+    }
+    (sum, squares)
 }
 
 #[cfg(test)]
@@ -161,5 +232,61 @@ mod tests {
         assert!(!judge(&frozen[..3]).has(Reason::Frozen));
         let live: Vec<_> = (0..4).map(|i| picture(i, 60.0, 120.0)).collect();
         assert_eq!(judge(&live), Quality::GOOD);
+    }
+
+    /// Beside the formulas in `f64`, of widths around the pixels whose sums are taken together.
+    #[test]
+    fn what_is_measured_is_what_the_formulas_say() {
+        for (width, height) in [(3, 3), (RUN, 4), (RUN + 2, 5), (RUN + 3, 3), (300, 7)] {
+            let rgb: Vec<u8> = noise(7, width * height * 3)
+                .iter()
+                .map(|v| (127.5 + 140.0 * v).clamp(0.0, 255.0) as u8)
+                .collect();
+            let exact: Vec<f64> = rgb
+                .chunks(3)
+                .map(|p| {
+                    0.299 * f64::from(p[0]) + 0.587 * f64::from(p[1]) + 0.114 * f64::from(p[2])
+                })
+                .collect();
+            let mut luma = vec![0; width * height];
+            luma_into(&rgb, &mut luma);
+            for (luma, exact) in luma.iter().zip(&exact) {
+                let off = f64::from(*luma) / f64::from(LUMA_STEPS) - exact;
+                assert!(off.abs() < 0.75, "{luma} for {exact}");
+            }
+            // From here on of the whole numbers.
+            let luma_of = |i: usize| f64::from(luma[i]) / f64::from(LUMA_STEPS);
+            let n = luma.len() as f64;
+            let exposure = Exposure::of(&luma);
+            let mean = (0..luma.len()).map(luma_of).sum::<f64>() / n;
+            let share = |f: &dyn Fn(f64) -> bool| {
+                (0..luma.len()).filter(|i| f(luma_of(*i))).count() as f64 / n
+            };
+            for (actual, expected) in [
+                (exposure.mean, mean),
+                (exposure.black, share(&|y| y < f64::from(BLACK))),
+                (exposure.white, share(&|y| y > f64::from(WHITE))),
+            ] {
+                assert!(
+                    (f64::from(actual) - expected).abs() < 1e-4,
+                    "{actual} for {expected}"
+                );
+            }
+            let inner = (1..height - 1).flat_map(|y| (1..width - 1).map(move |x| y * width + x));
+            let laplacian: Vec<f64> = inner
+                .map(|i| {
+                    luma_of(i - width) + luma_of(i + width) + luma_of(i - 1) + luma_of(i + 1)
+                        - 4.0 * luma_of(i)
+                })
+                .collect();
+            let n = laplacian.len() as f64;
+            let mean = laplacian.iter().sum::<f64>() / n;
+            let variance = laplacian.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / n;
+            let actual = f64::from(laplacian_variance(width, height, &luma));
+            assert!(
+                (actual - variance).abs() < 1e-5 * variance.max(1.0),
+                "{actual} for {variance}"
+            );
+        }
     }
 }
