@@ -288,6 +288,20 @@ fn a_configuration_is_measured_and_reported_as_json() {
             assert!((gops / number(found, "/gops") - 1.0).abs() < 1e-6);
         }
     }
+    let attention = report["attention"].as_array().unwrap();
+    for precision in ["f32", "bf16"] {
+        for rows in [4, 64] {
+            let is = |a: &&Value| a["precision"] == precision && a["rows"] == rows;
+            for found in attention.iter().filter(is) {
+                // Scores and weighted values, 2 operations each.
+                let width = number(found, "/heads") * number(found, "/head_dim");
+                let operations = 4.0 * rows as f64 * number(found, "/keys") * width;
+                let gops = operations * 1e-3 / number(found, "/call_us");
+                assert!((gops / number(found, "/gops") - 1.0).abs() < 1e-6);
+            }
+            assert_eq!(attention.iter().filter(is).count(), 2, "nano and base");
+        }
+    }
     let paths = report["compute"]["int8_paths"].as_array().unwrap();
     let chosen = paths
         .iter()

@@ -1,19 +1,22 @@
 //! `umm doctor`: what this machine can do, measured, and what holds it back.
 //!
-//! [`examine`] reads what the system says about itself ([`system`], by the parsers in [`parse`]), measures memory and matrix
-//! products, and, given a configuration, the cost of its ticks. A file that is missing or makes no sense leaves a value out
+//! [`examine`] reads what the system says about itself ([`system`], by the parsers in [`parse`]), measures memory, matrix
+//! products and attention, and, given a configuration, the cost of its ticks. A file that is missing or makes no sense leaves a value out
 //! and nothing fails. [`advice`] says what to do about it.
 
 pub mod advice;
+mod attention;
 mod bandwidth;
 pub mod parse;
 mod permissions;
 mod products;
+mod repeat;
 pub mod system;
 mod text;
 mod tick;
 
 pub use advice::Obstacle;
+pub use attention::AttentionSpeed;
 pub use bandwidth::Bandwidth;
 pub use permissions::Permissions;
 pub use products::{ProductSpeed, SpeedUp};
@@ -51,6 +54,8 @@ pub struct Report {
     pub bandwidth: Bandwidth,
     /// Linear layers through the backend.
     pub products: Vec<ProductSpeed>,
+    /// Attention through the backend.
+    pub attention: Vec<AttentionSpeed>,
     /// Two threads against one.
     pub speed_up: Vec<SpeedUp>,
     /// What a tick of the configuration costs; none without one.
@@ -126,6 +131,8 @@ pub fn examine(
     let bandwidth = bandwidth::measure(threads, system.memory_available_bytes)?;
     progress("measuring matrix products");
     let products = products::measure(threads.min(2))?;
+    progress("measuring attention");
+    let attention = attention::measure()?;
     let tick = match subject {
         Some(subject) => {
             progress("measuring ticks");
@@ -144,6 +151,7 @@ pub fn examine(
         bandwidth,
         speed_up: products::speed_up(&products),
         products,
+        attention,
         tick,
         transport: Transport {
             zenoh: cfg!(feature = "zenoh"),

@@ -1,13 +1,13 @@
 //! Linear layers through the backend: the feed-forward layer of each preset, for few and for many rows, in each
 //! precision, on one thread and on two.
 
+use super::repeat::median_us;
 use crate::backend::cpu::{Cpu, Path, Precision};
 use crate::backend::parity::noise;
 use crate::backend::{Backend, Epilogue, LinearId, Region};
 use crate::model::spec::ModelSpec;
 use crate::run::{Error, on_tick_thread};
 use serde::Serialize;
-use std::time::{Duration, Instant};
 
 /// Models whose layers are measured.
 const PRESETS: [&str; 2] = ["nano", "base"];
@@ -17,15 +17,6 @@ const ROWS: [usize; 2] = [4, 64];
 
 /// Layers that take turns, so that weights come from where a model's come from.
 const LAYERS: usize = 4;
-
-/// Calls at least.
-const CALLS: usize = 8;
-
-/// Calls at most.
-const MOST_CALLS: usize = 2000;
-
-/// After so long no further call begins.
-const LONGEST: Duration = Duration::from_millis(80);
 
 /// One linear layer's median speed.
 #[derive(Clone, Debug, Serialize)]
@@ -151,19 +142,9 @@ impl Layers {
     fn median_us(&mut self, rows: usize) -> f64 {
         let x = self.x.rows(0, rows, self.in_dim);
         let out = self.out.rows(0, rows, self.out_dim);
-        let mut call = |index: usize| {
+        median_us(LAYERS, |index| {
             let id = self.ids[index % LAYERS];
             self.cpu.linear_into(x, rows, id, Epilogue::Store, out);
-        };
-        (0..LAYERS).for_each(&mut call);
-        let begin = Instant::now();
-        let mut times = Vec::with_capacity(MOST_CALLS);
-        while times.len() < CALLS || (times.len() < MOST_CALLS && begin.elapsed() < LONGEST) {
-            let start = Instant::now();
-            call(times.len());
-            times.push(start.elapsed());
-        }
-        times.sort_unstable();
-        (times[times.len() / 2].as_nanos().max(1)) as f64 * 1e-3
+        })
     }
 }

@@ -123,6 +123,30 @@ fn measured(text: &mut Text, report: &Report) {
             ),
         );
     }
+    attention(text, &report.attention);
+}
+
+fn attention(text: &mut Text, speeds: &[super::AttentionSpeed]) {
+    let Some(first) = speeds.first() else {
+        return;
+    };
+    text.line(
+        "attention",
+        format!(
+            "rows   f32 GFLOP/s   bf16 GFLOP/s   heads of so many elements over {} tokens; int8 has it in bf16",
+            first.keys
+        ),
+    );
+    for f32 in speeds.iter().filter(|a| a.precision == "f32") {
+        let same = |a: &&super::AttentionSpeed| {
+            a.precision == "bf16" && (a.preset, a.rows) == (f32.preset, f32.rows)
+        };
+        let bf16 = speeds.iter().find(same).map_or(0.0, |a| a.gops);
+        text.line(
+            &format!("  {} of {}", f32.heads, f32.head_dim),
+            format!("{:4} {:13.1} {bf16:14.1}", f32.rows, f32.gops),
+        );
+    }
 }
 
 fn tick(text: &mut Text, cost: &TickCost) {

@@ -1,0 +1,139 @@
+//! Attention through the backend: new tokens over a window of each preset's heads, for few and for many rows, in `f32` and in bf16, which
+//! 8 bits use as well; on one thread.
+
+use super::repeat::median_us;
+use crate::backend::cpu::{Cpu, Path, Precision};
+use crate::backend::kv_cache::KvCache;
+use crate::backend::parity::noise;
+use crate::backend::{Backend, HeadShape, KvSegment, Region, Segments, TableId, Visibility};
+use crate::model::spec::ModelSpec;
+use crate::run::{Error, on_tick_thread};
+use serde::Serialize;
+
+/// Models whose heads are measured.
+const PRESETS: [&str; 2] = ["nano", "base"];
+
+/// New tokens: few, and a camera's frame.
+const ROWS: [usize; 2] = [4, 64];
+
+/// Tokens of the window.
+const KEYS: usize = 1024;
+
+/// Windows that take turns, so that keys and values come from where those of a model's layers come from.
+const WINDOWS: usize = 4;
+
+/// The median speed of one layer's attention.
+#[derive(Clone, Debug, Serialize)]
+pub struct AttentionSpeed {
+    /// Preset whose heads these are.
+    pub preset: &'static str,
+    /// Heads of queries.
+    pub heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// New tokens.
+    pub rows: usize,
+    /// Tokens attended to.
+    pub keys: usize,
+    /// `f32` or `bf16`.
+    pub precision: &'static str,
+    /// Of a call.
+    pub call_us: f64,
+    /// 10^9 multiplications and additions a second, the softmax's not counted.
+    pub gops: f64,
+}
+
+/// Measures every combination on one thread.
+pub(super) fn measure() -> Result<Vec<AttentionSpeed>, Error> {
+    let mut speeds = Vec::new();
+    for preset in PRESETS {
+        let shape = ModelSpec::preset(preset, 0)?.head_shape();
+        for precision in [Precision::F32, Precision::Bf16] {
+            let calls_us = on_tick_thread(1, || {
+                let mut layers = Layers::new(shape, precision);
+                ROWS.map(|rows| (rows, layers.median_us(rows)))
+            })?;
+            speeds.extend(calls_us.map(|(rows, call_us)| {
+                let operations = 4 * rows * KEYS * shape.q_width();
+                AttentionSpeed {
+                    preset,
+                    heads: shape.heads,
+                    head_dim: shape.head_dim,
+                    rows,
+                    keys: KEYS,
+                    precision: precision.name(),
+                    call_us,
+                    gops: operations as f64 * 1e-3 / call_us,
+                }
+            }));
+        }
+    }
+    Ok(speeds)
+}
+
+/// Windows of some layers, with room for the most rows.
+struct Layers {
+    cpu: Cpu,
+    shape: HeadShape,
+    sink: TableId,
+    windows: Vec<KvCache>,
+    q: Region,
+    out: Region,
+}
+
+impl Layers {
+    fn new(shape: HeadShape, precision: Precision) -> Layers {
+        let mut cpu = Cpu::with_precision(Path::Fast, precision);
+        let layout = shape.kv_layout(cpu.kv_form());
+        let most = ROWS.into_iter().max().unwrap_or(1);
+        let mut len = 0;
+        let mut reserve = |elements: usize| {
+            let region = Region {
+                start: len,
+                len: elements,
+            };
+            len += elements.next_multiple_of(16);
+            region
+        };
+        let windows: Vec<KvCache> = (0..WINDOWS)
+            .map(|_| KvCache::at(layout, KEYS, reserve(layout.len(KEYS)).start))
+            .collect();
+        let q = reserve(most * shape.q_width());
+        let out = reserve(q.len);
+        let fresh = reserve(KEYS * shape.kv_width());
+        cpu.allocate(len);
+        cpu.upload(q, &noise(1, q.len));
+        cpu.upload(fresh, &noise(2, fresh.len));
+        for window in &windows {
+            cpu.cache_keys_into(fresh, KEYS, *window, 0);
+            cpu.cache_values_into(fresh, KEYS, *window, 0);
+        }
+        let sink = cpu.add_table(&vec![0.0; shape.heads], shape.heads);
+        Layers {
+            cpu,
+            shape,
+            sink,
+            windows,
+            q,
+            out,
+        }
+    }
+
+    /// Median microseconds of a call.
+    fn median_us(&mut self, rows: usize) -> f64 {
+        let width = self.shape.q_width();
+        let (q, out) = (self.q.rows(0, rows, width), self.out.rows(0, rows, width));
+        let (q_times, times) = (vec![0; rows], vec![0; KEYS]);
+        median_us(WINDOWS, |index| {
+            let mut segments = Segments::new();
+            segments.push(KvSegment {
+                cache: self.windows[index % WINDOWS],
+                first_slot: 0,
+                time_ns: &times,
+                visibility: Visibility::All,
+            });
+            self.cpu
+                .attention_into(q, &q_times, self.shape, &segments, self.sink, out);
+        })
+    }
+}
