@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::frontend::quality;
 use crate::governor::Plan;
 use crate::model::network::DIGEST_STAGES;
-use crate::model::spec::{Modality, ModelSpec};
+use crate::model::spec::{MODALITIES, Modality, ModelSpec};
 use crate::model::stage::Stage;
 use crate::proto;
 use crate::sink::{Channel, Output, SinkError};
@@ -135,7 +135,7 @@ impl Messages {
             topic_names: config.topics.iter().map(|t| t.name.clone()).collect(),
             spare_refs: Vec::new(),
             // As many as can be needed at once, each with room for a reason.
-            spare_strings: (0..Modality::ALL.len() * quality::Reason::ALL.len()
+            spare_strings: (0..MODALITIES * quality::Reason::ALL.len()
                 + most_reasons(config.topics.len()))
                 .map(|_| String::with_capacity(MAX_REASON_BYTES + longest_name))
                 .collect(),

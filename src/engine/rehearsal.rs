@@ -3,7 +3,7 @@
 use super::{Engine, takes};
 use crate::governor::Plan;
 use crate::model::network::TickMoment;
-use crate::model::spec::Modality;
+use crate::model::spec::MODALITIES;
 use crate::model::stage::{Stage, StageProbe};
 use crate::umm::ring::ChunkTooLong;
 
@@ -40,7 +40,7 @@ impl Engine {
         let moment = TickMoment {
             tick,
             tick_time_ns: time_ns,
-            quality: [1.0; Modality::ALL.len()],
+            quality: [1.0; MODALITIES],
         };
         self.network.step(&moment, &self.batch, probe)
     }

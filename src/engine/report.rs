@@ -1,6 +1,6 @@
 //! What a tick was made of, beside the network's outputs.
 
-use crate::model::spec::Modality;
+use crate::model::spec::MODALITIES;
 
 /// What a topic contributed to the last tick.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -55,7 +55,7 @@ pub struct TickReport {
     /// In the configuration's order.
     pub topics: Vec<TopicReport>,
     /// In the order of [`Modality::ALL`].
-    pub modalities: [ModalityReport; Modality::ALL.len()],
+    pub modalities: [ModalityReport; MODALITIES],
     /// Capture time of the newest sample this tick took.
     pub newest_used_ns: Option<u64>,
     /// Chained over ticks: inputs taken, and the digests of every stage.

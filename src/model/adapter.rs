@@ -7,7 +7,7 @@
 use super::layers::{FfnIds, Loader};
 use super::layout::Layout;
 use super::rotary::Position;
-use super::spec::{Modality, ModelSpec};
+use super::spec::{MODALITIES, Modality, ModelSpec};
 use super::weights::WeightsError;
 use crate::backend::{Backend, Epilogue, Region, TableId};
 use crate::frontend::patchify::pool_into;
@@ -61,7 +61,7 @@ pub struct PoolWork {
 #[derive(Clone, Debug, Default)]
 pub struct TokenBatch {
     /// In the order of [`Modality::ALL`].
-    pub modalities: [ModalityBatch; Modality::ALL.len()],
+    pub modalities: [ModalityBatch; MODALITIES],
 }
 
 impl TokenBatch {
@@ -196,14 +196,14 @@ impl TokenBatch {
 /// The adapters' weights and staging buffers.
 #[derive(Debug)]
 pub(super) struct Adapters {
-    mlp: [FfnIds; Modality::ALL.len()],
-    feature_dim: [usize; Modality::ALL.len()],
+    mlp: [FfnIds; MODALITIES],
+    feature_dim: [usize; MODALITIES],
     position: TableId,
     byte: TableId,
     signal: TableId,
     modality: TableId,
     d: usize,
-    staging: [Region; Modality::ALL.len()],
+    staging: [Region; MODALITIES],
     hidden: Region,
     /// The modality's number, once a row: the index list of the modality embedding.
     ids: Vec<u32>,
@@ -215,7 +215,7 @@ impl Adapters {
         loader: &mut Loader<'_>,
         plan: &mut ArenaPlan,
         spec: &ModelSpec,
-        max_rows: [usize; Modality::ALL.len()],
+        max_rows: [usize; MODALITIES],
     ) -> Result<Adapters, WeightsError> {
         let mut mlp = Vec::new();
         for modality in Modality::ALL {

@@ -8,15 +8,13 @@ use super::encoder::{LayerBuffers, PlacedChunk};
 use super::layers::{AttentionIds, FfnIds, Loader};
 use super::layout::Layout;
 use super::rotary::{Position, Rotary};
-use super::spec::{Modality, ModelSpec};
+use super::spec::{MODALITIES, Modality, ModelSpec};
 use super::weights::WeightsError;
 use crate::backend::{
     Backend, Epilogue, HeadShape, LinearId, NormIds, Region, Segments, TableId, Visibility,
 };
 use crate::umm::arena::ArenaPlan;
 use crate::umm::context::{Appended, Context, TopicContext};
-
-const MODALITIES: usize = Modality::ALL.len();
 
 #[derive(Debug)]
 struct Cross {

@@ -1,6 +1,6 @@
 //! Names and shapes of every tensor of a specification, and seeded initial weights.
 
-use super::spec::{Modality, ModelSpec};
+use super::spec::{MODALITIES, Modality, ModelSpec};
 use super::weights::{Tensor, Weights};
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub fn shapes(spec: &ModelSpec) -> BTreeMap<String, Vec<usize>> {
     shapes.tensor("adapter.camera.position", &[spec.camera_tokens(), d]);
     shapes.tensor("adapter.text.embedding", &[256, d]);
     shapes.tensor("adapter.telemetry.name", &[spec.signals.len(), d]);
-    shapes.tensor("modality.embedding", &[Modality::ALL.len(), d]);
+    shapes.tensor("modality.embedding", &[MODALITIES, d]);
     for layer in 0..spec.encoder_layers {
         let name = format!("encoder.{layer}");
         shapes.norm(&format!("{name}.norm1"), d);

@@ -4,14 +4,12 @@
 //! whatever their lane, so that every linear layer is one product for all of them.
 
 use super::adapter::TokenBatch;
-use super::spec::Modality;
+use super::spec::MODALITIES;
 use arrayvec::ArrayVec;
 use std::ops::Range;
 
 /// Most runs that may share a network's products.
 pub const MAX_LANES: usize = 16;
-
-const MODALITIES: usize = Modality::ALL.len();
 
 /// Rows of one lane, a range a modality.
 pub(super) type LaneRows = [Range<usize>; MODALITIES];

@@ -27,4 +27,5 @@ mod layers;
 mod long_context;
 mod shared;
 mod sizes;
+mod step_outputs;
 mod tensor;

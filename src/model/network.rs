@@ -9,12 +9,11 @@
 use super::adapter::TokenBatch;
 use super::caption::Caption;
 use super::fusion::{mean_gate, newest_valid};
-use super::heads::HeadOutputs;
 use super::layout::{LaneRows, MAX_LANES};
-use super::moments::{MomentRing, NEAREST, Nearest};
+use super::moments::MomentRing;
 use super::shared::Shared;
 use super::sizes::reserve_context;
-use super::spec::{Modality, ModelSpec};
+use super::spec::{MODALITIES, Modality, ModelSpec};
 use super::stage::StageProbe;
 use super::weights::Weights;
 use crate::archive::{Archive, Archived};
@@ -28,8 +27,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 pub use super::sizes::{NetworkConfig, NetworkError, Stream};
-
-const MODALITIES: usize = Modality::ALL.len();
+pub use super::step_outputs::{DIGEST_STAGES, StepOutputs};
 
 /// One tick's time and quality.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,99 +39,6 @@ pub struct TickMoment {
     /// 0..1 a modality.
     pub quality: [f32; MODALITIES],
 }
-
-/// What a step leaves, overwritten by the next.
-#[derive(Clone, Debug, Default)]
-pub struct StepOutputs {
-    /// Heads.
-    pub heads: HeadOutputs,
-    /// Gate of each modality, the mean over layers.
-    pub gates: [f32; MODALITIES],
-    /// Whether each modality had anything valid.
-    pub valid: [bool; MODALITIES],
-    /// Nearest earlier moments.
-    pub nearest: Vec<Nearest>,
-    /// Caption steps taken.
-    pub caption_steps: usize,
-    /// Digests of the tokens' inputs, the encoder's, the fusion's and the heads' results.
-    pub digests: [u64; 4],
-}
-
-impl StepOutputs {
-    /// As wide as a model's, all zero.
-    pub fn of(spec: &ModelSpec) -> StepOutputs {
-        StepOutputs {
-            heads: HeadOutputs {
-                events: vec![0.0; spec.events.len()],
-                scene: vec![0.0; spec.scenes.len()],
-                motion: vec![0.0; spec.motion.len()],
-                embedding: vec![0.0; spec.embedding_dim],
-            },
-            nearest: Vec::with_capacity(NEAREST + 1),
-            ..StepOutputs::default()
-        }
-    }
-
-    /// No results yet.
-    fn clear(&mut self) {
-        for (_, values) in self.heads.each_mut() {
-            values.fill(0.0);
-        }
-        self.gates = Default::default();
-        self.valid = Default::default();
-        self.nearest.clear();
-        self.digests = Default::default();
-        self.caption_steps = 0;
-    }
-
-    /// Whether every result is a number.
-    pub fn is_finite(&self) -> bool {
-        let heads = self.heads.each().into_iter().flat_map(|(_, values)| values);
-        let mut all = heads.chain(&self.gates);
-        all.all(|v| v.is_finite())
-    }
-
-    /// Becomes those, in the memory it has.
-    pub fn copy_from(&mut self, other: &StepOutputs) {
-        let StepOutputs {
-            heads,
-            gates,
-            valid,
-            nearest,
-            caption_steps,
-            digests,
-        } = other;
-        for ((_, own), (_, values)) in self.heads.each_mut().into_iter().zip(heads.each()) {
-            own.clone_from(values);
-        }
-        (self.gates, self.valid) = (*gates, *valid);
-        self.nearest.clone_from(nearest);
-        (self.caption_steps, self.digests) = (*caption_steps, *digests);
-    }
-
-    fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
-        for (name, values) in self.heads.each_mut() {
-            archive.slice(name, values)?;
-        }
-        archive.slice("gates", &mut self.gates)?;
-        archive.slice("digests", &mut self.digests)?;
-        for valid in &mut self.valid {
-            archive.flag("valid", valid)?;
-        }
-        let mut nearest = self.nearest.len();
-        archive.size("nearest", &mut nearest, NEAREST)?;
-        self.nearest.resize(nearest, Nearest::default());
-        for nearest in &mut self.nearest {
-            archive.number("nearest", &mut nearest.tick)?;
-            archive.number("nearest", &mut nearest.tick_time_ns)?;
-            archive.number("nearest", &mut nearest.similarity)?;
-        }
-        Ok(())
-    }
-}
-
-/// Names of [`StepOutputs::digests`].
-pub const DIGEST_STAGES: [&str; 4] = ["inputs", "encoder", "fusion", "heads"];
 
 /// One run's context and results, on weights and work space that others may share.
 pub struct Network {

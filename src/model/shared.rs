@@ -15,7 +15,7 @@ use super::layout::{Lanes, Layout};
 use super::network::{LaneStep, NetworkConfig};
 use super::rotary::{Position, Rotary};
 use super::sizes::{max_blocks, max_rows};
-use super::spec::{Modality, ModelSpec};
+use super::spec::{MODALITIES, Modality, ModelSpec};
 use super::stage::{Stage, StageProbe};
 use super::weights::{Weights, WeightsError};
 use crate::backend::{Backend, Region};
@@ -194,7 +194,7 @@ impl Shared {
         for step in steps.iter_mut() {
             step.network.context.begin_tick();
         }
-        for m in 0..Modality::ALL.len() {
+        for m in 0..MODALITIES {
             for (lane, step) in steps.iter_mut().enumerate() {
                 let part = &step.batch.modalities[m];
                 let first = layout.of_lane(lane)[m].start;

@@ -1,7 +1,7 @@
 //! Sizes of a network's context: what is configured, what is reserved of the arena, and what does not fit.
 
 use super::layout::MAX_LANES;
-use super::spec::{Modality, ModelSpec};
+use super::spec::{MODALITIES, Modality, ModelSpec};
 use super::weights::WeightsError;
 use crate::backend::kv_cache::KvLayout;
 use crate::frontend::text::MAX_TEXT_TOKENS;
@@ -178,8 +178,8 @@ pub(super) fn max_blocks(spec: &ModelSpec, config: &NetworkConfig) -> usize {
 }
 
 /// Most tokens of each modality that one lane adds in a tick.
-pub(super) fn max_rows(config: &NetworkConfig) -> [usize; Modality::ALL.len()] {
-    let mut max_rows = [0; Modality::ALL.len()];
+pub(super) fn max_rows(config: &NetworkConfig) -> [usize; MODALITIES] {
+    let mut max_rows = [0; MODALITIES];
     for stream in &config.streams {
         max_rows[stream.modality.index()] += stream.max_tokens_per_tick;
     }

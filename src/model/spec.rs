@@ -27,6 +27,9 @@ pub enum Modality {
     Telemetry,
 }
 
+/// How many there are.
+pub const MODALITIES: usize = Modality::ALL.len();
+
 impl Modality {
     /// All, in the order of the modality embedding.
     pub const ALL: [Modality; 4] = [

@@ -1,7 +1,7 @@
 //! Linear layers of the CPU backend: their weights in the form of a path and a precision, and their products.
 
 use super::int8::Int8Linear;
-use super::{Cpu, Path, Precision, bf16, fast, int8, plain};
+use super::{Cpu, Path, Precision, bf16, fast, int8, pair, plain};
 #[cfg(target_arch = "x86_64")]
 use super::{packed, sixteen};
 use crate::backend::{Epilogue, LinearId, Region};
@@ -180,10 +180,7 @@ impl Cpu {
         let linear = &self.linears[layer.0];
         assert_eq!(x.len, rows * linear.in_dim, "linear input size");
         assert_eq!(out.len, rows * linear.out_dim, "linear output size");
-        let parts = self.arena.get_disjoint_mut([x.range(), out.range()]);
-        let Ok([x, out]) = parts else {
-            unreachable!("linear input and output overlap");
-        };
+        let (x, out) = pair(&mut self.arena, x, out);
         match &linear.weights {
             LinearWeights::Bf16(weights) if self.path == Path::Fast => {
                 let rows = &mut self.rounded;
