@@ -12,6 +12,8 @@ const CONFIG: &str = include_str!("../config/demo.toml");
 fn all_of_them_write_the_same_log() {
     let dir = folder("instruction_sets");
     drive(&dir.join("drive.mcap"), 1.5);
+    // It says at its end what it has done (`.ci/tiles`).
+    let emulated = std::env::var("LD_PRELOAD").is_ok_and(|loaded| loaded.contains("tiles.so"));
     let mut of_precisions: Vec<Vec<u8>> = Vec::new();
     for precision in ["f32", "bf16", "int8"] {
         let config = CONFIG.replacen(
@@ -36,6 +38,12 @@ fn all_of_them_write_the_same_log() {
                 .unwrap();
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{precision}: {said}");
+            if isa == Isa::Amx && precision != "f32" && emulated {
+                assert!(
+                    said.contains("emulated tiles:"),
+                    "{precision}: no tiles used"
+                );
+            }
             let log = std::fs::read(dir.join("out.mcap")).unwrap();
             let first = first.get_or_insert_with(|| log.clone());
             assert!(

@@ -51,7 +51,8 @@ impl Axis {
             };
             let sum: f64 = window.clone().map(weight).sum();
             let unit = f64::from(1 << WEIGHT_BITS);
-            for (to, x) in weights[at..].iter_mut().zip(window) {
+            let weights = &mut weights[at..][..window.len()];
+            for (to, x) in weights.iter_mut().zip(window) {
                 *to = (weight(x) / sum * unit).round() as i32;
             }
             // Rounding must not darken: the largest weight takes what is left over.

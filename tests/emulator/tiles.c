@@ -48,6 +48,7 @@ struct instruction {
     unsigned opcode;
     unsigned mod, reg, rm;
     unsigned third;   /* the register in the VEX prefix */
+    int beyond;       /* whether it names a register from the ninth on */
     uint8_t *memory;  /* without the index */
     int64_t stride;   /* the index, scaled */
     unsigned length;
@@ -66,6 +67,7 @@ static int decode(const ucontext_t *context, const uint8_t *code, struct instruc
     unsigned index_high = code[1] & 0x40 ? 0 : 8, base_high = code[1] & 0x20 ? 0 : 8;
     out->prefix = code[2] & 3;
     out->third = ~(code[2] >> 3) & 15;
+    out->beyond = (code[1] & 0x80) == 0 || ((code[4] >> 6) == 3 && (code[1] & 0x20) == 0);
     out->opcode = code[3];
     out->mod = code[4] >> 6, out->reg = code[4] >> 3 & 7, out->rm = code[4] & 7;
     out->length = 5;
@@ -100,12 +102,15 @@ static int decode(const ucontext_t *context, const uint8_t *code, struct instruc
 static void configure(const uint8_t *memory) {
     if (memory[0] != 1 || memory[1] != 0)
         refuse("a configuration of another kind than palette 1 from row 0 on");
+    for (unsigned i = 2; i < 16; i++)
+        if (memory[i] != 0)
+            refuse("a configuration with something in what is reserved");
     memset(&state, 0, sizeof state);
     for (unsigned i = 0; i < 16; i++) {
         uint16_t row_bytes;
         memcpy(&row_bytes, memory + 16 + 2 * i, 2);
         unsigned rows = memory[48 + i];
-        if (rows > ROWS || row_bytes > ROW_BYTES || row_bytes % 4 != 0 || (i >= TILES && (rows || row_bytes)))
+        if (rows > ROWS || row_bytes > ROW_BYTES || row_bytes % 4 != 0 || !rows != !row_bytes || (i >= TILES && rows))
             refuse("a configuration with a tile of an impossible size");
         if (i < TILES)
             state.tile[i].rows = rows, state.tile[i].row_bytes = row_bytes;
@@ -171,13 +176,9 @@ static float of_bf16(uint16_t bits) {
     return value;
 }
 
-/* TDPBF16PS: the pairs' even products summed from zero by fused multiply-adds, the odd ones too, then both together added to what is there;
- * what is too small for a normal number is zero, before and after. */
-static void add_products_of_bf16(struct tile *sums, const struct tile *rows, const struct tile *columns) {
-    check_product(sums, rows, columns);
-    unsigned before = _mm_getcsr();
-    /* Exceptions masked, to the nearest, FTZ and DAZ. */
-    _mm_setcsr(0x1f80 | 0x8040);
+/* TDPBF16PS: the pairs' even products summed from zero by fused multiply-adds, the odd ones too, then both together added to what
+ * is there. A function of its own, so that no sum leaves the rounding set around it. */
+static __attribute__((noinline)) void sum_products_of_bf16(struct tile *sums, const struct tile *rows, const struct tile *columns) {
     for (unsigned m = 0; m < sums->rows; m++) {
         float sum[ROW_BYTES / 4], half[2][ROW_BYTES / 4] = {{0}};
         memcpy(sum, sums->data[m], ROW_BYTES);
@@ -195,14 +196,24 @@ static void add_products_of_bf16(struct tile *sums, const struct tile *rows, con
         }
         memcpy(sums->data[m], sum, sums->row_bytes);
     }
-    clear_from(sums, sums->rows);
+}
+
+/* To the nearest, exceptions masked; what is too small for a normal number is zero, before and after. */
+static void add_products_of_bf16(struct tile *sums, const struct tile *rows, const struct tile *columns) {
+    check_product(sums, rows, columns);
+    unsigned before = _mm_getcsr();
+    _mm_setcsr(0x1f80 | 0x8040);
+    sum_products_of_bf16(sums, rows, columns);
     _mm_setcsr(before);
+    clear_from(sums, sums->rows);
 }
 
 /* Whether it was one of the tiles' instructions. */
 static int emulate(const struct instruction *i) {
     enum { NONE, P66, F3, F2 };
-    int memory = i->mod != 3;
+    int memory = i->mod != 3, product = i->opcode == 0x5e || i->opcode == 0x5c;
+    if (i->beyond || (!product && i->third != 0))
+        return 0;
     if (i->opcode == 0x49 && i->prefix == NONE && memory && i->reg == 0)
         configure(i->memory);
     else if (i->opcode == 0x49 && i->prefix == NONE && !memory && i->reg == 0 && i->rm == 0)

@@ -102,11 +102,11 @@ impl CameraQuality {
 /// BT.601 luma of each pixel, in [`LUMA_STEPS`].
 #[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
 fn luma_into(rgb: &[u8], luma: &mut [i32]) {
-    // In 256ths, of which a step has 64.
+    // In 256ths, of which a step has 64; to the nearest step.
     const WEIGHTS: [i32; 3] = [77, 150, 29];
     for (luma, pixel) in luma.iter_mut().zip(rgb.as_chunks::<3>().0) {
         let [r, g, b] = pixel.map(i32::from);
-        *luma = (WEIGHTS[0] * r + WEIGHTS[1] * g + WEIGHTS[2] * b) >> 6;
+        *luma = (WEIGHTS[0] * r + WEIGHTS[1] * g + WEIGHTS[2] * b + 32) >> 6;
     }
 }
 

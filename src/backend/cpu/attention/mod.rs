@@ -3,7 +3,7 @@
 //! Keys and values lie in panels ([`kv_cache`](crate::backend::kv_cache)), which products read where they are. A key/value head at a
 //! time, all rows of (token, head of the group) that share it are worked on several at a time, so that what is loaded
 //! serves all of them. Slots of a block that a row does not see get a weight of exactly zero, which changes no sum: a row's sums
-//! run in the same order whatever rows are beside it, and its bits depend on its own inputs, on the slots of what it sees, and
+//! run in the same order whatever rows are beside it, and of finite values its bits depend on its own inputs, on the slots of what it sees, and
 //! in `f32` on whether the processor fuses a multiplication with an addition.
 //!
 //! [`loops`] is `f32` for every processor, [`vectors`] the same sums on vectors, [`narrow`] has queries, keys, values
@@ -204,9 +204,12 @@ fn hide(scores: &mut [f32; PANEL], mask: u32) {
     }
 }
 
-/// Sums of weights, the sink's among them, with which the logits are taken as they are: `f32` holds all that follows, and what
-/// [`math::EXP2_RANGE`] leaves out is far less than it shows.
-const NEAR: RangeInclusive<f32> = 1.0 / (1 << 24) as f32..=(1_u64 << 40) as f32;
+/// 2^80.
+const FAR: f32 = (1_u128 << 80) as f32;
+
+/// Sums of weights, the sink's among them, with which the logits are taken as they are (logits of -55 to 55, to the base of e):
+/// `f32` holds sums of values of up to 2^47, and what [`math::EXP2_RANGE`] leaves out is less than it shows.
+const NEAR: RangeInclusive<f32> = 1.0 / FAR..=FAR;
 
 /// Weights in `f32` of logits to the base of 2, unnormalised. They are taken from a reference, a whole number, which makes no result
 /// another: zero, so that weights can be made before all logits are known, unless their sum is not [`NEAR`]; then the largest logit, rounded.

@@ -69,6 +69,13 @@ impl Seen {
         // is seen of it, so that the order of a query's slots does not depend on other queries.
         let mut last = None;
         for segment in call.segments {
+            let layout = segment.cache.layout;
+            let heads = (layout.kv_heads, layout.head_dim);
+            assert_eq!(
+                heads,
+                (call.shape.kv_heads, call.shape.head_dim),
+                "a cache of other heads"
+            );
             self.look_at(segment, times, &mut last);
         }
         let all_slots = call.segments.first().map_or(0, |segment| {

@@ -147,6 +147,7 @@ impl Block<'_> {
     }
 
     /// Sums of all weights.
+    #[inline(always)]
     fn sum(&self, rows: &mut [Row]) {
         for (index, row) in rows.iter_mut().enumerate() {
             let sum = math::Sum {
