@@ -14,8 +14,11 @@ use std::ops::Range;
 /// Blocks of a chunk.
 const CHUNK: usize = 4;
 
+/// The same where a tile holds all rows, which share nothing: fewer turns between its three kinds of work.
+const CHUNK_OF_ONE_TILE: usize = DEPTH_BLOCK / PANEL;
+
 // A chunk's weights are a tile's rows when values are summed.
-const _: () = assert!(CHUNK * PANEL <= DEPTH_BLOCK && PANEL == LANES);
+const _: () = assert!(CHUNK <= CHUNK_OF_ONE_TILE && PANEL == LANES);
 
 /// Widest head: its elements are a tile's depth.
 pub(in crate::backend::cpu) const MAX_HEAD_DIM: usize = DEPTH_BLOCK;
@@ -193,8 +196,13 @@ impl Block<'_> {
             values[..columns].fill(0.0);
         }
         let blocks = self.queries.seen.blocks.len();
-        for start in (0..blocks).step_by(CHUNK) {
-            let chunk = start..blocks.min(start + CHUNK);
+        let chunk = if self.rows <= S::ROWS {
+            CHUNK_OF_ONE_TILE
+        } else {
+            CHUNK
+        };
+        for start in (0..blocks).step_by(chunk) {
+            let chunk = start..blocks.min(start + chunk);
             // SAFETY: by the caller.
             unsafe {
                 self.score::<S, ACROSS>(chunk.clone(), queries, weights);
@@ -222,7 +230,7 @@ impl Block<'_> {
         queries: &[f32],
         logits: &mut [f32],
     ) {
-        const { assert!(CHUNK.is_multiple_of(ACROSS)) };
+        const { assert!(CHUNK.is_multiple_of(ACROSS) && CHUNK_OF_ONE_TILE.is_multiple_of(ACROSS)) };
         let blocks = &self.queries.seen.blocks[..chunk.end];
         for at in chunk.clone().step_by(ACROSS) {
             // Where there is no further block the last one is multiplied again; its place is there and holds no key.
