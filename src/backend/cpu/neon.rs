@@ -71,17 +71,6 @@ impl Sixteen for Four {
     }
 
     #[inline(always)]
-    unsafe fn store_first(self, to: *mut f32, count: usize) {
-        // SAFETY: see above; only the first `count` places are touched.
-        unsafe {
-            if count >= LANES {
-                return self.store(to);
-            }
-            std::ptr::copy_nonoverlapping(self.lanes().as_ptr(), to, count);
-        }
-    }
-
-    #[inline(always)]
     unsafe fn add(self, other: Four) -> Four {
         // SAFETY: see above.
         unsafe { four!(|I| vaddq_f32(self.0[I], other.0[I])) }

@@ -65,14 +65,11 @@ impl Vectors {
     }
 
     /// [`Sixteen::ACROSS`] of them.
+    #[cfg(target_arch = "x86_64")]
     pub(super) const fn across(self) -> usize {
         match self {
-            #[cfg(target_arch = "x86_64")]
             Vectors::Avx2 => avx2::Two::ACROSS,
-            #[cfg(target_arch = "x86_64")]
             Vectors::Avx512 => __m512::ACROSS,
-            #[cfg(target_arch = "aarch64")]
-            Vectors::Neon => neon::Four::ACROSS,
         }
     }
 
@@ -132,6 +129,7 @@ pub(super) trait Sixteen: Copy {
     unsafe fn store(self, to: *mut f32);
 
     /// To the first `count` of sixteen places.
+    #[cfg(target_arch = "x86_64")]
     unsafe fn store_first(self, to: *mut f32, count: usize);
 
     /// `self + other`
@@ -176,6 +174,7 @@ pub(super) trait Sixteen: Copy {
     }
 
     /// Each for itself.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn lanes(self) -> [f32; LANES] {
         let mut lanes = [0.0; LANES];
