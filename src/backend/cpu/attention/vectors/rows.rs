@@ -1,0 +1,95 @@
+//! What is done with the rows of a chunk beside their logits: weights, the largest logit, weighted values.
+
+use crate::backend::cpu::attention::{PANEL, weights_from};
+use crate::backend::cpu::sixteen::{LANES, Sixteen};
+use crate::backend::cpu::tile::{Ahead, ROW_STRIDE, tile};
+
+/// What a row has come to.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Row {
+    /// Sums of weights, or the largest logits, of every sixteenth key.
+    pub lanes: [f32; LANES],
+    /// What weights are taken from.
+    pub reference: f32,
+    /// Of weights, the sink's included.
+    pub sum: f32,
+}
+
+/// Adds to `M` rows of values those of `depth` slots, weighted.
+///
+/// # Safety
+/// The processor has `S`; each `b` has `depth` vectors.
+#[inline(always)]
+pub(super) unsafe fn add<S: Sixteen, const M: usize, const V: usize>(
+    weights: &[f32],
+    b: [*const f32; V],
+    depth: usize,
+    values: &mut [f32],
+    ahead: Ahead,
+) {
+    assert!(weights.len() >= (M - 1) * ROW_STRIDE + depth);
+    assert!(values.len() >= (M - 1) * ROW_STRIDE + V * LANES);
+    let values = values.as_mut_ptr();
+    // SAFETY: inside, by the assertions; the rest by the caller.
+    unsafe {
+        let mut sums = [[S::splat(0.0); V]; M];
+        for (m, sums) in sums.iter_mut().enumerate() {
+            for (v, sum) in sums.iter_mut().enumerate() {
+                *sum = S::load(values.add(m * ROW_STRIDE + v * LANES));
+            }
+        }
+        tile(&mut sums, weights.as_ptr(), b, LANES, depth, ahead);
+        for (m, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                sum.store(values.add(m * ROW_STRIDE + v * LANES));
+            }
+        }
+    }
+}
+
+/// Logits of some blocks to weights, which are added to each row's sums; taken from its reference if `FROM`. The bits of
+/// [`loops`](super::super::loops).
+///
+/// # Safety
+/// The processor has `S`.
+#[inline(always)]
+pub(super) unsafe fn weigh<S: Sixteen, const FROM: bool>(
+    rows: &mut [Row],
+    logits: &mut [f32],
+    blocks: usize,
+) {
+    for (row, logits) in rows.iter_mut().zip(logits.chunks_mut(ROW_STRIDE)) {
+        let weigh = weights_from(row.reference);
+        // SAFETY: sixteen elements each; the rest by the caller.
+        unsafe {
+            let less = S::splat(weigh.less);
+            let mut sums = S::load(row.lanes.as_ptr());
+            for logits in logits[..blocks * PANEL].chunks_exact_mut(LANES) {
+                let logit = S::load(logits.as_ptr());
+                let logit = if FROM { logit.add(less) } else { logit };
+                let weight = logit.exp2(weigh.polynomial, weigh.lowest);
+                weight.store(logits.as_mut_ptr());
+                sums = sums.add(weight);
+            }
+            sums.store(row.lanes.as_mut_ptr());
+        }
+    }
+}
+
+/// Keeps each row's largest logits.
+///
+/// # Safety
+/// The processor has `S`.
+#[inline(always)]
+pub(super) unsafe fn see<S: Sixteen>(rows: &mut [Row], logits: &[f32], blocks: usize) {
+    for (row, logits) in rows.iter_mut().zip(logits.chunks(ROW_STRIDE)) {
+        // SAFETY: sixteen elements each; the rest by the caller.
+        unsafe {
+            let mut largest = S::load(row.lanes.as_ptr());
+            for logits in logits[..blocks * PANEL].chunks_exact(LANES) {
+                largest = S::load(logits.as_ptr()).max(largest);
+            }
+            largest.store(row.lanes.as_mut_ptr());
+        }
+    }
+}
