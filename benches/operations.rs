@@ -210,25 +210,19 @@ fn main() {
     let us = median_us(|| patchify.patches_into(black_box(&rgb), black_box(&mut patches)));
     println!("| patchify and normalise, {SIDE} x {SIDE} | | {us:.0} | |");
     const FROM: (usize, usize) = (640, 480);
+    const TO: (usize, usize) = (SIDE, SIDE * FROM.1 / FROM.0);
     let picture: Vec<u8> = (0..FROM.0 * FROM.1 * 3)
         .map(|i| (i * 31 % 251) as u8)
         .collect();
-    let (mut resize, mut small) = (Resize::default(), vec![0; SIDE * 168 * 3]);
-    let us = median_us(|| {
-        resize.resize_into(
-            black_box(&picture),
-            FROM,
-            black_box(&mut small),
-            (SIDE, 168),
-        )
-    });
+    let (mut resize, mut small) = (Resize::default(), vec![0; TO.0 * TO.1 * 3]);
+    let us = median_us(|| resize.resize_into(black_box(&picture), FROM, black_box(&mut small), TO));
     println!(
-        "| resize {} x {} to {SIDE} x 168 | | {us:.0} | |",
-        FROM.0, FROM.1
+        "| resize {} x {} to {} x {} | | {us:.0} | |",
+        FROM.0, FROM.1, TO.0, TO.1
     );
     let mut quality = CameraQuality::default();
-    let us = median_us(|| quality.observe(SIDE, 168, black_box(&small)));
-    println!("| camera quality, {SIDE} x 168 | | {us:.0} | |");
+    let us = median_us(|| quality.observe(TO.0, TO.1, black_box(&small)));
+    println!("| camera quality, {} x {} | | {us:.0} | |", TO.0, TO.1);
     ticks("nano", 10.0);
     ticks("base", 3.0);
 }

@@ -2,19 +2,16 @@
 //! 8 bits use as well; on one thread.
 
 use super::repeat::median_us;
+use super::{PRESETS, ROWS};
 use crate::backend::cpu::{Cpu, Path, Precision};
-use crate::backend::kv_cache::KvCache;
 use crate::backend::parity::noise;
-use crate::backend::{Backend, HeadShape, KvSegment, Region, Segments, TableId, Visibility};
+use crate::backend::{Backend, HeadShape, Region, Segments, TableId, Visibility};
 use crate::model::spec::ModelSpec;
 use crate::run::{Error, on_tick_thread};
+use crate::umm::arena::ArenaPlan;
+use crate::umm::kv::KvRing;
+use crate::umm::ring::Spans;
 use serde::Serialize;
-
-/// Models whose heads are measured.
-const PRESETS: [&str; 2] = ["nano", "base"];
-
-/// New tokens: few, and a camera's frame.
-const ROWS: [usize; 2] = [4, 64];
 
 /// Tokens of the window.
 const KEYS: usize = 1024;
@@ -76,7 +73,7 @@ struct Layers {
     cpu: Cpu,
     shape: HeadShape,
     sink: TableId,
-    windows: Vec<KvCache>,
+    windows: Vec<KvRing>,
     q: Region,
     out: Region,
 }
@@ -86,27 +83,18 @@ impl Layers {
         let mut cpu = Cpu::with_precision(Path::Fast, precision);
         let layout = shape.kv_layout(cpu.kv_form());
         let most = ROWS.into_iter().max().unwrap_or(1);
-        let mut len = 0;
-        let mut reserve = |elements: usize| {
-            let region = Region {
-                start: len,
-                len: elements,
-            };
-            len += elements.next_multiple_of(16);
-            region
-        };
-        let windows: Vec<KvCache> = (0..WINDOWS)
-            .map(|_| KvCache::at(layout, KEYS, reserve(layout.len(KEYS)).start))
+        let mut plan = ArenaPlan::default();
+        let windows: Vec<KvRing> = (0..WINDOWS)
+            .map(|_| KvRing::reserve(&mut plan, "windows", KEYS, layout))
             .collect();
-        let q = reserve(most * shape.q_width());
-        let out = reserve(q.len);
-        let fresh = reserve(KEYS * shape.kv_width());
-        cpu.allocate(len);
+        let q = plan.reserve("queries", most * shape.q_width());
+        let out = plan.reserve("results", q.len);
+        let fresh = plan.reserve("new keys and values", KEYS * shape.kv_width());
+        cpu.allocate(plan.len());
         cpu.upload(q, &noise(1, q.len));
         cpu.upload(fresh, &noise(2, fresh.len));
         for window in &windows {
-            cpu.cache_keys_into(fresh, KEYS, *window, 0);
-            cpu.cache_values_into(fresh, KEYS, *window, 0);
+            window.store(&mut cpu, (fresh, fresh), 0, &Spans::one(0..KEYS));
         }
         let sink = cpu.add_table(&vec![0.0; shape.heads], shape.heads);
         Layers {
@@ -126,12 +114,8 @@ impl Layers {
         let (q_times, times) = (vec![0; rows], vec![0; KEYS]);
         median_us(WINDOWS, |index| {
             let mut segments = Segments::new();
-            segments.push(KvSegment {
-                cache: self.windows[index % WINDOWS],
-                first_slot: 0,
-                time_ns: &times,
-                visibility: Visibility::All,
-            });
+            let window = &self.windows[index % WINDOWS];
+            segments.push(window.segment(0..KEYS, &times, Visibility::All));
             self.cpu
                 .attention_into(q, &q_times, self.shape, &segments, self.sink, out);
         })

@@ -32,6 +32,12 @@ use std::path::Path;
 use std::time::Instant;
 use system::SystemFacts;
 
+/// Models whose layers and heads are measured.
+const PRESETS: [&str; 2] = ["nano", "base"];
+
+/// Rows: few tokens, where reading is the cost, and a camera's frame, where products are.
+const ROWS: [usize; 2] = [4, 64];
+
 /// What there is to say about graphics processors.
 const GPU: &str = "no backend yet: everything runs on the processor";
 

@@ -2,18 +2,13 @@
 //! precision, on one thread and on two.
 
 use super::repeat::median_us;
+use super::{PRESETS, ROWS};
 use crate::backend::cpu::{Cpu, Path, Precision};
 use crate::backend::parity::noise;
 use crate::backend::{Backend, Epilogue, LinearId, Region};
 use crate::model::spec::ModelSpec;
 use crate::run::{Error, on_tick_thread};
 use serde::Serialize;
-
-/// Models whose layers are measured.
-const PRESETS: [&str; 2] = ["nano", "base"];
-
-/// Rows: few tokens, where weights are the cost, and a camera's frame, where products are.
-const ROWS: [usize; 2] = [4, 64];
 
 /// Layers that take turns, so that weights come from where a model's come from.
 const LAYERS: usize = 4;

@@ -64,9 +64,11 @@ impl Axis {
         }
     }
 
-    /// A position's weights, and the input position they begin at.
-    fn window(&self, i: usize) -> (usize, &[i32]) {
-        (self.firsts[i], &self.weights[i * self.taps..][..self.taps])
+    /// Each position's weights, and the input position they begin at.
+    #[inline(always)]
+    fn windows(&self) -> impl Iterator<Item = (usize, &[i32])> {
+        let firsts = self.firsts.iter().copied();
+        firsts.zip(self.weights.chunks_exact(self.taps))
     }
 }
 
@@ -95,8 +97,8 @@ impl Resize {
         self.sums.resize(width * 3 + 1, 0);
         self.pixels.resize(to_width, [0; LANES]);
         let row = |y: usize| &image[y * width * 3..(y + 1) * width * 3];
-        for (y, out) in out.chunks_exact_mut(to_width * 3).enumerate() {
-            let (first, weights) = self.rows.window(y);
+        let out = out.chunks_exact_mut(to_width * 3);
+        for (out, (first, weights)) in out.zip(self.rows.windows()) {
             // Half of what the shift below cuts off.
             self.sums.fill(1 << (WEIGHT_BITS - BETWEEN_BITS - 1));
             let mut pairs = weights.chunks_exact(2);
@@ -124,9 +126,7 @@ fn columns_into(columns: &Axis, sums: &mut [i32], pixels: &mut [[i32; LANES]], o
     for sum in &mut *sums {
         *sum >>= WEIGHT_BITS - BETWEEN_BITS;
     }
-    let windows = columns.weights.chunks_exact(columns.taps);
-    let places = columns.firsts.iter().zip(windows);
-    for (pixel, (first, weights)) in pixels.iter_mut().zip(places) {
+    for (pixel, (first, weights)) in pixels.iter_mut().zip(columns.windows()) {
         let from = &sums[first * 3..][..weights.len() * 3 + 1];
         let mut sum = [1_i32 << (SHIFT - 1); LANES];
         for (rgb, weight) in from.array_windows::<LANES>().step_by(3).zip(weights) {

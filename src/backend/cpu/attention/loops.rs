@@ -101,8 +101,8 @@ fn softmax<const FUSED: bool>(logits: &[f32], sink: f32, weights: &mut [f32]) ->
     if NEAR.contains(&sum) {
         return inverse_of(sum);
     }
-    let largest = math::max(sink * std::f32::consts::LOG2_E, math::largest(logits));
-    inverse_of(weigh::<FUSED>(logits, sink, reference_of(largest), weights))
+    let reference = reference_of(logits, sink);
+    inverse_of(weigh::<FUSED>(logits, sink, reference, weights))
 }
 
 /// Weights of a row's logits from a reference; returns their sum, the sink's included.

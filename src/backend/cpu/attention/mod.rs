@@ -221,9 +221,11 @@ fn weights_from(reference: f32) -> math::Weigh<6> {
     }
 }
 
-/// See [`weights_from`]; of nothing to attend to, which is all of them at minus infinity, zero.
+/// See [`weights_from`]: of a row's largest logits, and of its sink's, to the base of e; of nothing to attend to, which is all of them at
+/// minus infinity, zero.
 #[inline(always)]
-fn reference_of(largest: f32) -> f32 {
+fn reference_of(logits: &[f32], sink: f32) -> f32 {
+    let largest = math::max(sink * std::f32::consts::LOG2_E, math::largest(logits));
     if largest == f32::NEG_INFINITY {
         0.0
     } else {

@@ -159,8 +159,7 @@ impl Block<'_> {
     fn take_references(&self, rows: &mut [Row]) {
         for (index, row) in rows.iter_mut().enumerate() {
             if !NEAR.contains(&row.sum) {
-                let sink = self.queries.sink(self.first + index) * std::f32::consts::LOG2_E;
-                row.reference = reference_of(math::max(sink, math::largest(&row.lanes)));
+                row.reference = reference_of(&row.lanes, self.queries.sink(self.first + index));
             }
         }
     }
