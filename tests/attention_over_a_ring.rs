@@ -102,7 +102,11 @@ proptest! {
 
     #[test]
     fn a_query_sees_the_same_alone_and_on_every_instruction_set(ring in drawn()) {
-        for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 2e-2)] {
+        for (precision, tolerance) in [
+            (Precision::F32, 1e-5),
+            (Precision::Bf16, 2e-2),
+            (Precision::Int8, 4e-2),
+        ] {
             let plain = Cpu::with_precision(Path::Plain, precision);
             let defined = attend(plain, &ring, 0, ring.own);
             let mut first = None;

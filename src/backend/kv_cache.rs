@@ -1,8 +1,8 @@
 //! How keys and values lie in the arena: in panels, as products read them, from the moment they are cached.
 //!
 //! Sixteen slots that follow each other make a *panel* of a head's keys, one element of all of them after the other; a head's
-//! values lie in columns of sixteen elements, slot by slot. So a new token's row is turned once, when it is written, and a window
-//! is attended where it lies. A sum over keys therefore runs in the order of slots within a block ([`KvForm::block`]) and, from
+//! values lie in columns of sixteen elements, slot by slot. In 8 bits each slot has [`Note`]s beside them. So a new token's row is
+//! turned once, when it is written, and a window is attended where it lies. A sum over keys therefore runs in the order of slots within a block ([`KvForm::block`]) and, from
 //! block to block, of age; which slots a token has depends on how many came before it, and on nothing else.
 
 use super::Region;
@@ -19,6 +19,27 @@ pub enum KvForm {
     /// Two in bf16, the first in the lower half: of a key, neighbouring elements; of values, those of neighbouring slots, the
     /// even one's first. Heads have an even number of elements.
     Bf16,
+    /// Four of 8 bits, the first in the lowest: of a key, neighbouring elements; of values, those of the four slots of a block that are
+    /// sixteen apart. What one of a row is worth, and what else attention asks of it, are its [`Note`]s.
+    Int8,
+}
+
+/// What a cache in 8 bits knows of a head's row in a slot, 32 bits each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// What one quantum of the key is worth.
+    KeyScale,
+    /// 128 times the sum of the key's quanta, an integer: what kernels that add 128 to a query's take away again.
+    KeyOffset,
+    /// The logarithm, to the base of 2, of what one quantum of the value is worth.
+    ValueLog,
+    /// One over what one quantum of the value is worth.
+    ValueInverse,
+}
+
+impl Note {
+    /// How many there are.
+    const COUNT: usize = 4;
 }
 
 impl KvForm {
@@ -27,6 +48,15 @@ impl KvForm {
         match self {
             KvForm::F32 => 1,
             KvForm::Bf16 => 2,
+            KvForm::Int8 => 4,
+        }
+    }
+
+    /// Notes of a slot.
+    const fn notes(self) -> usize {
+        match self {
+            KvForm::F32 | KvForm::Bf16 => 0,
+            KvForm::Int8 => Note::COUNT,
         }
     }
 
@@ -53,11 +83,17 @@ impl KvLayout {
         self.kv_heads * self.head_dim
     }
 
-    /// Numbers of a key with the zeros behind it: in bf16 whole steps of a product.
+    /// Elements of one head's row as it comes.
+    pub(crate) fn elements(self) -> usize {
+        self.head_dim.div_ceil(self.form.numbers())
+    }
+
+    /// Numbers of a key with the zeros behind it: but in `f32` whole steps of a product.
     pub(crate) fn depth(self) -> usize {
         match self.form {
             KvForm::F32 => self.head_dim,
             KvForm::Bf16 => self.head_dim.next_multiple_of(2 * PANEL),
+            KvForm::Int8 => self.head_dim.next_multiple_of(4 * PANEL),
         }
     }
 
@@ -66,9 +102,12 @@ impl KvLayout {
         self.depth() / self.form.numbers()
     }
 
-    /// Columns of one head's values.
+    /// Columns of one head's values; products in bf16 take two at a time.
     pub(crate) fn columns(self) -> usize {
-        self.depth().div_ceil(PANEL)
+        match self.form {
+            KvForm::F32 | KvForm::Int8 => self.head_dim.div_ceil(PANEL),
+            KvForm::Bf16 => self.depth() / PANEL,
+        }
     }
 
     /// Elements of the arena that a cache of so many slots takes.
@@ -85,7 +124,8 @@ pub struct KvCache {
     pub layout: KvLayout,
     /// Slots, whole blocks.
     slots: usize,
-    /// Keys, `[kv_heads][panels][key_rows][PANEL]`, then values, `[kv_heads][columns][slots / numbers][PANEL]`.
+    /// Keys, `[kv_heads][panels][key_rows][PANEL]`, then values, `[kv_heads][columns][slots / numbers][PANEL]`, then notes,
+    /// `[kv_heads][notes][slots]`.
     pub memory: Region,
 }
 
@@ -97,7 +137,7 @@ impl KvCache {
         let of_values = slots / layout.form.numbers() * layout.columns() * PANEL;
         let memory = Region {
             start,
-            len: layout.kv_heads * (of_keys + of_values),
+            len: layout.kv_heads * (of_keys + of_values + slots * layout.form.notes()),
         };
         KvCache {
             layout,
@@ -132,12 +172,27 @@ impl KvCache {
         self.memory.start + panel * self.panel_len()
     }
 
-    /// Where a slot is in a column of a head's values: its sixteen elements, or in bf16 those of its pair of slots.
+    /// Where values begin.
+    fn values(&self) -> usize {
+        self.memory.start + self.layout.kv_heads * self.slots * self.layout.key_rows()
+    }
+
+    /// Where a slot is in a column of a head's values: its sixteen elements, or those that it shares with other slots.
     pub(crate) fn column(&self, head: usize, column: usize, slot: usize) -> usize {
-        let keys = self.layout.kv_heads * self.slots * self.layout.key_rows();
         let column = head * self.layout.columns() + column;
-        let row = slot / self.layout.form.numbers() * PANEL;
-        self.memory.start + keys + column * self.column_len() + row
+        let row = match self.layout.form {
+            KvForm::F32 => slot,
+            KvForm::Bf16 => slot / 2,
+            KvForm::Int8 => slot / self.layout.form.block() * PANEL + slot % PANEL,
+        };
+        self.values() + column * self.column_len() + row * PANEL
+    }
+
+    /// Where a slot's note of a head's row is; those of the next slots follow.
+    pub(crate) fn note(&self, head: usize, note: Note, slot: usize) -> usize {
+        let of_values = self.layout.kv_heads * self.layout.columns() * self.column_len();
+        let list = head * Note::COUNT + note as usize;
+        self.values() + of_values + list * self.slots + slot
     }
 
     /// Calls `each` with the parts of the memory in which these slots lie, in one order always; other slots may lie there too.
@@ -145,24 +200,35 @@ impl KvCache {
         if slots.is_empty() {
             return;
         }
-        let last = slots.end - 1;
-        for head in 0..self.layout.kv_heads {
-            let start = self.panel(head, slots.start);
-            let end = self.panel(head, last) + self.panel_len();
+        let mut each = |start: usize, end: usize| {
             each(Region {
                 start,
                 len: end - start,
             });
+        };
+        let last = slots.end - 1;
+        for head in 0..self.layout.kv_heads {
+            let end = self.panel(head, last) + self.panel_len();
+            each(self.panel(head, slots.start), end);
         }
+        let block = self.layout.form.block();
+        let (first_of_block, last_of_block) = match self.layout.form {
+            KvForm::F32 | KvForm::Bf16 => (slots.start, last),
+            // A block's slots take turns.
+            KvForm::Int8 => (
+                slots.start / block * block,
+                last / block * block + block - 1,
+            ),
+        };
         for head in 0..self.layout.kv_heads {
             for column in 0..self.layout.columns() {
-                let start = self.column(head, column, slots.start);
-                let end = self.column(head, column, last) + PANEL;
-                each(Region {
-                    start,
-                    len: end - start,
-                });
+                let end = self.column(head, column, last_of_block) + PANEL;
+                each(self.column(head, column, first_of_block), end);
             }
+        }
+        for list in 0..self.layout.kv_heads * self.layout.form.notes() {
+            let first = self.note(0, Note::KeyScale, slots.start) + list * self.slots;
+            each(first, first + slots.len());
         }
     }
 }
@@ -174,7 +240,7 @@ mod tests {
     /// Every element of a cache belongs to one panel or column, and the parts of all slots are all of it.
     #[test]
     fn panels_and_columns_share_the_memory_without_overlap() {
-        for form in [KvForm::F32, KvForm::Bf16] {
+        for form in [KvForm::F32, KvForm::Bf16, KvForm::Int8] {
             for (kv_heads, head_dim, slots) in [(1, 2, 1), (2, 6, 17), (3, 32, 64), (2, 40, 33)] {
                 let layout = KvLayout {
                     form,
@@ -193,9 +259,23 @@ mod tests {
                         take(cache.panel(head, slot), cache.panel_len());
                     }
                     for column in 0..layout.columns() {
-                        for slot in (0..cache.slots()).step_by(form.numbers()) {
-                            take(cache.column(head, column, slot), PANEL);
+                        let mut rows: Vec<usize> = (0..cache.slots())
+                            .map(|slot| cache.column(head, column, slot))
+                            .collect();
+                        rows.sort_unstable();
+                        for of_row in rows.chunk_by(|a, b| a == b) {
+                            assert_eq!(of_row.len(), form.numbers());
+                            take(of_row[0], PANEL);
                         }
+                    }
+                    let notes = [
+                        Note::KeyScale,
+                        Note::KeyOffset,
+                        Note::ValueLog,
+                        Note::ValueInverse,
+                    ];
+                    for note in notes.into_iter().take(form.notes()) {
+                        take(cache.note(head, note, 0), cache.slots());
                     }
                 }
                 assert!(used.iter().all(|u| *u == 1), "{layout:?}, {slots}");

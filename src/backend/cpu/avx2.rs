@@ -90,6 +90,50 @@ impl Sixteen for Two {
     }
 
     #[inline(always)]
+    unsafe fn load_integers(from: *const i32) -> Two {
+        // SAFETY: see above.
+        unsafe {
+            Two(
+                _mm256_cvtepi32_ps(_mm256_loadu_si256(from.cast())),
+                _mm256_cvtepi32_ps(_mm256_loadu_si256(from.add(HALF).cast())),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes([a, b, c, d]: [Two; 4], to: *mut u8) {
+        // SAFETY: see above.
+        unsafe {
+            _mm256_storeu_si256(to.cast(), bytes([a.0, b.0, c.0, d.0]));
+            _mm256_storeu_si256(to.add(4 * HALF).cast(), bytes([a.1, b.1, c.1, d.1]));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Two) -> Two {
+        // SAFETY: see above.
+        unsafe {
+            Two(
+                _mm256_mul_ps(self.0, other.0),
+                _mm256_mul_ps(self.1, other.1),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let eight = _mm256_max_ps(self.0, self.1);
+            let upper = _mm256_extractf128_ps::<1>(eight);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), upper);
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            let one = _mm_max_ss(two, _mm_movehdup_ps(two));
+            _mm_cvtss_f32(one)
+        }
+    }
+
+    #[inline(always)]
     unsafe fn add(self, other: Two) -> Two {
         // SAFETY: see above.
         unsafe {
@@ -197,6 +241,19 @@ impl Sixteen for Two {
                 }
             }
         }
+    }
+}
+
+/// Four whole numbers a lane, once each is rounded, as bytes.
+#[inline(always)]
+unsafe fn bytes([a, b, c, d]: [__m256; 4]) -> __m256i {
+    // SAFETY: by the caller.
+    unsafe {
+        let [a, b] = [_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)];
+        let [c, d] = [_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d)];
+        let low = _mm256_or_si256(a, _mm256_slli_epi32::<8>(b));
+        let high = _mm256_or_si256(c, _mm256_slli_epi32::<8>(d));
+        _mm256_or_si256(low, _mm256_slli_epi32::<16>(high))
     }
 }
 

@@ -53,6 +53,37 @@ impl Sixteen for __m512 {
     }
 
     #[inline(always)]
+    unsafe fn load_integers(from: *const i32) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes([a, b, c, d]: [__m512; 4], to: *mut u8) {
+        // SAFETY: see above.
+        unsafe {
+            let [a, b] = [_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b)];
+            let [c, d] = [_mm512_cvtps_epi32(c), _mm512_cvtps_epi32(d)];
+            let low = _mm512_or_si512(a, _mm512_slli_epi32::<8>(b));
+            let high = _mm512_or_si512(c, _mm512_slli_epi32::<8>(d));
+            let bytes = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+            _mm512_storeu_si512(to.cast(), bytes);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_mul_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: see above.
+        unsafe { _mm512_reduce_max_ps(self) }
+    }
+
+    #[inline(always)]
     unsafe fn add(self, other: __m512) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_add_ps(self, other) }

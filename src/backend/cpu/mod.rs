@@ -41,7 +41,7 @@ pub use path::{Path, Precision};
 
 use super::Region;
 use super::kv_cache::{KvCache, KvForm};
-use kv::Store;
+use kv::{Cached, Quantized, Store};
 use linear::Linear;
 use lines::Lines;
 use pages::{Pages, Pool};
@@ -80,6 +80,8 @@ pub struct Cpu {
     attention_work: attention::AttentionWork,
     /// Rows of keys or values rounded to pairs, on their way to a cache; grow to the largest call.
     paired: Lines<f32>,
+    /// The same in 8 bits.
+    quantized: Quantized,
     /// Rows of a product, set apart; grow to the largest call.
     #[cfg(target_arch = "x86_64")]
     copied_rows: Lines<f32>,
@@ -117,6 +119,7 @@ impl Cpu {
             gemm: GemmExecutor::new(),
             attention_work: attention::AttentionWork::default(),
             paired: Lines::default(),
+            quantized: Quantized::default(),
             #[cfg(target_arch = "x86_64")]
             copied_rows: Lines::default(),
             rounded: bf16::Activations::default(),
@@ -128,31 +131,46 @@ impl Cpu {
     /// Rows of keys or of values to a cache.
     fn store(
         &mut self,
+        what: Cached,
         rows: Region,
         count: usize,
         cache: KvCache,
         first_slot: usize,
-        of: impl FnOnce(&mut Store<'_>),
     ) {
         let (mut rows, memory) = pair(&mut self.arena, rows, cache.memory);
+        let slots = first_slot..first_slot + count;
         if cache.layout.form == KvForm::Bf16 {
             self.paired.resize(bf16::pairs_len(rows.len()));
             bf16::round_pairs_into(rows, &mut self.paired);
             rows = &mut self.paired;
         }
-        of(&mut Store::new(
-            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            self.vectors,
-            cache,
-            rows,
-            first_slot..first_slot + count,
-            memory,
-        ));
+        let mut store = if cache.layout.form == KvForm::Int8 {
+            self.quantized.take(what, rows, cache.layout);
+            Store::quantized(
+                #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+                self.vectors,
+                cache,
+                &self.quantized,
+                slots,
+                memory,
+            )
+        } else {
+            Store::new(
+                #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+                self.vectors,
+                cache,
+                rows,
+                slots,
+                memory,
+            )
+        };
+        store.put(what);
     }
 
     fn attention_method(&self, head_dim: usize) -> attention::Method {
         match self.precision {
-            Precision::Bf16 | Precision::Int8 => attention::Method::Narrow(self.isa),
+            Precision::Bf16 => attention::Method::Narrow(self.isa),
+            Precision::Int8 => attention::Method::Int8(self.isa),
             Precision::F32 => {
                 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
                 if let Some(vectors) = self.vectors

@@ -71,6 +71,42 @@ impl Sixteen for Four {
     }
 
     #[inline(always)]
+    unsafe fn load_integers(from: *const i32) -> Four {
+        // SAFETY: see above.
+        unsafe { four!(|I| vcvtq_f32_s32(vld1q_s32(from.add(I * PART)))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes([a, b, c, d]: [Four; 4], to: *mut u8) {
+        // SAFETY: see above.
+        unsafe {
+            for i in 0..PARTS {
+                let [a, b] = [vcvtnq_u32_f32(a.0[i]), vcvtnq_u32_f32(b.0[i])];
+                let [c, d] = [vcvtnq_u32_f32(c.0[i]), vcvtnq_u32_f32(d.0[i])];
+                let low = vorrq_u32(a, vshlq_n_u32::<8>(b));
+                let high = vorrq_u32(c, vshlq_n_u32::<8>(d));
+                let bytes = vorrq_u32(low, vshlq_n_u32::<16>(high));
+                vst1q_u8(to.add(4 * i * PART), vreinterpretq_u8_u32(bytes));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Four) -> Four {
+        // SAFETY: see above.
+        unsafe { four!(|I| vmulq_f32(self.0[I], other.0[I])) }
+    }
+
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let [a, b, c, d] = self.0;
+            vmaxvq_f32(vmaxq_f32(vmaxq_f32(a, b), vmaxq_f32(c, d)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn add(self, other: Four) -> Four {
         // SAFETY: see above.
         unsafe { four!(|I| vaddq_f32(self.0[I], other.0[I])) }

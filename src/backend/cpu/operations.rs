@@ -1,5 +1,6 @@
 //! Each operation of the backend: where its operands lie, and what computes it.
 
+use super::kv::Cached;
 use super::linear::Linear;
 use super::pages::Pages;
 use super::{
@@ -107,12 +108,13 @@ impl Backend for Cpu {
     fn kv_form(&self) -> KvForm {
         match (self.path, self.precision) {
             (Path::Plain, _) | (_, Precision::F32) => KvForm::F32,
-            (Path::Fast, Precision::Bf16 | Precision::Int8) => KvForm::Bf16,
+            (Path::Fast, Precision::Bf16) => KvForm::Bf16,
+            (Path::Fast, Precision::Int8) => KvForm::Int8,
         }
     }
 
     fn cache_keys_into(&mut self, keys: Region, rows: usize, cache: KvCache, first_slot: usize) {
-        self.store(keys, rows, cache, first_slot, |store| store.keys());
+        self.store(Cached::Keys, keys, rows, cache, first_slot);
     }
 
     fn cache_values_into(
@@ -122,7 +124,7 @@ impl Backend for Cpu {
         cache: KvCache,
         first_slot: usize,
     ) {
-        self.store(values, rows, cache, first_slot, |store| store.values());
+        self.store(Cached::Values, values, rows, cache, first_slot);
     }
 
     fn mean_cached_keys_into(&mut self, cache: KvCache, slots: Range<usize>, out: Region) {

@@ -132,6 +132,18 @@ pub(super) trait Sixteen: Copy {
     #[cfg(target_arch = "x86_64")]
     unsafe fn store_first(self, to: *mut f32, count: usize);
 
+    /// From sixteen integers.
+    unsafe fn load_integers(from: *const i32) -> Self;
+
+    /// Four whole numbers from 0 to 255 a lane, once each is rounded, to as many bytes, the first of a lane's four in front: 64 places.
+    unsafe fn store_bytes(four: [Self; 4], to: *mut u8);
+
+    /// `self * other`
+    unsafe fn mul(self, other: Self) -> Self;
+
+    /// The largest lane; none may be other than a number.
+    unsafe fn largest(self) -> f32;
+
     /// `self + other`
     unsafe fn add(self, other: Self) -> Self;
 

@@ -38,6 +38,28 @@ macro_rules! store {
     };
 }
 
+/// Sixteen rows of 64 bytes to `$to`, `$stride` bytes apart.
+macro_rules! store_rows {
+    ($to:expr, $stride:expr, $tile:literal) => {
+        std::arch::asm!(
+            concat!("tilestored [{to} + {stride}*1], ", $tile),
+            to = in(reg) $to,
+            stride = in(reg) $stride,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
+/// Products in 8 bits of the rows in `$rows` and the panel in `$panel`, added to the sums in `$sums`.
+macro_rules! add_products_of_bytes {
+    ($sums:literal, $rows:literal, $panel:literal) => {
+        std::arch::asm!(
+            concat!("tdpbssd ", $sums, ", ", $rows, ", ", $panel),
+            options(nomem, nostack, preserves_flags),
+        )
+    };
+}
+
 /// Products in bf16 of the rows in `$rows` and the panel in `$panel`, added to the sums in `$sums`.
 macro_rules! add_products {
     ($sums:literal, $rows:literal, $panel:literal) => {
@@ -48,4 +70,6 @@ macro_rules! add_products {
     };
 }
 
-pub(in crate::backend::cpu) use {add_products, load, store, zero};
+pub(in crate::backend::cpu) use {
+    add_products, add_products_of_bytes, load, store, store_rows, zero,
+};

@@ -62,7 +62,7 @@ fn attend_rows<const N: usize, const FUSED: bool>(queries: &Queries<'_>, scratch
             let sums = logits_of_block::<N, FUSED>(q, queries.keys(at));
             for (i, mut sums) in sums.into_iter().enumerate() {
                 if !block.whole {
-                    hide(&mut sums, queries.mask(at, index[i]));
+                    hide(&mut sums, queries.mask(at, index[i]) as u32);
                 }
                 logits[i * row + at * PANEL..][..PANEL].copy_from_slice(&sums);
             }

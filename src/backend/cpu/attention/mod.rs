@@ -7,8 +7,9 @@
 //! in `f32` on whether the processor fuses a multiplication with an addition.
 //!
 //! [`loops`] is `f32` for every processor, [`vectors`] the same sums on vectors, [`narrow`] has queries, keys, values
-//! and weights in bf16.
+//! and weights in bf16, [`int8`] in 8 bits.
 
+mod int8;
 mod loops;
 mod narrow;
 mod seen;
@@ -36,6 +37,8 @@ pub(super) enum Method {
     Vectors(Vectors),
     /// bf16; keys and values are cached in it.
     Narrow(Isa),
+    /// 8 bits; keys and values are cached in them.
+    Int8(Isa),
 }
 
 /// What the calls of a backend keep; grows to the largest and stays.
@@ -52,6 +55,7 @@ struct AttentionScratch {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     vectors: vectors::Scratch,
     narrow: narrow::Scratch,
+    int8: int8::Scratch,
 }
 
 /// Attention over the whole call, its key/value heads shared among threads; `out` is `[queries, q_width]`.
@@ -81,6 +85,7 @@ pub(super) fn attention_into(
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             Method::Vectors(vectors) => scratch.vectors.make_room(vectors),
             Method::Narrow(_) => scratch.narrow.make_room(call.shape.head_dim, seen),
+            Method::Int8(isa) => scratch.int8.make_room(isa, call.shape.head_dim),
         }
     }
     let out = RowsOut::new(out, call.q_time_ns.len(), call.shape.q_width());
@@ -100,6 +105,7 @@ pub(super) fn attention_into(
                     vectors::attend(vectors, &queries, &mut scratch.vectors);
                 }
                 Method::Narrow(isa) => narrow::attend(isa, &queries, &mut scratch.narrow),
+                Method::Int8(isa) => int8::attend(isa, &queries, &mut scratch.int8),
             }
         }
     });
@@ -188,7 +194,7 @@ impl Queries<'_> {
 
     /// Bits of the slots of a block that a row sees.
     #[inline(always)]
-    fn mask(&self, block: usize, index: usize) -> u32 {
+    fn mask(&self, block: usize, index: usize) -> u64 {
         self.seen.mask(block, index / self.group)
     }
 }

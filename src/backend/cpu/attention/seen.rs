@@ -2,7 +2,7 @@
 
 use crate::backend::KvSegment;
 use crate::backend::cpu::plain::{Attention, visible};
-use crate::backend::kv_cache::KvCache;
+use crate::backend::kv_cache::{KvCache, Note};
 use std::ops::Range;
 
 /// A block of slots some query sees.
@@ -35,6 +35,13 @@ impl Block {
         start..end
     }
 
+    /// A note of a head's rows, one a slot of the block.
+    #[inline(always)]
+    pub(super) fn notes(&self, head: usize, note: Note) -> Range<usize> {
+        let start = self.cache.note(head, note, self.first_slot());
+        start..start + self.cache.layout.form.block()
+    }
+
     fn follows(&self, other: &Block) -> bool {
         self.cache == other.cache && self.index == other.index + 1
     }
@@ -47,7 +54,7 @@ pub(super) struct Seen {
     /// Blocks whose slots follow each other, by their places in `blocks`.
     pub runs: Vec<Range<usize>>,
     /// Bits of the slots that are seen, `[blocks][times]`.
-    masks: Vec<u32>,
+    masks: Vec<u64>,
     /// Times of the queries: one if all are equal, else each query's.
     times: usize,
     /// Blocks there can be with the caches of this call full.
@@ -79,7 +86,7 @@ impl Seen {
             self.look_at(segment, times, &mut last);
         }
         let all_slots = call.segments.first().map_or(0, |segment| {
-            u32::MAX >> (u32::BITS as usize - segment.cache.layout.form.block())
+            u64::MAX >> (u64::BITS as usize - segment.cache.layout.form.block())
         });
         let masks = self.masks.chunks_exact(self.times.max(1));
         for (block, masks) in self.blocks.iter_mut().zip(masks) {
@@ -115,7 +122,7 @@ impl Seen {
             for (mask, &t_query) in self.masks[at..].iter_mut().zip(times) {
                 for slot in own.clone() {
                     let t_key = time_ns[slot - first_slot];
-                    *mask |= u32::from(visible(visibility, t_query, t_key)) << (slot - of_block);
+                    *mask |= u64::from(visible(visibility, t_query, t_key)) << (slot - of_block);
                 }
                 any |= *mask;
             }
@@ -174,7 +181,7 @@ impl Seen {
 
     /// What a query sees of a block.
     #[inline(always)]
-    pub(super) fn mask(&self, block: usize, query: usize) -> u32 {
+    pub(super) fn mask(&self, block: usize, query: usize) -> u64 {
         let time = if self.times == 1 { 0 } else { query };
         self.masks[block * self.times + time]
     }

@@ -254,7 +254,7 @@ impl Block<'_> {
     fn hide(&self, block: usize, logits: &mut [f32]) {
         for (row, logits) in logits.chunks_mut(ROW_STRIDE).take(self.rows).enumerate() {
             if let Some(logits) = logits.first_chunk_mut() {
-                hide(logits, self.queries.mask(block, self.first + row));
+                hide(logits, self.queries.mask(block, self.first + row) as u32);
             }
         }
     }

@@ -10,17 +10,19 @@
 //! line. `in_dim` is padded with zeros to [`DEPTH`], `out_dim` to whole panels.
 
 mod kernels;
+mod loops;
+mod near;
 #[cfg(target_arch = "aarch64")]
 pub(super) mod neon;
+mod rows;
+
+pub(super) use near::{Columns, Product};
+pub(super) use rows::{Activations, Rows, quantize_row, quantize_to_sixteenths};
 
 use super::isa::Isa;
-use super::kernel_rows::{put, row_stride, rows_of_a_part};
-use super::lines::Lines;
+use super::kernel_rows::put;
 use super::pages::{Part, Pool};
 use crate::backend::Epilogue;
-use crate::compute;
-use arrayvec::ArrayVec;
-use multiversion::multiversion;
 
 /// Output channels that lie together.
 const PANEL: usize = 16;
@@ -29,7 +31,7 @@ const PANEL: usize = 16;
 const DEPTH: usize = 64;
 
 /// Input channels that one 32-bit lane multiplies.
-const GROUP: usize = 4;
+pub(super) const GROUP: usize = 4;
 
 /// Largest magnitude of a quantised value; -128 is not used, so that every value has its negative.
 const QUANTUM_MAX: f32 = 127.0;
@@ -141,125 +143,6 @@ impl Int8Linear {
     }
 }
 
-/// Quantised rows, in the form the kernels of one instruction set read; grow to the largest call and stay.
-#[derive(Default)]
-pub(super) struct Activations {
-    bytes: Lines<i8>,
-    /// With 128 added.
-    unsigned: Lines<u8>,
-    words: Lines<i16>,
-    scale: Vec<f32>,
-}
-
-/// Rows that activations are padded to: a whole tile of the matrix extension.
-const ROW_STEP: usize = 16;
-
-impl Activations {
-    /// Takes over rows, for the kernel of `isa`.
-    pub(super) fn quantize(&mut self, isa: Isa, x: &[f32], in_dim: usize) {
-        let depth = in_dim.next_multiple_of(DEPTH);
-        let rows = x.len() / in_dim;
-        self.scale.resize(rows, 0.0);
-        let stride = match isa {
-            Isa::Amx => row_stride::<i8>(depth),
-            _ => depth,
-        };
-        let padded = rows.next_multiple_of(ROW_STEP) * stride;
-        match isa {
-            Isa::Avx2 => quantize_rows(x, in_dim, depth, padded, &mut self.words, &mut self.scale),
-            Isa::Avx512Vnni | Isa::Avx512Bf16 => {
-                quantize_rows(
-                    x,
-                    in_dim,
-                    depth,
-                    padded,
-                    &mut self.unsigned,
-                    &mut self.scale,
-                );
-            }
-            Isa::Portable | Isa::NeonDotprod | Isa::NeonI8mm | Isa::Amx => {
-                quantize_rows(x, in_dim, stride, padded, &mut self.bytes, &mut self.scale);
-            }
-        }
-    }
-}
-
-fn quantize_rows<Q: Quantum>(
-    x: &[f32],
-    in_dim: usize,
-    stride: usize,
-    padded: usize,
-    rows: &mut Lines<Q>,
-    scale: &mut [f32],
-) {
-    // Rows beyond the last are read by whole tiles; what they give is not used.
-    rows.resize(padded);
-    let part = rows_of_a_part(scale.len(), in_dim);
-    let quantized = rows.chunks_mut(part * stride).zip(scale.chunks_mut(part));
-    type Parts<'a, Q> = (&'a [f32], (&'a mut [Q], &'a mut [f32]));
-    let mut parts: ArrayVec<Parts<'_, Q>, { compute::MAX_THREADS }> =
-        x.chunks(part * in_dim).zip(quantized).collect();
-    compute::for_each_part(&mut parts, |(x, (rows, scale))| {
-        let rows = rows.chunks_exact_mut(stride);
-        for ((x, row), scale) in x.chunks_exact(in_dim).zip(rows).zip(&mut **scale) {
-            *scale = quantize_row(x, row);
-        }
-    });
-}
-
-/// How a kernel reads a quantised value.
-pub(super) trait Quantum: bytemuck::Pod + Send {
-    /// From the two's complement in the lowest bits.
-    fn from_bits(bits: u32) -> Self;
-}
-
-impl Quantum for i8 {
-    #[inline(always)]
-    fn from_bits(bits: u32) -> i8 {
-        bits as i8
-    }
-}
-
-impl Quantum for u8 {
-    #[inline(always)]
-    fn from_bits(bits: u32) -> u8 {
-        bits as u8 ^ 0x80
-    }
-}
-
-impl Quantum for i16 {
-    #[inline(always)]
-    fn from_bits(bits: u32) -> i16 {
-        bits as i16
-    }
-}
-
-/// Quantises a row and pads it with zeros; returns what one quantum is worth. A row that is not all finite becomes zeros
-/// worth NaN each: whatever is computed from it is NaN, as it would be in `f32`.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
-pub(super) fn quantize_row<Q: Quantum>(x: &[f32], row: &mut [Q]) -> f32 {
-    // Of floats without their signs the order of the bits is the order of the values; infinity and NaN come last.
-    const INFINITY: u32 = 0x7f80_0000;
-    // Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
-    let largest = x.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
-    let finite = largest < INFINITY;
-    let scale = f32::from_bits(largest) / QUANTUM_MAX;
-    // So small that its inverse is infinite: nothing is lost by calling it zero.
-    let inverse = 1.0 / scale;
-    let (row, padding) = row.split_at_mut(x.len());
-    padding.fill(Q::from_bits(0));
-    if !finite || !inverse.is_finite() {
-        row.fill(Q::from_bits(0));
-        return if finite { 0.0 } else { f32::NAN };
-    }
-    for (q, v) in row.iter_mut().zip(x) {
-        let v = (v * inverse).clamp(-QUANTUM_MAX, QUANTUM_MAX);
-        *q = Q::from_bits((v + ROUND).to_bits());
-    }
-    scale
-}
-
 /// A product's place in the output, and what is done with it on the way there.
 struct Finish<'a> {
     linear: &'a Int8Linear,
@@ -296,7 +179,7 @@ pub(super) fn linear_into(
         row_scale: &activations.scale,
         epilogue,
     };
-    kernels::product_into(isa, activations, &finish, out);
+    kernels::product_into(isa, &activations.rows, &finish, out);
 }
 
 /// The definition, for [`super::Path::Plain`]: the same formula in loops to be read.

@@ -279,7 +279,7 @@ fn hide_of_block(
     for (row, index) in rows.enumerate() {
         let mask = queries.mask(block, index);
         for (half, panel) in scores[row / TILE_ROWS].iter_mut().enumerate() {
-            hide(&mut panel[row % TILE_ROWS], mask >> (half * PANEL));
+            hide(&mut panel[row % TILE_ROWS], (mask >> (half * PANEL)) as u32);
         }
     }
 }

@@ -1,13 +1,25 @@
 //! Rows of keys and values to the panels of a cache, each as soon as it is computed.
 
+mod quantized;
+
+pub(super) use quantized::Quantized;
+
 use super::bf16::Bf16;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::sixteen::{LANES, Sixteen, Vectors, on_vectors};
-use crate::backend::kv_cache::{KvCache, KvForm, PANEL};
+use crate::backend::kv_cache::{KvCache, KvForm, Note, PANEL};
+use quantized::{log2_of_sixteenths, put_quarter};
 use std::ops::Range;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const _: () = assert!(PANEL == LANES);
+
+/// What a row is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cached {
+    Keys,
+    Values,
+}
 
 /// Rows on their way to a cache, and its memory.
 pub(super) struct Store<'a> {
@@ -15,8 +27,10 @@ pub(super) struct Store<'a> {
     vectors: Option<Vectors>,
     /// As if its memory began at 0.
     cache: KvCache,
-    /// In the form of the cache, two neighbours to an element in bf16, `[rows][elements]`.
+    /// In the form of the cache, but neighbours of a row to an element, `[rows][kv_heads][elements]`.
     rows: &'a [f32],
+    /// What one quantum of a head's row is worth, `[rows][kv_heads]`, in 8 bits.
+    scale: &'a [f32],
     slots: Range<usize>,
     /// The cache's.
     memory: &'a mut [f32],
@@ -37,8 +51,8 @@ impl<'a> Store<'a> {
         let layout = cache.layout;
         assert!(slots.end <= cache.slots() && memory.len() == cache.memory.len);
         assert_eq!(
-            rows.len() * layout.form.numbers(),
-            slots.len() * layout.width(),
+            rows.len(),
+            slots.len() * layout.kv_heads * layout.elements(),
             "rows to cache"
         );
         Store {
@@ -46,14 +60,37 @@ impl<'a> Store<'a> {
             vectors,
             cache: KvCache::at(layout, cache.slots(), 0),
             rows,
+            scale: &[],
             slots,
             memory,
         }
     }
 
+    /// As [`Store::new`], of rows in 8 bits.
+    pub(super) fn quantized(
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))] vectors: Option<Vectors>,
+        cache: KvCache,
+        rows: &'a Quantized,
+        slots: Range<usize>,
+        memory: &'a mut [f32],
+    ) -> Store<'a> {
+        let store = Store::new(
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            vectors,
+            cache,
+            rows.elements(),
+            slots,
+            memory,
+        );
+        Store {
+            scale: rows.scale(),
+            ..store
+        }
+    }
+
     /// Elements of one head's key or value as they come.
     fn elements(&self) -> usize {
-        self.cache.layout.head_dim / self.cache.layout.form.numbers()
+        self.cache.layout.elements()
     }
 
     /// A head's part of a slot's row.
@@ -63,8 +100,15 @@ impl<'a> Store<'a> {
         &self.rows[row * elements..][..elements]
     }
 
-    /// Rows of keys.
-    pub(super) fn keys(&mut self) {
+    /// All rows.
+    pub(super) fn put(&mut self, what: Cached) {
+        match what {
+            Cached::Keys => self.keys(),
+            Cached::Values => self.values(),
+        }
+    }
+
+    fn keys(&mut self) {
         for head in 0..self.cache.layout.kv_heads {
             let mut first = self.slots.start;
             while first < self.slots.end {
@@ -72,6 +116,24 @@ impl<'a> Store<'a> {
                 let slots = first..next_panel.min(self.slots.end);
                 first = slots.end;
                 self.keys_of_panel(head, slots);
+            }
+        }
+        if self.cache.layout.form == KvForm::Int8 {
+            self.note(Note::KeyScale, |_, scale| scale);
+            self.note(Note::KeyOffset, |row, _| {
+                let sum: i32 = row.iter().map(|&q| i32::from(q)).sum();
+                f32::from_bits((128 * sum).cast_unsigned())
+            });
+        }
+    }
+
+    /// What `of` makes of each head's row and of its scale.
+    fn note(&mut self, note: Note, of: impl Fn(&[i8], f32) -> f32) {
+        for slot in self.slots.clone() {
+            for head in 0..self.cache.layout.kv_heads {
+                let row = (slot - self.slots.start) * self.cache.layout.kv_heads + head;
+                let value = of(bytemuck::cast_slice(self.row(head, slot)), self.scale[row]);
+                self.memory[self.cache.note(head, note, slot)] = value;
             }
         }
     }
@@ -111,11 +173,15 @@ impl<'a> Store<'a> {
         0
     }
 
-    /// Rows of values.
-    pub(super) fn values(&mut self) {
+    fn values(&mut self) {
         match self.cache.layout.form {
             KvForm::F32 => self.single_values(),
             KvForm::Bf16 => self.paired_values(),
+            KvForm::Int8 => {
+                self.quarter_values();
+                self.note(Note::ValueLog, |_, scale| log2_of_sixteenths(scale));
+                self.note(Note::ValueInverse, |_, scale| 1.0 / scale);
+            }
         }
     }
 
@@ -175,8 +241,35 @@ impl<'a> Store<'a> {
         }
     }
 
+    /// A slot's values take one of four places in elements that other slots have the rest of.
+    fn quarter_values(&mut self) {
+        let numbers = KvForm::Int8.numbers();
+        for slot in self.slots.clone() {
+            for head in 0..self.cache.layout.kv_heads {
+                let row: &[i8] = bytemuck::cast_slice(self.row(head, slot));
+                for (column, part) in row.chunks(PANEL).enumerate() {
+                    let at = self.cache.column(head, column, slot);
+                    if let Some(elements) = self.memory[at..].first_chunk_mut() {
+                        put_quarter(elements, slot / PANEL % numbers, part);
+                    }
+                }
+            }
+        }
+    }
+
     fn row_in_bf16(&self, head: usize, slot: usize) -> &'a [Bf16] {
         bytemuck::cast_slice(self.row(head, slot))
+    }
+}
+
+/// One of an element's numbers.
+#[inline(always)]
+fn number(form: KvForm, element: f32, index: usize) -> f32 {
+    let bits = element.to_bits();
+    match form {
+        KvForm::F32 => element,
+        KvForm::Bf16 => f32::from_bits(bits >> (16 * index) << 16),
+        KvForm::Int8 => f32::from((bits >> (8 * index)) as i8),
     }
 }
 
@@ -194,14 +287,13 @@ pub(super) fn mean_keys_into(
         for slot in slots.clone() {
             let panel = &memory[cache.panel(head, slot) - cache.memory.start..];
             let columns = panel.chunks_exact(PANEL).map(|column| column[slot % PANEL]);
+            let scale = match layout.form {
+                KvForm::F32 | KvForm::Bf16 => 1.0,
+                KvForm::Int8 => memory[cache.note(head, Note::KeyScale, slot) - cache.memory.start],
+            };
             for (sums, element) in out.chunks_mut(numbers).zip(columns) {
-                let bits = element.to_bits();
-                match sums {
-                    [low, high] => {
-                        *low += f32::from_bits(bits << 16);
-                        *high += f32::from_bits(bits & 0xffff_0000);
-                    }
-                    sums => sums.iter_mut().for_each(|sum| *sum += element),
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum += scale * number(layout.form, element, i);
                 }
             }
         }
@@ -233,25 +325,23 @@ mod tests {
 
     /// What a slot holds of one head's key and value, read one number at a time.
     fn row_of(cache: &KvCache, memory: &[f32], head: usize, slot: usize) -> [Vec<f32>; 2] {
-        let half = |element: f32, upper: bool| {
-            let bits = element.to_bits();
-            f32::from_bits(if upper {
-                bits & 0xffff_0000
-            } else {
-                bits << 16
-            })
+        let (layout, panel) = (cache.layout, cache.panel(head, slot));
+        let (hd, numbers) = (layout.head_dim, layout.form.numbers());
+        let note = |note| match layout.form {
+            KvForm::Int8 => memory[cache.note(head, note, slot)],
+            KvForm::F32 | KvForm::Bf16 => 1.0,
         };
-        let (hd, panel) = (cache.layout.head_dim, cache.panel(head, slot));
-        let key = |d: usize| match cache.layout.form {
-            KvForm::F32 => memory[panel + d * PANEL + slot % PANEL],
-            KvForm::Bf16 => half(memory[panel + d / 2 * PANEL + slot % PANEL], d % 2 == 1),
+        let key = |d: usize| {
+            let element = memory[panel + d / numbers * PANEL + slot % PANEL];
+            number(layout.form, element, d % numbers) * note(Note::KeyScale)
         };
         let value = |d: usize| {
             let element = memory[cache.column(head, d / PANEL, slot) + d % PANEL];
-            match cache.layout.form {
-                KvForm::F32 => element,
-                KvForm::Bf16 => half(element, slot % 2 == 1),
-            }
+            let index = match layout.form {
+                KvForm::Int8 => slot / PANEL % numbers,
+                KvForm::F32 | KvForm::Bf16 => slot % numbers,
+            };
+            number(layout.form, element, index) / note(Note::ValueInverse)
         };
         [(0..hd).map(key).collect(), (0..hd).map(value).collect()]
     }
@@ -263,32 +353,37 @@ mod tests {
         rows: &[f32],
         at: usize,
     ) {
-        let pairs;
-        let mut of_form = rows;
-        if cache.layout.form == KvForm::Bf16 {
-            let mut rounded = vec![0.0; rows.len() / 2];
-            crate::backend::cpu::bf16::round_pairs_into(rows, &mut rounded);
-            pairs = rounded;
-            of_form = &pairs;
-        }
         let slots = at..at + rows.len() / cache.layout.width();
-        let mut store = Store::new(vectors, cache, of_form, slots, memory);
-        store.keys();
-        store.values();
+        let (mut rounded, mut quantized) = (vec![0.0; rows.len() / 2], Quantized::default());
+        for what in [Cached::Keys, Cached::Values] {
+            let slots = slots.clone();
+            let mut store = match cache.layout.form {
+                KvForm::F32 => Store::new(vectors, cache, rows, slots, memory),
+                KvForm::Bf16 => {
+                    crate::backend::cpu::bf16::round_pairs_into(rows, &mut rounded);
+                    Store::new(vectors, cache, &rounded, slots, memory)
+                }
+                KvForm::Int8 => {
+                    quantized.take(what, rows, cache.layout);
+                    Store::quantized(vectors, cache, &quantized, slots, memory)
+                }
+            };
+            store.put(what);
+        }
     }
 
     proptest! {
         /// However rows are cut into chunks, wherever they begin, on vectors or in loops: each slot holds its own row.
         #[test]
         fn every_slot_holds_its_row(
-            bf16: bool,
+            form in prop_oneof![Just(KvForm::F32), Just(KvForm::Bf16), Just(KvForm::Int8)],
             pairs in 1_usize..20,
             kv_heads in 1_usize..3,
             chunks in proptest::collection::vec(1_usize..40, 1..5),
             first in 0_usize..35,
         ) {
             let layout = KvLayout {
-                form: if bf16 { KvForm::Bf16 } else { KvForm::F32 },
+                form,
                 kv_heads,
                 head_dim: 2 * pairs,
             };
@@ -310,8 +405,11 @@ mod tests {
                 for (slot, row) in rows.chunks_exact(layout.width()).enumerate() {
                     for (head, part) in row.chunks_exact(layout.head_dim).enumerate() {
                         let [key, value] = row_of(&cache, &memory, head, first + slot);
-                        prop_assert_eq!(&key[..], part);
-                        prop_assert_eq!(&value[..], part);
+                        let largest = part.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
+                        let bound = if form == KvForm::Int8 { largest / 220.0 } else { 0.0 };
+                        for (cached, exact) in key.iter().chain(&value).zip(part.iter().cycle()) {
+                            prop_assert!((cached - exact).abs() <= bound, "{cached}, {exact}");
+                        }
                     }
                 }
                 let mut mean = vec![0.0; layout.width()];
@@ -319,7 +417,9 @@ mod tests {
                 mean_keys_into(&cache, slots, &memory, &mut mean);
                 for (i, mean) in mean.iter().enumerate() {
                     let column = rows.iter().skip(i).step_by(layout.width());
-                    prop_assert_eq!(*mean, column.sum::<f32>() * (1.0 / total as f32));
+                    let exact = column.sum::<f32>() * (1.0 / total as f32);
+                    let bound = if form == KvForm::Int8 { 8.0 / 220.0 } else { 0.0 };
+                    prop_assert!((mean - exact).abs() <= bound, "{mean}, {exact}");
                 }
             }
         }

@@ -1,0 +1,393 @@
+//! 8 bits: queries, keys and values quantised, every row of a head with a scale of its own; products are exact.
+//!
+//! Keys are gone over once, a block of [`KEYS`] slots at a time for up to [`ROWS`] queries. With `d` a product of quanta, `s` the
+//! scales, a slot's logit to the base of 2 is `t = d s_q s_k / (sqrt(head_dim) ln 2)`. Its weight takes the value's scale with it and is
+//! quantised to seven bits of the block's largest: `u = 2^(t + log2 s_v - m)`, `m` the largest exponent, `p = round(127 u)`. The
+//! block's part of the result is then `2^m / 127` times the sum of `p v`, and its part of the denominator `2^m` times that of
+//! `u / s_v`. Parts of blocks are added up as in an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867), taken from a
+//! whole number no less than all `m` so far: rescaling is exact. (Weights quantised block by block: Chen et al. 2024, INT-FlashAttention,
+//! arXiv:2409.16997.)
+//!
+//! Seven bits, not eight: then kernels that multiply signed or unsigned values do so alike. [`loops`] is for every processor,
+//! [`vectors`] has the same bits where multiply-add is fused; [`vnni`] makes the products with what follows them.
+
+mod loops;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod vectors;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
+
+use super::{PANEL, Queries, hide, inverse_of};
+use crate::backend::cpu::int8::{Columns, Product, Rows};
+use crate::backend::cpu::isa::Isa;
+use crate::backend::cpu::kernel_rows::block;
+use crate::backend::cpu::lines::Lines;
+use crate::backend::cpu::math;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::backend::cpu::sixteen::Vectors;
+use crate::backend::kv_cache::{KvForm, KvLayout, Note};
+
+/// Query rows worked on together: what they need of a block stays in the nearest cache.
+const ROWS: usize = 48;
+
+/// Slots of a block.
+const KEYS: usize = KvForm::Int8.block();
+
+/// Panels of a block's keys.
+const PANELS: usize = KEYS / PANEL;
+
+/// Quanta of a weight of one.
+const ONE: f32 = 127.0;
+
+/// Exponents below it weigh nothing: what `f32` holds as normal numbers.
+const LOWEST: f32 = -math::EXP2_RANGE;
+
+/// A largest exponent where there is none.
+const LEAST: f32 = -1e30;
+
+/// Buffers of one thread.
+#[derive(Default)]
+pub(super) struct Scratch {
+    queries: Rows,
+    /// Products with a block's keys, in the bits of integers, then exponents, `[ROWS][KEYS]`.
+    exponents: Lines<f32>,
+    /// `[ROWS][KEYS]`.
+    weights: Rows,
+    /// Products with a block's values, `[ROWS][stride of values]`.
+    products: Lines<i32>,
+    /// Sums of weighted values, `[ROWS][stride of values]`.
+    values: Lines<f32>,
+    state: State,
+}
+
+/// What rows have come to, each at its place.
+struct State {
+    /// What a product of quanta of the query and of a key of scale 1 is worth, as a logit to the base of 2.
+    factor: [f32; ROWS],
+    /// Largest exponent of the block.
+    largest: [f32; ROWS],
+    /// Whole number that sums are taken from.
+    reference: [f32; ROWS],
+    /// What sums so far are multiplied with, for a new reference.
+    kept: [f32; ROWS],
+    /// What those of the block are multiplied with.
+    share: [f32; ROWS],
+    /// Sums of weights, those of every sixteenth slot for themselves.
+    lanes: [[f32; PANEL]; ROWS],
+}
+
+impl Default for State {
+    fn default() -> State {
+        State {
+            factor: [0.0; ROWS],
+            largest: [LEAST; ROWS],
+            reference: [LEAST; ROWS],
+            kept: [0.0; ROWS],
+            share: [0.0; ROWS],
+            lanes: [[0.0; PANEL]; ROWS],
+        }
+    }
+}
+
+impl Scratch {
+    pub(super) fn make_room(&mut self, isa: Isa, head_dim: usize) {
+        let layout = layout(head_dim);
+        let stride = stride_of_values(layout);
+        self.queries.make_room(isa, ROWS, layout.depth());
+        self.weights.make_room(isa, ROWS, KEYS);
+        self.weights.of_one_step(isa, ROWS);
+        self.exponents.resize(ROWS * KEYS);
+        self.products.resize(ROWS * stride);
+        self.values.resize(ROWS * stride);
+    }
+}
+
+/// Of one head.
+fn layout(head_dim: usize) -> KvLayout {
+    KvLayout {
+        form: KvForm::Int8,
+        kv_heads: 1,
+        head_dim,
+    }
+}
+
+/// From one row of values to the next: whole pairs of columns, as products are.
+fn stride_of_values(layout: KvLayout) -> usize {
+    layout.columns().next_multiple_of(2) * PANEL
+}
+
+/// All queries.
+pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch) {
+    scratch.make_room(isa, queries.head_dim());
+    let product = Product::new(isa);
+    let way = Way::best(isa);
+    let mut first = 0;
+    while first < queries.count() {
+        let rows = block(queries.count() - first, ROWS);
+        let tile = Tile {
+            queries,
+            product: &product,
+            way,
+            first,
+            rows,
+            layout: layout(queries.head_dim()),
+        };
+        tile.attend(scratch);
+        first += rows;
+    }
+}
+
+/// What computes.
+#[derive(Clone, Copy)]
+enum Way {
+    Loops,
+    /// All but products.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    Vectors(Vectors),
+    /// Products too.
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
+}
+
+impl Way {
+    fn best(isa: Isa) -> Way {
+        #[cfg(target_arch = "x86_64")]
+        if matches!(isa, Isa::Avx512Vnni | Isa::Avx512Bf16) {
+            return Way::Vnni;
+        }
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if let Some(vectors) = Vectors::best(isa) {
+            return Way::Vectors(vectors);
+        }
+        let _ = isa;
+        Way::Loops
+    }
+}
+
+/// Queries worked on together.
+struct Tile<'a> {
+    queries: &'a Queries<'a>,
+    product: &'a Product,
+    way: Way,
+    first: usize,
+    rows: usize,
+    layout: KvLayout,
+}
+
+/// What is known of a block's slots.
+struct Notes<'a> {
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "products take them")
+    )]
+    key_offset: &'a [i32; KEYS],
+    key_scale: &'a [f32; KEYS],
+    value_log: &'a [f32; KEYS],
+    value_inverse: &'a [f32; KEYS],
+}
+
+impl Tile<'_> {
+    fn attend(&self, scratch: &mut Scratch) {
+        self.begin(scratch);
+        for at in 0..self.queries.seen.blocks.len() {
+            self.score(at, scratch);
+            self.weigh(at, scratch);
+            self.add_values(at, scratch);
+        }
+        self.finish(scratch);
+    }
+
+    fn begin(&self, scratch: &mut Scratch) {
+        let (isa, depth) = (self.product.isa(), self.layout.depth());
+        let state = &mut scratch.state;
+        let to_base_2 = self.queries.scale() * std::f32::consts::LOG2_E;
+        for row in 0..self.rows {
+            let query = self.queries.query(self.first + row);
+            let scale = scratch.queries.quantize(isa, row, depth, query);
+            let sink = self.queries.sink(self.first + row) * std::f32::consts::LOG2_E;
+            state.factor[row] = scale * to_base_2;
+            state.reference[row] = math::max(LEAST, sink.ceil());
+            state.lanes[row] = [0.0; PANEL];
+        }
+        scratch.values.fill(0.0);
+    }
+
+    /// Exponents of a block's slots, and the largest of each row.
+    fn score(&self, at: usize, scratch: &mut Scratch) {
+        let Scratch {
+            queries,
+            exponents,
+            state,
+            ..
+        } = scratch;
+        match self.way {
+            Way::Loops => {
+                self.multiply_keys(at, queries, exponents);
+                loops::score(self, at, state, exponents);
+            }
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Way::Vectors(vectors) => {
+                self.multiply_keys(at, queries, exponents);
+                vectors::score(vectors, self, at, state, exponents);
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the instruction set is there, since it is the product's.
+            Way::Vnni => unsafe { vnni::score(self, at, queries.unsigned(), state, exponents) },
+        }
+    }
+
+    /// Products with a block's keys, in the bits of integers.
+    fn multiply_keys(&self, at: usize, queries: &Rows, products: &mut [f32]) {
+        let keys: &[i8] = bytemuck::cast_slice(self.queries.keys(at));
+        let of_panel = PANEL * self.layout.depth();
+        let columns = Columns {
+            panel: |panel: usize| &keys[panel * of_panel..][..of_panel],
+            count: PANELS,
+            depth: self.layout.depth(),
+            offset: Some(self.notes(at).key_offset),
+        };
+        let products = bytemuck::cast_slice_mut(products);
+        self.product
+            .multiply_into(queries, self.rows, &columns, products, KEYS);
+    }
+
+    /// Exponents to weights, and their sums.
+    fn weigh(&self, at: usize, scratch: &mut Scratch) {
+        let Scratch {
+            exponents,
+            weights,
+            state,
+            ..
+        } = scratch;
+        let bytes = weights.of_one_step(self.product.isa(), ROWS);
+        match self.way {
+            Way::Loops => loops::weigh(self, at, state, exponents, bytes),
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Way::Vectors(vectors) => vectors::weigh(vectors, self, at, state, exponents, bytes),
+            #[cfg(target_arch = "x86_64")]
+            Way::Vnni => vectors::weigh(Vectors::Avx512, self, at, state, exponents, bytes),
+        }
+        weights.widen(self.product.isa(), self.rows);
+    }
+
+    /// Values of a block, weighted, to the sums.
+    fn add_values(&self, at: usize, scratch: &mut Scratch) {
+        let Scratch {
+            weights,
+            products,
+            values,
+            state,
+            ..
+        } = scratch;
+        match self.way {
+            Way::Loops => {
+                self.multiply_values(at, weights, products);
+                loops::add(state, self.rows, products, values);
+            }
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Way::Vectors(vectors) => {
+                self.multiply_values(at, weights, products);
+                vectors::add(vectors, state, self.rows, products, values);
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as for the scores.
+            Way::Vnni => unsafe { vnni::add(self, at, weights.unsigned(), state, values) },
+        }
+    }
+
+    /// Products with a block's values.
+    fn multiply_values(&self, at: usize, weights: &Rows, products: &mut [i32]) {
+        let columns = Columns {
+            panel: |column: usize| {
+                let values: &[i8] = bytemuck::cast_slice(self.queries.values(at, column));
+                &values[..KEYS * PANEL]
+            },
+            count: self.layout.columns(),
+            depth: KEYS,
+            offset: None,
+        };
+        let stride = stride_of_values(self.layout);
+        self.product
+            .multiply_into(weights, self.rows, &columns, products, stride);
+    }
+
+    fn finish(&self, scratch: &Scratch) {
+        let (hd, stride) = (self.queries.head_dim(), stride_of_values(self.layout));
+        for (row, values) in (0..self.rows).zip(scratch.values.chunks(stride)) {
+            let lanes = math::Sum {
+                lanes: scratch.state.lanes[row],
+                tail: 0.0,
+            };
+            let sink = self.queries.sink(self.first + row);
+            let weigh = math::Weigh {
+                less: -scratch.state.reference[row],
+                ..math::Weigh::new(&math::EXP2_NARROW, LOWEST, 1.0)
+            };
+            // Unfused, as no function for some processors is around it.
+            let inverse = inverse_of(lanes.total() + weigh.of_sink::<false>(sink));
+            // SAFETY: dropped before the next one.
+            let out = unsafe { self.queries.result(self.first + row, 0, hd) };
+            for (out, value) in out.iter_mut().zip(values) {
+                *out = value * inverse;
+            }
+        }
+    }
+
+    fn note(&self, at: usize, note: Note) -> &[f32] {
+        let queries = self.queries;
+        let place = queries.seen.blocks[at].notes(queries.kv_head, note);
+        queries.call.arena.get(place)
+    }
+
+    /// # Panics
+    /// When a block has other than [`KEYS`] slots.
+    #[expect(clippy::expect_used, reason = "a block's slots")]
+    fn notes(&self, at: usize) -> Notes<'_> {
+        let of = |note| {
+            let notes = self.note(at, note).as_array();
+            notes.expect("as many notes as slots")
+        };
+        Notes {
+            key_offset: bytemuck::cast_ref(of(Note::KeyOffset)),
+            key_scale: of(Note::KeyScale),
+            value_log: of(Note::ValueLog),
+            value_inverse: of(Note::ValueInverse),
+        }
+    }
+
+    /// Exponents of slots that rows do not see to minus infinity.
+    #[inline(always)]
+    fn hide(&self, at: usize, row: usize, exponents: &mut [f32]) {
+        let mask = self.queries.mask(at, self.first + row);
+        for (panel, exponents) in exponents.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
+            hide(exponents, (mask >> (panel * PANEL)) as u32);
+        }
+    }
+}
+
+/// References of the first `rows` rows, raised for the block's largest exponents, and what comes of it. Rows beyond get anything.
+#[inline(always)]
+fn settle<const FUSED: bool>(state: &mut State, rows: usize) {
+    let largest = state.largest.as_chunks::<PANEL>().0.iter();
+    let reference = state.reference.as_chunks_mut::<PANEL>().0.iter_mut();
+    let kept = state.kept.as_chunks_mut::<PANEL>().0.iter_mut();
+    let share = state.share.as_chunks_mut::<PANEL>().0.iter_mut();
+    let vectors = largest.zip(reference).zip(kept.zip(share));
+    for ((largest, reference), (kept, share)) in vectors.take(rows.div_ceil(PANEL)) {
+        for i in 0..PANEL {
+            let before = reference[i];
+            reference[i] = math::max(before, largest[i].ceil());
+            kept[i] = power_of_two(before - reference[i]);
+            let t = largest[i] - reference[i];
+            let weight = math::exp2::<FUSED, 4>(&math::EXP2_NARROW, t);
+            share[i] = if t < LOWEST { 0.0 } else { weight };
+        }
+    }
+}
+
+/// `2^exponent` of a whole number that is at most zero; zero from -127 on.
+#[inline(always)]
+fn power_of_two(exponent: f32) -> f32 {
+    let bits = (math::max(-127.0, exponent) + math::ROUND).to_bits();
+    f32::from_bits((bits << 23).wrapping_add(127 << 23))
+}

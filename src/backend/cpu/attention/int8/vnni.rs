@@ -1,0 +1,248 @@
+//! Products on 512-bit vectors with what is done with them right away: rows by all four panels of a block's keys, or by four columns of
+//! values, in registers from the first product to the exponent or the sum. The bits of [`super::vectors`].
+
+use super::{KEYS, LEAST, Notes, ONE, PANEL, PANELS, ROWS, State, Tile};
+use crate::backend::cpu::int8::GROUP;
+use crate::backend::cpu::kernel_rows::block as rows_of;
+use crate::backend::cpu::tile::with_tile_rows;
+use std::arch::x86_64::*;
+
+/// Rows of a block: with four sums each they leave registers for four columns and a row's element.
+const VNNI_ROWS: usize = 6;
+
+/// Rows of unsigned bytes, one after the other.
+#[derive(Clone, Copy)]
+struct Bytes<'a> {
+    rows: &'a [u8],
+    /// Of each, whole groups.
+    depth: usize,
+}
+
+/// A block's keys.
+struct Keys<'a> {
+    tile: &'a Tile<'a>,
+    at: usize,
+    panels: [&'a [i8]; PANELS],
+    notes: Notes<'a>,
+}
+
+impl<'a> Keys<'a> {
+    fn of(tile: &'a Tile<'a>, at: usize) -> Keys<'a> {
+        let keys: &[i8] = bytemuck::cast_slice(tile.queries.keys(at));
+        let of_panel = keys.len() / PANELS;
+        Keys {
+            tile,
+            at,
+            panels: std::array::from_fn(|panel| &keys[panel * of_panel..][..of_panel]),
+            notes: tile.notes(at),
+        }
+    }
+
+    fn mask(&self, row: usize) -> u64 {
+        self.tile.queries.mask(self.at, self.tile.first + row)
+    }
+}
+
+/// Exponents of a block's slots, `[ROWS][KEYS]`, and the largest of each row. `queries` have 128 added.
+///
+/// # Safety
+/// The processor has AVX-512 F, BW, VL, DQ and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
+pub(super) unsafe fn score(
+    tile: &Tile<'_>,
+    at: usize,
+    queries: &[u8],
+    state: &mut State,
+    exponents: &mut [f32],
+) {
+    let block = Keys::of(tile, at);
+    let whole = tile.queries.seen.blocks[at].whole;
+    let depth = tile.layout.depth();
+    let mut row = 0;
+    while row < tile.rows {
+        let n = rows_of(tile.rows - row, VNNI_ROWS);
+        let rows = &queries[row * depth..(row + n) * depth];
+        let x = Bytes { rows, depth };
+        with_tile_rows!(n, VNNI_ROWS, [1 2 3 4 5 6], |M| {
+            // SAFETY: by the caller.
+            unsafe {
+                if whole {
+                    score_rows::<M, true>(&block, row, x, state, exponents);
+                } else {
+                    score_rows::<M, false>(&block, row, x, state, exponents);
+                }
+            }
+        });
+        row += n;
+    }
+}
+
+/// # Safety
+/// As [`score`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
+unsafe fn score_rows<const M: usize, const WHOLE: bool>(
+    block: &Keys<'_>,
+    first: usize,
+    x: Bytes<'_>,
+    state: &mut State,
+    exponents: &mut [f32],
+) {
+    let notes = &block.notes;
+    let exponents = &mut exponents[first * KEYS..(first + M) * KEYS];
+    let (factor, largest) = (
+        &state.factor[first..][..M],
+        &mut state.largest[first..][..M],
+    );
+    // SAFETY: sixteen notes and places for each panel; the rest by the caller.
+    unsafe {
+        let mut begun = [_mm512_setzero_si512(); PANELS];
+        for (panel, begun) in begun.iter_mut().enumerate() {
+            let offset = notes.key_offset.as_ptr().add(panel * PANEL);
+            *begun = _mm512_sub_epi32(*begun, _mm512_loadu_si512(offset.cast()));
+        }
+        let products = multiply::<M, PANELS>(begun, x, block.panels);
+        for (m, products) in products.iter().enumerate() {
+            let factor = _mm512_set1_ps(factor[m]);
+            let mask = if WHOLE { 0 } else { block.mask(first + m) };
+            let mut most = _mm512_set1_ps(LEAST);
+            for (panel, products) in products.iter().enumerate() {
+                let [scale, log] = [notes.key_scale, notes.value_log]
+                    .map(|notes| _mm512_loadu_ps(notes.as_ptr().add(panel * PANEL)));
+                let logit = _mm512_mul_ps(_mm512_cvtepi32_ps(*products), factor);
+                let mut t = _mm512_fmadd_ps(logit, scale, log);
+                if !WHOLE {
+                    let hidden = _mm512_set1_ps(f32::NEG_INFINITY);
+                    let seen = (mask >> (panel * PANEL)) as __mmask16;
+                    t = _mm512_mask_mov_ps(hidden, seen, t);
+                }
+                _mm512_storeu_ps(exponents.as_mut_ptr().add(m * KEYS + panel * PANEL), t);
+                most = _mm512_max_ps(t, most);
+            }
+            largest[m] = _mm512_reduce_max_ps(most);
+        }
+    }
+}
+
+/// Values of a block, weighted, to the sums, `[ROWS][stride]`.
+///
+/// # Safety
+/// As [`score`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
+pub(super) unsafe fn add(
+    tile: &Tile<'_>,
+    at: usize,
+    weights: &[u8],
+    state: &State,
+    values: &mut [f32],
+) {
+    let mut column = 0;
+    while column < tile.layout.columns() {
+        // SAFETY: by the caller.
+        column += unsafe {
+            match tile.layout.columns() - column {
+                4.. => add_columns::<4>(tile, at, column, weights, state, values),
+                2.. => add_columns::<2>(tile, at, column, weights, state, values),
+                _ => add_columns::<1>(tile, at, column, weights, state, values),
+            }
+        };
+    }
+}
+
+/// To `C` columns from `column` on; returns how many that is.
+///
+/// # Safety
+/// As [`score`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
+unsafe fn add_columns<const C: usize>(
+    tile: &Tile<'_>,
+    at: usize,
+    column: usize,
+    weights: &[u8],
+    state: &State,
+    values: &mut [f32],
+) -> usize {
+    let columns = std::array::from_fn(|c| {
+        let values: &[i8] = bytemuck::cast_slice(tile.queries.values(at, column + c));
+        &values[..KEYS * PANEL]
+    });
+    let stride = values.len() / ROWS;
+    let mut row = 0;
+    while row < tile.rows {
+        let n = rows_of(tile.rows - row, VNNI_ROWS);
+        let rows = &weights[row * KEYS..(row + n) * KEYS];
+        let x = Bytes { rows, depth: KEYS };
+        let to = &mut values[row * stride + column * PANEL..];
+        with_tile_rows!(n, VNNI_ROWS, [1 2 3 4 5 6], |M| {
+            // SAFETY: by the caller.
+            unsafe { add_rows::<M, C>(columns, row, x, state, to, stride) };
+        });
+        row += n;
+    }
+    C
+}
+
+/// # Safety
+/// As [`score`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
+unsafe fn add_rows<const M: usize, const C: usize>(
+    columns: [&[i8]; C],
+    first: usize,
+    x: Bytes<'_>,
+    state: &State,
+    values: &mut [f32],
+    stride: usize,
+) {
+    assert!(values.len() >= (M - 1) * stride + C * PANEL);
+    let (kept, share) = (&state.kept[first..][..M], &state.share[first..][..M]);
+    // SAFETY: sixteen places for each column, by the assertion; the rest by the caller.
+    unsafe {
+        let products = multiply::<M, C>([_mm512_setzero_si512(); C], x, columns);
+        for (m, products) in products.iter().enumerate() {
+            let kept = _mm512_set1_ps(kept[m]);
+            let share = _mm512_set1_ps(share[m] * (1.0 / ONE));
+            for (c, products) in products.iter().enumerate() {
+                let value = values.as_mut_ptr().add(m * stride + c * PANEL);
+                let before = _mm512_mul_ps(_mm512_loadu_ps(value), kept);
+                let products = _mm512_cvtepi32_ps(*products);
+                _mm512_storeu_ps(value, _mm512_fmadd_ps(products, share, before));
+            }
+        }
+    }
+}
+
+/// Sums of `M` rows of unsigned bytes and `C` columns, `[depth / 4][PANEL][4]` each, added to what has `begun`.
+///
+/// # Safety
+/// As [`score`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
+unsafe fn multiply<const M: usize, const C: usize>(
+    begun: [__m512i; C],
+    x: Bytes<'_>,
+    columns: [&[i8]; C],
+) -> [[__m512i; C]; M] {
+    let depth = x.depth;
+    assert!(x.rows.len() >= M * depth && columns.iter().all(|c| c.len() >= depth * PANEL));
+    let (x, columns) = (x.rows.as_ptr(), columns.map(<[i8]>::as_ptr));
+    let mut sums = [begun; M];
+    for group in 0..depth / GROUP {
+        // SAFETY: `group` is one of the depth's, by the assertion inside rows and columns.
+        unsafe {
+            let mut w = [_mm512_setzero_si512(); C];
+            for (w, column) in w.iter_mut().zip(columns) {
+                *w = _mm512_loadu_si512(column.add(group * GROUP * PANEL).cast());
+            }
+            for (m, sums) in sums.iter_mut().enumerate() {
+                let four = x
+                    .add(m * depth + group * GROUP)
+                    .cast::<i32>()
+                    .read_unaligned();
+                let four = _mm512_set1_epi32(four);
+                for (sum, w) in sums.iter_mut().zip(w) {
+                    *sum = _mm512_dpbusd_epi32(*sum, four, w);
+                }
+            }
+        }
+    }
+    sums
+}

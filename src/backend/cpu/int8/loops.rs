@@ -1,0 +1,177 @@
+//! Sums of a block of rows and of one or two panels, a loop for each instruction set.
+
+use super::{GROUP, PANEL};
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{AVX2_ROWS, Next, VNNI_ROWS, dot_avx2, dot_vnni};
+
+/// Sums of one row and one panel.
+#[multiversion::multiversion(targets("x86_64+avx2", "aarch64+neon"))]
+pub(super) fn dot_portable(x: &[i8], weights: &[i8]) -> [i32; PANEL] {
+    let mut sums = [0_i32; PANEL];
+    for (x, step) in x
+        .chunks_exact(GROUP)
+        .zip(weights.chunks_exact(PANEL * GROUP))
+    {
+        for (sum, w) in sums.iter_mut().zip(step.chunks_exact(GROUP)) {
+            // Two products fit 16 bits, four do not.
+            for i in 0..GROUP {
+                *sum += i32::from(i16::from(x[i]) * i16::from(w[i]));
+            }
+        }
+    }
+    sums
+}
+
+/// Calls `$kernel::<ROWS>` with the constant that equals `$rows`.
+#[cfg(target_arch = "x86_64")]
+macro_rules! with_rows {
+    ($rows:expr, $($n:literal)*, |$m:ident| $call:expr) => {
+        match $rows {
+            $($n => { const $m: usize = $n; $call })*
+            rows => unreachable!("a block of {rows} rows"),
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use with_rows;
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{GROUP, PANEL};
+    use crate::backend::cpu::int8::DEPTH;
+    use std::arch::x86_64::*;
+
+    /// How far ahead of their use weights are asked for: over the end of a page, where the processor's own prefetching stops.
+    const PREFETCH_BYTES: usize = 4096;
+
+    /// Rows of a block: with two vectors of sums each they leave registers for weights and activations.
+    pub(in super::super) const AVX2_ROWS: usize = 6;
+    pub(in super::super) const VNNI_ROWS: usize = 12;
+
+    /// Which of the next pair's lines a block of rows asks for: each `every` one from `first` on.
+    #[derive(Clone, Copy)]
+    pub(in super::super) struct Next {
+        pub every: usize,
+        pub first: usize,
+    }
+
+    impl Next {
+        const NOTHING: Next = Next {
+            every: 1,
+            first: usize::MAX,
+        };
+    }
+
+    /// Sums of `M` rows of 16-bit values and one panel, `stride` apart.
+    ///
+    /// # Safety
+    /// AVX2 must be available.
+    #[target_feature(enable = "avx2,fma")]
+    pub(in super::super) unsafe fn dot_avx2<const M: usize>(
+        x: &[i16],
+        weights: &[i8],
+        depth: usize,
+        sums: &mut [i32],
+        stride: usize,
+    ) {
+        assert!(x.len() >= M * depth && weights.len() >= PANEL * depth);
+        assert!(depth.is_multiple_of(DEPTH) && sums.len() >= (M - 1) * stride + PANEL);
+        // Eight channels at a time: their pairs of products fill two vectors a row.
+        for half in 0..2 {
+            let mut pairs = [[_mm256_setzero_si256(); 2]; M];
+            for group in 0..depth / GROUP {
+                // SAFETY: `group * 64 + half * 32 + 32 <= PANEL * depth`, by the assertion inside `weights`.
+                let w = unsafe {
+                    let at = weights.as_ptr().add(group * PANEL * GROUP + half * 32);
+                    if half == 0 {
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES));
+                    }
+                    [
+                        _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())),
+                        _mm256_cvtepi8_epi16(_mm_loadu_si128(at.add(16).cast())),
+                    ]
+                };
+                for (m, pairs) in pairs.iter_mut().enumerate() {
+                    // SAFETY: four values at `m * depth + group * 4`, by the assertion inside `x`.
+                    let four = unsafe {
+                        let at = x.as_ptr().add(m * depth + group * GROUP);
+                        at.cast::<i64>().read_unaligned()
+                    };
+                    let four = _mm256_set1_epi64x(four);
+                    for (pairs, w) in pairs.iter_mut().zip(w) {
+                        *pairs = _mm256_add_epi32(*pairs, _mm256_madd_epi16(w, four));
+                    }
+                }
+            }
+            for (m, pairs) in pairs.iter().enumerate() {
+                let eight = _mm256_hadd_epi32(pairs[0], pairs[1]);
+                let eight = _mm256_permute4x64_epi64::<0b11_01_10_00>(eight);
+                let to = &mut sums[m * stride + half * 8..][..8];
+                // SAFETY: eight places.
+                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), eight) };
+            }
+        }
+    }
+
+    /// Sums of `M` rows of unsigned values and two panels, less `offsets`; those of a row `stride` apart. Asks for their own lines ahead of their use if they `STREAM`, else
+    /// for the next pair's.
+    ///
+    /// # Safety
+    /// AVX-512 F, BW, VL and VNNI must be available.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    pub(in super::super) unsafe fn dot_vnni<const M: usize, const STREAM: bool>(
+        x: &[u8],
+        weights: [&[i8]; 2],
+        offsets: [&[i32]; 2],
+        depth: usize,
+        (sums, stride): (&mut [i32], usize),
+        next: Option<Next>,
+    ) {
+        let Next { every, first } = next.unwrap_or(Next::NOTHING);
+        let mut left = first;
+        assert!(x.len() >= M * depth && weights.iter().all(|w| w.len() >= PANEL * depth));
+        assert!(depth.is_multiple_of(DEPTH) && sums.len() >= (M - 1) * stride + 2 * PANEL);
+        assert!(offsets.iter().all(|o| o.len() >= PANEL));
+        // SAFETY: sixteen values each, by the assertion.
+        let offset = offsets.map(|o| unsafe { _mm512_loadu_si512(o.as_ptr().cast()) });
+        let mut lanes = [offset.map(|o| _mm512_sub_epi32(_mm512_setzero_si512(), o)); M];
+        for group in 0..depth / GROUP {
+            // SAFETY: `group * 64 + 64 <= PANEL * depth`, by the assertion inside both panels.
+            let at = weights.map(|w| unsafe { w.as_ptr().add(group * PANEL * GROUP) });
+            if STREAM {
+                for at in at {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES));
+                }
+            } else if left == 0 {
+                left = every - 1;
+                for at in at {
+                    _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(2 * PANEL * depth));
+                }
+            } else {
+                left -= 1;
+            }
+            // SAFETY: a vector each, as above.
+            let w = at.map(|at| unsafe { _mm512_loadu_si512(at.cast()) });
+            for (m, lanes) in lanes.iter_mut().enumerate() {
+                // SAFETY: four values at `m * depth + group * 4`, by the assertion inside `x`.
+                let four = unsafe {
+                    let at = x.as_ptr().add(m * depth + group * GROUP);
+                    at.cast::<i32>().read_unaligned()
+                };
+                let four = _mm512_set1_epi32(four);
+                for (lanes, w) in lanes.iter_mut().zip(w) {
+                    *lanes = _mm512_dpbusd_epi32(*lanes, four, w);
+                }
+            }
+        }
+        for (m, lanes) in lanes.iter().enumerate() {
+            for (panel, lanes) in lanes.iter().enumerate() {
+                // SAFETY: sixteen places, by the assertion.
+                unsafe {
+                    let to = sums.as_mut_ptr().add(m * stride + panel * PANEL);
+                    _mm512_storeu_si512(to.cast(), *lanes);
+                }
+            }
+        }
+    }
+}

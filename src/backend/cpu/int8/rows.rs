@@ -1,0 +1,239 @@
+//! Rows of quantised values, in the form that the kernels of an instruction set read.
+
+use super::{DEPTH, QUANTUM_MAX};
+use crate::backend::cpu::isa::Isa;
+use crate::backend::cpu::kernel_rows::{row_stride, rows_of_a_part};
+use crate::backend::cpu::lines::Lines;
+use crate::compute;
+use arrayvec::ArrayVec;
+use multiversion::multiversion;
+
+/// Rows that are padded to: a whole tile of the matrix extension.
+pub(super) const ROW_STEP: usize = 16;
+
+/// How kernels read a value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// As it is.
+    Bytes,
+    /// With 128 added.
+    Unsigned,
+    /// As 16 bits.
+    Words,
+}
+
+impl Form {
+    fn of(isa: Isa) -> Form {
+        match isa {
+            Isa::Avx2 => Form::Words,
+            Isa::Avx512Vnni | Isa::Avx512Bf16 => Form::Unsigned,
+            Isa::Portable | Isa::NeonDotprod | Isa::NeonI8mm | Isa::Amx => Form::Bytes,
+        }
+    }
+}
+
+/// See the module; grows to the largest call and stays.
+#[derive(Default)]
+pub(in crate::backend::cpu) struct Rows {
+    bytes: Lines<i8>,
+    words: Lines<i16>,
+}
+
+impl Rows {
+    /// Values from the beginning of a row to that of the next one.
+    pub(super) fn stride(isa: Isa, depth: usize) -> usize {
+        match isa {
+            Isa::Amx => row_stride::<i8>(depth),
+            _ => depth,
+        }
+    }
+
+    /// For so many rows of `depth` values, whole steps. Rows beyond the last are read by whole tiles; what they give is not used.
+    pub(in crate::backend::cpu) fn make_room(&mut self, isa: Isa, rows: usize, depth: usize) {
+        assert!(depth.is_multiple_of(DEPTH), "whole steps");
+        let padded = rows.next_multiple_of(ROW_STEP) * Rows::stride(isa, depth);
+        match Form::of(isa) {
+            Form::Words => self.words.resize(padded),
+            Form::Bytes | Form::Unsigned => self.bytes.resize(padded),
+        }
+    }
+
+    /// Quantises a row, and says what one quantum is worth: [`quantize_row`].
+    pub(in crate::backend::cpu) fn quantize(
+        &mut self,
+        isa: Isa,
+        row: usize,
+        depth: usize,
+        x: &[f32],
+    ) -> f32 {
+        let stride = Rows::stride(isa, depth);
+        let place = row * stride..row * stride + depth;
+        match Form::of(isa) {
+            Form::Bytes => quantize_row(x, &mut self.bytes[place]),
+            Form::Unsigned => quantize_row(x, &mut self.unsigned_mut()[place]),
+            Form::Words => quantize_row(x, &mut self.words[place]),
+        }
+    }
+
+    /// Where other kernels put values that are no less than zero, `[rows][DEPTH]`; [`Rows::widen`] ends it.
+    pub(in crate::backend::cpu) fn of_one_step(&mut self, isa: Isa, rows: usize) -> &mut [u8] {
+        let padded = rows.next_multiple_of(ROW_STEP) * Rows::stride(isa, DEPTH);
+        self.bytes.resize(padded);
+        self.unsigned_mut()
+    }
+
+    /// The bytes of so many rows as the kernels of `isa` read them.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(clippy::unused_self, reason = "bytes are read")
+    )]
+    pub(in crate::backend::cpu) fn widen(&mut self, isa: Isa, rows: usize) {
+        if Form::of(isa) == Form::Words {
+            self.words.resize(rows.next_multiple_of(ROW_STEP) * DEPTH);
+            widen(&self.bytes[..rows * DEPTH], &mut self.words);
+        }
+    }
+
+    pub(super) fn bytes(&self) -> &[i8] {
+        &self.bytes
+    }
+
+    /// Of [`Form::Unsigned`].
+    #[cfg(target_arch = "x86_64")]
+    pub(in crate::backend::cpu) fn unsigned(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.bytes)
+    }
+
+    fn unsigned_mut(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.bytes)
+    }
+
+    /// Of [`Form::Words`].
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn words(&self) -> &[i16] {
+        &self.words
+    }
+}
+
+#[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
+fn widen(bytes: &[i8], words: &mut [i16]) {
+    words
+        .iter_mut()
+        .zip(bytes)
+        .for_each(|(w, b)| *w = i16::from(*b));
+}
+
+/// Quantised rows and what one quantum of each is worth.
+#[derive(Default)]
+pub(in crate::backend::cpu) struct Activations {
+    pub(super) rows: Rows,
+    pub(super) scale: Vec<f32>,
+}
+
+impl Activations {
+    /// Takes over rows, for the kernel of `isa`.
+    pub(in crate::backend::cpu) fn quantize(&mut self, isa: Isa, x: &[f32], in_dim: usize) {
+        let depth = in_dim.next_multiple_of(DEPTH);
+        let rows = x.len() / in_dim;
+        self.scale.resize(rows, 0.0);
+        self.rows.make_room(isa, rows, depth);
+        let (stride, scale) = (Rows::stride(isa, depth), &mut self.scale);
+        match Form::of(isa) {
+            Form::Bytes => quantize_rows(x, in_dim, stride, &mut self.rows.bytes, scale),
+            Form::Unsigned => quantize_rows(x, in_dim, stride, self.rows.unsigned_mut(), scale),
+            Form::Words => quantize_rows(x, in_dim, stride, &mut self.rows.words, scale),
+        }
+    }
+}
+
+fn quantize_rows<Q: Quantum>(
+    x: &[f32],
+    in_dim: usize,
+    stride: usize,
+    rows: &mut [Q],
+    scale: &mut [f32],
+) {
+    let part = rows_of_a_part(scale.len(), in_dim);
+    let quantized = rows.chunks_mut(part * stride).zip(scale.chunks_mut(part));
+    type Parts<'a, Q> = (&'a [f32], (&'a mut [Q], &'a mut [f32]));
+    let mut parts: ArrayVec<Parts<'_, Q>, { compute::MAX_THREADS }> =
+        x.chunks(part * in_dim).zip(quantized).collect();
+    compute::for_each_part(&mut parts, |(x, (rows, scale))| {
+        let rows = rows.chunks_exact_mut(stride);
+        for ((x, row), scale) in x.chunks_exact(in_dim).zip(rows).zip(&mut **scale) {
+            *scale = quantize_row(x, row);
+        }
+    });
+}
+
+/// How a kernel reads a quantised value.
+pub(in crate::backend::cpu) trait Quantum: bytemuck::Pod + Send {
+    /// From the two's complement in the lowest bits.
+    fn from_bits(bits: u32) -> Self;
+}
+
+impl Quantum for i8 {
+    #[inline(always)]
+    fn from_bits(bits: u32) -> i8 {
+        bits as i8
+    }
+}
+
+impl Quantum for u8 {
+    #[inline(always)]
+    fn from_bits(bits: u32) -> u8 {
+        bits as u8 ^ 0x80
+    }
+}
+
+impl Quantum for i16 {
+    #[inline(always)]
+    fn from_bits(bits: u32) -> i16 {
+        bits as i16
+    }
+}
+
+/// Quantises a row and pads it with zeros; returns what one quantum is worth. A row that is not all finite becomes zeros
+/// worth NaN each: whatever is computed from it is NaN, as it would be in `f32`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
+pub(in crate::backend::cpu) fn quantize_row<Q: Quantum>(x: &[f32], row: &mut [Q]) -> f32 {
+    quantize_by(x, row, |scale| scale)
+}
+
+/// As [`quantize_row`], one quantum worth a little more: a power of two times a number of sixteenths; at least 2^-60, below which
+/// all is zero.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
+pub(in crate::backend::cpu) fn quantize_to_sixteenths(x: &[f32], row: &mut [i8]) -> f32 {
+    // Four bits of a float's fraction are left.
+    const BELOW: u32 = (1 << 19) - 1;
+    const LEAST: f32 = 1.0 / (1_u64 << 60) as f32;
+    quantize_by(x, row, |scale| {
+        let scale = f32::from_bits((scale.to_bits() + BELOW) & !BELOW);
+        if scale < LEAST { LEAST } else { scale }
+    })
+}
+
+/// `worth` makes of the largest magnitude over [`QUANTUM_MAX`] what a quantum is to be worth, no less.
+#[inline(always)]
+fn quantize_by<Q: Quantum>(x: &[f32], row: &mut [Q], worth: impl Fn(f32) -> f32) -> f32 {
+    // Of floats without their signs the order of the bits is the order of the values; infinity and NaN come last.
+    const INFINITY: u32 = 0x7f80_0000;
+    // Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the lowest bits.
+    const ROUND: f32 = 12_582_912.0;
+    let largest = x.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
+    let finite = largest < INFINITY;
+    let scale = worth(f32::from_bits(largest) / QUANTUM_MAX);
+    // So small that its inverse is infinite: nothing is lost by calling it zero.
+    let inverse = 1.0 / scale;
+    let (row, padding) = row.split_at_mut(x.len());
+    padding.fill(Q::from_bits(0));
+    if !finite || !inverse.is_finite() {
+        row.fill(Q::from_bits(0));
+        return if finite { 0.0 } else { f32::NAN };
+    }
+    for (q, v) in row.iter_mut().zip(x) {
+        let v = (v * inverse).clamp(-QUANTUM_MAX, QUANTUM_MAX);
+        *q = Q::from_bits((v + ROUND).to_bits());
+    }
+    scale
+}

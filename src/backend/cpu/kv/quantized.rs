@@ -1,0 +1,125 @@
+//! Rows of keys and values in 8 bits, each head's row with a scale of its own.
+
+use super::Cached;
+use crate::backend::cpu::int8::{quantize_row, quantize_to_sixteenths};
+use crate::backend::cpu::lines::Lines;
+use crate::backend::kv_cache::{KvLayout, PANEL};
+use multiversion::multiversion;
+
+/// Rows on their way to a cache; grow to the largest call and stay.
+#[derive(Default)]
+pub(in crate::backend::cpu) struct Quantized {
+    /// Four quanta to an element, `[rows][kv_heads][elements]`.
+    elements: Lines<f32>,
+    /// What one quantum is worth, `[rows][kv_heads]`.
+    scale: Vec<f32>,
+}
+
+impl Quantized {
+    /// Rows, `[rows][kv_width]`; values get scales of which [`log2_of_sixteenths`] is the logarithm.
+    pub(in crate::backend::cpu) fn take(&mut self, what: Cached, rows: &[f32], layout: KvLayout) {
+        let quantize = match what {
+            Cached::Keys => quantize_row::<i8>,
+            Cached::Values => quantize_to_sixteenths,
+        };
+        let of_heads = rows.len() / layout.head_dim;
+        let elements = layout.elements();
+        self.elements.resize(of_heads * elements);
+        self.scale.resize(of_heads, 0.0);
+        let quanta: &mut [i8] = bytemuck::cast_slice_mut(&mut self.elements);
+        let quanta = quanta.chunks_exact_mut(elements * layout.form.numbers());
+        let rows = rows.chunks_exact(layout.head_dim);
+        for ((row, quanta), scale) in rows.zip(quanta).zip(&mut self.scale) {
+            *scale = quantize(row, quanta);
+        }
+    }
+
+    pub(super) fn elements(&self) -> &[f32] {
+        &self.elements
+    }
+
+    pub(super) fn scale(&self) -> &[f32] {
+        &self.scale
+    }
+}
+
+/// `log2(1 + i / 16)`.
+const LOG2: [f32; 16] = [
+    0.0,
+    0.087_462_84,
+    0.169_925,
+    0.247_927_52,
+    0.321_928_08,
+    0.392_317_4,
+    0.459_431_62,
+    0.523_561_95,
+    0.584_962_5,
+    0.643_856_17,
+    0.700_439_7,
+    0.754_887_5,
+    0.807_354_9,
+    0.857_980_97,
+    0.906_890_6,
+    0.954_196_33,
+];
+
+/// The logarithm, to the base of 2, of a power of two times a number of sixteenths; of what is not a number nothing else.
+pub(super) fn log2_of_sixteenths(value: f32) -> f32 {
+    let bits = value.to_bits();
+    let exponent = (bits >> 23) as i32 - 127;
+    if value.is_nan() {
+        value
+    } else {
+        exponent as f32 + LOG2[(bits >> 19 & 15) as usize]
+    }
+}
+
+/// One of the four quanta of each element.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
+pub(super) fn put_quarter(elements: &mut [f32; PANEL], quarter: usize, quanta: &[i8]) {
+    let mut padded = [0_i8; PANEL];
+    padded[..quanta.len()].copy_from_slice(quanta);
+    let shift = 8 * quarter as u32;
+    let elements: &mut [u32; PANEL] = bytemuck::cast_mut(elements);
+    for (element, quantum) in elements.iter_mut().zip(padded) {
+        *element = *element & !(0xff << shift) | u32::from(quantum as u8) << shift;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logarithms_are_those_of_the_scales() {
+        for exponent in -60..120 {
+            for sixteenth in 0..16 {
+                let value = (1.0 + sixteenth as f32 / 16.0) * 2.0_f32.powi(exponent);
+                let off = f64::from(log2_of_sixteenths(value)) - f64::from(value).log2();
+                assert!(off.abs() < 5e-6, "{value}: {off}");
+            }
+        }
+    }
+
+    /// Whatever the values, a row's scale is one of those, no less than a 127th of the largest nor a sixteenth more.
+    #[test]
+    fn scales_of_values_are_sixteenths() {
+        for i in 0..20_000 {
+            let largest = (1.0 + i as f32 * 0.37).sin().abs() * 10.0_f32.powi(i % 40 - 12);
+            let mut quanta = [0; 4];
+            let scale = quantize_to_sixteenths(&[largest / 3.0, -largest], &mut quanta);
+            let exact = largest / 127.0;
+            assert!(
+                scale >= exact && scale <= exact * (1.0 + 1.0 / 16.0),
+                "{largest}"
+            );
+            assert_eq!(scale.to_bits() & ((1 << 19) - 1), 0);
+            assert!((f32::from(quanta[1]) * scale + largest).abs() <= scale / 2.0);
+        }
+        assert_eq!(
+            quantize_to_sixteenths(&[0.0; 3], &mut [1; 4]),
+            2.0_f32.powi(-60)
+        );
+        assert!(quantize_to_sixteenths(&[f32::INFINITY; 3], &mut [1; 4]).is_nan());
+    }
+}
