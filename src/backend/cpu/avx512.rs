@@ -108,6 +108,12 @@ impl Sixteen for __m512 {
     }
 
     #[inline(always)]
+    unsafe fn exp2_within<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> __m512 {
+        // SAFETY: see above.
+        unsafe { exp2_within(polynomial, lowest, self) }
+    }
+
+    #[inline(always)]
     unsafe fn load_even(from: *const u32) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(from.cast()))) }
@@ -164,10 +170,19 @@ impl Sixteen for __m512 {
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 pub(super) unsafe fn exp2<const N: usize>(polynomial: &[f32; N], lowest: f32, t: __m512) -> __m512 {
+    // What is not a number passes: it is the second argument.
+    let t = _mm512_min_ps(_mm512_set1_ps(EXP2_RANGE), t);
+    // SAFETY: by the caller.
+    unsafe { exp2_within(polynomial, lowest, t) }
+}
+
+/// # Safety
+/// As [`exp2`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+unsafe fn exp2_within<const N: usize>(polynomial: &[f32; N], lowest: f32, t: __m512) -> __m512 {
     const NEAREST: i32 = 0;
     let set = |v: f32| _mm512_set1_ps(v);
-    // What is not a number passes: it is the second argument.
-    let t = _mm512_min_ps(set(EXP2_RANGE), t);
     let f = _mm512_reduce_ps::<NEAREST>(t);
     let n = _mm512_sub_ps(t, f);
     let mut p = set(polynomial[0]);
@@ -176,6 +191,36 @@ pub(super) unsafe fn exp2<const N: usize>(polynomial: &[f32; N], lowest: f32, t:
     }
     let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(t, set(lowest));
     _mm512_maskz_scalef_ps(kept, p, n)
+}
+
+/// The largest lane of each of sixteen vectors; none may be other than a number.
+///
+/// # Safety
+/// AVX-512 F is available.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn largest_of_each(rows: [__m512; LANES]) -> __m512 {
+    // Rows four apart to the four 128-bit parts of a vector, each the largest of a row's own parts.
+    let quarters = |i: usize| {
+        let two = |a, b| {
+            let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+            _mm512_max_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
+        };
+        let (a, b) = (two(rows[i], rows[i + 4]), two(rows[i + 8], rows[i + 12]));
+        let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+        _mm512_max_ps(even, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
+    };
+    // Within these parts, of two vectors at a time.
+    let halves = |a, b| {
+        let low = _mm512_shuffle_ps::<0b01_00_01_00>(a, b);
+        _mm512_max_ps(low, _mm512_shuffle_ps::<0b11_10_11_10>(a, b))
+    };
+    let (a, b) = (
+        halves(quarters(0), quarters(1)),
+        halves(quarters(2), quarters(3)),
+    );
+    let even = _mm512_shuffle_ps::<0b10_00_10_00>(a, b);
+    _mm512_max_ps(even, _mm512_shuffle_ps::<0b11_01_11_01>(a, b))
 }
 
 /// The sixteen lanes of a vector.
@@ -235,5 +280,28 @@ pub(super) fn first_lanes(len: usize) -> __mmask16 {
         __mmask16::MAX
     } else {
         (1 << len) - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_vectors_largest_lane_comes_to_its_place() {
+        if !available() {
+            return;
+        }
+        let rows: [[f32; LANES]; LANES] = std::array::from_fn(|row| {
+            std::array::from_fn(|lane| ((row * 37 + lane * 101) % 256) as f32 - 99.0)
+        });
+        // SAFETY: available; sixteen places each.
+        let largest = unsafe {
+            let rows = rows.map(|row| _mm512_loadu_ps(row.as_ptr()));
+            lanes(largest_of_each(rows))
+        };
+        for (row, largest) in rows.iter().zip(largest) {
+            assert_eq!(row.iter().copied().fold(f32::MIN, f32::max), largest);
+        }
     }
 }

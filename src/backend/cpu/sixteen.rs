@@ -156,6 +156,13 @@ pub(super) trait Sixteen: Copy {
     /// `2^self`, 0 below `lowest`, the bits of [`math::Weigh`](super::math::Weigh) where multiply-add is fused.
     unsafe fn exp2<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> Self;
 
+    /// As [`Sixteen::exp2`], of lanes no larger than [`math::EXP2_RANGE`](super::math::EXP2_RANGE).
+    #[inline(always)]
+    unsafe fn exp2_within<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> Self {
+        // SAFETY: by the caller.
+        unsafe { self.exp2(polynomial, lowest) }
+    }
+
     /// The first of each of sixteen pairs in bf16.
     unsafe fn load_even(from: *const u32) -> Self;
 

@@ -163,14 +163,13 @@ mod x86 {
                     index += 1;
                     let x = &x[row * self.depth..(row + n) * self.depth];
                     let mut sums = OnLine([[[0_i32; PANEL]; 2]; VNNI_ROWS]);
-                    let to = (sums.0.as_flattened_mut().as_flattened_mut(), 2 * PANEL);
                     with_rows!(n, 1 2 3 4 5 6 7 8 9 10 11 12, |M| {
                         // SAFETY: the function's own condition.
                         unsafe {
                             if row == 0 {
-                                dot_vnni::<M, true>(x, weights, offsets, self.depth, to, None);
+                                dot_vnni::<M, true>(x, weights, offsets, self.depth, &mut sums.0, None);
                             } else {
-                                dot_vnni::<M, false>(x, weights, offsets, self.depth, to, next);
+                                dot_vnni::<M, false>(x, weights, offsets, self.depth, &mut sums.0, next);
                             }
                         }
                     });

@@ -113,7 +113,7 @@ mod x86 {
         }
     }
 
-    /// Sums of `M` rows of unsigned values and two panels, less `offsets`; those of a row `stride` apart. Asks for their own lines ahead of their use if they `STREAM`, else
+    /// Sums of `M` rows of values with 128 added and two panels. Asks for their own lines ahead of their use if they `STREAM`, else
     /// for the next pair's.
     ///
     /// # Safety
@@ -124,13 +124,13 @@ mod x86 {
         weights: [&[i8]; 2],
         offsets: [&[i32]; 2],
         depth: usize,
-        (sums, stride): (&mut [i32], usize),
+        sums: &mut [[[i32; PANEL]; 2]],
         next: Option<Next>,
     ) {
         let Next { every, first } = next.unwrap_or(Next::NOTHING);
         let mut left = first;
         assert!(x.len() >= M * depth && weights.iter().all(|w| w.len() >= PANEL * depth));
-        assert!(depth.is_multiple_of(DEPTH) && sums.len() >= (M - 1) * stride + 2 * PANEL);
+        assert!(depth.is_multiple_of(DEPTH) && sums.len() >= M);
         assert!(offsets.iter().all(|o| o.len() >= PANEL));
         // SAFETY: sixteen values each, by the assertion.
         let offset = offsets.map(|o| unsafe { _mm512_loadu_si512(o.as_ptr().cast()) });
@@ -164,13 +164,10 @@ mod x86 {
                 }
             }
         }
-        for (m, lanes) in lanes.iter().enumerate() {
-            for (panel, lanes) in lanes.iter().enumerate() {
-                // SAFETY: sixteen places, by the assertion.
-                unsafe {
-                    let to = sums.as_mut_ptr().add(m * stride + panel * PANEL);
-                    _mm512_storeu_si512(to.cast(), *lanes);
-                }
+        for (lanes, sums) in lanes.iter().zip(sums) {
+            for (lanes, sums) in lanes.iter().zip(sums) {
+                // SAFETY: sixteen places.
+                unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), *lanes) };
             }
         }
     }

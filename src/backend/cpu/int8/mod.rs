@@ -17,7 +17,7 @@ pub(super) mod neon;
 mod rows;
 
 pub(super) use near::{Columns, Product};
-pub(super) use rows::{Activations, Rows, quantize_row, quantize_to_sixteenths};
+pub(super) use rows::{Activations, Rows, quantize_by, quantize_row};
 
 use super::isa::Isa;
 use super::kernel_rows::put;

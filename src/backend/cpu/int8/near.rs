@@ -1,42 +1,56 @@
 //! Products of a few rows and panels that lie near: what attention multiplies, on each instruction set.
 
 use super::loops::dot_portable;
-use super::{GROUP, Isa, PANEL, Rows};
+use super::{Isa, PANEL, Rows};
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::amx::Tiles;
 
 /// Panels of columns, one after the other.
-pub(in crate::backend::cpu) struct Columns<'a, P> {
+pub(in crate::backend::cpu) struct Columns<P> {
     /// Each of them, `[depth / 4][PANEL][4]`.
     pub panel: P,
     /// How many there are.
     pub count: usize,
     /// Values of a column, whole steps.
     pub depth: usize,
-    /// 128 times the sum of a column's values, `[count * PANEL]`, where rows are quantised; none where they are not less than zero.
-    pub offset: Option<&'a [i32]>,
 }
 
 /// What multiplies, for one thread.
-pub(in crate::backend::cpu) struct Product {
-    isa: Isa,
+pub(in crate::backend::cpu) enum Product {
+    Loops,
     #[cfg(target_arch = "x86_64")]
-    tiles: Option<Tiles>,
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Tiles(Tiles),
+    /// One of those of 64-bit Arm.
+    #[cfg(target_arch = "aarch64")]
+    Neon(Isa),
 }
 
 impl Product {
-    /// On `isa`, which must be available.
-    pub(in crate::backend::cpu) fn new(isa: Isa) -> Product {
+    /// On `isa`, which must be available; nothing for AVX-512's vectors, on which attention multiplies by itself.
+    pub(in crate::backend::cpu) fn new(isa: Isa) -> Option<Product> {
         assert!(isa.available(), "no {} here", isa.name());
-        Product {
-            isa,
+        Some(match isa {
             #[cfg(target_arch = "x86_64")]
-            tiles: (isa == Isa::Amx).then(Tiles::configure),
-        }
+            Isa::Avx2 => Product::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni | Isa::Avx512Bf16 => return None,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Product::Tiles(Tiles::configure()),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod | Isa::NeonI8mm => Product::Neon(isa),
+            _ => Product::Loops,
+        })
     }
 
-    pub(in crate::backend::cpu) fn isa(&self) -> Isa {
-        self.isa
+    /// This thread's matrix tiles, where they multiply.
+    #[cfg(target_arch = "x86_64")]
+    pub(in crate::backend::cpu) fn tiles(&self) -> Option<&Tiles> {
+        match self {
+            Product::Tiles(tiles) => Some(tiles),
+            _ => None,
+        }
     }
 
     /// Sums of the first `rows` of `x` and every column, those of a row `stride` apart: `[rows][stride]`, which has room for whole
@@ -45,53 +59,44 @@ impl Product {
         &self,
         x: &Rows,
         rows: usize,
-        columns: &Columns<'_, P>,
+        columns: &Columns<P>,
         sums: &mut [i32],
         stride: usize,
     ) {
-        match self.isa {
+        match self {
+            Product::Loops => in_loops(x, rows, columns, sums, stride),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `new` asserts that the processor has it.
-            Isa::Avx2 => unsafe { x86::by_avx2(x, rows, columns, sums, stride) },
+            Product::Avx2 => unsafe { x86::by_avx2(x, rows, columns, sums, stride) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
-                x86::by_vnni(x, rows, columns, sums, stride);
-            },
-            #[cfg(target_arch = "x86_64")]
-            Isa::Amx => {
-                if let Some(tiles) = &self.tiles {
-                    x86::by_tiles(tiles, x, rows, columns, sums, stride);
-                }
-            }
+            Product::Tiles(tiles) => x86::by_tiles(tiles, x, rows, columns, sums, stride),
             #[cfg(target_arch = "aarch64")]
-            Isa::NeonDotprod | Isa::NeonI8mm => self.by_neon(x, rows, columns, sums, stride),
-            _ => in_loops(x, rows, columns, sums, stride),
+            Product::Neon(isa) => by_neon(*isa, x, rows, columns, sums, stride),
         }
     }
+}
 
-    #[cfg(target_arch = "aarch64")]
-    fn by_neon<'p, P: Fn(usize) -> &'p [i8]>(
-        &self,
-        x: &Rows,
-        rows: usize,
-        columns: &Columns<'_, P>,
-        sums: &mut [i32],
-        stride: usize,
-    ) {
-        use super::neon::{panel_by_dotprod, panel_by_i8mm};
-        let (x, depth) = (x.bytes(), columns.depth);
-        for panel in 0..columns.count {
-            let weights = (columns.panel)(panel);
-            let put = |of_row: &[i32; PANEL], row: usize| {
-                sums[row * stride + panel * PANEL..][..PANEL].copy_from_slice(of_row);
-            };
-            // SAFETY: `new` asserts that the processor has it.
-            unsafe {
-                match self.isa {
-                    Isa::NeonI8mm => panel_by_i8mm(x, rows, weights, depth, put),
-                    _ => panel_by_dotprod(x, rows, weights, depth, put),
-                }
+#[cfg(target_arch = "aarch64")]
+fn by_neon<'p, P: Fn(usize) -> &'p [i8]>(
+    isa: Isa,
+    x: &Rows,
+    rows: usize,
+    columns: &Columns<P>,
+    sums: &mut [i32],
+    stride: usize,
+) {
+    use super::neon::{panel_by_dotprod, panel_by_i8mm};
+    let (x, depth) = (x.bytes(), columns.depth);
+    for panel in 0..columns.count {
+        let weights = (columns.panel)(panel);
+        let put = |of_row: &[i32; PANEL], row: usize| {
+            sums[row * stride + panel * PANEL..][..PANEL].copy_from_slice(of_row);
+        };
+        // SAFETY: `Product::new` asserts that the processor has it.
+        unsafe {
+            match isa {
+                Isa::NeonI8mm => panel_by_i8mm(x, rows, weights, depth, put),
+                _ => panel_by_dotprod(x, rows, weights, depth, put),
             }
         }
     }
@@ -100,7 +105,7 @@ impl Product {
 fn in_loops<'p, P: Fn(usize) -> &'p [i8]>(
     x: &Rows,
     rows: usize,
-    columns: &Columns<'_, P>,
+    columns: &Columns<P>,
     sums: &mut [i32],
     stride: usize,
 ) {
@@ -120,12 +125,12 @@ fn in_loops<'p, P: Fn(usize) -> &'p [i8]>(
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Columns, GROUP, PANEL, Rows, Tiles};
+    use super::{Columns, PANEL, Rows, Tiles};
     use crate::backend::cpu::amx::LINE;
     use crate::backend::cpu::amx::single::{add_products_of_bytes, load, store_rows, zero};
-    use crate::backend::cpu::int8::DEPTH;
-    use crate::backend::cpu::int8::loops::{AVX2_ROWS, VNNI_ROWS, dot_avx2, dot_vnni, with_rows};
+    use crate::backend::cpu::int8::loops::{AVX2_ROWS, dot_avx2, with_rows};
     use crate::backend::cpu::int8::rows::ROW_STEP;
+    use crate::backend::cpu::int8::{DEPTH, GROUP};
     use crate::backend::cpu::isa::Isa;
     use crate::backend::cpu::kernel_rows::block;
 
@@ -135,7 +140,7 @@ mod x86 {
     pub(super) unsafe fn by_avx2<'p, P: Fn(usize) -> &'p [i8]>(
         x: &Rows,
         rows: usize,
-        columns: &Columns<'_, P>,
+        columns: &Columns<P>,
         sums: &mut [i32],
         stride: usize,
     ) {
@@ -156,46 +161,12 @@ mod x86 {
         }
     }
 
-    /// # Safety
-    /// AVX-512 F, BW, VL and VNNI must be available.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub(super) unsafe fn by_vnni<'p, P: Fn(usize) -> &'p [i8]>(
-        x: &Rows,
-        rows: usize,
-        columns: &Columns<'_, P>,
-        sums: &mut [i32],
-        stride: usize,
-    ) {
-        const NONE: [i32; PANEL] = [0; PANEL];
-        let depth = columns.depth;
-        for first in (0..columns.count).step_by(2) {
-            // Without a second one the first is multiplied twice.
-            let pair = [first, (first + 1).min(columns.count - 1)];
-            let weights = pair.map(|panel| (columns.panel)(panel));
-            let offsets = pair.map(|panel| match columns.offset {
-                Some(offset) => &offset[panel * PANEL..][..PANEL],
-                None => &NONE,
-            });
-            let mut row = 0;
-            while row < rows {
-                let n = block(rows - row, VNNI_ROWS);
-                let x = &x.unsigned()[row * depth..(row + n) * depth];
-                let to = (&mut sums[row * stride + first * PANEL..], stride);
-                with_rows!(n, 1 2 3 4 5 6 7 8 9 10 11 12, |M| {
-                    // SAFETY: the function's own condition.
-                    unsafe { dot_vnni::<M, false>(x, weights, offsets, depth, to, None) }
-                });
-                row += n;
-            }
-        }
-    }
-
     /// Whole tiles of rows.
     pub(super) fn by_tiles<'p, P: Fn(usize) -> &'p [i8]>(
         _configured: &Tiles,
         x: &Rows,
         rows: usize,
-        columns: &Columns<'_, P>,
+        columns: &Columns<P>,
         sums: &mut [i32],
         stride: usize,
     ) {

@@ -75,21 +75,22 @@ impl Rows {
         }
     }
 
-    /// Where other kernels put values that are no less than zero, `[rows][DEPTH]`; [`Rows::widen`] ends it.
-    pub(in crate::backend::cpu) fn of_one_step(&mut self, isa: Isa, rows: usize) -> &mut [u8] {
-        let padded = rows.next_multiple_of(ROW_STEP) * Rows::stride(isa, DEPTH);
+    /// As [`Rows::make_room`], of values no less than zero that are put there as bytes, without 128 added, and then
+    /// [widened](Rows::widen).
+    pub(in crate::backend::cpu) fn make_room_for_bytes(
+        &mut self,
+        isa: Isa,
+        rows: usize,
+        depth: usize,
+    ) {
+        self.make_room(isa, rows, depth);
+        let padded = rows.next_multiple_of(ROW_STEP) * Rows::stride(isa, depth);
         self.bytes.resize(padded);
-        self.unsigned_mut()
     }
 
-    /// The bytes of so many rows as the kernels of `isa` read them.
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(clippy::unused_self, reason = "bytes are read")
-    )]
+    /// The bytes of so many rows of a step as the kernels of `isa` read them.
     pub(in crate::backend::cpu) fn widen(&mut self, isa: Isa, rows: usize) {
         if Form::of(isa) == Form::Words {
-            self.words.resize(rows.next_multiple_of(ROW_STEP) * DEPTH);
             widen(&self.bytes[..rows * DEPTH], &mut self.words);
         }
     }
@@ -98,13 +99,13 @@ impl Rows {
         &self.bytes
     }
 
-    /// Of [`Form::Unsigned`].
+    /// Of [`Form::Unsigned`], or the bits of bytes.
     #[cfg(target_arch = "x86_64")]
     pub(in crate::backend::cpu) fn unsigned(&self) -> &[u8] {
         bytemuck::cast_slice(&self.bytes)
     }
 
-    fn unsigned_mut(&mut self) -> &mut [u8] {
+    pub(in crate::backend::cpu) fn unsigned_mut(&mut self) -> &mut [u8] {
         bytemuck::cast_slice_mut(&mut self.bytes)
     }
 
@@ -200,22 +201,13 @@ pub(in crate::backend::cpu) fn quantize_row<Q: Quantum>(x: &[f32], row: &mut [Q]
     quantize_by(x, row, |scale| scale)
 }
 
-/// As [`quantize_row`], one quantum worth a little more: a power of two times a number of sixteenths; at least 2^-60, below which
-/// all is zero.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
-pub(in crate::backend::cpu) fn quantize_to_sixteenths(x: &[f32], row: &mut [i8]) -> f32 {
-    // Four bits of a float's fraction are left.
-    const BELOW: u32 = (1 << 19) - 1;
-    const LEAST: f32 = 1.0 / (1_u64 << 60) as f32;
-    quantize_by(x, row, |scale| {
-        let scale = f32::from_bits((scale.to_bits() + BELOW) & !BELOW);
-        if scale < LEAST { LEAST } else { scale }
-    })
-}
-
-/// `worth` makes of the largest magnitude over [`QUANTUM_MAX`] what a quantum is to be worth, no less.
+/// As [`quantize_row`]: `worth` makes of the largest magnitude over [`QUANTUM_MAX`] what a quantum is to be worth, no less.
 #[inline(always)]
-fn quantize_by<Q: Quantum>(x: &[f32], row: &mut [Q], worth: impl Fn(f32) -> f32) -> f32 {
+pub(in crate::backend::cpu) fn quantize_by<Q: Quantum>(
+    x: &[f32],
+    row: &mut [Q],
+    worth: impl Fn(f32) -> f32,
+) -> f32 {
     // Of floats without their signs the order of the bits is the order of the values; infinity and NaN come last.
     const INFINITY: u32 = 0x7f80_0000;
     // Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the lowest bits.

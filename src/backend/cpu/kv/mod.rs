@@ -8,6 +8,7 @@ use super::bf16::Bf16;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::sixteen::{LANES, Sixteen, Vectors, on_vectors};
 use crate::backend::kv_cache::{KvCache, KvForm, Note, PANEL};
+use multiversion::multiversion;
 use quantized::{log2_of_sixteenths, put_quarter};
 use std::ops::Range;
 
@@ -178,7 +179,7 @@ impl<'a> Store<'a> {
             KvForm::F32 => self.single_values(),
             KvForm::Bf16 => self.paired_values(),
             KvForm::Int8 => {
-                self.quarter_values();
+                put_quarters(self);
                 self.note(Note::ValueLog, |_, scale| log2_of_sixteenths(scale));
                 self.note(Note::ValueInverse, |_, scale| 1.0 / scale);
             }
@@ -241,24 +242,25 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// A slot's values take one of four places in elements that other slots have the rest of.
-    fn quarter_values(&mut self) {
-        let numbers = KvForm::Int8.numbers();
-        for slot in self.slots.clone() {
-            for head in 0..self.cache.layout.kv_heads {
-                let row: &[i8] = bytemuck::cast_slice(self.row(head, slot));
-                for (column, part) in row.chunks(PANEL).enumerate() {
-                    let at = self.cache.column(head, column, slot);
-                    if let Some(elements) = self.memory[at..].first_chunk_mut() {
-                        put_quarter(elements, slot / PANEL % numbers, part);
-                    }
+    fn row_in_bf16(&self, head: usize, slot: usize) -> &'a [Bf16] {
+        bytemuck::cast_slice(self.row(head, slot))
+    }
+}
+
+/// Values in 8 bits: a slot's take one of four places in elements that other slots have the rest of.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
+fn put_quarters(store: &mut Store<'_>) {
+    let numbers = KvForm::Int8.numbers();
+    for head in 0..store.cache.layout.kv_heads {
+        for slot in store.slots.clone() {
+            let row: &[i8] = bytemuck::cast_slice(store.row(head, slot));
+            for (column, part) in row.chunks(PANEL).enumerate() {
+                let at = store.cache.column(head, column, slot);
+                if let Some(elements) = store.memory[at..].first_chunk_mut() {
+                    put_quarter(elements, slot / PANEL % numbers, part);
                 }
             }
         }
-    }
-
-    fn row_in_bf16(&self, head: usize, slot: usize) -> &'a [Bf16] {
-        bytemuck::cast_slice(self.row(head, slot))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Rows of keys and values in 8 bits, each head's row with a scale of its own.
 
 use super::Cached;
-use crate::backend::cpu::int8::{quantize_row, quantize_to_sixteenths};
+use crate::backend::cpu::int8::quantize_by;
 use crate::backend::cpu::lines::Lines;
 use crate::backend::kv_cache::{KvLayout, PANEL};
 use multiversion::multiversion;
@@ -18,20 +18,13 @@ pub(in crate::backend::cpu) struct Quantized {
 impl Quantized {
     /// Rows, `[rows][kv_width]`; values get scales of which [`log2_of_sixteenths`] is the logarithm.
     pub(in crate::backend::cpu) fn take(&mut self, what: Cached, rows: &[f32], layout: KvLayout) {
-        let quantize = match what {
-            Cached::Keys => quantize_row::<i8>,
-            Cached::Values => quantize_to_sixteenths,
-        };
         let of_heads = rows.len() / layout.head_dim;
         let elements = layout.elements();
         self.elements.resize(of_heads * elements);
         self.scale.resize(of_heads, 0.0);
-        let quanta: &mut [i8] = bytemuck::cast_slice_mut(&mut self.elements);
-        let quanta = quanta.chunks_exact_mut(elements * layout.form.numbers());
-        let rows = rows.chunks_exact(layout.head_dim);
-        for ((row, quanta), scale) in rows.zip(quanta).zip(&mut self.scale) {
-            *scale = quantize(row, quanta);
-        }
+        let quanta = bytemuck::cast_slice_mut(&mut self.elements);
+        let sizes = (layout.head_dim, elements * layout.form.numbers());
+        quantize(what, rows, quanta, sizes, &mut self.scale);
     }
 
     pub(super) fn elements(&self) -> &[f32] {
@@ -41,6 +34,35 @@ impl Quantized {
     pub(super) fn scale(&self) -> &[f32] {
         &self.scale
     }
+}
+
+/// Rows of the first of `sizes`, to rows of the second, and what one quantum of each is worth.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
+fn quantize(
+    what: Cached,
+    rows: &[f32],
+    quanta: &mut [i8],
+    sizes: (usize, usize),
+    scale: &mut [f32],
+) {
+    let rows = rows.chunks_exact(sizes.0);
+    let quanta = quanta.chunks_exact_mut(sizes.1);
+    for ((row, quanta), scale) in rows.zip(quanta).zip(scale) {
+        *scale = match what {
+            Cached::Keys => quantize_by(row, quanta, |scale| scale),
+            Cached::Values => quantize_by(row, quanta, sixteenths_above),
+        };
+    }
+}
+
+/// The next power of two times a number of sixteenths that is no less; at least 2^-60, below which all is zero.
+#[inline(always)]
+fn sixteenths_above(scale: f32) -> f32 {
+    // Four bits of a float's fraction are left.
+    const BELOW: u32 = (1 << 19) - 1;
+    const LEAST: f32 = 1.0 / (1_u64 << 60) as f32;
+    let scale = f32::from_bits((scale.to_bits() + BELOW) & !BELOW);
+    if scale < LEAST { LEAST } else { scale }
 }
 
 /// `log2(1 + i / 16)`.
@@ -75,7 +97,7 @@ pub(super) fn log2_of_sixteenths(value: f32) -> f32 {
 }
 
 /// One of the four quanta of each element.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
+#[inline(always)]
 pub(super) fn put_quarter(elements: &mut [f32; PANEL], quarter: usize, quanta: &[i8]) {
     let mut padded = [0_i8; PANEL];
     padded[..quanta.len()].copy_from_slice(quanta);
@@ -104,10 +126,10 @@ mod tests {
     /// Whatever the values, a row's scale is one of those, no less than a 127th of the largest nor a sixteenth more.
     #[test]
     fn scales_of_values_are_sixteenths() {
+        let mut quanta = [0_i8; 4];
         for i in 0..20_000 {
             let largest = (1.0 + i as f32 * 0.37).sin().abs() * 10.0_f32.powi(i % 40 - 12);
-            let mut quanta = [0; 4];
-            let scale = quantize_to_sixteenths(&[largest / 3.0, -largest], &mut quanta);
+            let scale = quantize_by(&[largest / 3.0, -largest], &mut quanta, sixteenths_above);
             let exact = largest / 127.0;
             assert!(
                 scale >= exact && scale <= exact * (1.0 + 1.0 / 16.0),
@@ -116,10 +138,8 @@ mod tests {
             assert_eq!(scale.to_bits() & ((1 << 19) - 1), 0);
             assert!((f32::from(quanta[1]) * scale + largest).abs() <= scale / 2.0);
         }
-        assert_eq!(
-            quantize_to_sixteenths(&[0.0; 3], &mut [1; 4]),
-            2.0_f32.powi(-60)
-        );
-        assert!(quantize_to_sixteenths(&[f32::INFINITY; 3], &mut [1; 4]).is_nan());
+        assert_eq!(sixteenths_above(0.0), 2.0_f32.powi(-60));
+        let infinite = quantize_by(&[f32::INFINITY; 3], &mut quanta, sixteenths_above);
+        assert!(infinite.is_nan());
     }
 }

@@ -1,77 +1,47 @@
 //! Weights and sums in loops, for every processor: the definition for [`super::vectors`].
 
-use super::{KEYS, LEAST, LOWEST, ONE, PANEL, State, Tile, settle};
+use super::{Chunk, KEYS, LEAST, LOG2_ONE, LOWEST, PANEL, PANELS, ROWS, Scratch, settle};
 use crate::backend::cpu::math::{self, multiply_add};
 use multiversion::multiversion;
 use multiversion::target::target_cfg_f;
 
-/// Products of a block's keys to exponents, and the largest of each row.
+/// Products of a block's keys to weights, and their sums.
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
-pub(super) fn score(tile: &Tile<'_>, at: usize, state: &mut State, exponents: &mut [f32]) {
+pub(super) fn weigh(chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch) {
     if target_cfg_f!(any(target_feature = "fma", target_feature = "neon")) {
-        score_rows::<true>(tile, at, state, exponents);
+        weigh_rows::<true>(chunk, at, scratch);
     } else {
-        score_rows::<false>(tile, at, state, exponents);
+        weigh_rows::<false>(chunk, at, scratch);
     }
 }
 
 #[inline(always)]
-fn score_rows<const FUSED: bool>(
-    tile: &Tile<'_>,
-    at: usize,
-    state: &mut State,
-    exponents: &mut [f32],
-) {
-    let notes = tile.notes(at);
-    for (row, exponents) in (0..tile.rows).zip(exponents.as_chunks_mut::<KEYS>().0) {
+fn weigh_rows<const FUSED: bool>(chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch) {
+    let notes = chunk.notes(at);
+    let state = &mut scratch.state;
+    let exponents = scratch.exponents.as_chunks_mut::<KEYS>().0;
+    for (row, exponents) in exponents.iter_mut().take(chunk.rows).enumerate() {
         let factor = state.factor[row];
         for (slot, t) in exponents.iter_mut().enumerate() {
             let logit = t.to_bits().cast_signed() as f32 * factor;
             *t = multiply_add::<FUSED>(logit, notes.key_scale[slot], notes.value_log[slot]);
         }
-        tile.hide(at, row, exponents);
+        chunk.hide(at, row, exponents);
         state.largest[row] = math::max(LEAST, math::largest(exponents));
     }
-}
-
-/// Exponents to weights, and their sums.
-#[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
-pub(super) fn weigh(
-    tile: &Tile<'_>,
-    at: usize,
-    state: &mut State,
-    exponents: &[f32],
-    weights: &mut [u8],
-) {
-    if target_cfg_f!(any(target_feature = "fma", target_feature = "neon")) {
-        weigh_rows::<true>(tile, at, state, exponents, weights);
-    } else {
-        weigh_rows::<false>(tile, at, state, exponents, weights);
-    }
-}
-
-#[inline(always)]
-fn weigh_rows<const FUSED: bool>(
-    tile: &Tile<'_>,
-    at: usize,
-    state: &mut State,
-    exponents: &[f32],
-    weights: &mut [u8],
-) {
-    settle::<FUSED>(state, tile.rows);
-    let notes = tile.notes(at);
+    settle::<FUSED>(state, chunk.rows);
     let weigh = math::Weigh::new(&math::EXP2_NARROW, LOWEST, 1.0);
-    let of_rows = exponents.as_chunks::<KEYS>().0.iter();
-    let of_rows = of_rows.zip(weights.chunks_mut(KEYS)).take(tile.rows);
-    for (row, (exponents, weights)) in of_rows.enumerate() {
+    let weights = scratch.weights.unsigned_mut().chunks_mut(KEYS);
+    for (row, (exponents, weights)) in exponents.iter().zip(weights).take(chunk.rows).enumerate() {
+        let less = LOG2_ONE - state.largest[row];
         let mut sums = [0.0_f32; PANEL];
         for (slot, exponent) in exponents.iter().enumerate() {
-            let u = weigh.at::<FUSED>(exponent - state.largest[row]);
+            let u = weigh.at::<FUSED>(exponent + less);
             let sum = &mut sums[slot % PANEL];
             *sum = multiply_add::<FUSED>(u, notes.value_inverse[slot], *sum);
             // As values lie: a lane's slots of all panels next to each other.
-            let place = slot % PANEL * (KEYS / PANEL) + slot / PANEL;
-            weights[place] = (u * ONE + math::ROUND).to_bits() as u8;
+            let place = slot % PANEL * PANELS + slot / PANEL;
+            weights[place] = (u + math::ROUND).to_bits() as u8;
         }
         let (kept, share) = (state.kept[row], state.share[row]);
         for (lane, sum) in state.lanes[row].iter_mut().zip(sums) {
@@ -80,22 +50,28 @@ fn weigh_rows<const FUSED: bool>(
     }
 }
 
-/// Products with a block's values to the sums.
+/// Products of the first `rows` rows with a block's values to their sums.
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
-pub(super) fn add(state: &State, rows: usize, products: &[i32], values: &mut [f32]) {
+pub(super) fn add(rows: usize, scratch: &mut Scratch) {
     if target_cfg_f!(any(target_feature = "fma", target_feature = "neon")) {
-        add_rows::<true>(state, rows, products, values);
+        add_rows::<true>(rows, scratch);
     } else {
-        add_rows::<false>(state, rows, products, values);
+        add_rows::<false>(rows, scratch);
     }
 }
 
 #[inline(always)]
-fn add_rows<const FUSED: bool>(state: &State, rows: usize, products: &[i32], values: &mut [f32]) {
-    let stride = values.len() / super::ROWS;
+fn add_rows<const FUSED: bool>(rows: usize, scratch: &mut Scratch) {
+    let Scratch {
+        products,
+        values,
+        state,
+        ..
+    } = scratch;
+    let stride = values.len() / ROWS;
     let of_rows = products.chunks(stride).zip(values.chunks_mut(stride));
     for (row, (products, values)) in of_rows.take(rows).enumerate() {
-        let (kept, share) = (state.kept[row], state.share[row] * (1.0 / ONE));
+        let (kept, share) = (state.kept[row], state.share[row]);
         for (value, product) in values.iter_mut().zip(products) {
             *value = multiply_add::<FUSED>(*product as f32, share, *value * kept);
         }

@@ -2,22 +2,27 @@
 //!
 //! Keys are gone over once, a block of [`KEYS`] slots at a time for up to [`ROWS`] queries. With `d` a product of quanta, `s` the
 //! scales, a slot's logit to the base of 2 is `t = d s_q s_k / (sqrt(head_dim) ln 2)`. Its weight takes the value's scale with it and is
-//! quantised to seven bits of the block's largest: `u = 2^(t + log2 s_v - m)`, `m` the largest exponent, `p = round(127 u)`. The
-//! block's part of the result is then `2^m / 127` times the sum of `p v`, and its part of the denominator `2^m` times that of
+//! quantised to seven bits of the block's largest: `u = 127 * 2^(t + log2 s_v - m)`, `m` the largest exponent, `p = round(u)`. The
+//! block's part of the result is then `2^m / 127` times the sum of `p v`, its part of the denominator as much of the sum of
 //! `u / s_v`. Parts of blocks are added up as in an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867), taken from a
 //! whole number no less than all `m` so far: rescaling is exact. (Weights quantised block by block: Chen et al. 2024, INT-FlashAttention,
 //! arXiv:2409.16997.)
 //!
 //! Seven bits, not eight: then kernels that multiply signed or unsigned values do so alike. [`loops`] is for every processor,
-//! [`vectors`] has the same bits where multiply-add is fused; [`vnni`] makes the products with what follows them.
+//! [`vectors`] has the same bits where multiply-add is fused; [`vnni`] and [`tiles`] make the
+//! products beside what follows them.
 
 mod loops;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vectors;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
 use super::{PANEL, Queries, hide, inverse_of};
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::amx::Tiles;
 use crate::backend::cpu::int8::{Columns, Product, Rows};
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel_rows::block;
@@ -36,8 +41,9 @@ const KEYS: usize = KvForm::Int8.block();
 /// Panels of a block's keys.
 const PANELS: usize = KEYS / PANEL;
 
-/// Quanta of a weight of one.
+/// Quanta of a block's largest weight, and their logarithm to the base of 2.
 const ONE: f32 = 127.0;
+const LOG2_ONE: f32 = 6.988_684_7;
 
 /// Exponents below it weigh nothing: what `f32` holds as normal numbers.
 const LOWEST: f32 = -math::EXP2_RANGE;
@@ -58,6 +64,8 @@ pub(super) struct Scratch {
     /// Sums of weighted values, `[ROWS][stride of values]`.
     values: Lines<f32>,
     state: State,
+    #[cfg(target_arch = "x86_64")]
+    items: tiles::Items,
 }
 
 /// What rows have come to, each at its place.
@@ -94,8 +102,7 @@ impl Scratch {
         let layout = layout(head_dim);
         let stride = stride_of_values(layout);
         self.queries.make_room(isa, ROWS, layout.depth());
-        self.weights.make_room(isa, ROWS, KEYS);
-        self.weights.of_one_step(isa, ROWS);
+        self.weights.make_room_for_bytes(isa, ROWS, KEYS);
         self.exponents.resize(ROWS * KEYS);
         self.products.resize(ROWS * stride);
         self.values.resize(ROWS * stride);
@@ -120,90 +127,132 @@ fn stride_of_values(layout: KvLayout) -> usize {
 pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch) {
     scratch.make_room(isa, queries.head_dim());
     let product = Product::new(isa);
-    let way = Way::best(isa);
+    let way = Way::best(isa, product.as_ref(), queries.head_dim());
     let mut first = 0;
     while first < queries.count() {
-        let rows = block(queries.count() - first, ROWS);
-        let tile = Tile {
+        let rows = block(queries.count() - first, way.rows());
+        let chunk = Chunk {
             queries,
-            product: &product,
+            isa,
             way,
             first,
             rows,
             layout: layout(queries.head_dim()),
         };
-        tile.attend(scratch);
+        chunk.attend(scratch);
         first += rows;
     }
 }
 
 /// What computes.
 #[derive(Clone, Copy)]
-enum Way {
-    Loops,
-    /// All but products.
+enum Way<'a> {
+    Loops(&'a Product),
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    Vectors(Vectors),
-    /// Products too.
+    Vectors(Vectors, &'a Product),
+    /// Products and what follows them together.
     #[cfg(target_arch = "x86_64")]
     Vnni,
+    /// Products on tiles beside all the rest.
+    #[cfg(target_arch = "x86_64")]
+    Tiles(&'a Tiles),
 }
 
-impl Way {
-    fn best(isa: Isa) -> Way {
+impl<'a> Way<'a> {
+    /// `product` is that of `isa`, if it has one.
+    fn best(isa: Isa, product: Option<&'a Product>, head_dim: usize) -> Way<'a> {
         #[cfg(target_arch = "x86_64")]
-        if matches!(isa, Isa::Avx512Vnni | Isa::Avx512Bf16) {
+        let Some(product) = product else {
             return Way::Vnni;
+        };
+        #[cfg(target_arch = "x86_64")]
+        if let Some(tiles) = product.tiles().filter(|_| tiles::takes(head_dim)) {
+            return Way::Tiles(tiles);
         }
+        #[cfg(not(target_arch = "x86_64"))]
+        let product = product.unwrap_or(&Product::Loops);
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(vectors) = Vectors::best(isa) {
-            return Way::Vectors(vectors);
+            return Way::Vectors(vectors, product);
         }
-        let _ = isa;
-        Way::Loops
+        let _ = (isa, head_dim);
+        Way::Loops(product)
+    }
+
+    /// Queries taken together, at most.
+    fn rows(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Way::Tiles(_) => tiles::TOGETHER,
+            _ => ROWS,
+        }
     }
 }
 
 /// Queries worked on together.
-struct Tile<'a> {
+struct Chunk<'a> {
     queries: &'a Queries<'a>,
-    product: &'a Product,
-    way: Way,
+    isa: Isa,
+    way: Way<'a>,
     first: usize,
     rows: usize,
     layout: KvLayout,
 }
 
 /// What is known of a block's slots.
+#[derive(Clone, Copy)]
 struct Notes<'a> {
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(dead_code, reason = "products take them")
-    )]
+    #[cfg(target_arch = "x86_64")]
     key_offset: &'a [i32; KEYS],
     key_scale: &'a [f32; KEYS],
     value_log: &'a [f32; KEYS],
     value_inverse: &'a [f32; KEYS],
 }
 
-impl Tile<'_> {
+impl Chunk<'_> {
     fn attend(&self, scratch: &mut Scratch) {
         self.begin(scratch);
-        for at in 0..self.queries.seen.blocks.len() {
-            self.score(at, scratch);
-            self.weigh(at, scratch);
-            self.add_values(at, scratch);
+        match self.way {
+            #[cfg(target_arch = "x86_64")]
+            Way::Tiles(tiles) => tiles::attend(tiles, self, scratch),
+            _ => self.go_over(scratch),
         }
         self.finish(scratch);
     }
 
+    /// All blocks, one after the other.
+    fn go_over(&self, scratch: &mut Scratch) {
+        for at in 0..self.queries.seen.blocks.len() {
+            match self.way {
+                Way::Loops(product) => {
+                    self.multiply_keys(product, at, scratch);
+                    loops::weigh(self, at, scratch);
+                    self.multiply_values(product, at, scratch);
+                    loops::add(self.rows, scratch);
+                }
+                #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+                Way::Vectors(vectors, product) => {
+                    self.multiply_keys(product, at, scratch);
+                    vectors::weigh(vectors, self, at, scratch);
+                    self.multiply_values(product, at, scratch);
+                    vectors::add(vectors, self.rows, scratch);
+                }
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the instruction set is there: of another one there is a product.
+                Way::Vnni => unsafe { vnni::go_over(self, at, scratch) },
+                #[cfg(target_arch = "x86_64")]
+                Way::Tiles(_) => unreachable!("tiles go over all blocks by themselves"),
+            }
+        }
+    }
+
     fn begin(&self, scratch: &mut Scratch) {
-        let (isa, depth) = (self.product.isa(), self.layout.depth());
+        let depth = self.layout.depth();
         let state = &mut scratch.state;
         let to_base_2 = self.queries.scale() * std::f32::consts::LOG2_E;
         for row in 0..self.rows {
             let query = self.queries.query(self.first + row);
-            let scale = scratch.queries.quantize(isa, row, depth, query);
+            let scale = scratch.queries.quantize(self.isa, row, depth, query);
             let sink = self.queries.sink(self.first + row) * std::f32::consts::LOG2_E;
             state.factor[row] = scale * to_base_2;
             state.reference[row] = math::max(LEAST, sink.ceil());
@@ -212,91 +261,21 @@ impl Tile<'_> {
         scratch.values.fill(0.0);
     }
 
-    /// Exponents of a block's slots, and the largest of each row.
-    fn score(&self, at: usize, scratch: &mut Scratch) {
-        let Scratch {
-            queries,
-            exponents,
-            state,
-            ..
-        } = scratch;
-        match self.way {
-            Way::Loops => {
-                self.multiply_keys(at, queries, exponents);
-                loops::score(self, at, state, exponents);
-            }
-            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            Way::Vectors(vectors) => {
-                self.multiply_keys(at, queries, exponents);
-                vectors::score(vectors, self, at, state, exponents);
-            }
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the instruction set is there, since it is the product's.
-            Way::Vnni => unsafe { vnni::score(self, at, queries.unsigned(), state, exponents) },
-        }
-    }
-
-    /// Products with a block's keys, in the bits of integers.
-    fn multiply_keys(&self, at: usize, queries: &Rows, products: &mut [f32]) {
+    /// Products with a block's keys, in the place of exponents.
+    fn multiply_keys(&self, product: &Product, at: usize, scratch: &mut Scratch) {
         let keys: &[i8] = bytemuck::cast_slice(self.queries.keys(at));
         let of_panel = PANEL * self.layout.depth();
         let columns = Columns {
             panel: |panel: usize| &keys[panel * of_panel..][..of_panel],
             count: PANELS,
             depth: self.layout.depth(),
-            offset: Some(self.notes(at).key_offset),
         };
-        let products = bytemuck::cast_slice_mut(products);
-        self.product
-            .multiply_into(queries, self.rows, &columns, products, KEYS);
+        let products = bytemuck::cast_slice_mut(&mut scratch.exponents);
+        product.multiply_into(&scratch.queries, self.rows, &columns, products, KEYS);
     }
 
-    /// Exponents to weights, and their sums.
-    fn weigh(&self, at: usize, scratch: &mut Scratch) {
-        let Scratch {
-            exponents,
-            weights,
-            state,
-            ..
-        } = scratch;
-        let bytes = weights.of_one_step(self.product.isa(), ROWS);
-        match self.way {
-            Way::Loops => loops::weigh(self, at, state, exponents, bytes),
-            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            Way::Vectors(vectors) => vectors::weigh(vectors, self, at, state, exponents, bytes),
-            #[cfg(target_arch = "x86_64")]
-            Way::Vnni => vectors::weigh(Vectors::Avx512, self, at, state, exponents, bytes),
-        }
-        weights.widen(self.product.isa(), self.rows);
-    }
-
-    /// Values of a block, weighted, to the sums.
-    fn add_values(&self, at: usize, scratch: &mut Scratch) {
-        let Scratch {
-            weights,
-            products,
-            values,
-            state,
-            ..
-        } = scratch;
-        match self.way {
-            Way::Loops => {
-                self.multiply_values(at, weights, products);
-                loops::add(state, self.rows, products, values);
-            }
-            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            Way::Vectors(vectors) => {
-                self.multiply_values(at, weights, products);
-                vectors::add(vectors, state, self.rows, products, values);
-            }
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as for the scores.
-            Way::Vnni => unsafe { vnni::add(self, at, weights.unsigned(), state, values) },
-        }
-    }
-
-    /// Products with a block's values.
-    fn multiply_values(&self, at: usize, weights: &Rows, products: &mut [i32]) {
+    /// Products of weights with a block's values.
+    fn multiply_values(&self, product: &Product, at: usize, scratch: &mut Scratch) {
         let columns = Columns {
             panel: |column: usize| {
                 let values: &[i8] = bytemuck::cast_slice(self.queries.values(at, column));
@@ -304,11 +283,11 @@ impl Tile<'_> {
             },
             count: self.layout.columns(),
             depth: KEYS,
-            offset: None,
         };
         let stride = stride_of_values(self.layout);
-        self.product
-            .multiply_into(weights, self.rows, &columns, products, stride);
+        let (weights, products) = (&mut scratch.weights, &mut scratch.products);
+        weights.widen(self.isa, self.rows);
+        product.multiply_into(weights, self.rows, &columns, products, stride);
     }
 
     fn finish(&self, scratch: &Scratch) {
@@ -348,6 +327,7 @@ impl Tile<'_> {
             notes.expect("as many notes as slots")
         };
         Notes {
+            #[cfg(target_arch = "x86_64")]
             key_offset: bytemuck::cast_ref(of(Note::KeyOffset)),
             key_scale: of(Note::KeyScale),
             value_log: of(Note::ValueLog),
@@ -368,20 +348,29 @@ impl Tile<'_> {
 /// References of the first `rows` rows, raised for the block's largest exponents, and what comes of it. Rows beyond get anything.
 #[inline(always)]
 fn settle<const FUSED: bool>(state: &mut State, rows: usize) {
-    let largest = state.largest.as_chunks::<PANEL>().0.iter();
-    let reference = state.reference.as_chunks_mut::<PANEL>().0.iter_mut();
-    let kept = state.kept.as_chunks_mut::<PANEL>().0.iter_mut();
-    let share = state.share.as_chunks_mut::<PANEL>().0.iter_mut();
-    let vectors = largest.zip(reference).zip(kept.zip(share));
-    for ((largest, reference), (kept, share)) in vectors.take(rows.div_ceil(PANEL)) {
-        for i in 0..PANEL {
-            let before = reference[i];
-            reference[i] = math::max(before, largest[i].ceil());
-            kept[i] = power_of_two(before - reference[i]);
-            let t = largest[i] - reference[i];
-            let weight = math::exp2::<FUSED, 4>(&math::EXP2_NARROW, t);
-            share[i] = if t < LOWEST { 0.0 } else { weight };
-        }
+    for sixteen in 0..rows.div_ceil(PANEL) {
+        settle_sixteen::<FUSED>(state, sixteen);
+    }
+}
+
+/// The same of sixteen rows.
+#[inline(always)]
+fn settle_sixteen<const FUSED: bool>(state: &mut State, sixteen: usize) {
+    let largest = &state.largest.as_chunks::<PANEL>().0[sixteen];
+    let reference = &mut state.reference.as_chunks_mut::<PANEL>().0[sixteen];
+    let kept = &mut state.kept.as_chunks_mut::<PANEL>().0[sixteen];
+    let share = &mut state.share.as_chunks_mut::<PANEL>().0[sixteen];
+    for i in 0..PANEL {
+        let before = reference[i];
+        reference[i] = math::max(before, largest[i].ceil());
+        kept[i] = power_of_two(before - reference[i]);
+        let t = largest[i] - reference[i];
+        let weight = math::exp2::<FUSED, 4>(&math::EXP2_NARROW, t);
+        share[i] = if t < LOWEST {
+            0.0
+        } else {
+            weight * (1.0 / ONE)
+        };
     }
 }
 

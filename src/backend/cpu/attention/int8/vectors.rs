@@ -1,76 +1,30 @@
 //! Weights and sums on vectors: the bits of [`super::loops`].
 
-use super::{KEYS, LEAST, LOWEST, ONE, PANEL, PANELS, ROWS, State, Tile, settle};
+use super::{Chunk, KEYS, LEAST, LOG2_ONE, LOWEST, PANEL, PANELS, ROWS, Scratch, State, settle};
 use crate::backend::cpu::math;
 use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors, on_vectors};
 
 const _: () = assert!(PANEL == LANES && ROWS.is_multiple_of(LANES));
 
-/// Products of a block's keys to exponents, and the largest of each row.
+/// Products of a block's keys to weights, and their sums.
 ///
 /// # Panics
-/// Where there are no such vectors, or too few places.
-pub(super) fn score(
-    vectors: Vectors,
-    tile: &Tile<'_>,
-    at: usize,
-    state: &mut State,
-    exponents: &mut [f32],
-) {
+/// Where there are no such vectors.
+pub(super) fn weigh(vectors: Vectors, chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch) {
     assert!(vectors.available(), "no such vectors here");
-    assert!(tile.rows <= ROWS && exponents.len() >= ROWS * KEYS);
-    // SAFETY: available; there are the places.
-    unsafe {
-        if tile.queries.seen.blocks[at].whole {
-            score_whole_on(vectors, tile, at, state, exponents);
+    // SAFETY: available.
+    unsafe { weigh_on(vectors, chunk, at, scratch) };
+}
+
+on_vectors! {
+    /// As [`score_rows`] and [`weigh_rows`].
+    fn weigh_on(chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch) = |S| {
+        if chunk.queries.seen.blocks[at].whole {
+            score_rows::<S, true>(chunk, at, scratch);
         } else {
-            score_on(vectors, tile, at, state, exponents);
+            score_rows::<S, false>(chunk, at, scratch);
         }
-    }
-}
-
-on_vectors! {
-    /// As [`score_rows`].
-    fn score_whole_on(tile: &Tile<'_>, at: usize, state: &mut State, exponents: &mut [f32]) = |S| {
-        score_rows::<S, true>(tile, at, state, exponents)
-    }
-}
-
-on_vectors! {
-    /// As [`score_rows`].
-    fn score_on(tile: &Tile<'_>, at: usize, state: &mut State, exponents: &mut [f32]) = |S| {
-        score_rows::<S, false>(tile, at, state, exponents)
-    }
-}
-
-/// Exponents to weights, and their sums.
-///
-/// # Panics
-/// As [`score`].
-pub(super) fn weigh(
-    vectors: Vectors,
-    tile: &Tile<'_>,
-    at: usize,
-    state: &mut State,
-    exponents: &[f32],
-    weights: &mut [u8],
-) {
-    assert!(vectors.available(), "no such vectors here");
-    assert!(tile.rows <= ROWS && exponents.len() >= ROWS * KEYS && weights.len() >= ROWS * KEYS);
-    // SAFETY: available; there are the places.
-    unsafe { weigh_on(vectors, tile, at, state, exponents, weights) };
-}
-
-on_vectors! {
-    /// As [`weigh_rows`].
-    fn weigh_on(
-        tile: &Tile<'_>,
-        at: usize,
-        state: &mut State,
-        exponents: &[f32],
-        weights: &mut [u8]
-    ) = |S| {
-        weigh_rows::<S>(tile, at, state, exponents, weights)
+        weigh_rows::<S>(chunk, at, scratch);
     }
 }
 
@@ -79,7 +33,7 @@ on_vectors! {
 /// # Safety
 /// The processor has `S`.
 #[inline(always)]
-unsafe fn of_panels<S: Sixteen>(notes: &[f32; KEYS]) -> [S; PANELS] {
+pub(super) unsafe fn of_panels<S: Sixteen>(notes: &[f32; KEYS]) -> [S; PANELS] {
     // SAFETY: by the caller; four times sixteen notes.
     unsafe {
         let mut panels = [S::splat(0.0); PANELS];
@@ -90,23 +44,23 @@ unsafe fn of_panels<S: Sixteen>(notes: &[f32; KEYS]) -> [S; PANELS] {
     }
 }
 
-/// As [`score`].
+/// Products to exponents, and the largest of each row.
 ///
 /// # Safety
-/// The processor has `S`; there are places for [`ROWS`] rows.
+/// The processor has `S`.
 #[inline(always)]
 unsafe fn score_rows<S: Sixteen, const WHOLE: bool>(
-    tile: &Tile<'_>,
+    chunk: &Chunk<'_>,
     at: usize,
-    state: &mut State,
-    exponents: &mut [f32],
+    scratch: &mut Scratch,
 ) {
-    let notes = tile.notes(at);
+    let (notes, state) = (chunk.notes(at), &mut scratch.state);
+    let exponents = scratch.exponents.as_chunks_mut::<KEYS>().0;
     // SAFETY: sixteen places for each panel; the rest by the caller.
     unsafe {
         let scale = of_panels::<S>(notes.key_scale);
         let log = of_panels::<S>(notes.value_log);
-        for (row, exponents) in (0..tile.rows).zip(exponents.as_chunks_mut::<KEYS>().0) {
+        for (row, exponents) in exponents.iter_mut().take(chunk.rows).enumerate() {
             let factor = S::splat(state.factor[row]);
             let mut largest = S::splat(LEAST);
             for panel in 0..PANELS {
@@ -119,7 +73,7 @@ unsafe fn score_rows<S: Sixteen, const WHOLE: bool>(
                 }
             }
             if !WHOLE {
-                tile.hide(at, row, exponents);
+                chunk.hide(at, row, exponents);
                 for panel in 0..PANELS {
                     largest = S::load(exponents.as_ptr().add(panel * PANEL)).max(largest);
                 }
@@ -129,83 +83,86 @@ unsafe fn score_rows<S: Sixteen, const WHOLE: bool>(
     }
 }
 
-/// As [`weigh`].
+/// Exponents to weights, and their sums.
 ///
 /// # Safety
-/// As [`score_rows`].
+/// The processor has `S`.
 #[inline(always)]
-unsafe fn weigh_rows<S: Sixteen>(
-    tile: &Tile<'_>,
-    at: usize,
-    state: &mut State,
-    exponents: &[f32],
-    weights: &mut [u8],
-) {
-    settle::<true>(state, tile.rows);
-    let notes = tile.notes(at);
-    // SAFETY: sixteen places for each panel, and as many bytes for all; the rest by the caller.
+pub(super) unsafe fn weigh_rows<S: Sixteen>(chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch) {
+    let (notes, state) = (chunk.notes(at), &mut scratch.state);
+    settle::<true>(state, chunk.rows);
+    let exponents = scratch.exponents.chunks_exact(KEYS);
+    let weights = scratch.weights.unsigned_mut().chunks_exact_mut(KEYS);
+    // SAFETY: by the caller; there are as many exponents and weights.
     unsafe {
         let inverse = of_panels::<S>(notes.value_inverse);
-        let of_rows = exponents
-            .chunks_exact(KEYS)
-            .zip(weights.chunks_exact_mut(KEYS));
-        for (row, (exponents, weights)) in of_rows.take(tile.rows).enumerate() {
-            let less = S::splat(-state.largest[row]);
-            let mut sum = S::splat(0.0);
-            let mut quanta = [S::splat(0.0); PANELS];
-            for panel in 0..PANELS {
-                let t = S::load(exponents.as_ptr().add(panel * PANEL)).add(less);
-                let u = t.exp2(&math::EXP2_NARROW, LOWEST);
-                sum = u.mul_add(inverse[panel], sum);
-                quanta[panel] = u.mul(S::splat(ONE));
-            }
-            S::store_bytes(quanta, weights.as_mut_ptr());
-            let lanes = state.lanes[row].as_mut_ptr();
-            let kept = S::load(lanes).mul(S::splat(state.kept[row]));
-            sum.mul_add(S::splat(state.share[row]), kept).store(lanes);
+        for (row, (exponents, weights)) in exponents.zip(weights).take(chunk.rows).enumerate() {
+            weigh_row::<S>(state, row, exponents, &inverse, weights);
         }
     }
 }
 
-/// Products with a block's values to the sums.
+/// # Safety
+/// The processor has `S`; `exponents` and `weights` are of [`KEYS`] slots.
+#[inline(always)]
+pub(super) unsafe fn weigh_row<S: Sixteen>(
+    state: &mut State,
+    row: usize,
+    exponents: &[f32],
+    inverse: &[S; PANELS],
+    weights: &mut [u8],
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        let less = S::splat(LOG2_ONE - state.largest[row]);
+        let mut sum = S::splat(0.0);
+        let mut quanta = [S::splat(0.0); PANELS];
+        for (panel, (quanta, inverse)) in quanta.iter_mut().zip(inverse).enumerate() {
+            let t = S::load(exponents.as_ptr().add(panel * PANEL)).add(less);
+            *quanta = t.exp2_within(&math::EXP2_NARROW, LOWEST);
+            sum = quanta.mul_add(*inverse, sum);
+        }
+        S::store_bytes(quanta, weights.as_mut_ptr());
+        let lanes = state.lanes[row].as_mut_ptr();
+        let kept = S::load(lanes).mul(S::splat(state.kept[row]));
+        sum.mul_add(S::splat(state.share[row]), kept).store(lanes);
+    }
+}
+
+/// Products of the first `rows` rows with a block's values to their sums.
 ///
 /// # Panics
 /// Where there are no such vectors, or too few places.
-pub(super) fn add(
-    vectors: Vectors,
-    state: &State,
-    rows: usize,
-    products: &[i32],
-    values: &mut [f32],
-) {
+pub(super) fn add(vectors: Vectors, rows: usize, scratch: &mut Scratch) {
     assert!(vectors.available(), "no such vectors here");
-    assert!(
-        rows <= ROWS && products.len() == values.len() && values.len().is_multiple_of(ROWS * LANES)
-    );
+    let (products, values) = (&scratch.products, &scratch.values);
+    assert!(products.len() == values.len() && values.len().is_multiple_of(ROWS * LANES));
     // SAFETY: available; there are the places.
-    unsafe { add_on(vectors, state, rows, products, values) };
+    unsafe { add_on(vectors, rows, scratch) };
 }
 
 on_vectors! {
     /// As [`add_rows`].
-    fn add_on(state: &State, rows: usize, products: &[i32], values: &mut [f32]) = |S| {
-        add_rows::<S>(state, rows, products, values)
-    }
+    fn add_on(rows: usize, scratch: &mut Scratch) = |S| add_rows::<S>(rows, scratch)
 }
 
 /// # Safety
 /// The processor has `S`; there are as many products as values, whole vectors for each of [`ROWS`] rows.
 #[inline(always)]
-unsafe fn add_rows<S: Sixteen>(state: &State, rows: usize, products: &[i32], values: &mut [f32]) {
+unsafe fn add_rows<S: Sixteen>(rows: usize, scratch: &mut Scratch) {
+    let Scratch {
+        products,
+        values,
+        state,
+        ..
+    } = scratch;
     let stride = values.len() / ROWS;
-    let of_rows = products
-        .chunks_exact(stride)
-        .zip(values.chunks_exact_mut(stride));
-    for (row, (products, values)) in of_rows.take(rows).enumerate() {
+    let products = products.chunks_exact(stride);
+    let values = values.chunks_exact_mut(stride);
+    for (row, (products, values)) in products.zip(values).take(rows).enumerate() {
         // SAFETY: sixteen places each; the rest by the caller.
         unsafe {
-            let kept = S::splat(state.kept[row]);
-            let share = S::splat(state.share[row] * (1.0 / ONE));
+            let [kept, share] = [S::splat(state.kept[row]), S::splat(state.share[row])];
             for column in (0..stride).step_by(LANES) {
                 let product = S::load_integers(products.as_ptr().add(column));
                 let value = values.as_mut_ptr().add(column);

@@ -1,7 +1,8 @@
 //! Products on 512-bit vectors with what is done with them right away: rows by all four panels of a block's keys, or by four columns of
 //! values, in registers from the first product to the exponent or the sum. The bits of [`super::vectors`].
 
-use super::{KEYS, LEAST, Notes, ONE, PANEL, PANELS, ROWS, State, Tile};
+use super::vectors::weigh_rows;
+use super::{Chunk, KEYS, LEAST, Notes, PANEL, PANELS, ROWS, Scratch, State};
 use crate::backend::cpu::int8::GROUP;
 use crate::backend::cpu::kernel_rows::block as rows_of;
 use crate::backend::cpu::tile::with_tile_rows;
@@ -20,47 +21,73 @@ struct Bytes<'a> {
 
 /// A block's keys.
 struct Keys<'a> {
-    tile: &'a Tile<'a>,
+    chunk: &'a Chunk<'a>,
     at: usize,
     panels: [&'a [i8]; PANELS],
     notes: Notes<'a>,
 }
 
 impl<'a> Keys<'a> {
-    fn of(tile: &'a Tile<'a>, at: usize) -> Keys<'a> {
-        let keys: &[i8] = bytemuck::cast_slice(tile.queries.keys(at));
+    fn of(chunk: &'a Chunk<'a>, at: usize) -> Keys<'a> {
+        let keys: &[i8] = bytemuck::cast_slice(chunk.queries.keys(at));
         let of_panel = keys.len() / PANELS;
         Keys {
-            tile,
+            chunk,
             at,
             panels: std::array::from_fn(|panel| &keys[panel * of_panel..][..of_panel]),
-            notes: tile.notes(at),
+            notes: chunk.notes(at),
         }
     }
 
     fn mask(&self, row: usize) -> u64 {
-        self.tile.queries.mask(self.at, self.tile.first + row)
+        self.chunk.queries.mask(self.at, self.chunk.first + row)
+    }
+}
+
+/// A block: weights, and weighted values to the sums.
+///
+/// # Safety
+/// The processor has AVX-512 F, BW, VL, DQ and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
+pub(super) unsafe fn go_over(chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch) {
+    let Scratch {
+        queries,
+        exponents,
+        state,
+        ..
+    } = scratch;
+    // SAFETY: by the caller.
+    unsafe {
+        score(chunk, at, queries.unsigned(), state, exponents);
+        weigh_rows::<__m512>(chunk, at, scratch);
+        let Scratch {
+            weights,
+            values,
+            state,
+            ..
+        } = scratch;
+        add(chunk, at, weights.unsigned(), state, values);
     }
 }
 
 /// Exponents of a block's slots, `[ROWS][KEYS]`, and the largest of each row. `queries` have 128 added.
 ///
 /// # Safety
-/// The processor has AVX-512 F, BW, VL, DQ and VNNI.
+/// As [`go_over`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
-pub(super) unsafe fn score(
-    tile: &Tile<'_>,
+unsafe fn score(
+    chunk: &Chunk<'_>,
     at: usize,
     queries: &[u8],
     state: &mut State,
     exponents: &mut [f32],
 ) {
-    let block = Keys::of(tile, at);
-    let whole = tile.queries.seen.blocks[at].whole;
-    let depth = tile.layout.depth();
+    let block = Keys::of(chunk, at);
+    let whole = chunk.queries.seen.blocks[at].whole;
+    let depth = chunk.layout.depth();
     let mut row = 0;
-    while row < tile.rows {
-        let n = rows_of(tile.rows - row, VNNI_ROWS);
+    while row < chunk.rows {
+        let n = rows_of(chunk.rows - row, VNNI_ROWS);
         let rows = &queries[row * depth..(row + n) * depth];
         let x = Bytes { rows, depth };
         with_tile_rows!(n, VNNI_ROWS, [1 2 3 4 5 6], |M| {
@@ -78,7 +105,7 @@ pub(super) unsafe fn score(
 }
 
 /// # Safety
-/// As [`score`].
+/// As [`go_over`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
 unsafe fn score_rows<const M: usize, const WHOLE: bool>(
     block: &Keys<'_>,
@@ -102,47 +129,66 @@ unsafe fn score_rows<const M: usize, const WHOLE: bool>(
         }
         let products = multiply::<M, PANELS>(begun, x, block.panels);
         for (m, products) in products.iter().enumerate() {
-            let factor = _mm512_set1_ps(factor[m]);
-            let mask = if WHOLE { 0 } else { block.mask(first + m) };
-            let mut most = _mm512_set1_ps(LEAST);
-            for (panel, products) in products.iter().enumerate() {
-                let [scale, log] = [notes.key_scale, notes.value_log]
-                    .map(|notes| _mm512_loadu_ps(notes.as_ptr().add(panel * PANEL)));
-                let logit = _mm512_mul_ps(_mm512_cvtepi32_ps(*products), factor);
-                let mut t = _mm512_fmadd_ps(logit, scale, log);
-                if !WHOLE {
-                    let hidden = _mm512_set1_ps(f32::NEG_INFINITY);
-                    let seen = (mask >> (panel * PANEL)) as __mmask16;
-                    t = _mm512_mask_mov_ps(hidden, seen, t);
-                }
-                _mm512_storeu_ps(exponents.as_mut_ptr().add(m * KEYS + panel * PANEL), t);
-                most = _mm512_max_ps(t, most);
-            }
-            largest[m] = _mm512_reduce_max_ps(most);
+            let mask = if WHOLE {
+                u64::MAX
+            } else {
+                block.mask(first + m)
+            };
+            let to = exponents[m * KEYS..].as_mut_ptr();
+            let of_lanes = exponents_of_row::<WHOLE>(products, factor[m], notes, mask, to);
+            largest[m] = _mm512_reduce_max_ps(of_lanes);
         }
     }
+}
+
+/// Of one row's products, to [`KEYS`] places; returns the largest of every sixteenth.
+///
+/// # Safety
+/// The processor has AVX-512 F and DQ; there are the places.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
+pub(super) unsafe fn exponents_of_row<const WHOLE: bool>(
+    products: &[__m512i; PANELS],
+    factor: f32,
+    notes: &Notes<'_>,
+    mask: u64,
+    to: *mut f32,
+) -> __m512 {
+    let factor = _mm512_set1_ps(factor);
+    let mut largest = _mm512_set1_ps(LEAST);
+    for (panel, products) in products.iter().enumerate() {
+        // SAFETY: sixteen notes and places for each panel; the rest by the caller.
+        unsafe {
+            let [scale, log] = [notes.key_scale, notes.value_log]
+                .map(|notes| _mm512_loadu_ps(notes.as_ptr().add(panel * PANEL)));
+            let logit = _mm512_mul_ps(_mm512_cvtepi32_ps(*products), factor);
+            let mut t = _mm512_fmadd_ps(logit, scale, log);
+            if !WHOLE {
+                let hidden = _mm512_set1_ps(f32::NEG_INFINITY);
+                let seen = (mask >> (panel * PANEL)) as __mmask16;
+                t = _mm512_mask_mov_ps(hidden, seen, t);
+            }
+            _mm512_storeu_ps(to.add(panel * PANEL), t);
+            largest = _mm512_max_ps(t, largest);
+        }
+    }
+    largest
 }
 
 /// Values of a block, weighted, to the sums, `[ROWS][stride]`.
 ///
 /// # Safety
-/// As [`score`].
+/// As [`go_over`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
-pub(super) unsafe fn add(
-    tile: &Tile<'_>,
-    at: usize,
-    weights: &[u8],
-    state: &State,
-    values: &mut [f32],
-) {
+unsafe fn add(chunk: &Chunk<'_>, at: usize, weights: &[u8], state: &State, values: &mut [f32]) {
     let mut column = 0;
-    while column < tile.layout.columns() {
+    while column < chunk.layout.columns() {
         // SAFETY: by the caller.
         column += unsafe {
-            match tile.layout.columns() - column {
-                4.. => add_columns::<4>(tile, at, column, weights, state, values),
-                2.. => add_columns::<2>(tile, at, column, weights, state, values),
-                _ => add_columns::<1>(tile, at, column, weights, state, values),
+            match chunk.layout.columns() - column {
+                4.. => add_columns::<4>(chunk, at, column, weights, state, values),
+                2.. => add_columns::<2>(chunk, at, column, weights, state, values),
+                _ => add_columns::<1>(chunk, at, column, weights, state, values),
             }
         };
     }
@@ -151,10 +197,10 @@ pub(super) unsafe fn add(
 /// To `C` columns from `column` on; returns how many that is.
 ///
 /// # Safety
-/// As [`score`].
+/// As [`go_over`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
 unsafe fn add_columns<const C: usize>(
-    tile: &Tile<'_>,
+    chunk: &Chunk<'_>,
     at: usize,
     column: usize,
     weights: &[u8],
@@ -162,13 +208,13 @@ unsafe fn add_columns<const C: usize>(
     values: &mut [f32],
 ) -> usize {
     let columns = std::array::from_fn(|c| {
-        let values: &[i8] = bytemuck::cast_slice(tile.queries.values(at, column + c));
+        let values: &[i8] = bytemuck::cast_slice(chunk.queries.values(at, column + c));
         &values[..KEYS * PANEL]
     });
     let stride = values.len() / ROWS;
     let mut row = 0;
-    while row < tile.rows {
-        let n = rows_of(tile.rows - row, VNNI_ROWS);
+    while row < chunk.rows {
+        let n = rows_of(chunk.rows - row, VNNI_ROWS);
         let rows = &weights[row * KEYS..(row + n) * KEYS];
         let x = Bytes { rows, depth: KEYS };
         let to = &mut values[row * stride + column * PANEL..];
@@ -182,7 +228,7 @@ unsafe fn add_columns<const C: usize>(
 }
 
 /// # Safety
-/// As [`score`].
+/// As [`go_over`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
 unsafe fn add_rows<const M: usize, const C: usize>(
     columns: [&[i8]; C],
@@ -198,14 +244,32 @@ unsafe fn add_rows<const M: usize, const C: usize>(
     unsafe {
         let products = multiply::<M, C>([_mm512_setzero_si512(); C], x, columns);
         for (m, products) in products.iter().enumerate() {
-            let kept = _mm512_set1_ps(kept[m]);
-            let share = _mm512_set1_ps(share[m] * (1.0 / ONE));
-            for (c, products) in products.iter().enumerate() {
-                let value = values.as_mut_ptr().add(m * stride + c * PANEL);
-                let before = _mm512_mul_ps(_mm512_loadu_ps(value), kept);
-                let products = _mm512_cvtepi32_ps(*products);
-                _mm512_storeu_ps(value, _mm512_fmadd_ps(products, share, before));
+            let to = values.as_mut_ptr().add(m * stride);
+            add_row(products, kept[m], share[m], to);
+        }
+    }
+}
+
+/// One row's products with columns to its sums.
+///
+/// # Safety
+/// The processor has AVX-512 F; there are places for as many vectors.
+#[inline]
+#[target_feature(enable = "avx512f,fma")]
+pub(super) unsafe fn add_row(products: &[__m512i], kept: f32, share: f32, values: *mut f32) {
+    // Once the largest have been seen.
+    let all_kept = kept == 1.0;
+    let [kept, share] = [kept, share].map(|v| _mm512_set1_ps(v));
+    for (column, products) in products.iter().enumerate() {
+        // SAFETY: by the caller.
+        unsafe {
+            let value = values.add(column * PANEL);
+            let mut before = _mm512_loadu_ps(value);
+            if !all_kept {
+                before = _mm512_mul_ps(before, kept);
             }
+            let products = _mm512_cvtepi32_ps(*products);
+            _mm512_storeu_ps(value, _mm512_fmadd_ps(products, share, before));
         }
     }
 }
@@ -213,7 +277,7 @@ unsafe fn add_rows<const M: usize, const C: usize>(
 /// Sums of `M` rows of unsigned bytes and `C` columns, `[depth / 4][PANEL][4]` each, added to what has `begun`.
 ///
 /// # Safety
-/// As [`score`].
+/// As [`go_over`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
 unsafe fn multiply<const M: usize, const C: usize>(
