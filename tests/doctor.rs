@@ -289,7 +289,7 @@ fn a_configuration_is_measured_and_reported_as_json() {
         }
     }
     let attention = report["attention"].as_array().unwrap();
-    for precision in ["f32", "bf16"] {
+    for precision in ["f32", "bf16", "int8"] {
         for rows in [4, 64] {
             let is = |a: &&Value| a["precision"] == precision && a["rows"] == rows;
             for found in attention.iter().filter(is) {

@@ -1,5 +1,5 @@
-//! Attention through the backend: new tokens over a window of each preset's heads, for few and for many rows, in `f32` and in bf16, which
-//! 8 bits use as well; on one thread.
+//! Attention through the backend: new tokens over a window of each preset's heads, for few and for many rows, in each precision; on one
+//! thread.
 
 use super::repeat::median_us;
 use super::{PRESETS, ROWS};
@@ -32,7 +32,7 @@ pub struct AttentionSpeed {
     pub rows: usize,
     /// Tokens attended to.
     pub keys: usize,
-    /// `f32` or `bf16`.
+    /// What queries, keys, values and weights are in.
     pub precision: &'static str,
     /// Of a call.
     pub call_us: f64,
@@ -45,7 +45,7 @@ pub(super) fn measure() -> Result<Vec<AttentionSpeed>, Error> {
     let mut speeds = Vec::new();
     for preset in PRESETS {
         let shape = ModelSpec::preset(preset, 0)?.head_shape();
-        for precision in [Precision::F32, Precision::Bf16] {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             let calls_us = on_tick_thread(1, || {
                 let mut layers = Layers::new(shape, precision);
                 ROWS.map(|rows| (rows, layers.median_us(rows)))

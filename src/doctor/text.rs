@@ -133,18 +133,26 @@ fn attention(text: &mut Text, speeds: &[super::AttentionSpeed]) {
     text.line(
         "attention",
         format!(
-            "rows   f32 GFLOP/s   bf16 GFLOP/s   heads of so many elements over {} tokens; int8 has it in bf16",
+            "rows   f32 GFLOP/s   bf16 GFLOP/s   int8 GOP/s   heads of so many elements over {} tokens",
             first.keys
         ),
     );
     for f32 in speeds.iter().filter(|a| a.precision == "f32") {
-        let same = |a: &&super::AttentionSpeed| {
-            a.precision == "bf16" && (a.preset, a.rows) == (f32.preset, f32.rows)
+        let gops = |precision: &str| {
+            let same = |a: &&super::AttentionSpeed| {
+                a.precision == precision && (a.preset, a.rows) == (f32.preset, f32.rows)
+            };
+            speeds.iter().find(same).map_or(0.0, |a| a.gops)
         };
-        let bf16 = speeds.iter().find(same).map_or(0.0, |a| a.gops);
         text.line(
             &format!("  {} of {}", f32.heads, f32.head_dim),
-            format!("{:4} {:13.1} {bf16:14.1}", f32.rows, f32.gops),
+            format!(
+                "{:4} {:13.1} {:14.1} {:12.1}",
+                f32.rows,
+                f32.gops,
+                gops("bf16"),
+                gops("int8")
+            ),
         );
     }
 }

@@ -13,7 +13,7 @@ pub enum Path {
     Fast,
 }
 
-/// What linear layers are computed in, and attention: in bf16 unless all is `f32`. Everything between them is `f32`.
+/// What linear layers and attention are computed in. Everything between them is `f32`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -23,8 +23,8 @@ pub enum Precision {
     /// Weights, activations, keys and values rounded to bf16, sums in `f32`: half the memory, the same bits on every
     /// processor with fused multiply-add. Small layers stay `f32`, as with 8 bits.
     Bf16,
-    /// 8-bit weights and activations: a quarter of the memory, products of the same bits on every processor. Layers of fewer than
-    /// [`MIN_NARROW_WEIGHTS`] weights stay `f32`.
+    /// Weights, activations, queries, keys and values in 8 bits, every row with a scale of its own: a quarter of the memory, products of
+    /// the same bits on every processor. Layers of fewer than [`MIN_NARROW_WEIGHTS`] weights stay `f32`.
     Int8,
 }
 

@@ -181,7 +181,9 @@ impl<'a> Store<'a> {
             KvForm::Int8 => {
                 put_quarters(self);
                 self.note(Note::ValueLog, |_, scale| log2_of_sixteenths(scale));
-                self.note(Note::ValueInverse, |_, scale| 1.0 / scale);
+                // What is not a number shows in the logarithm, and there only where the slot is seen.
+                let inverse = |scale: f32| if scale.is_nan() { 1.0 } else { 1.0 / scale };
+                self.note(Note::ValueInverse, |_, scale| inverse(scale));
             }
         }
     }
