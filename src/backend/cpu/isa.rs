@@ -13,7 +13,9 @@ pub enum Isa {
     NeonI8mm,
     /// 256-bit vectors; 8 bits are multiplied as 16.
     Avx2,
-    /// 512-bit vectors; in 8 bits they multiply and sum four values a lane.
+    /// 256-bit vectors; in 8 bits they multiply and sum four values a lane.
+    AvxVnni,
+    /// 512-bit vectors, the same.
     Avx512Vnni,
     /// The same with products of pairs in bf16.
     Avx512Bf16,
@@ -33,11 +35,12 @@ pub const ISA_VARIABLE: &str = "UMM_ISA";
 
 impl Isa {
     /// Of one architecture the slowest first.
-    pub const ALL: [Isa; 7] = [
+    pub const ALL: [Isa; 8] = [
         Isa::Portable,
         Isa::NeonDotprod,
         Isa::NeonI8mm,
         Isa::Avx2,
+        Isa::AvxVnni,
         Isa::Avx512Vnni,
         Isa::Avx512Bf16,
         Isa::Amx,
@@ -50,6 +53,7 @@ impl Isa {
             Isa::NeonDotprod => "neon-dotprod",
             Isa::NeonI8mm => "neon-i8mm",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avx-vnni",
             Isa::Avx512Vnni => "avx512-vnni",
             Isa::Avx512Bf16 => "avx512-bf16",
             Isa::Amx => "amx",
@@ -72,6 +76,8 @@ impl Isa {
             Isa::Portable => true,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Isa::Avx2.available() && is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => {
                 is_x86_feature_detected!("avx512f")

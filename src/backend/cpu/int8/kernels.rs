@@ -48,6 +48,9 @@ impl Product<'_> {
             Isa::Avx2 => unsafe { self.run_avx2(pairs) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
+            Isa::AvxVnni => unsafe { self.run_avx_vnni(pairs) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
             Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { self.run_vnni(pairs) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
@@ -104,7 +107,7 @@ mod x86 {
     use crate::backend::cpu::ahead::Ahead;
     use crate::backend::cpu::amx::Tiles;
     use crate::backend::cpu::int8::loops::{
-        AVX2_ROWS, Next, VNNI_ROWS, dot_avx2, dot_vnni, with_rows,
+        AVX2_ROWS, Next, VNNI_ROWS, dot_avx_vnni, dot_avx2, dot_vnni, with_rows,
     };
     use crate::backend::cpu::int8::rows::ROW_STEP;
     use crate::backend::cpu::kernel_rows::block;
@@ -132,6 +135,32 @@ mod x86 {
                     with_rows!(n, 1 2 3 4 5 6, |M| {
                         // SAFETY: the function's own condition.
                         unsafe { dot_avx2::<M>(x, weights, self.depth, sums.0.as_flattened_mut(), PANEL) }
+                    });
+                    for (i, sums) in sums.0[..n].iter().enumerate() {
+                        self.put(sums, row + i, panel);
+                    }
+                    row += n;
+                }
+            }
+        }
+
+        /// # Safety
+        /// AVX2 and AVX-VNNI must be available.
+        #[target_feature(enable = "avx2,avxvnni,fma")]
+        pub(super) unsafe fn run_avx_vnni(&self, pairs: Claims<'_>) {
+            let (x, linear) = (self.x.unsigned(), self.finish.linear);
+            for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
+                let weights = linear.panel(panel);
+                let offset = &linear.offset[panel * PANEL..][..PANEL];
+                let mut row = 0;
+                while row < self.out.rows() {
+                    let n = block(self.out.rows() - row, AVX2_ROWS);
+                    let x = &x[row * self.depth..(row + n) * self.depth];
+                    let mut sums = OnLine([[0_i32; PANEL]; AVX2_ROWS]);
+                    let to = (sums.0.as_flattened_mut(), PANEL);
+                    with_rows!(n, 1 2 3 4 5 6, |M| {
+                        // SAFETY: the function's own condition.
+                        unsafe { dot_avx_vnni::<M>(x, weights, Some(offset), self.depth, to) }
                     });
                     for (i, sums) in sums.0[..n].iter().enumerate() {
                         self.put(sums, row + i, panel);

@@ -2,7 +2,7 @@
 
 use super::{GROUP, PANEL};
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{AVX2_ROWS, Next, VNNI_ROWS, dot_avx2, dot_vnni};
+pub(super) use x86::{AVX2_ROWS, Next, VNNI_ROWS, dot_avx_vnni, dot_avx2, dot_vnni};
 
 /// Sums of one row and one panel.
 #[multiversion::multiversion(targets("x86_64+avx2", "aarch64+neon"))]
@@ -44,7 +44,8 @@ mod x86 {
     /// How far ahead of their use weights are asked for: over the end of a page, where the processor's own prefetching stops.
     const PREFETCH_BYTES: usize = 4096;
 
-    /// Rows of a block: with two vectors of sums each they leave registers for weights and activations.
+    /// Rows of a block: with two vectors of sums each they leave registers for weights and activations. Those of 256 bits are
+    /// AVX-VNNI's too.
     pub(in super::super) const AVX2_ROWS: usize = 6;
     pub(in super::super) const VNNI_ROWS: usize = 12;
 
@@ -109,6 +110,62 @@ mod x86 {
                 let to = &mut sums[m * stride + half * 8..][..8];
                 // SAFETY: eight places.
                 unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), eight) };
+            }
+        }
+    }
+
+    /// Sums of `M` rows of unsigned values and one panel, less `offset` if there is one, `stride` apart.
+    ///
+    /// # Safety
+    /// AVX2 and AVX-VNNI must be available.
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub(in super::super) unsafe fn dot_avx_vnni<const M: usize>(
+        x: &[u8],
+        weights: &[i8],
+        offset: Option<&[i32]>,
+        depth: usize,
+        (sums, stride): (&mut [i32], usize),
+    ) {
+        const HALF: usize = PANEL / 2;
+        assert!(x.len() >= M * depth && weights.len() >= PANEL * depth);
+        assert!(depth.is_multiple_of(DEPTH) && sums.len() >= (M - 1) * stride + PANEL);
+        let mut begun = [_mm256_setzero_si256(); 2];
+        for (begun, offset) in begun
+            .iter_mut()
+            .zip(offset.unwrap_or_default().as_chunks::<HALF>().0)
+        {
+            // SAFETY: eight values.
+            let offset = unsafe { _mm256_loadu_si256(offset.as_ptr().cast()) };
+            *begun = _mm256_sub_epi32(*begun, offset);
+        }
+        let mut lanes = [begun; M];
+        for group in 0..depth / GROUP {
+            // SAFETY: `group * 64 + 64 <= PANEL * depth`, by the assertion inside `weights`.
+            let w = unsafe {
+                let at = weights.as_ptr().add(group * PANEL * GROUP);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES));
+                [
+                    _mm256_loadu_si256(at.cast()),
+                    _mm256_loadu_si256(at.add(HALF * GROUP).cast()),
+                ]
+            };
+            for (m, lanes) in lanes.iter_mut().enumerate() {
+                // SAFETY: four values at `m * depth + group * 4`, by the assertion inside `x`.
+                let four = unsafe {
+                    let at = x.as_ptr().add(m * depth + group * GROUP);
+                    at.cast::<i32>().read_unaligned()
+                };
+                let four = _mm256_set1_epi32(four);
+                for (lanes, w) in lanes.iter_mut().zip(w) {
+                    *lanes = _mm256_dpbusd_avx_epi32(*lanes, four, w);
+                }
+            }
+        }
+        for (m, lanes) in lanes.iter().enumerate() {
+            for (half, lanes) in lanes.iter().enumerate() {
+                let to = &mut sums[m * stride + half * HALF..][..HALF];
+                // SAFETY: eight places.
+                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), *lanes) };
             }
         }
     }

@@ -6,13 +6,19 @@ use super::{Isa, PANEL, Rows};
 use crate::backend::cpu::amx::Tiles;
 
 /// Panels of columns, one after the other.
-pub(in crate::backend::cpu) struct Columns<P> {
+pub(in crate::backend::cpu) struct Columns<'a, P> {
     /// Each of them, `[depth / 4][PANEL][4]`.
     pub panel: P,
     /// How many there are.
     pub count: usize,
     /// Values of a column, whole steps.
     pub depth: usize,
+    /// 128 times the sum of each column's values, `[count * PANEL]`, where kernels add 128 to rows.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "none does there")
+    )]
+    pub offset: Option<&'a [i32]>,
 }
 
 /// What multiplies, for one thread.
@@ -20,6 +26,8 @@ pub(in crate::backend::cpu) enum Product {
     Loops,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
     #[cfg(target_arch = "x86_64")]
     Tiles(Tiles),
     /// One of those of 64-bit Arm.
@@ -34,6 +42,8 @@ impl Product {
         Some(match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Product::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Product::AvxVnni,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni | Isa::Avx512Bf16 => return None,
             #[cfg(target_arch = "x86_64")]
@@ -59,7 +69,7 @@ impl Product {
         &self,
         x: &Rows,
         rows: usize,
-        columns: &Columns<P>,
+        columns: &Columns<'_, P>,
         sums: &mut [i32],
         stride: usize,
     ) {
@@ -68,6 +78,9 @@ impl Product {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `new` asserts that the processor has it.
             Product::Avx2 => unsafe { x86::by_avx2(x, rows, columns, sums, stride) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Product::AvxVnni => unsafe { x86::by_avx_vnni(x, rows, columns, sums, stride) },
             #[cfg(target_arch = "x86_64")]
             Product::Tiles(tiles) => x86::by_tiles(tiles, x, rows, columns, sums, stride),
             #[cfg(target_arch = "aarch64")]
@@ -81,7 +94,7 @@ fn by_neon<'p, P: Fn(usize) -> &'p [i8]>(
     isa: Isa,
     x: &Rows,
     rows: usize,
-    columns: &Columns<P>,
+    columns: &Columns<'_, P>,
     sums: &mut [i32],
     stride: usize,
 ) {
@@ -105,7 +118,7 @@ fn by_neon<'p, P: Fn(usize) -> &'p [i8]>(
 fn in_loops<'p, P: Fn(usize) -> &'p [i8]>(
     x: &Rows,
     rows: usize,
-    columns: &Columns<P>,
+    columns: &Columns<'_, P>,
     sums: &mut [i32],
     stride: usize,
 ) {
@@ -128,7 +141,7 @@ mod x86 {
     use super::{Columns, PANEL, Rows, Tiles};
     use crate::backend::cpu::amx::LINE;
     use crate::backend::cpu::amx::single::{add_products_of_bytes, load, store_rows, zero};
-    use crate::backend::cpu::int8::loops::{AVX2_ROWS, dot_avx2, with_rows};
+    use crate::backend::cpu::int8::loops::{AVX2_ROWS, dot_avx_vnni, dot_avx2, with_rows};
     use crate::backend::cpu::int8::rows::ROW_STEP;
     use crate::backend::cpu::int8::{DEPTH, GROUP};
     use crate::backend::cpu::isa::Isa;
@@ -140,7 +153,7 @@ mod x86 {
     pub(super) unsafe fn by_avx2<'p, P: Fn(usize) -> &'p [i8]>(
         x: &Rows,
         rows: usize,
-        columns: &Columns<P>,
+        columns: &Columns<'_, P>,
         sums: &mut [i32],
         stride: usize,
     ) {
@@ -161,12 +174,40 @@ mod x86 {
         }
     }
 
+    /// # Safety
+    /// AVX2 and AVX-VNNI must be available.
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub(super) unsafe fn by_avx_vnni<'p, P: Fn(usize) -> &'p [i8]>(
+        x: &Rows,
+        rows: usize,
+        columns: &Columns<'_, P>,
+        sums: &mut [i32],
+        stride: usize,
+    ) {
+        let depth = columns.depth;
+        for panel in 0..columns.count {
+            let weights = (columns.panel)(panel);
+            let offset = columns.offset.map(|all| &all[panel * PANEL..][..PANEL]);
+            let mut row = 0;
+            while row < rows {
+                let n = block(rows - row, AVX2_ROWS);
+                let x = &x.unsigned()[row * depth..(row + n) * depth];
+                let to = (&mut sums[row * stride + panel * PANEL..], stride);
+                with_rows!(n, 1 2 3 4 5 6, |M| {
+                    // SAFETY: the function's own condition.
+                    unsafe { dot_avx_vnni::<M>(x, weights, offset, depth, to) }
+                });
+                row += n;
+            }
+        }
+    }
+
     /// Whole tiles of rows.
     pub(super) fn by_tiles<'p, P: Fn(usize) -> &'p [i8]>(
         _configured: &Tiles,
         x: &Rows,
         rows: usize,
-        columns: &Columns<P>,
+        columns: &Columns<'_, P>,
         sums: &mut [i32],
         stride: usize,
     ) {

@@ -26,7 +26,7 @@ impl Form {
     fn of(isa: Isa) -> Form {
         match isa {
             Isa::Avx2 => Form::Words,
-            Isa::Avx512Vnni | Isa::Avx512Bf16 => Form::Unsigned,
+            Isa::AvxVnni | Isa::Avx512Vnni | Isa::Avx512Bf16 => Form::Unsigned,
             Isa::Portable | Isa::NeonDotprod | Isa::NeonI8mm | Isa::Amx => Form::Bytes,
         }
     }

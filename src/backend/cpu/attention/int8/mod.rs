@@ -202,7 +202,6 @@ struct Chunk<'a> {
 /// What is known of a block's slots.
 #[derive(Clone, Copy)]
 struct Notes<'a> {
-    #[cfg(target_arch = "x86_64")]
     key_offset: &'a [i32; KEYS],
     key_scale: &'a [f32; KEYS],
     value_log: &'a [f32; KEYS],
@@ -269,6 +268,7 @@ impl Chunk<'_> {
             panel: |panel: usize| &keys[panel * of_panel..][..of_panel],
             count: PANELS,
             depth: self.layout.depth(),
+            offset: Some(self.notes(at).key_offset),
         };
         let products = bytemuck::cast_slice_mut(&mut scratch.exponents);
         product.multiply_into(&scratch.queries, self.rows, &columns, products, KEYS);
@@ -283,6 +283,7 @@ impl Chunk<'_> {
             },
             count: self.layout.columns(),
             depth: KEYS,
+            offset: None,
         };
         let stride = stride_of_values(self.layout);
         let (weights, products) = (&mut scratch.weights, &mut scratch.products);
@@ -327,7 +328,6 @@ impl Chunk<'_> {
             notes.expect("as many notes as slots")
         };
         Notes {
-            #[cfg(target_arch = "x86_64")]
             key_offset: bytemuck::cast_ref(of(Note::KeyOffset)),
             key_scale: of(Note::KeyScale),
             value_log: of(Note::ValueLog),
