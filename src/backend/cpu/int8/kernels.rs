@@ -113,6 +113,9 @@ mod x86 {
     use crate::backend::cpu::kernel_rows::block;
     use crate::backend::cpu::lines::OnLine;
 
+    /// Rows up to which weights come as memory brings them: one panel at a time, since two would come slower.
+    const FEW_ROWS: usize = 8;
+
     impl Product<'_> {
         /// A pair's panels, and how many of the two are written: without a second one the first is multiplied twice.
         fn pair(&self, pair: usize) -> ([usize; 2], usize) {
@@ -176,6 +179,22 @@ mod x86 {
         pub(super) unsafe fn run_vnni(&self, pairs: Claims<'_>) {
             let linear = self.finish.linear;
             let x = self.x.unsigned();
+            if self.out.rows() <= FEW_ROWS {
+                for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
+                    let offset = &linear.offset[panel * PANEL..][..PANEL];
+                    let mut sums = OnLine([[[0_i32; PANEL]; 1]; FEW_ROWS]);
+                    with_rows!(self.out.rows(), 1 2 3 4 5 6 7 8, |M| {
+                        // SAFETY: the function's own condition.
+                        unsafe {
+                            dot_vnni::<M, 1, true>(x, [linear.panel(panel)], [offset], self.depth, &mut sums.0, None);
+                        }
+                    });
+                    for (row, [sums]) in sums.0.iter().enumerate().take(self.out.rows()) {
+                        self.put(sums, row, panel);
+                    }
+                }
+                return;
+            }
             for claim in pairs {
                 let (pair, used) = self.pair(claim.item);
                 let weights = pair.map(|p| linear.panel(p));
@@ -196,9 +215,9 @@ mod x86 {
                         // SAFETY: the function's own condition.
                         unsafe {
                             if row == 0 {
-                                dot_vnni::<M, true>(x, weights, offsets, self.depth, &mut sums.0, None);
+                                dot_vnni::<M, 2, true>(x, weights, offsets, self.depth, &mut sums.0, None);
                             } else {
-                                dot_vnni::<M, false>(x, weights, offsets, self.depth, &mut sums.0, next);
+                                dot_vnni::<M, 2, false>(x, weights, offsets, self.depth, &mut sums.0, next);
                             }
                         }
                     });

@@ -170,18 +170,18 @@ mod x86 {
         }
     }
 
-    /// Sums of `M` rows of values with 128 added and two panels. Asks for their own lines ahead of their use if they `STREAM`, else
+    /// Sums of `M` rows of values with 128 added and `P` panels. Asks for their own lines ahead of their use if they `STREAM`, else
     /// for the next pair's.
     ///
     /// # Safety
     /// AVX-512 F, BW, VL and VNNI must be available.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub(in super::super) unsafe fn dot_vnni<const M: usize, const STREAM: bool>(
+    pub(in super::super) unsafe fn dot_vnni<const M: usize, const P: usize, const STREAM: bool>(
         x: &[u8],
-        weights: [&[i8]; 2],
-        offsets: [&[i32]; 2],
+        weights: [&[i8]; P],
+        offsets: [&[i32]; P],
         depth: usize,
-        sums: &mut [[[i32; PANEL]; 2]],
+        sums: &mut [[[i32; PANEL]; P]],
         next: Option<Next>,
     ) {
         let Next { every, first } = next.unwrap_or(Next::NOTHING);
