@@ -113,9 +113,6 @@ mod x86 {
     use crate::backend::cpu::kernel_rows::block;
     use crate::backend::cpu::lines::OnLine;
 
-    /// Rows up to which weights come as memory brings them: one panel at a time, since two would come slower.
-    const FEW_ROWS: usize = 8;
-
     impl Product<'_> {
         /// A pair's panels, and how many of the two are written: without a second one the first is multiplied twice.
         fn pair(&self, pair: usize) -> ([usize; 2], usize) {
@@ -173,27 +170,36 @@ mod x86 {
             }
         }
 
+        /// Of at most [`VNNI_ROWS`] rows, for which weights come as memory brings them: quickest one panel after the other.
+        ///
+        /// # Safety
+        /// As [`Product::run_vnni`].
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn run_vnni_of_one_block(&self, pairs: Claims<'_>) {
+            let (x, linear) = (self.x.unsigned(), self.finish.linear);
+            for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
+                let weights = [linear.panel(panel)];
+                let offsets = [&linear.offset[panel * PANEL..][..PANEL]];
+                let mut sums = OnLine([[[0_i32; PANEL]; 1]; VNNI_ROWS]);
+                with_rows!(self.out.rows(), 1 2 3 4 5 6 7 8 9 10 11 12, |M| {
+                    // SAFETY: the function's own condition.
+                    unsafe { dot_vnni::<M, 1, true>(x, weights, offsets, self.depth, &mut sums.0, None) }
+                });
+                for (row, [sums]) in sums.0.iter().enumerate().take(self.out.rows()) {
+                    self.put(sums, row, panel);
+                }
+            }
+        }
+
         /// # Safety
         /// AVX-512 F, BW, VL and VNNI must be available.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
         pub(super) unsafe fn run_vnni(&self, pairs: Claims<'_>) {
             let linear = self.finish.linear;
             let x = self.x.unsigned();
-            if self.out.rows() <= FEW_ROWS {
-                for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
-                    let offset = &linear.offset[panel * PANEL..][..PANEL];
-                    let mut sums = OnLine([[[0_i32; PANEL]; 1]; FEW_ROWS]);
-                    with_rows!(self.out.rows(), 1 2 3 4 5 6 7 8, |M| {
-                        // SAFETY: the function's own condition.
-                        unsafe {
-                            dot_vnni::<M, 1, true>(x, [linear.panel(panel)], [offset], self.depth, &mut sums.0, None);
-                        }
-                    });
-                    for (row, [sums]) in sums.0.iter().enumerate().take(self.out.rows()) {
-                        self.put(sums, row, panel);
-                    }
-                }
-                return;
+            if self.out.rows() <= VNNI_ROWS {
+                // SAFETY: the function's own condition.
+                return unsafe { self.run_vnni_of_one_block(pairs) };
             }
             for claim in pairs {
                 let (pair, used) = self.pair(claim.item);

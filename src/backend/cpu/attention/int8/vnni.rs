@@ -17,6 +17,14 @@ struct Bytes<'a> {
     rows: &'a [u8],
     /// Of each, whole groups.
     depth: usize,
+    /// How far behind a column's line another one is asked for; none is where it is zero.
+    ahead: usize,
+}
+
+/// [`Bytes::ahead`] for these rows of a chunk, where a block's part of a column has so many bytes: the first bring the next block from
+/// memory.
+fn asked_for(chunk: &Chunk<'_>, row: usize, block: usize) -> usize {
+    if chunk.first + row == 0 { block } else { 0 }
 }
 
 /// A block's keys.
@@ -89,7 +97,11 @@ unsafe fn score(
     while row < chunk.rows {
         let n = rows_of(chunk.rows - row, VNNI_ROWS);
         let rows = &queries[row * depth..(row + n) * depth];
-        let x = Bytes { rows, depth };
+        let x = Bytes {
+            rows,
+            depth,
+            ahead: asked_for(chunk, row, PANELS * PANEL * depth),
+        };
         with_tile_rows!(n, VNNI_ROWS, [1 2 3 4 5 6], |M| {
             // SAFETY: by the caller.
             unsafe {
@@ -216,7 +228,11 @@ unsafe fn add_columns<const C: usize>(
     while row < chunk.rows {
         let n = rows_of(chunk.rows - row, VNNI_ROWS);
         let rows = &weights[row * KEYS..(row + n) * KEYS];
-        let x = Bytes { rows, depth: KEYS };
+        let x = Bytes {
+            rows,
+            depth: KEYS,
+            ahead: asked_for(chunk, row, PANEL * KEYS),
+        };
         let to = &mut values[row * stride + column * PANEL..];
         with_tile_rows!(n, VNNI_ROWS, [1 2 3 4 5 6], |M| {
             // SAFETY: by the caller.
@@ -287,11 +303,18 @@ unsafe fn multiply<const M: usize, const C: usize>(
 ) -> [[__m512i; C]; M] {
     let depth = x.depth;
     assert!(x.rows.len() >= M * depth && columns.iter().all(|c| c.len() >= depth * PANEL));
+    let ahead = x.ahead;
     let (x, columns) = (x.rows.as_ptr(), columns.map(<[i8]>::as_ptr));
     let mut sums = [begun; M];
     for group in 0..depth / GROUP {
-        // SAFETY: `group` is one of the depth's, by the assertion inside rows and columns.
+        // SAFETY: `group` is one of the depth's, by the assertion inside rows and columns; prefetching reads nothing.
         unsafe {
+            if ahead > 0 {
+                for column in columns {
+                    let at = column.wrapping_add(group * GROUP * PANEL + ahead);
+                    _mm_prefetch::<_MM_HINT_T0>(at);
+                }
+            }
             let mut w = [_mm512_setzero_si512(); C];
             for (w, column) in w.iter_mut().zip(columns) {
                 *w = _mm512_loadu_si512(column.add(group * GROUP * PANEL).cast());
