@@ -1,7 +1,9 @@
 //! Rows of keys and values to the panels of a cache, each as soon as it is computed.
 
+mod mean;
 mod quantized;
 
+pub(super) use mean::mean_keys_into;
 pub(super) use quantized::Quantized;
 
 use super::bf16::Bf16;
@@ -266,46 +268,6 @@ fn put_quarters(store: &mut Store<'_>) {
     }
 }
 
-/// One of an element's numbers.
-#[inline(always)]
-fn number(form: KvForm, element: f32, index: usize) -> f32 {
-    let bits = element.to_bits();
-    match form {
-        KvForm::F32 => element,
-        KvForm::Bf16 => f32::from_bits(bits >> (16 * index) << 16),
-        KvForm::Int8 => f32::from((bits >> (8 * index)) as i8),
-    }
-}
-
-/// The mean of cached keys, `[kv_width]`, each sum in the order of the slots; `memory` is the cache's.
-pub(super) fn mean_keys_into(
-    cache: &KvCache,
-    slots: Range<usize>,
-    memory: &[f32],
-    out: &mut [f32],
-) {
-    let (layout, numbers) = (cache.layout, cache.layout.form.numbers());
-    assert!(slots.end <= cache.slots() && out.len() == layout.width());
-    out.fill(0.0);
-    for (head, out) in out.chunks_exact_mut(layout.head_dim).enumerate() {
-        for slot in slots.clone() {
-            let panel = &memory[cache.panel(head, slot) - cache.memory.start..];
-            let columns = panel.chunks_exact(PANEL).map(|column| column[slot % PANEL]);
-            let scale = match layout.form {
-                KvForm::F32 | KvForm::Bf16 => 1.0,
-                KvForm::Int8 => memory[cache.note(head, Note::KeyScale, slot) - cache.memory.start],
-            };
-            for (sums, element) in out.chunks_mut(numbers).zip(columns) {
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum += scale * number(layout.form, element, i);
-                }
-            }
-        }
-    }
-    let scale = 1.0 / slots.len() as f32;
-    out.iter_mut().for_each(|v| *v *= scale);
-}
-
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 on_vectors! {
     /// Sixteen elements of each of sixteen rows to columns.
@@ -322,6 +284,7 @@ on_vectors! {
 
 #[cfg(test)]
 mod tests {
+    use super::mean::number;
     use super::*;
     use crate::backend::kv_cache::KvLayout;
     use crate::backend::parity::noise;
