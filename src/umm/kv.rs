@@ -81,7 +81,7 @@ impl KvRing {
         }
     }
 
-    /// Nothing in these slots.
+    /// Nothing in these slots, nor perhaps in others of their blocks.
     pub fn zero(&self, backend: &mut dyn Backend, slots: &Spans) {
         for slots in slots.iter() {
             self.cache.for_each_part(slots, |part| backend.zero(part));

@@ -110,6 +110,29 @@ impl Sixteen for Two {
     }
 
     #[inline(always)]
+    unsafe fn sub(self, other: Two) -> Two {
+        // SAFETY: see above.
+        unsafe {
+            Two(
+                _mm256_sub_ps(self.0, other.0),
+                _mm256_sub_ps(self.1, other.1),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn round(self) -> Two {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        // SAFETY: see above.
+        unsafe {
+            Two(
+                _mm256_round_ps::<NEAREST>(self.0),
+                _mm256_round_ps::<NEAREST>(self.1),
+            )
+        }
+    }
+
+    #[inline(always)]
     unsafe fn mul(self, other: Two) -> Two {
         // SAFETY: see above.
         unsafe {

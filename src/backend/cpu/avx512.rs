@@ -72,6 +72,19 @@ impl Sixteen for __m512 {
     }
 
     #[inline(always)]
+    unsafe fn sub(self, other: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe { _mm512_sub_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn round(self) -> __m512 {
+        const NEAREST: i32 = 0;
+        // SAFETY: see above.
+        unsafe { _mm512_roundscale_ps::<NEAREST>(self) }
+    }
+
+    #[inline(always)]
     unsafe fn mul(self, other: __m512) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_mul_ps(self, other) }

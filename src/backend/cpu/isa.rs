@@ -1,8 +1,8 @@
 //! The instruction sets that products and attention have kernels for, and which of them this processor has.
 //!
-//! Whatever is chosen, 8 bits and bf16 give the same bits, and so does `f32` on x86-64 with fused multiply-add.
+//! Whatever is chosen, products in 8 bits and bf16 give the same bits, and so do `f32` and attention where multiply-add is fused.
 
-/// An instruction set with a kernel; of one architecture the slowest first. All give the same bits.
+/// An instruction set with a kernel; of one architecture the slowest first. All give the same bits, as said above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// What the compiler makes of loops.

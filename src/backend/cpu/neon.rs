@@ -92,6 +92,18 @@ impl Sixteen for Four {
     }
 
     #[inline(always)]
+    unsafe fn sub(self, other: Four) -> Four {
+        // SAFETY: see above.
+        unsafe { four!(|I| vsubq_f32(self.0[I], other.0[I])) }
+    }
+
+    #[inline(always)]
+    unsafe fn round(self) -> Four {
+        // SAFETY: see above.
+        unsafe { four!(|I| vrndnq_f32(self.0[I])) }
+    }
+
+    #[inline(always)]
     unsafe fn mul(self, other: Four) -> Four {
         // SAFETY: see above.
         unsafe { four!(|I| vmulq_f32(self.0[I], other.0[I])) }

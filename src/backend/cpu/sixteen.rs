@@ -135,8 +135,14 @@ pub(super) trait Sixteen: Copy {
     /// From sixteen integers.
     unsafe fn load_integers(from: *const i32) -> Self;
 
-    /// Four whole numbers from 0 to 255 a lane, once each is rounded, to as many bytes, the first of a lane's four in front: 64 places.
+    /// Four whole numbers from 0 to 255 a lane to as many bytes, the first of a lane's four in front: 64 places.
     unsafe fn store_bytes(four: [Self; 4], to: *mut u8);
+
+    /// `self - other`
+    unsafe fn sub(self, other: Self) -> Self;
+
+    /// To the nearest whole numbers, ties to even.
+    unsafe fn round(self) -> Self;
 
     /// `self * other`
     unsafe fn mul(self, other: Self) -> Self;

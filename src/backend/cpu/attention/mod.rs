@@ -4,7 +4,7 @@
 //! time, all rows of (token, head of the group) that share it are worked on several at a time, so that what is loaded
 //! serves all of them. Slots of a block that a row does not see get a weight of exactly zero, which changes no sum: a row's sums
 //! run in the same order whatever rows are beside it, and of finite values its bits depend on its own inputs, on the slots of what it sees, and
-//! in `f32` on whether the processor fuses a multiplication with an addition.
+//! on whether the processor fuses a multiplication with an addition.
 //!
 //! [`loops`] is `f32` for every processor, [`vectors`] the same sums on vectors, [`narrow`] has queries, keys, values
 //! and weights in bf16, [`int8`] in 8 bits.

@@ -18,7 +18,7 @@ pub(super) fn product_into(isa: Isa, rows: &Rows, finish: &Finish<'_>, out: &mut
     let count = finish.row_scale.len();
     assert!(isa.available(), "no {} here", isa.name());
     let out = RowsOut::new(out, count, linear.out_dim);
-    let product = Product {
+    let call = Call {
         isa,
         x: rows,
         finish,
@@ -28,11 +28,11 @@ pub(super) fn product_into(isa: Isa, rows: &Rows, finish: &Finish<'_>, out: &mut
     // Kernels take pairs of panels together.
     let pairs = linear.panel_count().div_ceil(2);
     let work = count * linear.depth() * linear.out_dim;
-    share_panels(pairs, work, MIN_WORK_PER_THREAD, |pairs| product.run(pairs));
+    share_panels(pairs, work, MIN_WORK_PER_THREAD, |pairs| call.run(pairs));
 }
 
 /// One linear layer's call.
-struct Product<'a> {
+struct Call<'a> {
     isa: Isa,
     x: &'a Rows,
     finish: &'a Finish<'a>,
@@ -40,7 +40,7 @@ struct Product<'a> {
     out: RowsOut,
 }
 
-impl Product<'_> {
+impl Call<'_> {
     fn run(&self, pairs: Claims<'_>) {
         match self.isa {
             #[cfg(target_arch = "x86_64")]
@@ -113,7 +113,7 @@ mod x86 {
     use crate::backend::cpu::kernel_rows::block;
     use crate::backend::cpu::lines::OnLine;
 
-    impl Product<'_> {
+    impl Call<'_> {
         /// A pair's panels, and how many of the two are written: without a second one the first is multiplied twice.
         fn pair(&self, pair: usize) -> ([usize; 2], usize) {
             let panels = self.panels(pair);
@@ -121,7 +121,7 @@ mod x86 {
         }
 
         /// # Safety
-        /// AVX2 must be available.
+        /// AVX2 and FMA must be available.
         #[target_feature(enable = "avx2,fma")]
         pub(super) unsafe fn run_avx2(&self, pairs: Claims<'_>) {
             let x = self.x.words();
@@ -145,7 +145,7 @@ mod x86 {
         }
 
         /// # Safety
-        /// AVX2 and AVX-VNNI must be available.
+        /// AVX2, FMA and AVX-VNNI must be available.
         #[target_feature(enable = "avx2,avxvnni,fma")]
         pub(super) unsafe fn run_avx_vnni(&self, pairs: Claims<'_>) {
             let (x, linear) = (self.x.unsigned(), self.finish.linear);
@@ -173,7 +173,7 @@ mod x86 {
         /// Of at most [`VNNI_ROWS`] rows, for which weights come as memory brings them: quickest one panel after the other.
         ///
         /// # Safety
-        /// As [`Product::run_vnni`].
+        /// As [`Call::run_vnni`].
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
         unsafe fn run_vnni_of_one_block(&self, pairs: Claims<'_>) {
             let (x, linear) = (self.x.unsigned(), self.finish.linear);
@@ -238,7 +238,7 @@ mod x86 {
         }
     }
 
-    impl Product<'_> {
+    impl Call<'_> {
         /// # Safety
         /// AVX-512 F, BW, VL and VNNI must be available, for what follows the tiles.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]

@@ -1,4 +1,4 @@
-//! Linear layers on 8-bit integers: weights quantised once per output channel, activations per row as they come, both
+//! Products on 8-bit integers: those of linear layers, and ([`near`]) of attention. Of layers, weights quantised once per output channel, activations per row as they come, both
 //! symmetric, sums in `i32`.
 //!
 //! `x[r] . w[n] = sum(qx qw) * (sx[r] * sw[n])`, with `s = max |v| / 127` and `q = round_half_even(v / s)` (the symmetric

@@ -36,22 +36,24 @@ pub(in crate::backend::cpu) enum Product {
 }
 
 impl Product {
-    /// On `isa`, which must be available; nothing for AVX-512's vectors, on which attention multiplies by itself.
-    pub(in crate::backend::cpu) fn new(isa: Isa) -> Option<Product> {
+    /// On `isa`.
+    ///
+    /// # Panics
+    /// Where it is not available, and for AVX-512's vectors, on which attention multiplies by itself.
+    pub(in crate::backend::cpu) fn new(isa: Isa) -> Product {
         assert!(isa.available(), "no {} here", isa.name());
-        Some(match isa {
+        match isa {
+            Isa::Portable => Product::Loops,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Product::Avx2,
             #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni => Product::AvxVnni,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni | Isa::Avx512Bf16 => return None,
-            #[cfg(target_arch = "x86_64")]
             Isa::Amx => Product::Tiles(Tiles::configure()),
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDotprod | Isa::NeonI8mm => Product::Neon(isa),
-            _ => Product::Loops,
-        })
+            _ => unreachable!("no product of {}", isa.name()),
+        }
     }
 
     /// This thread's matrix tiles, where they multiply.
@@ -64,7 +66,7 @@ impl Product {
     }
 
     /// Sums of the first `rows` of `x` and every column, those of a row `stride` apart: `[rows][stride]`, which has room for whole
-    /// tiles of rows and pairs of panels. Other places hold anything then.
+    /// tiles of rows. Other places hold anything then.
     pub(in crate::backend::cpu) fn multiply_into<'p, P: Fn(usize) -> &'p [i8]>(
         &self,
         x: &Rows,
@@ -148,7 +150,7 @@ mod x86 {
     use crate::backend::cpu::kernel_rows::block;
 
     /// # Safety
-    /// AVX2 must be available.
+    /// AVX2 and FMA must be available.
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn by_avx2<'p, P: Fn(usize) -> &'p [i8]>(
         x: &Rows,

@@ -88,10 +88,11 @@ impl Rows {
         self.bytes.resize(padded);
     }
 
-    /// The bytes of so many rows of a step as the kernels of `isa` read them.
-    pub(in crate::backend::cpu) fn widen(&mut self, isa: Isa, rows: usize) {
+    /// The bytes of so many rows as the kernels of `isa` read them.
+    pub(in crate::backend::cpu) fn widen(&mut self, isa: Isa, rows: usize, depth: usize) {
         if Form::of(isa) == Form::Words {
-            widen(&self.bytes[..rows * DEPTH], &mut self.words);
+            let values = rows * Rows::stride(isa, depth);
+            widen(&self.bytes[..values], &mut self.words[..values]);
         }
     }
 

@@ -260,9 +260,8 @@ fn put_quarters(store: &mut Store<'_>) {
             let row: &[i8] = bytemuck::cast_slice(store.row(head, slot));
             for (column, part) in row.chunks(PANEL).enumerate() {
                 let at = store.cache.column(head, column, slot);
-                if let Some(elements) = store.memory[at..].first_chunk_mut() {
-                    put_quarter(elements, slot / PANEL % numbers, part);
-                }
+                let elements = &mut store.memory[at..at + PANEL];
+                put_quarter(elements, slot / PANEL % numbers, part);
             }
         }
     }

@@ -60,9 +60,9 @@ fn quantize(
 fn sixteenths_above(scale: f32) -> f32 {
     // Four bits of a float's fraction are left.
     const BELOW: u32 = (1 << 19) - 1;
-    const LEAST: f32 = 1.0 / (1_u64 << 60) as f32;
+    const SMALLEST: f32 = 1.0 / (1_u64 << 60) as f32;
     let scale = f32::from_bits((scale.to_bits() + BELOW) & !BELOW);
-    if scale < LEAST { LEAST } else { scale }
+    if scale < SMALLEST { SMALLEST } else { scale }
 }
 
 /// `log2(1 + i / 16)`.
@@ -98,11 +98,11 @@ pub(super) fn log2_of_sixteenths(value: f32) -> f32 {
 
 /// One of the four quanta of each element.
 #[inline(always)]
-pub(super) fn put_quarter(elements: &mut [f32; PANEL], quarter: usize, quanta: &[i8]) {
+pub(super) fn put_quarter(elements: &mut [f32], quarter: usize, quanta: &[i8]) {
     let mut padded = [0_i8; PANEL];
     padded[..quanta.len()].copy_from_slice(quanta);
     let shift = 8 * quarter as u32;
-    let elements: &mut [u32; PANEL] = bytemuck::cast_mut(elements);
+    let elements: &mut [u32] = bytemuck::cast_slice_mut(elements);
     for (element, quantum) in elements.iter_mut().zip(padded) {
         *element = *element & !(0xff << shift) | u32::from(quantum as u8) << shift;
     }

@@ -1,6 +1,6 @@
 //! Weights and sums in loops, for every processor: the definition for [`super::vectors`].
 
-use super::{Chunk, KEYS, LEAST, LOG2_ONE, LOWEST, PANEL, PANELS, ROWS, Scratch, settle};
+use super::{Chunk, KEYS, LEAST, LOWEST, PANEL, PANELS, QUANTA, ROWS, Scratch, settle};
 use crate::backend::cpu::math::{self, multiply_add};
 use multiversion::multiversion;
 use multiversion::target::target_cfg_f;
@@ -30,18 +30,20 @@ fn weigh_rows<const FUSED: bool>(chunk: &Chunk<'_>, at: usize, scratch: &mut Scr
         state.largest[row] = math::max(LEAST, math::largest(exponents));
     }
     settle::<FUSED>(state, chunk.rows);
-    let weigh = math::Weigh::new(&math::EXP2_NARROW, LOWEST, 1.0);
+    let weigh = math::Weigh::new(&QUANTA, LOWEST, 1.0);
     let weights = scratch.weights.unsigned_mut().chunks_mut(KEYS);
     for (row, (exponents, weights)) in exponents.iter().zip(weights).take(chunk.rows).enumerate() {
-        let less = LOG2_ONE - state.largest[row];
-        let mut sums = [0.0_f32; PANEL];
+        let (mut sums, mut left) = ([0.0_f32; PANEL], [0.0_f32; PANEL]);
         for (slot, exponent) in exponents.iter().enumerate() {
-            let u = weigh.at::<FUSED>(exponent + less);
+            let u = weigh.at::<FUSED>(exponent - state.largest[row]);
             let sum = &mut sums[slot % PANEL];
             *sum = multiply_add::<FUSED>(u, notes.value_inverse[slot], *sum);
             // As values lie: a lane's slots of all panels next to each other.
             let place = slot % PANEL * PANELS + slot / PANEL;
-            weights[place] = (u + math::ROUND).to_bits() as u8;
+            let left = &mut left[slot % PANEL];
+            let rounded = u + *left + math::ROUND;
+            *left = u + *left - (rounded - math::ROUND);
+            weights[place] = rounded.to_bits() as u8;
         }
         let (kept, share) = (state.kept[row], state.share[row]);
         for (lane, sum) in state.lanes[row].iter_mut().zip(sums) {

@@ -2,11 +2,15 @@
 //!
 //! Keys are gone over once, a block of [`KEYS`] slots at a time for up to [`ROWS`] queries. With `d` a product of quanta, `s` the
 //! scales, a slot's logit to the base of 2 is `t = d s_q s_k / (sqrt(head_dim) ln 2)`. Its weight takes the value's scale with it and is
-//! quantised to seven bits of the block's largest: `u = 127 * 2^(t + log2 s_v - m)`, `m` the largest exponent, `p = round(u)`. The
-//! block's part of the result is then `2^m / 127` times the sum of `p v`, its part of the denominator as much of the sum of
+//! quantised to seven bits of the block's largest: `u = 126 * 2^(t + log2 s_v - m)`, `m` the largest exponent, `p = round(u + e)`, where
+//! `e` is what rounding left of the slot sixteen before: many small weights that are alike do not all round the same way. The
+//! block's part of the result is then `2^m / 126` times the sum of `p v`, its part of the denominator as much of the sum of
 //! `u / s_v`. Parts of blocks are added up as in an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867), taken from a
-//! whole number no less than all `m` so far: rescaling is exact. (Weights quantised block by block: Chen et al. 2024, INT-FlashAttention,
+//! whole number no less than all `m` so far, nor than the sink: rescaling is exact. (Weights quantised block by block: Chen et al. 2024, INT-FlashAttention,
 //! arXiv:2409.16997.)
+//!
+//! It is for logits of up to 10^5, beyond which `f32` has no room for `log2 s_v` beside them, and for values whose magnitudes lie within 10^20 of
+//! one another; a row of values that is all zero, worth 2^-60 a quantum, keeps its weight beside others of up to 10^24.
 //!
 //! Seven bits, not eight: then kernels that multiply signed or unsigned values do so alike. [`loops`] is for every processor,
 //! [`vectors`] has the same bits where multiply-add is fused; [`vnni`] and [`tiles`] make the
@@ -41,9 +45,15 @@ const KEYS: usize = KvForm::Int8.block();
 /// Panels of a block's keys.
 const PANELS: usize = KEYS / PANEL;
 
-/// Quanta of a block's largest weight, and their logarithm to the base of 2.
-const ONE: f32 = 127.0;
-const LOG2_ONE: f32 = 6.988_684_7;
+/// Quanta of a block's largest weight: with half of one more they are still seven bits.
+const ONE: f32 = 126.0;
+
+/// [`math::EXP2_NARROW`] times what makes [`ONE`] of the largest: nothing is added to exponents for it, which would round those far from
+/// zero.
+static QUANTA: [f32; 4] = {
+    let [a, b, c, d] = math::EXP2_NARROW;
+    [a * (ONE / d), b * (ONE / d), c * (ONE / d), ONE]
+};
 
 /// Exponents below it weigh nothing: what `f32` holds as normal numbers.
 const LOWEST: f32 = -math::EXP2_RANGE;
@@ -118,7 +128,7 @@ fn layout(head_dim: usize) -> KvLayout {
     }
 }
 
-/// From one row of values to the next: whole pairs of columns, as products are.
+/// From one row of values to the next: whole pairs of columns, as tiles add them.
 fn stride_of_values(layout: KvLayout) -> usize {
     layout.columns().next_multiple_of(2) * PANEL
 }
@@ -126,8 +136,18 @@ fn stride_of_values(layout: KvLayout) -> usize {
 /// All queries.
 pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch) {
     scratch.make_room(isa, queries.head_dim());
-    let product = Product::new(isa);
-    let way = Way::best(isa, product.as_ref(), queries.head_dim());
+    let product;
+    let way = match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni | Isa::Avx512Bf16 => {
+            assert!(isa.available(), "no {} here", isa.name());
+            Way::Vnni
+        }
+        _ => {
+            product = Product::new(isa);
+            Way::with(&product, isa, queries.head_dim())
+        }
+    };
     let mut first = 0;
     while first < queries.count() {
         let rows = block(queries.count() - first, way.rows());
@@ -159,18 +179,12 @@ enum Way<'a> {
 }
 
 impl<'a> Way<'a> {
-    /// `product` is that of `isa`, if it has one.
-    fn best(isa: Isa, product: Option<&'a Product>, head_dim: usize) -> Way<'a> {
-        #[cfg(target_arch = "x86_64")]
-        let Some(product) = product else {
-            return Way::Vnni;
-        };
+    /// The best with the product of `isa`.
+    fn with(product: &'a Product, isa: Isa, head_dim: usize) -> Way<'a> {
         #[cfg(target_arch = "x86_64")]
         if let Some(tiles) = product.tiles().filter(|_| tiles::takes(head_dim)) {
             return Way::Tiles(tiles);
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let product = product.unwrap_or(&Product::Loops);
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(vectors) = Vectors::best(isa) {
             return Way::Vectors(vectors, product);
@@ -211,38 +225,28 @@ struct Notes<'a> {
 impl Chunk<'_> {
     fn attend(&self, scratch: &mut Scratch) {
         self.begin(scratch);
+        let blocks = 0..self.queries.seen.blocks.len();
         match self.way {
+            Way::Loops(product) => blocks.for_each(|at| {
+                self.multiply_keys(product, at, scratch);
+                loops::weigh(self, at, scratch);
+                self.multiply_values(product, at, scratch);
+                loops::add(self.rows, scratch);
+            }),
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Way::Vectors(vectors, product) => blocks.for_each(|at| {
+                self.multiply_keys(product, at, scratch);
+                vectors::weigh(vectors, self, at, scratch);
+                self.multiply_values(product, at, scratch);
+                vectors::add(vectors, self.rows, scratch);
+            }),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: whoever chose it asserts that the instruction set is there.
+            Way::Vnni => blocks.for_each(|at| unsafe { vnni::go_over(self, at, scratch) }),
             #[cfg(target_arch = "x86_64")]
             Way::Tiles(tiles) => tiles::attend(tiles, self, scratch),
-            _ => self.go_over(scratch),
         }
         self.finish(scratch);
-    }
-
-    /// All blocks, one after the other.
-    fn go_over(&self, scratch: &mut Scratch) {
-        for at in 0..self.queries.seen.blocks.len() {
-            match self.way {
-                Way::Loops(product) => {
-                    self.multiply_keys(product, at, scratch);
-                    loops::weigh(self, at, scratch);
-                    self.multiply_values(product, at, scratch);
-                    loops::add(self.rows, scratch);
-                }
-                #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-                Way::Vectors(vectors, product) => {
-                    self.multiply_keys(product, at, scratch);
-                    vectors::weigh(vectors, self, at, scratch);
-                    self.multiply_values(product, at, scratch);
-                    vectors::add(vectors, self.rows, scratch);
-                }
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: the instruction set is there: of another one there is a product.
-                Way::Vnni => unsafe { vnni::go_over(self, at, scratch) },
-                #[cfg(target_arch = "x86_64")]
-                Way::Tiles(_) => unreachable!("tiles go over all blocks by themselves"),
-            }
-        }
     }
 
     fn begin(&self, scratch: &mut Scratch) {
@@ -287,7 +291,7 @@ impl Chunk<'_> {
         };
         let stride = stride_of_values(self.layout);
         let (weights, products) = (&mut scratch.weights, &mut scratch.products);
-        weights.widen(self.isa, self.rows);
+        weights.widen(self.isa, self.rows, KEYS);
         product.multiply_into(weights, self.rows, &columns, products, stride);
     }
 
@@ -374,7 +378,7 @@ fn settle_sixteen<const FUSED: bool>(state: &mut State, sixteen: usize) {
     }
 }
 
-/// `2^exponent` of a whole number that is at most zero; zero from -127 on.
+/// `2^exponent` of a whole number that is at most zero; zero below -126.
 #[inline(always)]
 fn power_of_two(exponent: f32) -> f32 {
     let bits = (math::max(-127.0, exponent) + math::ROUND).to_bits();

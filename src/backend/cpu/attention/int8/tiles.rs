@@ -112,7 +112,7 @@ unsafe fn attend_all<const C: usize>(chunk: &Chunk<'_>, scratch: &mut Scratch) {
     // SAFETY: by the caller.
     unsafe {
         for turn in 0..ROW_STEP {
-            work.score(turn, order[2]);
+            work.multiply_keys(turn, order[2]);
         }
         let mut own = work.next;
         // Two more than there are, of which nothing is weighed, end what has begun.
@@ -137,7 +137,7 @@ unsafe fn attend_all<const C: usize>(chunk: &Chunk<'_>, scratch: &mut Scratch) {
             } else {
                 add::<C>(done, values);
                 for turn in 0..ROW_STEP {
-                    work.weigh::<C>(turn, before);
+                    work.multiply_values::<C>(turn, before);
                 }
             }
             work.before = own;
@@ -194,7 +194,7 @@ unsafe fn step<const C: usize, const WHOLE: bool>(
     unsafe {
         let mut largest = [_mm512_setzero_ps(); ROW_STEP];
         each_row!(ROW, {
-            work.score(ROW, next);
+            work.multiply_keys(ROW, next);
             work.ask::<C>(ROW);
             let mask = if WHOLE {
                 u64::MAX
@@ -221,7 +221,7 @@ unsafe fn step<const C: usize, const WHOLE: bool>(
         add::<C>(done, values);
         let inverse = of_panels::<__m512>(notes.value_inverse);
         each_row!(ROW, {
-            work.weigh::<C>(ROW, before);
+            work.multiply_values::<C>(ROW, before);
             work.ask::<C>(ROW_STEP + ROW);
             let exponents: &[f32] = bytemuck::cast_slice(&products[ROW]);
             weigh_row::<__m512>(

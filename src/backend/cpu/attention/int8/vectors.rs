@@ -1,7 +1,6 @@
 //! Weights and sums on vectors: the bits of [`super::loops`].
 
-use super::{Chunk, KEYS, LEAST, LOG2_ONE, LOWEST, PANEL, PANELS, ROWS, Scratch, State, settle};
-use crate::backend::cpu::math;
+use super::{Chunk, KEYS, LEAST, LOWEST, PANEL, PANELS, QUANTA, ROWS, Scratch, State, settle};
 use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors, on_vectors};
 
 const _: () = assert!(PANEL == LANES && ROWS.is_multiple_of(LANES));
@@ -114,13 +113,16 @@ pub(super) unsafe fn weigh_row<S: Sixteen>(
 ) {
     // SAFETY: by the caller.
     unsafe {
-        let less = S::splat(LOG2_ONE - state.largest[row]);
+        let less = S::splat(-state.largest[row]);
         let mut sum = S::splat(0.0);
-        let mut quanta = [S::splat(0.0); PANELS];
+        let (mut quanta, mut left) = ([S::splat(0.0); PANELS], S::splat(0.0));
         for (panel, (quanta, inverse)) in quanta.iter_mut().zip(inverse).enumerate() {
             let t = S::load(exponents.as_ptr().add(panel * PANEL)).add(less);
-            *quanta = t.exp2_within(&math::EXP2_NARROW, LOWEST);
-            sum = quanta.mul_add(*inverse, sum);
+            let u = t.exp2_within(&QUANTA, LOWEST);
+            sum = u.mul_add(*inverse, sum);
+            let u = u.add(left);
+            *quanta = u.round();
+            left = u.sub(*quanta);
         }
         S::store_bytes(quanta, weights.as_mut_ptr());
         let lanes = state.lanes[row].as_mut_ptr();

@@ -55,7 +55,7 @@ impl<'a> Keys<'a> {
 /// A block: weights, and weighted values to the sums.
 ///
 /// # Safety
-/// The processor has AVX-512 F, BW, VL, DQ and VNNI.
+/// The processor has AVX-512 F, BW, VL, DQ and VNNI, and FMA.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
 pub(super) unsafe fn go_over(chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch) {
     let Scratch {

@@ -92,7 +92,7 @@ impl Work<'_> {
     /// # Safety
     /// As [`attend_all`].
     #[inline(always)]
-    pub(super) unsafe fn score(&self, turn: usize, next: &mut Item) {
+    pub(super) unsafe fn multiply_keys(&self, turn: usize, next: &mut Item) {
         let to = next.products.0.as_mut_ptr();
         // SAFETY: by the caller.
         unsafe {
@@ -108,7 +108,7 @@ impl Work<'_> {
     /// # Safety
     /// As [`attend_all`].
     #[inline(always)]
-    pub(super) unsafe fn weigh<const C: usize>(&self, turn: usize, before: &mut Item) {
+    pub(super) unsafe fn multiply_values<const C: usize>(&self, turn: usize, before: &mut Item) {
         let to = before.products.0.as_mut_ptr();
         // SAFETY: by the caller.
         unsafe {
