@@ -137,33 +137,24 @@ impl Cpu {
         cache: KvCache,
         first_slot: usize,
     ) {
-        let (mut rows, memory) = pair(&mut self.arena, rows, cache.memory);
-        let slots = first_slot..first_slot + count;
-        if cache.layout.form == KvForm::Bf16 {
-            self.paired.resize(bf16::pairs_len(rows.len()));
-            bf16::round_pairs_into(rows, &mut self.paired);
-            rows = &mut self.paired;
-        }
-        let mut store = if cache.layout.form == KvForm::Int8 {
-            self.quantized.take(what, rows, cache.layout);
-            Store::quantized(
-                #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-                self.vectors,
-                cache,
-                &self.quantized,
-                slots,
-                memory,
-            )
-        } else {
-            Store::new(
-                #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-                self.vectors,
-                cache,
-                rows,
-                slots,
-                memory,
-            )
+        let (rows, memory) = pair(&mut self.arena, rows, cache.memory);
+        let of_form: (&[f32], &[f32]) = match cache.layout.form {
+            KvForm::F32 => (rows, &[]),
+            KvForm::Bf16 => {
+                self.paired.resize(bf16::pairs_len(rows.len()));
+                bf16::round_pairs_into(rows, &mut self.paired);
+                (&self.paired, &[])
+            }
+            KvForm::Int8 => self.quantized.take(what, rows, cache.layout),
         };
+        let mut store = Store::new(
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            self.vectors,
+            cache,
+            of_form,
+            first_slot..first_slot + count,
+            memory,
+        );
         store.put(what);
     }
 

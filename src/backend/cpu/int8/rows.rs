@@ -4,6 +4,7 @@ use super::{DEPTH, QUANTUM_MAX};
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel_rows::{row_stride, rows_of_a_part};
 use crate::backend::cpu::lines::Lines;
+use crate::backend::cpu::math::ROUND;
 use crate::compute;
 use arrayvec::ArrayVec;
 use multiversion::multiversion;
@@ -211,8 +212,6 @@ pub(in crate::backend::cpu) fn quantize_by<Q: Quantum>(
 ) -> f32 {
     // Of floats without their signs the order of the bits is the order of the values; infinity and NaN come last.
     const INFINITY: u32 = 0x7f80_0000;
-    // Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
     let largest = x.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
     let finite = largest < INFINITY;
     let scale = worth(f32::from_bits(largest) / QUANTUM_MAX);
@@ -226,6 +225,7 @@ pub(in crate::backend::cpu) fn quantize_by<Q: Quantum>(
     }
     for (q, v) in row.iter_mut().zip(x) {
         let v = (v * inverse).clamp(-QUANTUM_MAX, QUANTUM_MAX);
+        // To the nearest integer, ties to even, in the lowest bits.
         *q = Q::from_bits((v + ROUND).to_bits());
     }
     scale

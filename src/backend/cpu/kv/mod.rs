@@ -40,14 +40,14 @@ pub(super) struct Store<'a> {
 }
 
 impl<'a> Store<'a> {
-    /// `rows` are in the cache's form already, whose memory is `memory`.
+    /// `rows` are in the cache's form already, whose memory is `memory`; in 8 bits they have a `scale`.
     ///
     /// # Panics
     /// When the rows are not those of so many slots, which lie in the cache.
     pub(super) fn new(
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))] vectors: Option<Vectors>,
         cache: KvCache,
-        rows: &'a [f32],
+        (rows, scale): (&'a [f32], &'a [f32]),
         slots: Range<usize>,
         memory: &'a mut [f32],
     ) -> Store<'a> {
@@ -63,31 +63,9 @@ impl<'a> Store<'a> {
             vectors,
             cache: KvCache::at(layout, cache.slots(), 0),
             rows,
-            scale: &[],
+            scale,
             slots,
             memory,
-        }
-    }
-
-    /// As [`Store::new`], of rows in 8 bits.
-    pub(super) fn quantized(
-        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))] vectors: Option<Vectors>,
-        cache: KvCache,
-        rows: &'a Quantized,
-        slots: Range<usize>,
-        memory: &'a mut [f32],
-    ) -> Store<'a> {
-        let store = Store::new(
-            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            vectors,
-            cache,
-            rows.elements(),
-            slots,
-            memory,
-        );
-        Store {
-            scale: rows.scale(),
-            ..store
         }
     }
 
@@ -323,17 +301,15 @@ mod tests {
         let (mut rounded, mut quantized) = (vec![0.0; rows.len() / 2], Quantized::default());
         for what in [Cached::Keys, Cached::Values] {
             let slots = slots.clone();
-            let mut store = match cache.layout.form {
-                KvForm::F32 => Store::new(vectors, cache, rows, slots, memory),
+            let of_form: (&[f32], &[f32]) = match cache.layout.form {
+                KvForm::F32 => (rows, &[]),
                 KvForm::Bf16 => {
                     crate::backend::cpu::bf16::round_pairs_into(rows, &mut rounded);
-                    Store::new(vectors, cache, &rounded, slots, memory)
+                    (&rounded, &[])
                 }
-                KvForm::Int8 => {
-                    quantized.take(what, rows, cache.layout);
-                    Store::quantized(vectors, cache, &quantized, slots, memory)
-                }
+                KvForm::Int8 => quantized.take(what, rows, cache.layout),
             };
+            let mut store = Store::new(vectors, cache, of_form, slots, memory);
             store.put(what);
         }
     }

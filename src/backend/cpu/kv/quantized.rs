@@ -16,8 +16,14 @@ pub(in crate::backend::cpu) struct Quantized {
 }
 
 impl Quantized {
-    /// Rows, `[rows][kv_width]`; values get scales of which [`log2_of_sixteenths`] is the logarithm.
-    pub(in crate::backend::cpu) fn take(&mut self, what: Cached, rows: &[f32], layout: KvLayout) {
+    /// Of rows, `[rows][kv_width]`, the elements and what one quantum is worth; values get scales of which [`log2_of_sixteenths`] is
+    /// the logarithm.
+    pub(in crate::backend::cpu) fn take(
+        &mut self,
+        what: Cached,
+        rows: &[f32],
+        layout: KvLayout,
+    ) -> (&[f32], &[f32]) {
         let of_heads = rows.len() / layout.head_dim;
         let elements = layout.elements();
         self.elements.resize(of_heads * elements);
@@ -25,14 +31,7 @@ impl Quantized {
         let quanta = bytemuck::cast_slice_mut(&mut self.elements);
         let sizes = (layout.head_dim, elements * layout.form.numbers());
         quantize(what, rows, quanta, sizes, &mut self.scale);
-    }
-
-    pub(super) fn elements(&self) -> &[f32] {
-        &self.elements
-    }
-
-    pub(super) fn scale(&self) -> &[f32] {
-        &self.scale
+        (&self.elements, &self.scale)
     }
 }
 
