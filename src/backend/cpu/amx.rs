@@ -4,10 +4,10 @@
 //! The instructions have no stable intrinsics, hence assembly. The tiles belong to the thread and are configured for the
 //! length of one [`Tiles`]; other libraries that use them must not run on the same thread meanwhile.
 
+pub(super) mod layer;
 mod loops;
 pub(super) mod single;
 
-use super::ahead::Ahead;
 use loops::{Block, Element, TileRows};
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
@@ -86,20 +86,6 @@ struct TileConfig {
 /// Sums of one row tile and one panel.
 pub(super) type TileSums<T> = [[T; PANEL]; ROW_STEP];
 
-/// What becomes of sums that were there before.
-enum How<'a> {
-    /// They are forgotten. Memory is asked for as [`Ahead`] says; without it the panels lie near.
-    Begin(Option<&'a mut Ahead>),
-    /// They are added to.
-    GoOn,
-}
-
-impl How<'_> {
-    fn goes_on(&self) -> bool {
-        matches!(self, How::GoOn)
-    }
-}
-
 /// This thread's tiles, all sixteen rows of 64 bytes; released when dropped.
 pub(super) struct Tiles {
     /// They are the thread's: the value must stay on it.
@@ -130,8 +116,7 @@ impl Tiles {
     }
 
     /// Sums of one or two tiles of rows (`x`, `[ROW_STEP or 2 ROW_STEP][stride]`, of which `depth` are used)
-    /// and two panels, `[row tile][panel]`. With two
-    /// tiles memory is asked for as `ahead` says; without it the panels lie near.
+    /// and two panels, `[row tile][panel]`. With one tile panels come as memory brings them, with two they lie near.
     ///
     /// # Panics
     /// When the sizes do not fit.
@@ -141,7 +126,6 @@ impl Tiles {
         weights: [&[E]; 2],
         depth: usize,
         sums: &mut [[TileSums<E::Sum>; 2]; 2],
-        ahead: Option<&mut Ahead>,
     ) {
         let tile = ROW_STEP * stride;
         assert!(stride >= depth && (x.len() == tile || x.len() == 2 * tile));
@@ -151,9 +135,8 @@ impl Tiles {
             step: LINE,
             tile: size_of_val(&x[..tile]),
         };
-        let (tiles, how) = (x.len() / tile, How::Begin(ahead));
         // SAFETY: the rows are inside the slice by the assertion.
-        unsafe { self.multiply(rows, tiles, weights, depth, sums, how) }
+        unsafe { self.multiply(rows, x.len() / tile, weights, depth, sums, false) }
     }
 
     /// As [`Tiles::dot`], added to the sums, of panels that lie near and rows that took the place of other sums: those of the first of `tiles` (one or two)
@@ -177,7 +160,7 @@ impl Tiles {
         };
         let depth = x.len() * LINE / size_of::<E>();
         // SAFETY: sums of a tile are sixteen rows of 64 bytes, and there are two tiles a step.
-        unsafe { self.multiply(rows, tiles, weights, depth, sums, How::GoOn) }
+        unsafe { self.multiply(rows, tiles, weights, depth, sums, true) }
     }
 
     /// What both have in common.
@@ -191,7 +174,7 @@ impl Tiles {
         weights: [&[E]; 2],
         depth: usize,
         sums: &mut [[TileSums<E::Sum>; 2]; 2],
-        how: How<'_>,
+        goes_on: bool,
     ) {
         let row_bytes = depth * size_of::<E>();
         assert!(row_bytes.is_multiple_of(LINE) && depth > 0);
@@ -205,10 +188,9 @@ impl Tiles {
         // SAFETY: `self` says the tiles are configured. A step reads 64 bytes of sixteen rows, by the caller, and 64 of
         // sixteen output channels (1024 bytes), by the assertions. The four sums are 1024 bytes each, one after the other.
         unsafe {
-            match (tiles, how) {
-                (2, How::Begin(Some(ahead))) => E::dot_two(block, ahead.steps(block.steps)),
-                (2, how) => E::dot_near(block, how.goes_on()),
-                (_, how) => E::dot_one(block, how.goes_on()),
+            match tiles {
+                2 => E::dot_near(block, goes_on),
+                _ => E::dot_one(block, goes_on),
             }
         }
     }

@@ -2,6 +2,8 @@
 //! results on their way there.
 
 use super::math;
+#[cfg(target_arch = "x86_64")]
+use super::sixteen::{LANES, Sixteen};
 use crate::backend::Epilogue;
 use crate::compute::{self, Claims};
 use arrayvec::ArrayVec;
@@ -113,6 +115,32 @@ pub(super) fn put<const N: usize>(mut y: [f32; N], epilogue: Epilogue, out: &mut
         Some(out) => *out = y,
         None if epilogue == Epilogue::Add => out.iter_mut().zip(&y).for_each(|(o, y)| *o += y),
         None => out.copy_from_slice(&y[..out.len()]),
+    }
+}
+
+/// As [`put`], of a vector; of sixteen places at most.
+///
+/// # Safety
+/// The processor has `S`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) unsafe fn put_vector<S: Sixteen>(mut y: S, epilogue: Epilogue, out: &mut [f32]) {
+    let place = out.as_mut_ptr();
+    // Most panels are whole, and masks cost.
+    let whole = out.len() >= LANES;
+    // SAFETY: as many places as there are; the rest by the caller.
+    unsafe {
+        match epilogue {
+            Epilogue::Store => (),
+            Epilogue::Gelu => y = y.gelu(),
+            Epilogue::Add if whole => y = S::load(place).add(y),
+            Epilogue::Add => y = S::load_first(place, out.len()).add(y),
+        }
+        if whole {
+            y.store(place);
+        } else {
+            y.store_first(place, out.len());
+        }
     }
 }
 

@@ -4,6 +4,10 @@
 //! turn into vector code. [`Path`] chooses, once, at construction, as [`Precision`] chooses what linear
 //! layers are computed in: [`int8`] holds the products on 8-bit integers. [`operations`] leads from the operations' names there.
 
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "nothing is asked for there")
+)]
 mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod amx;

@@ -1,9 +1,10 @@
 //! The loops over tiles, in assembly.
 
 use super::LINE;
-use crate::backend::cpu::ahead::ASKED_A_STEP;
+use super::single::{load, multiply};
 use crate::backend::cpu::bf16::Bf16;
 use std::arch::asm;
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
 /// How far ahead of their use weights are asked for when few rows make memory the limit: into the second cache, since more lines
 /// can be on their way there than to the first.
@@ -36,10 +37,31 @@ pub(in crate::backend::cpu) struct Block {
     pub(super) sums: *mut u8,
 }
 
+/// A step of thirty-two rows and two panels.
+pub(in crate::backend::cpu) struct Step {
+    /// A line of the first sixteen rows, and of the others.
+    pub(super) rows: [*const u8; 2],
+    /// From row to row.
+    pub(super) row_bytes: usize,
+    pub(super) panels: [*const u8; 2],
+}
+
+/// Instructions of a step.
+pub(super) const INSTRUCTIONS: usize = 8;
+
+/// Asks for some lines behind `first`, into the second cache.
+#[inline(always)]
+fn ask_for_lines(first: *const u8, skip: usize, count: usize) {
+    for line in skip..skip + count {
+        // SAFETY: prefetching reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(line * LINE).cast()) };
+    }
+}
+
 /// What tiles can be multiplied of.
 pub(in crate::backend::cpu) trait Element: Copy {
     /// Of their products.
-    type Sum: Copy;
+    type Sum: Copy + Default;
 
     /// Sums of sixteen rows, added to those that are there if they go on. Asks for both panels [`PREFETCH_BYTES`] ahead.
     ///
@@ -47,11 +69,13 @@ pub(in crate::backend::cpu) trait Element: Copy {
     /// Tiles are configured, and the block is as it says.
     unsafe fn dot_one(block: Block, goes_on: bool);
 
-    /// Sums of thirty-two rows; asks for [`ASKED_A_STEP`] bytes of memory a step, from `ahead` bytes behind the first panel on.
+    /// Products of thirty-two rows and two panels added to tiles 0 to 3, those of the first rows and both panels first. Asks for
+    /// `LINES` lines from `ahead` on, a multiple of eight: some after each instruction, so that tiles find a way to memory between
+    /// them.
     ///
     /// # Safety
     /// As [`Element::dot_one`].
-    unsafe fn dot_two(block: Block, ahead: usize);
+    unsafe fn step<const LINES: usize>(step: &Step, ahead: *const u8);
 
     /// Sums of thirty-two rows, as [`Element::dot_one`]; asks for both panels [`NEAR_BYTES`] ahead, from the second cache to the
     /// first.
@@ -166,23 +190,30 @@ macro_rules! element {
                 }
             }
 
-            unsafe fn dot_two(block: Block, ahead: usize) {
-                // SAFETY: by the caller; prefetching reads nothing.
+            #[inline(always)]
+            unsafe fn step<const LINES: usize>(step: &Step, ahead: *const u8) {
+                let &Step { rows, row_bytes, panels } = step;
+                const { assert!(LINES.is_multiple_of(INSTRUCTIONS)) };
+                let part = LINES / INSTRUCTIONS;
+                let ask = |instruction: usize| ask_for_lines(ahead, instruction * part, part);
+                // SAFETY: by the caller.
                 unsafe {
-                    two_tiles!(
-                        $multiply, block, [],
-                        [
-                            "prefetcht1 [{ahead}]",
-                            "prefetcht1 [{ahead} + 64]",
-                            "prefetcht1 [{ahead} + 128]",
-                            "prefetcht1 [{ahead} + 192]",
-                            "prefetcht1 [{ahead} + 256]",
-                            "prefetcht1 [{ahead} + 320]",
-                            "add {ahead}, {asked}",
-                        ],
-                        ahead = inout(reg) block.panels[0].wrapping_add(ahead) => _,
-                        asked = const ASKED_A_STEP,
-                    );
+                    load!("tmm4", rows[0], row_bytes);
+                    ask(0);
+                    load!("tmm6", panels[0], LINE);
+                    ask(1);
+                    multiply!($multiply, "tmm0", "tmm4", "tmm6");
+                    ask(2);
+                    load!("tmm7", panels[1], LINE);
+                    ask(3);
+                    multiply!($multiply, "tmm1", "tmm4", "tmm7");
+                    ask(4);
+                    load!("tmm5", rows[1], row_bytes);
+                    ask(5);
+                    multiply!($multiply, "tmm2", "tmm5", "tmm6");
+                    ask(6);
+                    multiply!($multiply, "tmm3", "tmm5", "tmm7");
+                    ask(7);
                 }
             }
 

@@ -50,26 +50,30 @@ macro_rules! store_rows {
     };
 }
 
-/// Products in 8 bits of the rows in `$rows` and the panel in `$panel`, added to the sums in `$sums`.
-macro_rules! add_products_of_bytes {
-    ($sums:literal, $rows:literal, $panel:literal) => {
+/// Products of the rows in `$rows` and the panel in `$panel` by the instruction `$by`, added to the sums in `$sums`.
+macro_rules! multiply {
+    ($by:literal, $sums:literal, $rows:literal, $panel:literal) => {
         std::arch::asm!(
-            concat!("tdpbssd ", $sums, ", ", $rows, ", ", $panel),
+            concat!($by, " ", $sums, ", ", $rows, ", ", $panel),
             options(nomem, nostack, preserves_flags),
         )
     };
 }
 
-/// Products in bf16 of the rows in `$rows` and the panel in `$panel`, added to the sums in `$sums`.
+/// The same in 8 bits.
+macro_rules! add_products_of_bytes {
+    ($sums:literal, $rows:literal, $panel:literal) => {
+        $crate::backend::cpu::amx::single::multiply!("tdpbssd", $sums, $rows, $panel)
+    };
+}
+
+/// The same in bf16.
 macro_rules! add_products {
     ($sums:literal, $rows:literal, $panel:literal) => {
-        std::arch::asm!(
-            concat!("tdpbf16ps ", $sums, ", ", $rows, ", ", $panel),
-            options(nomem, nostack, preserves_flags),
-        )
+        $crate::backend::cpu::amx::single::multiply!("tdpbf16ps", $sums, $rows, $panel)
     };
 }
 
 pub(in crate::backend::cpu) use {
-    add_products, add_products_of_bytes, load, store, store_rows, zero,
+    add_products, add_products_of_bytes, load, multiply, store, store_rows, zero,
 };

@@ -2,8 +2,11 @@
 
 use super::{Bf16, Columns, Order, PANEL, Product, STEP, TILE_ROWS, TileSums, round_row_into};
 use crate::backend::Epilogue;
-use crate::backend::cpu::ahead::Ahead;
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::amx::layer;
 use crate::backend::cpu::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::kernel_rows::put_vector;
 use crate::backend::cpu::kernel_rows::{
     RowsOut, for_each_rows, put, row_stride, rows_of_a_part, share_panels,
 };
@@ -13,6 +16,8 @@ use crate::backend::cpu::pages::{Part, Pool};
 use crate::backend::cpu::sixteen::{Sixteen, Vectors, on_vectors};
 use crate::compute::{Claim, Claims};
 use multiversion::multiversion;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__m512;
 
 /// Multiplications below which another thread costs more than it saves.
 const MIN_WORK_PER_THREAD: usize = 1 << 18;
@@ -64,6 +69,18 @@ impl Bf16Linear {
     /// Bytes held, the bias aside.
     pub(in crate::backend::cpu) fn bytes(&self) -> usize {
         size_of_val(&self.panels[..])
+    }
+
+    /// Both panels of a pair.
+    fn pair(&self, pair: usize) -> [&[Bf16]; 2] {
+        let of_panel = PANEL * self.in_dim.next_multiple_of(STEP);
+        let (first, second) = self.panels[2 * pair * of_panel..][..2 * of_panel].split_at(of_panel);
+        [first, second]
+    }
+
+    fn biases(&self, pair: usize) -> [&[f32; PANEL]; 2] {
+        let biases = self.bias.as_chunks::<PANEL>().0;
+        [&biases[2 * pair], &biases[2 * pair + 1]]
     }
 
     /// Weight of an input and an output channel, as it is multiplied.
@@ -129,19 +146,25 @@ struct Call<'a> {
 impl Call<'_> {
     fn run(&self, pairs: Claims<'_>) {
         let depth = self.linear.in_dim.next_multiple_of(STEP);
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Amx {
+            assert!(self.isa.available(), "no {} here", self.isa.name());
+            // SAFETY: available.
+            return unsafe { self.run_on_tiles(depth, pairs) };
+        }
         let stride = row_stride::<Bf16>(depth);
         let product = Product::new(self.isa);
-        // With tiles memory is asked for while results are written.
         #[cfg(target_arch = "x86_64")]
-        let vectors = Vectors::best(self.isa).filter(|_| product.tiles().is_none());
+        let vectors = Vectors::best(self.isa);
         let mut sums = OnLine([[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
+        #[cfg(target_arch = "x86_64")]
         let of_a_pair = product.ahead(2 * PANEL * depth * size_of::<Bf16>(), self.out.rows());
+        #[cfg(not(target_arch = "x86_64"))]
+        let of_a_pair = None;
         for Claim { item: pair, own } in pairs {
             let mut ahead = of_a_pair.filter(|_| own);
-            let panels = &self.linear.panels[pair * 2 * PANEL * depth..][..2 * PANEL * depth];
-            let (first, second) = panels.split_at(PANEL * depth);
             let columns = Columns {
-                panels: [first, second],
+                panels: self.linear.pair(pair),
                 depth,
                 order: self.linear.order,
             };
@@ -155,9 +178,60 @@ impl Call<'_> {
                     unsafe { finish_on(vectors, self, &sums.0, row, rows, pair) };
                     continue;
                 }
-                finish(self, &sums.0, row, rows, pair, first, ahead.as_mut());
+                finish(self, &sums.0, row, rows, pair);
             }
         }
+    }
+
+    /// # Safety
+    /// The processor has tiles; the pairs are this thread's alone.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
+    unsafe fn run_on_tiles(&self, depth: usize, pairs: Claims<'_>) {
+        // SAFETY: by the caller.
+        unsafe { layer::multiply(self, self.rows, self.out.rows(), depth, pairs) }
+    }
+
+    /// Columns from `first` on, whose biases these are.
+    ///
+    /// # Safety
+    /// The processor has `S`; no one else writes the columns.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn write_row<S: Sixteen>(
+        &self,
+        (first, biases): (usize, [&[f32; PANEL]; 2]),
+        row: usize,
+        sums: [&[f32; PANEL]; 2],
+    ) {
+        // SAFETY: sixteen sums and biases; the rest by the caller.
+        unsafe {
+            let out = self.out.part(row, first, 2 * PANEL);
+            for (panel, out) in out.chunks_mut(PANEL).enumerate() {
+                let bias = S::load(biases[panel].as_ptr());
+                put_vector(S::load(sums[panel].as_ptr()).add(bias), self.epilogue, out);
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<'a> layer::Layer<Bf16> for Call<'a> {
+    /// The first, and biases.
+    type Columns = (usize, [&'a [f32; PANEL]; 2]);
+
+    fn panels(&self, pair: usize) -> [&[Bf16]; 2] {
+        self.linear.pair(pair)
+    }
+
+    fn columns(&self, pair: usize) -> Self::Columns {
+        (2 * pair * PANEL, self.linear.biases(pair))
+    }
+
+    #[inline(always)]
+    unsafe fn write(&self, columns: Self::Columns, row: usize, sums: [&[f32; PANEL]; 2]) {
+        // SAFETY: by the caller.
+        unsafe { self.write_row::<__m512>(columns, row, sums) }
     }
 }
 
@@ -165,65 +239,24 @@ impl Call<'_> {
 on_vectors! {
     /// As [`finish`], on vectors.
     fn finish_on(call: &Call<'_>, sums: &[[TileSums; 2]; 2], row: usize, rows: usize, pair: usize) = |S| {
-        finish_rows::<S>(call, sums, row, rows, pair)
-    }
-}
-
-/// # Safety
-/// The processor has `S`; no one else writes this pair's columns.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-unsafe fn finish_rows<S: Sixteen>(
-    call: &Call<'_>,
-    sums: &[[TileSums; 2]; 2],
-    row: usize,
-    rows: usize,
-    pair: usize,
-) {
-    for half in 0..2 {
-        let first = (2 * pair + half) * PANEL;
-        if first >= call.linear.out_dim {
-            return;
-        }
-        let bias = &call.linear.bias[first..][..PANEL];
+        let columns = (2 * pair * PANEL, call.linear.biases(pair));
         for i in 0..rows {
-            let sums = &sums[i / TILE_ROWS][half][i % TILE_ROWS];
-            // SAFETY: sixteen sums and biases, as many results as there are; the rest by the caller.
-            unsafe {
-                let out = call.out.part(row + i, first, PANEL);
-                let mut value = S::load(sums.as_ptr()).add(S::load(bias.as_ptr()));
-                match call.epilogue {
-                    Epilogue::Store => (),
-                    Epilogue::Gelu => value = value.gelu(),
-                    Epilogue::Add => value = S::load_first(out.as_ptr(), out.len()).add(value),
-                }
-                value.store_first(out.as_mut_ptr(), out.len());
-            }
+            let [first, second] = &sums[i / TILE_ROWS];
+            let sums = [&first[i % TILE_ROWS], &second[i % TILE_ROWS]];
+            call.write_row::<S>(columns, row + i, sums);
         }
     }
 }
 
 /// Writes the sums of up to two tiles of rows and a pair of panels.
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq", "x86_64+avx2", "aarch64+neon"))]
-fn finish(
-    call: &Call<'_>,
-    sums: &[[TileSums; 2]; 2],
-    row: usize,
-    rows: usize,
-    pair: usize,
-    weights: &[Bf16],
-    mut ahead: Option<&mut Ahead>,
-) {
-    let biases = call.linear.bias[pair * 2 * PANEL..][..2 * PANEL].as_chunks::<PANEL>();
-    for (half, bias) in biases.0.iter().enumerate() {
+#[multiversion(targets("aarch64+neon"))]
+fn finish(call: &Call<'_>, sums: &[[TileSums; 2]; 2], row: usize, rows: usize, pair: usize) {
+    for (half, bias) in call.linear.biases(pair).into_iter().enumerate() {
         let first = pair * 2 * PANEL + half * PANEL;
         if first >= call.linear.out_dim {
             return;
         }
         for i in 0..rows {
-            if let Some(ahead) = &mut ahead {
-                ahead.row(weights);
-            }
             let mut y = sums[i / TILE_ROWS][half][i % TILE_ROWS];
             for l in 0..PANEL {
                 y[l] += bias[l];

@@ -101,9 +101,9 @@ pub(super) fn dot(
         steps: depth / STEP,
         goes_on,
         ahead: ahead
-            .filter(|ahead| rows > TILE_ROWS && !ahead.is_done())
+            .filter(|ahead| rows > TILE_ROWS && ahead.lines() > 0)
             .map(|ahead| Asked {
-                lines: ahead.with_step() / TILES / LINE,
+                lines: ahead.lines() / TILES,
                 from: ahead.steps(depth / STEP),
             }),
     };

@@ -72,11 +72,11 @@ impl Product {
     }
 
     /// What asks for the next pair of panels, so many bytes, while one is multiplied with these rows.
+    #[cfg(target_arch = "x86_64")]
     pub(in crate::backend::cpu) fn ahead(&self, pair_bytes: usize, rows: usize) -> Option<Ahead> {
         match self {
-            #[cfg(target_arch = "x86_64")]
-            Product::Pairs => Ahead::evenly(pair_bytes, rows, pairs::TILES),
-            _ => Ahead::new(pair_bytes, rows),
+            Product::Pairs => Ahead::new(pair_bytes, rows, pairs::TILES),
+            _ => None,
         }
     }
 
@@ -121,7 +121,7 @@ impl Product {
         #[cfg(target_arch = "x86_64")]
         if let Some(tiles) = self.tiles() {
             assert_eq!(columns.order, Order::Natural, "tiles' columns");
-            tiles.dot(x, columns.panels, columns.depth, sums, ahead);
+            tiles.dot(x, columns.panels, columns.depth, sums);
             return;
         }
         self.without_tiles(x, rows, columns, sums, false, ahead);

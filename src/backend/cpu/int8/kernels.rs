@@ -104,14 +104,15 @@ impl Call<'_> {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::*;
-    use crate::backend::cpu::ahead::Ahead;
-    use crate::backend::cpu::amx::Tiles;
+    use crate::backend::cpu::amx::layer;
+    use crate::backend::cpu::avx2;
     use crate::backend::cpu::int8::loops::{
         AVX2_ROWS, Next, VNNI_ROWS, dot_avx_vnni, dot_avx2, dot_vnni, with_rows,
     };
-    use crate::backend::cpu::int8::rows::ROW_STEP;
     use crate::backend::cpu::kernel_rows::block;
     use crate::backend::cpu::lines::OnLine;
+    use crate::backend::cpu::sixteen::Sixteen;
+    use std::arch::x86_64::__m512;
 
     impl Call<'_> {
         /// A pair's panels, and how many of the two are written: without a second one the first is multiplied twice.
@@ -137,7 +138,8 @@ mod x86 {
                         unsafe { dot_avx2::<M>(x, weights, self.depth, sums.0.as_flattened_mut(), PANEL) }
                     });
                     for (i, sums) in sums.0[..n].iter().enumerate() {
-                        self.put(sums, row + i, panel);
+                        // SAFETY: the function's own condition.
+                        unsafe { self.put_on::<avx2::Two>(sums, row + i, panel) };
                     }
                     row += n;
                 }
@@ -163,7 +165,8 @@ mod x86 {
                         unsafe { dot_avx_vnni::<M>(x, weights, Some(offset), self.depth, to) }
                     });
                     for (i, sums) in sums.0[..n].iter().enumerate() {
-                        self.put(sums, row + i, panel);
+                        // SAFETY: the function's own condition.
+                        unsafe { self.put_on::<avx2::Two>(sums, row + i, panel) };
                     }
                     row += n;
                 }
@@ -174,7 +177,7 @@ mod x86 {
         ///
         /// # Safety
         /// As [`Call::run_vnni`].
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
         unsafe fn run_vnni_of_one_block(&self, pairs: Claims<'_>) {
             let (x, linear) = (self.x.unsigned(), self.finish.linear);
             for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
@@ -186,14 +189,15 @@ mod x86 {
                     unsafe { dot_vnni::<M, 1, true>(x, weights, offsets, self.depth, &mut sums.0, None) }
                 });
                 for (row, [sums]) in sums.0.iter().enumerate().take(self.out.rows()) {
-                    self.put(sums, row, panel);
+                    // SAFETY: the function's own condition.
+                    unsafe { self.put_on::<__m512>(sums, row, panel) };
                 }
             }
         }
 
         /// # Safety
-        /// AVX-512 F, BW, VL and VNNI must be available.
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+        /// AVX-512 F, BW, VL, DQ and VNNI, and FMA, must be available.
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
         pub(super) unsafe fn run_vnni(&self, pairs: Claims<'_>) {
             let linear = self.finish.linear;
             let x = self.x.unsigned();
@@ -229,7 +233,8 @@ mod x86 {
                     });
                     for (i, sums) in sums.0[..n].iter().enumerate() {
                         for (sums, panel) in sums.iter().zip(pair).take(used) {
-                            self.put(sums, row + i, panel);
+                            // SAFETY: the function's own condition.
+                            unsafe { self.put_on::<__m512>(sums, row + i, panel) };
                         }
                     }
                     row += n;
@@ -240,38 +245,62 @@ mod x86 {
 
     impl Call<'_> {
         /// # Safety
-        /// AVX-512 F, BW, VL and VNNI must be available, for what follows the tiles.
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+        /// Tiles must be available, and AVX-512 F, BW, VL and DQ.
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
         pub(super) unsafe fn run_amx(&self, pairs: Claims<'_>) {
-            let tiles = Tiles::configure();
-            let mut sums = OnLine([[[[0_i32; PANEL]; ROW_STEP]; 2]; 2]);
-            let of_a_pair = Ahead::new(2 * PANEL * self.depth, self.out.rows());
-            for claim in pairs {
-                let (pair, used) = self.pair(claim.item);
-                let mut ahead = of_a_pair.filter(|_| claim.own);
-                let weights = pair.map(|p| self.finish.linear.panel(p));
-                // Whole tiles, the last one padded.
-                let stride = Rows::stride(self.isa, self.depth);
-                let blocks = self.x.bytes().chunks(2 * ROW_STEP * stride);
-                for (block, x) in blocks.enumerate() {
-                    let first = block * 2 * ROW_STEP;
-                    tiles.dot(
-                        (x, stride),
-                        weights,
-                        self.depth,
-                        &mut sums.0,
-                        ahead.as_mut(),
-                    );
-                    let rows = (self.out.rows() - first).min(2 * ROW_STEP);
-                    for row in 0..rows {
-                        let sums = &sums.0[row / ROW_STEP];
-                        for (sums, panel) in sums.iter().zip(pair).take(used) {
-                            if let Some(ahead) = &mut ahead {
-                                ahead.row(weights[0]);
-                            }
-                            self.put(&sums[row % ROW_STEP], first + row, panel);
-                        }
-                    }
+            let (x, rows) = (self.x.bytes(), self.out.rows());
+            // SAFETY: the function's own condition; threads hold disjoint panels.
+            unsafe { layer::multiply(self, x, rows, self.depth, pairs) }
+        }
+
+        /// As [`Call::put`], on vectors.
+        ///
+        /// # Safety
+        /// The processor has `S`.
+        #[inline(always)]
+        unsafe fn put_on<S: Sixteen>(&self, sums: &[i32; PANEL], row: usize, panel: usize) {
+            let with = self.finish.linear.scale_and_bias(panel);
+            // SAFETY: threads hold disjoint panels, and a thread writes one part at a time; the rest by the caller.
+            unsafe {
+                let out = self.out.part(row, panel * PANEL, PANEL);
+                self.finish.write_on::<S>(sums, row, with, out);
+            }
+        }
+    }
+
+    /// A pair's columns, and what their results are made with.
+    #[derive(Clone, Copy)]
+    pub(super) struct Columns<'a> {
+        first: usize,
+        /// Of each panel; of one alone twice the same.
+        scale_and_bias: [[&'a [f32; PANEL]; 2]; 2],
+    }
+
+    impl<'a> layer::Layer<i8> for Call<'a> {
+        type Columns = Columns<'a>;
+
+        fn panels(&self, pair: usize) -> [&[i8]; 2] {
+            self.pair(pair)
+                .0
+                .map(|panel| self.finish.linear.panel(panel))
+        }
+
+        fn columns(&self, pair: usize) -> Columns<'a> {
+            let linear = self.finish.linear;
+            Columns {
+                first: 2 * pair * PANEL,
+                scale_and_bias: self.pair(pair).0.map(|panel| linear.scale_and_bias(panel)),
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn write(&self, columns: Columns<'_>, row: usize, sums: [&[i32; PANEL]; 2]) {
+            // SAFETY: threads hold disjoint pairs, and a thread writes one part at a time; the rest by the caller.
+            unsafe {
+                let out = self.out.part(row, columns.first, 2 * PANEL);
+                for (panel, out) in out.chunks_mut(PANEL).enumerate() {
+                    let with = columns.scale_and_bias[panel];
+                    self.finish.write_on::<__m512>(sums[panel], row, with, out);
                 }
             }
         }

@@ -21,7 +21,11 @@ pub(super) use rows::{Activations, Rows, quantize_by, quantize_row};
 
 use super::isa::Isa;
 use super::kernel_rows::put;
+#[cfg(target_arch = "x86_64")]
+use super::kernel_rows::put_vector;
 use super::pages::{Part, Pool};
+#[cfg(target_arch = "x86_64")]
+use super::sixteen::Sixteen;
 use crate::backend::Epilogue;
 
 /// Output channels that lie together.
@@ -137,6 +141,12 @@ impl Int8Linear {
         &self.panels[index * len..][..len]
     }
 
+    /// Scales and biases of a panel.
+    #[cfg(target_arch = "x86_64")]
+    fn scale_and_bias(&self, panel: usize) -> [&[f32; PANEL]; 2] {
+        [&self.scale, &self.bias].map(|of| &of.as_chunks::<PANEL>().0[panel])
+    }
+
     /// Bytes held.
     pub(super) fn bytes(&self) -> usize {
         self.panels.len() + 3 * size_of::<f32>() * self.scale.len()
@@ -163,6 +173,27 @@ impl Finish<'_> {
             y[i] = sums[i] as f32 * (row_scale * scale[i]) + bias[i];
         }
         put(y, self.epilogue, out);
+    }
+
+    /// As [`Finish::write`], on vectors, of a panel's `scale` and `bias`.
+    ///
+    /// # Safety
+    /// The processor has `S`.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn write_on<S: Sixteen>(
+        &self,
+        sums: &[i32; PANEL],
+        row: usize,
+        [scale, bias]: [&[f32; PANEL]; 2],
+        out: &mut [f32],
+    ) {
+        // SAFETY: sixteen sums, scales and biases; the rest by the caller.
+        unsafe {
+            let factor = S::splat(self.row_scale[row]).mul(S::load(scale.as_ptr()));
+            let y = S::load_integers(sums.as_ptr()).mul(factor);
+            put_vector(y.add(S::load(bias.as_ptr())), self.epilogue, out);
+        }
     }
 }
 

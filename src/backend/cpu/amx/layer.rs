@@ -1,0 +1,190 @@
+//! A linear layer on tiles: while they multiply thirty-two rows and a pair of panels, vectors write the results of those before, and
+//! the next pair is asked for between one tile and the next. All three take turns on the way to memory, where each by itself
+//! would leave it idle.
+
+use super::loops::{Element, INSTRUCTIONS, Step};
+use super::single::{store, zero};
+use super::{LINE, PANEL, ROW_STEP, TileSums, Tiles};
+use crate::backend::cpu::ahead::Ahead;
+use crate::backend::cpu::kernel_rows::row_stride;
+use crate::backend::cpu::lines::OnLine;
+use crate::compute::{Claim, Claims};
+use std::ops::Range;
+
+/// Lines asked for in a step: one, two or four after each instruction.
+const ONE_EACH: usize = INSTRUCTIONS;
+const TWO_EACH: usize = 2 * INSTRUCTIONS;
+const FOUR_EACH: usize = 4 * INSTRUCTIONS;
+
+/// Rows of a block.
+const ROWS: usize = 2 * ROW_STEP;
+
+/// What a layer's product is made of, and what becomes of it.
+pub(in crate::backend::cpu) trait Layer<E: Element> {
+    /// What the results of a pair's columns are made with.
+    type Columns: Copy;
+
+    /// Both panels of a pair.
+    fn panels(&self, pair: usize) -> [&[E]; 2];
+
+    fn columns(&self, pair: usize) -> Self::Columns;
+
+    /// Writes a row's results.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 F, BW, VL and DQ; threads hold different pairs.
+    unsafe fn write(&self, columns: Self::Columns, row: usize, sums: [&[E::Sum; PANEL]; 2]);
+}
+
+/// Sums of a block and a pair, `[row tile][panel]`.
+type Sums<T> = OnLine<[[TileSums<T>; 2]; 2]>;
+
+/// Rows of a block whose results in a pair's columns are still to be written.
+struct Item<C> {
+    columns: C,
+    /// The first of the block.
+    first: usize,
+    left: Range<usize>,
+}
+
+impl<C: Copy> Item<C> {
+    /// Of the next `count` rows, whose `sums` these are.
+    ///
+    /// # Safety
+    /// As [`multiply`].
+    #[inline(always)]
+    unsafe fn write<E: Element>(
+        &mut self,
+        count: usize,
+        layer: &impl Layer<E, Columns = C>,
+        sums: &Sums<E::Sum>,
+    ) {
+        for _ in 0..count.min(self.left.len()) {
+            let row = self.left.start;
+            self.left.start += 1;
+            let [first, second] = &sums.0[row / ROW_STEP];
+            let sums = [&first[row % ROW_STEP], &second[row % ROW_STEP]];
+            // SAFETY: by the caller.
+            unsafe { layer.write(self.columns, self.first + row, sums) };
+        }
+    }
+}
+
+/// All claimed pairs of a layer by the first `rows` rows of `x`, which lie [`row_stride`] apart, whole tiles of them, each of
+/// `depth` values.
+///
+/// # Panics
+/// When the sizes do not fit.
+///
+/// # Safety
+/// The processor has what [`Layer::write`] needs, and the pairs are this thread's alone.
+#[inline(always)]
+pub(in crate::backend::cpu) unsafe fn multiply<E: Element, L: Layer<E>>(
+    layer: &L,
+    x: &[E],
+    rows: usize,
+    depth: usize,
+    pairs: Claims<'_>,
+) {
+    let tiles = Tiles::configure();
+    let stride = row_stride::<E>(depth);
+    assert!(x.len() >= rows.next_multiple_of(ROW_STEP) * stride);
+    let mut sums = [OnLine([[[[E::Sum::default(); PANEL]; ROW_STEP]; 2]; 2]); 2];
+    let [mut before, mut now] = sums.each_mut();
+    let mut begun: Option<Item<L::Columns>> = None;
+    let of_a_pair = Ahead::new(2 * PANEL * size_of::<E>() * depth, rows, INSTRUCTIONS);
+    for Claim { item: pair, own } in pairs {
+        let mut ahead = of_a_pair.filter(|_| own);
+        let (panels, columns) = (layer.panels(pair), layer.columns(pair));
+        for first in (0..rows).step_by(ROWS) {
+            let of_block = (rows - first).min(ROWS);
+            let x = &x[first * stride..][..of_block.next_multiple_of(ROW_STEP) * stride];
+            // SAFETY: by the caller.
+            unsafe {
+                if of_block > ROW_STEP {
+                    let work = Beside {
+                        layer,
+                        sums: before,
+                        item: begun.as_mut(),
+                    };
+                    multiply_block(&tiles, (x, stride), panels, now, work, ahead.as_mut());
+                } else {
+                    tiles.dot((x, stride), panels, depth, &mut now.0);
+                }
+                if let Some(item) = &mut begun {
+                    item.write(ROWS, layer, before);
+                }
+            }
+            begun = Some(Item {
+                columns,
+                first,
+                left: 0..of_block,
+            });
+            std::mem::swap(&mut before, &mut now);
+        }
+    }
+    if let Some(item) = &mut begun {
+        // SAFETY: by the caller.
+        unsafe { item.write(ROWS, layer, before) };
+    }
+}
+
+/// What vectors do meanwhile.
+struct Beside<'a, E: Element, L: Layer<E>> {
+    layer: &'a L,
+    sums: &'a Sums<E::Sum>,
+    item: Option<&'a mut Item<L::Columns>>,
+}
+
+/// A block's sums, while the results of another are written.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+unsafe fn multiply_block<E: Element, L: Layer<E>>(
+    _configured: &Tiles,
+    (x, stride): (&[E], usize),
+    panels: [&[E]; 2],
+    sums: &mut Sums<E::Sum>,
+    mut beside: Beside<'_, E, L>,
+    ahead: Option<&mut Ahead>,
+) {
+    let steps = size_of_val(panels[0]) / (PANEL * LINE);
+    assert!(x.len() == ROWS * stride && stride * size_of::<E>() >= steps * LINE);
+    assert!(size_of_val(panels[1]) >= steps * PANEL * LINE && size_of::<E::Sum>() == 4);
+    let rows_a_step = ROWS.div_ceil(steps);
+    let (asked, from) = ahead.map_or((0, 0), |ahead| (ahead.lines(), ahead.steps(steps)));
+    let mut from = panels[0].as_ptr().cast::<u8>().wrapping_add(from);
+    let mut step = Step {
+        rows: [x.as_ptr().cast(), x[ROW_STEP * stride..].as_ptr().cast()],
+        row_bytes: stride * size_of::<E>(),
+        panels: panels.map(|panel| panel.as_ptr().cast()),
+    };
+    // SAFETY: tiles are configured; a step reads a line of thirty-two rows and sixteen lines of both panels, which are there by the
+    // assertions; the rest by the caller.
+    unsafe {
+        zero!("tmm0");
+        zero!("tmm1");
+        zero!("tmm2");
+        zero!("tmm3");
+        for _ in 0..steps {
+            match asked {
+                0 => E::step::<0>(&step, from),
+                ONE_EACH => E::step::<ONE_EACH>(&step, from),
+                TWO_EACH => E::step::<TWO_EACH>(&step, from),
+                _ => E::step::<FOUR_EACH>(&step, from),
+            }
+            from = from.wrapping_add(asked * LINE);
+            if let Some(item) = &mut beside.item {
+                item.write(rows_a_step, beside.layer, beside.sums);
+            }
+            step.rows = step.rows.map(|rows| rows.wrapping_add(LINE));
+            step.panels = step.panels.map(|panel| panel.wrapping_add(PANEL * LINE));
+        }
+        let [[a, b], [c, d]] = &mut sums.0;
+        store!(a.as_mut_ptr(), "tmm0");
+        store!(b.as_mut_ptr(), "tmm1");
+        store!(c.as_mut_ptr(), "tmm2");
+        store!(d.as_mut_ptr(), "tmm3");
+    }
+}
