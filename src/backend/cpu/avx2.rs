@@ -101,34 +101,11 @@ impl Sixteen for Two {
     }
 
     #[inline(always)]
-    unsafe fn store_bytes([a, b, c, d]: [Two; 4], to: *mut u8) {
+    unsafe fn store_growth([a, b, c, d]: [Two; 4], to: *mut u8) {
         // SAFETY: see above.
         unsafe {
-            _mm256_storeu_si256(to.cast(), bytes([a.0, b.0, c.0, d.0]));
-            _mm256_storeu_si256(to.add(4 * HALF).cast(), bytes([a.1, b.1, c.1, d.1]));
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn sub(self, other: Two) -> Two {
-        // SAFETY: see above.
-        unsafe {
-            Two(
-                _mm256_sub_ps(self.0, other.0),
-                _mm256_sub_ps(self.1, other.1),
-            )
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn round(self) -> Two {
-        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-        // SAFETY: see above.
-        unsafe {
-            Two(
-                _mm256_round_ps::<NEAREST>(self.0),
-                _mm256_round_ps::<NEAREST>(self.1),
-            )
+            _mm256_storeu_si256(to.cast(), growth([a.0, b.0, c.0, d.0]));
+            _mm256_storeu_si256(to.add(4 * HALF).cast(), growth([a.1, b.1, c.1, d.1]));
         }
     }
 
@@ -267,14 +244,19 @@ impl Sixteen for Two {
     }
 }
 
-/// Four whole numbers a lane, once each is rounded, as bytes.
+/// [`Sixteen::store_growth`] of eight lanes.
 #[inline(always)]
-unsafe fn bytes([a, b, c, d]: [__m256; 4]) -> __m256i {
+unsafe fn growth(four: [__m256; 4]) -> __m256i {
     // SAFETY: by the caller.
     unsafe {
-        let [a, b] = [_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b)];
-        let [c, d] = [_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d)];
-        let low = _mm256_or_si256(a, _mm256_slli_epi32::<8>(b));
+        let [a, b, c, d] = four.map(|of| _mm256_castps_si256(of));
+        let [b, c, d] = [
+            _mm256_sub_epi32(b, a),
+            _mm256_sub_epi32(c, b),
+            _mm256_sub_epi32(d, c),
+        ];
+        let first = _mm256_and_si256(a, _mm256_set1_epi32(0xff));
+        let low = _mm256_or_si256(first, _mm256_slli_epi32::<8>(b));
         let high = _mm256_or_si256(c, _mm256_slli_epi32::<8>(d));
         _mm256_or_si256(low, _mm256_slli_epi32::<16>(high))
     }

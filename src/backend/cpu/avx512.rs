@@ -59,29 +59,24 @@ impl Sixteen for __m512 {
     }
 
     #[inline(always)]
-    unsafe fn store_bytes([a, b, c, d]: [__m512; 4], to: *mut u8) {
+    unsafe fn store_growth(four: [__m512; 4], to: *mut u8) {
+        // Where the first operand has ones the second, else the third; and all that any has.
+        const CHOSEN: i32 = 0xca;
+        const ANY: i32 = 0xfe;
         // SAFETY: see above.
         unsafe {
-            let [a, b] = [_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b)];
-            let [c, d] = [_mm512_cvtps_epi32(c), _mm512_cvtps_epi32(d)];
-            let low = _mm512_or_si512(a, _mm512_slli_epi32::<8>(b));
-            let high = _mm512_or_si512(c, _mm512_slli_epi32::<8>(d));
-            let bytes = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
+            let [a, b, c, d] = four.map(|of| _mm512_castps_si512(of));
+            let [b, c, d] = [
+                _mm512_sub_epi32(b, a),
+                _mm512_sub_epi32(c, b),
+                _mm512_sub_epi32(d, c),
+            ];
+            let (first, second) = (_mm512_set1_epi32(0xff), _mm512_slli_epi32::<8>(b));
+            let two = _mm512_ternarylogic_epi32::<CHOSEN>(first, a, second);
+            let (third, fourth) = (_mm512_slli_epi32::<16>(c), _mm512_slli_epi32::<24>(d));
+            let bytes = _mm512_ternarylogic_epi32::<ANY>(two, third, fourth);
             _mm512_storeu_si512(to.cast(), bytes);
         }
-    }
-
-    #[inline(always)]
-    unsafe fn sub(self, other: __m512) -> __m512 {
-        // SAFETY: see above.
-        unsafe { _mm512_sub_ps(self, other) }
-    }
-
-    #[inline(always)]
-    unsafe fn round(self) -> __m512 {
-        const NEAREST: i32 = 0;
-        // SAFETY: see above.
-        unsafe { _mm512_roundscale_ps::<NEAREST>(self) }
     }
 
     #[inline(always)]

@@ -77,30 +77,17 @@ impl Sixteen for Four {
     }
 
     #[inline(always)]
-    unsafe fn store_bytes([a, b, c, d]: [Four; 4], to: *mut u8) {
+    unsafe fn store_growth(four: [Four; 4], to: *mut u8) {
         // SAFETY: see above.
         unsafe {
             for i in 0..PARTS {
-                let [a, b] = [vcvtnq_u32_f32(a.0[i]), vcvtnq_u32_f32(b.0[i])];
-                let [c, d] = [vcvtnq_u32_f32(c.0[i]), vcvtnq_u32_f32(d.0[i])];
-                let low = vorrq_u32(a, vshlq_n_u32::<8>(b));
-                let high = vorrq_u32(c, vshlq_n_u32::<8>(d));
-                let bytes = vorrq_u32(low, vshlq_n_u32::<16>(high));
+                let [a, b, c, d] = four.map(|of| vreinterpretq_u32_f32(of.0[i]));
+                let [b, c, d] = [vsubq_u32(b, a), vsubq_u32(c, b), vsubq_u32(d, c)];
+                // Shifted, beside the bits that are not.
+                let bytes = vsliq_n_u32::<16>(vsliq_n_u32::<8>(a, b), vsliq_n_u32::<8>(c, d));
                 vst1q_u8(to.add(4 * i * PART), vreinterpretq_u8_u32(bytes));
             }
         }
-    }
-
-    #[inline(always)]
-    unsafe fn sub(self, other: Four) -> Four {
-        // SAFETY: see above.
-        unsafe { four!(|I| vsubq_f32(self.0[I], other.0[I])) }
-    }
-
-    #[inline(always)]
-    unsafe fn round(self) -> Four {
-        // SAFETY: see above.
-        unsafe { four!(|I| vrndnq_f32(self.0[I])) }
     }
 
     #[inline(always)]

@@ -135,14 +135,9 @@ pub(super) trait Sixteen: Copy {
     /// From sixteen integers.
     unsafe fn load_integers(from: *const i32) -> Self;
 
-    /// Four whole numbers from 0 to 255 a lane to as many bytes, the first of a lane's four in front: 64 places.
-    unsafe fn store_bytes(four: [Self; 4], to: *mut u8);
-
-    /// `self - other`
-    unsafe fn sub(self, other: Self) -> Self;
-
-    /// To the nearest whole numbers, ties to even.
-    unsafe fn round(self) -> Self;
+    /// What four whole numbers of a lane grow by, the first from zero, 255 at most, to as many bytes, the first of a lane's four in
+    /// front: 64 places. [`math::ROUND`](super::math::ROUND) has been added to each, which put its lowest bits in front.
+    unsafe fn store_growth(four: [Self; 4], to: *mut u8);
 
     /// `self * other`
     unsafe fn mul(self, other: Self) -> Self;

@@ -33,17 +33,20 @@ fn weigh_rows<const FUSED: bool>(chunk: &Chunk<'_>, at: usize, scratch: &mut Scr
     let weigh = math::Weigh::new(&QUANTA, LOWEST, 1.0);
     let weights = scratch.weights.unsigned_mut().chunks_mut(KEYS);
     for (row, (exponents, weights)) in exponents.iter().zip(weights).take(chunk.rows).enumerate() {
-        let (mut sums, mut left) = ([0.0_f32; PANEL], [0.0_f32; PANEL]);
+        let mut sums = [0.0_f32; PANEL];
+        // Of a lane's weights, and rounded.
+        let (mut all, mut quanta) = ([0.0_f32; PANEL], [math::ROUND; PANEL]);
         for (slot, exponent) in exponents.iter().enumerate() {
             let u = weigh.at::<FUSED>(exponent - state.largest[row]);
             let sum = &mut sums[slot % PANEL];
             *sum = multiply_add::<FUSED>(u, notes.value_inverse[slot], *sum);
             // As values lie: a lane's slots of all panels next to each other.
             let place = slot % PANEL * PANELS + slot / PANEL;
-            let left = &mut left[slot % PANEL];
-            let rounded = u + *left + math::ROUND;
-            *left = u + *left - (rounded - math::ROUND);
-            weights[place] = rounded.to_bits() as u8;
+            let (all, quanta) = (&mut all[slot % PANEL], &mut quanta[slot % PANEL]);
+            *all += u;
+            let before = quanta.to_bits();
+            *quanta = *all + math::ROUND;
+            weights[place] = quanta.to_bits().wrapping_sub(before) as u8;
         }
         let (kept, share) = (state.kept[row], state.share[row]);
         for (lane, sum) in state.lanes[row].iter_mut().zip(sums) {

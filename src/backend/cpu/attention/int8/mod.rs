@@ -2,8 +2,8 @@
 //!
 //! Keys are gone over once, a block of [`KEYS`] slots at a time for up to [`ROWS`] queries. With `d` a product of quanta, `s` the
 //! scales, a slot's logit to the base of 2 is `t = d s_q s_k / (sqrt(head_dim) ln 2)`. Its weight takes the value's scale with it and is
-//! quantised to seven bits of the block's largest: `u = 126 * 2^(t + log2 s_v - m)`, `m` the largest exponent, `p = round(u + e)`, where
-//! `e` is what rounding left of the slot sixteen before: many small weights that are alike do not all round the same way. The
+//! quantised to seven bits of the block's largest: `u = 126 * 2^(t + log2 s_v - m)`, `m` the largest exponent. Of slots sixteen apart the
+//! sums of `u` so far are rounded, and `p` is what the sum grows by: many small weights that are alike do not all round the same way. The
 //! block's part of the result is then `2^m / 126` times the sum of `p v`, its part of the denominator as much of the sum of
 //! `u / s_v`. Parts of blocks are added up as in an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867), taken from a
 //! whole number no less than all `m` so far, nor than the sink: rescaling is exact. (Weights quantised block by block: Chen et al. 2024, INT-FlashAttention,
@@ -37,7 +37,14 @@ use crate::backend::cpu::sixteen::Vectors;
 use crate::backend::kv_cache::{KvForm, KvLayout, Note};
 
 /// Query rows worked on together: what they need of a block stays in the nearest cache.
-const ROWS: usize = 48;
+const ROWS_ON_VECTORS: usize = 48;
+
+/// The same on tiles: keys and values come by once for all of them. What becomes of rows lies further away then, but is touched
+/// once for sixteen of them.
+const ROWS_ON_TILES: usize = 192;
+
+/// Room for them.
+const ROWS: usize = ROWS_ON_TILES;
 
 /// Slots of a block.
 const KEYS: usize = KvForm::Int8.block();
@@ -197,8 +204,8 @@ impl<'a> Way<'a> {
     fn rows(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Way::Tiles(_) => tiles::TOGETHER,
-            _ => ROWS,
+            Way::Tiles(_) => ROWS_ON_TILES,
+            _ => ROWS_ON_VECTORS,
         }
     }
 }
@@ -261,7 +268,8 @@ impl Chunk<'_> {
             state.reference[row] = math::max(LEAST, sink.ceil());
             state.lanes[row] = [0.0; PANEL];
         }
-        scratch.values.fill(0.0);
+        let padded = self.rows.next_multiple_of(PANEL);
+        scratch.values[..padded * stride_of_values(self.layout)].fill(0.0);
     }
 
     /// Products with a block's keys, in the place of exponents.

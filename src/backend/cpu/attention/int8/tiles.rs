@@ -12,14 +12,11 @@ use super::{
 use crate::backend::cpu::amx::{LINE, ROW_STEP, Tiles};
 use crate::backend::cpu::avx512;
 use crate::backend::cpu::lines::OnLine;
-use beside::{ASKED, Place, TILE, Work};
+use beside::{Place, TILE, Work, asked_by};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-/// Query rows worked on together: with a block's keys and values and those of the next one they fill the nearest cache.
-pub(super) const TOGETHER: usize = 32;
-
-const _: () = assert!(TOGETHER <= ROWS && ROW_STEP == PANEL && KEYS == LINE);
+const _: () = assert!(ROW_STEP == PANEL && KEYS == LINE);
 
 /// Most columns of values.
 const COLUMNS: usize = 4;
@@ -66,13 +63,13 @@ impl Default for Items {
     }
 }
 
-/// All blocks of the chunk's queries, at most [`TOGETHER`]: sums of their weights and values.
+/// All blocks of the chunk's queries, at most [`ROWS`]: sums of their weights and values.
 ///
 /// # Panics
 /// For queries that it does not [take](takes), and when sizes do not fit.
 pub(super) fn attend(_configured: &Tiles, chunk: &Chunk<'_>, scratch: &mut Scratch) {
-    assert!(takes(chunk.layout.head_dim) && chunk.rows <= TOGETHER);
-    assert!(scratch.queries.unsigned().len() >= TOGETHER * LINE);
+    assert!(takes(chunk.layout.head_dim) && chunk.rows <= ROWS);
+    assert!(scratch.queries.unsigned().len() >= ROWS * LINE);
     assert_eq!(scratch.values.len(), ROWS * stride_of_values(chunk.layout));
     // SAFETY: tiles are configured, so that the instruction set is there; sizes are as they should be.
     unsafe {
@@ -84,7 +81,7 @@ pub(super) fn attend(_configured: &Tiles, chunk: &Chunk<'_>, scratch: &mut Scrat
 }
 
 /// # Safety
-/// AVX-512 is available and tiles are configured; there are a line for each of [`TOGETHER`] queries, and `C` columns of [`ROWS`] values.
+/// AVX-512 is available and tiles are configured; there are a line for each of [`ROWS`] queries, and `C` columns of as many values.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
 unsafe fn attend_all<const C: usize>(chunk: &Chunk<'_>, scratch: &mut Scratch) {
     let Scratch {
@@ -106,8 +103,7 @@ unsafe fn attend_all<const C: usize>(chunk: &Chunk<'_>, scratch: &mut Scratch) {
         next: Place::of(chunk, 0),
         before: Place::nowhere(),
         ahead: Place::of(chunk, 1),
-        asked: 0,
-        alone: tiles == 1,
+        asked: 0..0,
     };
     // SAFETY: by the caller.
     unsafe {
@@ -124,7 +120,7 @@ unsafe fn attend_all<const C: usize>(chunk: &Chunk<'_>, scratch: &mut Scratch) {
                 work.ahead = Place::of(chunk, at + 2);
             }
             work.queries = queries.as_ptr().add(following * TILE);
-            work.asked = tile * ASKED * LINE;
+            work.asked = asked_by(tile, tiles);
             let [done, before, now, next] = &mut order;
             if let Some(notes) = own.notes {
                 now.first = tile * ROW_STEP;

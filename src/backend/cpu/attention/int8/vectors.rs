@@ -1,6 +1,7 @@
 //! Weights and sums on vectors: the bits of [`super::loops`].
 
 use super::{Chunk, KEYS, LEAST, LOWEST, PANEL, PANELS, QUANTA, ROWS, Scratch, State, settle};
+use crate::backend::cpu::math::ROUND;
 use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors, on_vectors};
 
 const _: () = assert!(PANEL == LANES && ROWS.is_multiple_of(LANES));
@@ -115,16 +116,15 @@ pub(super) unsafe fn weigh_row<S: Sixteen>(
     unsafe {
         let less = S::splat(-state.largest[row]);
         let mut sum = S::splat(0.0);
-        let (mut quanta, mut left) = ([S::splat(0.0); PANELS], S::splat(0.0));
+        let (mut quanta, mut all) = ([S::splat(0.0); PANELS], S::splat(0.0));
         for (panel, (quanta, inverse)) in quanta.iter_mut().zip(inverse).enumerate() {
             let t = S::load(exponents.as_ptr().add(panel * PANEL)).add(less);
             let u = t.exp2_within(&QUANTA, LOWEST);
             sum = u.mul_add(*inverse, sum);
-            let u = u.add(left);
-            *quanta = u.round();
-            left = u.sub(*quanta);
+            all = all.add(u);
+            *quanta = all.add(S::splat(ROUND));
         }
-        S::store_bytes(quanta, weights.as_mut_ptr());
+        S::store_growth(quanta, weights.as_mut_ptr());
         let lanes = state.lanes[row].as_mut_ptr();
         let kept = S::load(lanes).mul(S::splat(state.kept[row]));
         sum.mul_add(S::splat(state.share[row]), kept).store(lanes);

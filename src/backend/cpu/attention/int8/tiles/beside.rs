@@ -1,11 +1,12 @@
 //! What tiles do beside vectors: products of one item's queries with keys, and of another's weights with values, a little in each turn.
 
-use super::{COLUMNS, Item, TOGETHER};
+use super::{COLUMNS, Item};
 use crate::backend::cpu::amx::single::{add_products_of_bytes, load, store_rows, zero};
 use crate::backend::cpu::amx::{LINE, ROW_STEP};
 use crate::backend::cpu::attention::int8::{Chunk, KEYS, Notes, PANEL, PANELS};
 use crate::backend::cpu::lines::OnLine;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Bytes of a tile.
 pub(super) const TILE: usize = ROW_STEP * LINE;
@@ -16,40 +17,58 @@ const PRODUCTS_OF_A_ROW: usize = KEYS * size_of::<i32>();
 /// Where a block's keys and values lie, of sixteen columns a tile each, and what is known of them.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
-    keys: [*const u8; PANELS],
-    values: [*const u8; COLUMNS],
+    /// Tile by tile.
+    keys: *const u8,
+    values: *const u8,
+    /// From one tile of values to the next, in bytes.
+    column: usize,
+    /// Of the columns; in the place of those beyond it is multiplied again.
+    last: usize,
     pub notes: Option<Notes<'a>>,
 }
 
-/// A tile of keys or values where there is none: zeros.
-static NOTHING: OnLine<[u8; TILE]> = OnLine([0; TILE]);
+/// Keys or values where there are none: zeros.
+static NOTHING: OnLine<[u8; PANELS * TILE]> = OnLine([0; PANELS * TILE]);
 
 impl<'a> Place<'a> {
     /// Of the block `at`, if there is one.
     pub(super) fn of(chunk: &'a Chunk<'_>, at: usize) -> Place<'a> {
-        let mut place = Place::nowhere();
         if at >= chunk.queries.seen.blocks.len() {
-            return place;
+            return Place::nowhere();
         }
         let keys: &[u8] = bytemuck::cast_slice(chunk.queries.keys(at));
-        for (to, keys) in place.keys.iter_mut().zip(keys.as_chunks::<TILE>().0) {
-            *to = keys.as_ptr();
+        // The last column's are the furthest.
+        let values = |column| -> &[u8] { bytemuck::cast_slice(chunk.queries.values(at, column)) };
+        let last = chunk.layout.columns() - 1;
+        let ends = [0, last].map(|column| values(column)[..TILE].as_ptr().addr());
+        Place {
+            keys: keys[..PANELS * TILE].as_ptr(),
+            values: values(0).as_ptr(),
+            column: (ends[1] - ends[0]) / last.max(1),
+            last,
+            notes: Some(chunk.notes(at)),
         }
-        for (column, to) in (0..chunk.layout.columns()).zip(&mut place.values) {
-            let values: &[u8] = bytemuck::cast_slice(chunk.queries.values(at, column));
-            *to = values[..TILE].as_ptr();
-        }
-        place.notes = Some(chunk.notes(at));
-        place
     }
 
     pub(super) fn nowhere() -> Place<'a> {
-        let nothing = NOTHING.0.as_ptr();
         Place {
-            keys: [nothing; PANELS],
-            values: [nothing; COLUMNS],
+            keys: NOTHING.0.as_ptr(),
+            values: NOTHING.0.as_ptr(),
+            column: 0,
+            last: 0,
             notes: None,
         }
+    }
+
+    #[inline(always)]
+    fn keys(&self, panel: usize) -> *const u8 {
+        self.keys.wrapping_add(panel * TILE)
+    }
+
+    #[inline(always)]
+    fn values(&self, column: usize) -> *const u8 {
+        self.values
+            .wrapping_add(column.min(self.last) * self.column)
     }
 }
 
@@ -61,19 +80,17 @@ pub(super) struct Work<'a> {
     pub before: Place<'a>,
     /// What may be asked for.
     pub ahead: Place<'a>,
-    /// Where in every [`TURNS_A_TILE`]th of a tile the item's share of it begins, in bytes.
-    pub asked: usize,
-    /// No other item asks for the rest.
-    pub alone: bool,
+    /// The lines of a turn that the item asks for.
+    pub asked: Range<usize>,
 }
 
 /// A turn's work on panel or column 0 to 3 with the sums in `$sums`.
 macro_rules! multiply {
-    ($turn:expr, $rows:literal, $columns:expr, $to:expr, $($n:literal $sums:literal $column:literal)*) => {
+    ($turn:expr, $rows:literal, $place:expr, $columns:ident, $to:expr, $($n:literal $sums:literal $column:literal)*) => {
         $(
             if $turn == 2 * $n {
                 zero!($sums);
-                load!($column, $columns[$n], LINE);
+                load!($column, $place.$columns($n), LINE);
             }
             if $turn == 2 * $n + 1 {
                 add_products_of_bytes!($sums, $rows, $column);
@@ -99,7 +116,7 @@ impl Work<'_> {
             if turn == 0 {
                 load!("tmm4", self.queries, LINE);
             }
-            multiply!(turn, "tmm4", self.next.keys, to, 0 "tmm0" "tmm6" 1 "tmm1" "tmm7" 2 "tmm2" "tmm6" 3 "tmm3" "tmm7");
+            multiply!(turn, "tmm4", self.next, keys, to, 0 "tmm0" "tmm6" 1 "tmm1" "tmm7" 2 "tmm2" "tmm6" 3 "tmm3" "tmm7");
         }
     }
 
@@ -115,9 +132,9 @@ impl Work<'_> {
             if turn == 0 {
                 load!("tmm5", before.weights.0.as_ptr(), LINE);
             }
-            multiply!(turn, "tmm5", self.before.values, to, 0 "tmm0" "tmm6" 1 "tmm1" "tmm7");
+            multiply!(turn, "tmm5", self.before, values, to, 0 "tmm0" "tmm6" 1 "tmm1" "tmm7");
             if C > 2 {
-                multiply!(turn, "tmm5", self.before.values, to, 2 "tmm2" "tmm6" 3 "tmm3" "tmm7");
+                multiply!(turn, "tmm5", self.before, values, to, 2 "tmm2" "tmm6" 3 "tmm3" "tmm7");
             }
         }
     }
@@ -127,28 +144,28 @@ impl Work<'_> {
     pub(super) fn ask<const C: usize>(&self, turn: usize) {
         let tile = turn / TURNS_A_TILE;
         let tile = if tile < PANELS {
-            self.ahead.keys[tile]
+            self.ahead.keys(tile)
         } else if tile - PANELS < C {
-            self.ahead.values[tile - PANELS]
+            self.ahead.values(tile - PANELS)
         } else {
             return;
         };
-        let share = tile.wrapping_add(turn % TURNS_A_TILE * TILE / TURNS_A_TILE);
-        let own = share.wrapping_add(self.asked);
-        let other = share.wrapping_add(ASKED * LINE);
-        for line in 0..ASKED {
-            // SAFETY: prefetching reads nothing; so below.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(own.wrapping_add(line * LINE).cast()) };
-            if self.alone {
-                // SAFETY: see above.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(other.wrapping_add(line * LINE).cast()) };
-            }
+        let first = turn % TURNS_A_TILE * LINES_A_TURN;
+        for line in self.asked.clone() {
+            // SAFETY: prefetching reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add((first + line) * LINE).cast()) };
         }
     }
 }
 
-/// Turns in which a tile ahead is asked for, and lines that an item asks for in each: of two items each half.
+/// Turns in which a tile ahead is asked for, and lines asked for in each.
 const TURNS_A_TILE: usize = 2 * ROW_STEP / (PANELS + COLUMNS);
-pub(super) const ASKED: usize = ROW_STEP / TURNS_A_TILE / 2;
+const LINES_A_TURN: usize = ROW_STEP / TURNS_A_TILE;
 
-const _: () = assert!(TOGETHER == 2 * ROW_STEP && 2 * ASKED * TURNS_A_TILE == ROW_STEP);
+const _: () = assert!(LINES_A_TURN * TURNS_A_TILE == ROW_STEP);
+
+/// The share of an item of a block's `tiles` in the lines of each turn.
+pub(super) fn asked_by(tile: usize, tiles: usize) -> Range<usize> {
+    let each = LINES_A_TURN.div_ceil(tiles);
+    (tile * each).min(LINES_A_TURN)..((tile + 1) * each).min(LINES_A_TURN)
+}
