@@ -207,12 +207,12 @@ pub(super) trait Sixteen: Copy {
 /// A function that evaluates an expression for the vectors it is given, in a function of its own that enables their instructions;
 /// the name between bars is their type there.
 macro_rules! on_vectors {
-    ($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),*) = |$S:ident| $call:expr) => {
+    ($(#[$doc:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),*) = |$S:ident| $call:expr) => {
         $(#[$doc])*
         ///
         /// # Safety
         /// The processor has the vectors; the rest as what is called asks.
-        unsafe fn $name(
+        $visibility unsafe fn $name(
             vectors: $crate::backend::cpu::sixteen::Vectors,
             $($argument: $type),*
         ) {

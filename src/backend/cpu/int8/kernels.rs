@@ -3,14 +3,20 @@
 //! A loop makes the sums of a block of rows and of one or two panels. Panels are the outer loop: a panel's weights come from
 //! memory once and serve all rows from the nearest cache.
 
-use super::loops::dot_portable;
+use super::panel::{self, Sums};
 use super::{Finish, Isa, PANEL, Rows};
 use crate::backend::cpu::kernel_rows::{RowsOut, share_panels};
+use crate::backend::cpu::lines::OnLine;
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::sixteen::Vectors;
 use crate::compute::Claims;
 use std::ops::Range;
 
 /// Multiplications below which starting another thread costs more than it saves.
 const MIN_WORK_PER_THREAD: usize = 1 << 18;
+
+/// Rows whose sums with a panel wait for what is done with them, where panels are taken one by one.
+const ROWS_A_TIME: usize = 96;
 
 /// All of `finish.linear`'s panels, shared among threads. Where they are cut changes nothing in the results.
 pub(super) fn product_into(isa: Isa, rows: &Rows, finish: &Finish<'_>, out: &mut [f32]) {
@@ -45,44 +51,12 @@ impl Call<'_> {
         match self.isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `product_into` asserts that the processor has it.
-            Isa::Avx2 => unsafe { self.run_avx2(pairs) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Isa::AvxVnni => unsafe { self.run_avx_vnni(pairs) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
             Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { self.run_vnni(pairs) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Amx => unsafe { self.run_amx(pairs) },
-            #[cfg(target_arch = "aarch64")]
-            Isa::NeonDotprod | Isa::NeonI8mm => self.run_neon(pairs),
-            _ => self.run_portable(pairs),
+            _ => self.run_panel_by_panel(pairs),
         }
-    }
-
-    #[cfg(target_arch = "aarch64")]
-    fn run_neon(&self, pairs: Claims<'_>) {
-        use super::neon::{panel_by_dotprod, panel_by_i8mm};
-        let (x, rows, depth) = (self.x.bytes(), self.out.rows(), self.depth);
-        for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
-            let weights = self.finish.linear.panel(panel);
-            let put = |sums: &[i32; PANEL], row| self.put(sums, row, panel);
-            // SAFETY: `product_into` asserts that the processor has it.
-            unsafe {
-                match self.isa {
-                    Isa::NeonI8mm => panel_by_i8mm(x, rows, weights, depth, put),
-                    _ => panel_by_dotprod(x, rows, weights, depth, put),
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn put(&self, sums: &[i32; PANEL], row: usize, panel: usize) {
-        // SAFETY: threads hold disjoint panels, and a thread writes one part at a time.
-        let out = unsafe { self.out.part(row, panel * PANEL, PANEL) };
-        self.finish.write(sums, row, panel, out);
     }
 
     /// Panels of a pair: the last may have one.
@@ -90,13 +64,35 @@ impl Call<'_> {
         2 * pair..(2 * pair + 2).min(self.finish.linear.panel_count())
     }
 
-    fn run_portable(&self, pairs: Claims<'_>) {
-        for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
-            let weights = self.finish.linear.panel(panel);
-            let rows = self.x.bytes().chunks_exact(self.depth);
-            for (row, x) in rows.take(self.out.rows()).enumerate() {
-                self.put(&dot_portable(x, weights), row, panel);
+    fn run_panel_by_panel(&self, pairs: Claims<'_>) {
+        let mut sums = OnLine([[0; PANEL]; ROWS_A_TIME]);
+        for index in pairs.flat_map(|claim| self.panels(claim.item)) {
+            let panel = self.finish.linear.as_panel(index);
+            for first in (0..self.out.rows()).step_by(ROWS_A_TIME) {
+                let rows = first..self.out.rows().min(first + ROWS_A_TIME);
+                let sums = &mut sums.0[..rows.len()];
+                let to = Sums {
+                    to: sums.as_flattened_mut(),
+                    stride: PANEL,
+                };
+                // SAFETY: `product_into` asserts that the processor has it.
+                unsafe { panel::multiply_into(self.isa, self.x, rows, panel, to) };
+                self.finish(sums, first, index);
             }
+        }
+    }
+
+    /// Sums of rows from `first` on and a panel, to the output.
+    fn finish(&self, sums: &[[i32; PANEL]], first: usize, panel: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(vectors) = Vectors::best(self.isa) {
+            // SAFETY: available.
+            return unsafe { x86::finish_on(vectors, self, sums, first, panel) };
+        }
+        for (row, sums) in (first..).zip(sums) {
+            // SAFETY: threads hold disjoint panels, and a thread writes one part at a time.
+            let out = unsafe { self.out.part(row, panel * PANEL, PANEL) };
+            self.finish.write(sums, row, panel, out);
         }
     }
 }
@@ -105,72 +101,25 @@ impl Call<'_> {
 mod x86 {
     use super::*;
     use crate::backend::cpu::amx::layer;
-    use crate::backend::cpu::avx2;
-    use crate::backend::cpu::int8::loops::{
-        AVX2_ROWS, Next, VNNI_ROWS, dot_avx_vnni, dot_avx2, dot_vnni, with_rows,
-    };
+    use crate::backend::cpu::int8::loops::{Next, VNNI_ROWS, dot_vnni, with_rows};
     use crate::backend::cpu::kernel_rows::block;
-    use crate::backend::cpu::lines::OnLine;
-    use crate::backend::cpu::sixteen::Sixteen;
+    use crate::backend::cpu::sixteen::{Sixteen, on_vectors};
     use std::arch::x86_64::__m512;
+
+    on_vectors! {
+        /// As [`Call::finish`], on vectors.
+        pub(super) fn finish_on(call: &Call<'_>, sums: &[[i32; PANEL]], first: usize, panel: usize) = |S| {
+            for (row, sums) in (first..).zip(sums) {
+                call.put_on::<S>(sums, row, panel);
+            }
+        }
+    }
 
     impl Call<'_> {
         /// A pair's panels, and how many of the two are written: without a second one the first is multiplied twice.
         fn pair(&self, pair: usize) -> ([usize; 2], usize) {
             let panels = self.panels(pair);
             ([panels.start, panels.end - 1], panels.len())
-        }
-
-        /// # Safety
-        /// AVX2 and FMA must be available.
-        #[target_feature(enable = "avx2,fma")]
-        pub(super) unsafe fn run_avx2(&self, pairs: Claims<'_>) {
-            let x = self.x.words();
-            for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
-                let weights = self.finish.linear.panel(panel);
-                let mut row = 0;
-                while row < self.out.rows() {
-                    let n = block(self.out.rows() - row, AVX2_ROWS);
-                    let x = &x[row * self.depth..(row + n) * self.depth];
-                    let mut sums = OnLine([[0_i32; PANEL]; AVX2_ROWS]);
-                    with_rows!(n, 1 2 3 4 5 6, |M| {
-                        // SAFETY: the function's own condition.
-                        unsafe { dot_avx2::<M>(x, weights, self.depth, sums.0.as_flattened_mut(), PANEL) }
-                    });
-                    for (i, sums) in sums.0[..n].iter().enumerate() {
-                        // SAFETY: the function's own condition.
-                        unsafe { self.put_on::<avx2::Two>(sums, row + i, panel) };
-                    }
-                    row += n;
-                }
-            }
-        }
-
-        /// # Safety
-        /// AVX2, FMA and AVX-VNNI must be available.
-        #[target_feature(enable = "avx2,avxvnni,fma")]
-        pub(super) unsafe fn run_avx_vnni(&self, pairs: Claims<'_>) {
-            let (x, linear) = (self.x.unsigned(), self.finish.linear);
-            for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
-                let weights = linear.panel(panel);
-                let offset = &linear.offset[panel * PANEL..][..PANEL];
-                let mut row = 0;
-                while row < self.out.rows() {
-                    let n = block(self.out.rows() - row, AVX2_ROWS);
-                    let x = &x[row * self.depth..(row + n) * self.depth];
-                    let mut sums = OnLine([[0_i32; PANEL]; AVX2_ROWS]);
-                    let to = (sums.0.as_flattened_mut(), PANEL);
-                    with_rows!(n, 1 2 3 4 5 6, |M| {
-                        // SAFETY: the function's own condition.
-                        unsafe { dot_avx_vnni::<M>(x, weights, Some(offset), self.depth, to) }
-                    });
-                    for (i, sums) in sums.0[..n].iter().enumerate() {
-                        // SAFETY: the function's own condition.
-                        unsafe { self.put_on::<avx2::Two>(sums, row + i, panel) };
-                    }
-                    row += n;
-                }
-            }
         }
 
         /// Of at most [`VNNI_ROWS`] rows, for which weights come as memory brings them: quickest one panel after the other.
@@ -253,7 +202,7 @@ mod x86 {
             unsafe { layer::multiply(self, x, rows, self.depth, pairs) }
         }
 
-        /// As [`Call::put`], on vectors.
+        /// A row's sums to the output.
         ///
         /// # Safety
         /// The processor has `S`.

@@ -14,9 +14,11 @@ mod loops;
 mod near;
 #[cfg(target_arch = "aarch64")]
 pub(super) mod neon;
+mod panel;
 mod rows;
 
 pub(super) use near::{Columns, Product};
+use panel::Panel;
 pub(super) use rows::{Activations, Rows, quantize_by, quantize_row};
 
 use super::isa::Isa;
@@ -54,10 +56,6 @@ pub(super) struct Int8Linear {
     scale: Vec<f32>,
     bias: Vec<f32>,
     /// `128 * sum of the channel's weights`: what kernels that add 128 to the activations take away again.
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(dead_code, reason = "none does there")
-    )]
     offset: Vec<i32>,
 }
 
@@ -139,6 +137,14 @@ impl Int8Linear {
     fn panel(&self, index: usize) -> &[i8] {
         let len = PANEL * self.depth();
         &self.panels[index * len..][..len]
+    }
+
+    fn as_panel(&self, index: usize) -> Panel<'_> {
+        Panel {
+            weights: self.panel(index),
+            depth: self.depth(),
+            offset: Some(&self.offset[index * PANEL..][..PANEL]),
+        }
     }
 
     /// Scales and biases of a panel.

@@ -36,15 +36,9 @@ use crate::backend::cpu::math;
 use crate::backend::cpu::sixteen::Vectors;
 use crate::backend::kv_cache::{KvForm, KvLayout, Note};
 
-/// Query rows worked on together: what they need of a block stays in the nearest cache.
-const ROWS_ON_VECTORS: usize = 48;
-
-/// The same on tiles: keys and values come by once for all of them. What becomes of rows lies further away then, but is touched
-/// once for sixteen of them.
-const ROWS_ON_TILES: usize = 192;
-
-/// Room for them.
-const ROWS: usize = ROWS_ON_TILES;
+/// Most query rows worked on together: keys and values come by once for all of them. What becomes of rows lies further away then,
+/// but is touched once for all slots of a block.
+const ROWS: usize = 192;
 
 /// Slots of a block.
 const KEYS: usize = KvForm::Int8.block();
@@ -157,7 +151,7 @@ pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch) {
     };
     let mut first = 0;
     while first < queries.count() {
-        let rows = block(queries.count() - first, way.rows());
+        let rows = block(queries.count() - first, ROWS);
         let chunk = Chunk {
             queries,
             isa,
@@ -198,15 +192,6 @@ impl<'a> Way<'a> {
         }
         let _ = (isa, head_dim);
         Way::Loops(product)
-    }
-
-    /// Queries taken together, at most.
-    fn rows(self) -> usize {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Way::Tiles(_) => ROWS_ON_TILES,
-            _ => ROWS_ON_VECTORS,
-        }
     }
 }
 

@@ -1,0 +1,133 @@
+//! Sums of rows and one panel, on each instruction set but those that take more of them at once: tiles, and vectors of 512 bits.
+
+use super::loops::dot_portable;
+use super::{Isa, PANEL, Rows};
+use std::ops::Range;
+
+/// Sixteen columns.
+#[derive(Clone, Copy)]
+pub(super) struct Panel<'a> {
+    /// `[depth / 4][PANEL][4]`.
+    pub weights: &'a [i8],
+    /// Values of a column, whole steps.
+    pub depth: usize,
+    /// 128 times the sum of each column's values, where kernels add 128 to rows.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "none does there")
+    )]
+    pub offset: Option<&'a [i32]>,
+}
+
+/// Where sums go, a row's `stride` behind those of the row before.
+pub(super) struct Sums<'a> {
+    pub to: &'a mut [i32],
+    pub stride: usize,
+}
+
+/// Sums of these rows of `x` and the panel.
+///
+/// # Panics
+/// When the sizes do not fit, and on an instruction set that takes more panels at once.
+///
+/// # Safety
+/// `isa` is available.
+pub(super) unsafe fn multiply_into(
+    isa: Isa,
+    x: &Rows,
+    rows: Range<usize>,
+    panel: Panel<'_>,
+    sums: Sums<'_>,
+) {
+    match isa {
+        Isa::Portable => in_loops(x, rows, panel, sums),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: by the caller.
+        Isa::Avx2 => unsafe { x86::by_avx2(x, rows, panel, sums) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: by the caller.
+        Isa::AvxVnni => unsafe { x86::by_avx_vnni(x, rows, panel, sums) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: by the caller.
+        Isa::NeonDotprod | Isa::NeonI8mm => unsafe { by_neon(isa, x, rows, panel, sums) },
+        _ => unreachable!("one panel alone on {}", isa.name()),
+    }
+}
+
+fn in_loops(x: &Rows, rows: Range<usize>, panel: Panel<'_>, sums: Sums<'_>) {
+    let x = x.bytes()[rows.start * panel.depth..rows.end * panel.depth].chunks_exact(panel.depth);
+    for (x, sums) in x.zip(sums.to.chunks_mut(sums.stride)) {
+        sums[..PANEL].copy_from_slice(&dot_portable(x, panel.weights));
+    }
+}
+
+/// # Safety
+/// `isa`, which is one of NEON, is available.
+#[cfg(target_arch = "aarch64")]
+unsafe fn by_neon(isa: Isa, x: &Rows, rows: Range<usize>, panel: Panel<'_>, sums: Sums<'_>) {
+    use super::neon::{panel_by_dotprod, panel_by_i8mm};
+    let Panel { weights, depth, .. } = panel;
+    let (x, count) = (&x.bytes()[rows.start * depth..], rows.len());
+    let put = |of_row: &[i32; PANEL], row: usize| {
+        sums.to[row * sums.stride..][..PANEL].copy_from_slice(of_row);
+    };
+    // SAFETY: by the caller.
+    unsafe {
+        match isa {
+            Isa::NeonI8mm => panel_by_i8mm(x, count, weights, depth, put),
+            _ => panel_by_dotprod(x, count, weights, depth, put),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Panel, Range, Rows, Sums};
+    use crate::backend::cpu::int8::loops::{AVX2_ROWS, dot_avx_vnni, dot_avx2, with_rows};
+    use crate::backend::cpu::kernel_rows::block;
+
+    /// # Safety
+    /// AVX2 and FMA must be available.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn by_avx2(x: &Rows, rows: Range<usize>, panel: Panel<'_>, sums: Sums<'_>) {
+        let Panel { weights, depth, .. } = panel;
+        let mut row = rows.start;
+        while row < rows.end {
+            let n = block(rows.end - row, AVX2_ROWS);
+            let x = &x.words()[row * depth..(row + n) * depth];
+            let to = &mut sums.to[(row - rows.start) * sums.stride..];
+            with_rows!(n, 1 2 3 4 5 6, |M| {
+                // SAFETY: the function's own condition.
+                unsafe { dot_avx2::<M>(x, weights, depth, to, sums.stride) }
+            });
+            row += n;
+        }
+    }
+
+    /// # Safety
+    /// AVX2 and AVX-VNNI must be available.
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub(super) unsafe fn by_avx_vnni(
+        x: &Rows,
+        rows: Range<usize>,
+        panel: Panel<'_>,
+        sums: Sums<'_>,
+    ) {
+        let Panel {
+            weights,
+            depth,
+            offset,
+        } = panel;
+        let mut row = rows.start;
+        while row < rows.end {
+            let n = block(rows.end - row, AVX2_ROWS);
+            let x = &x.unsigned()[row * depth..(row + n) * depth];
+            let to = &mut sums.to[(row - rows.start) * sums.stride..];
+            with_rows!(n, 1 2 3 4 5 6, |M| {
+                // SAFETY: the function's own condition.
+                unsafe { dot_avx_vnni::<M>(x, weights, offset, depth, (to, sums.stride)) }
+            });
+            row += n;
+        }
+    }
+}
