@@ -28,6 +28,15 @@ const SIZES: [(usize, usize); 10] = [
 /// Numbers of rows at and around the kernels' blocks.
 const ROWS: [usize; 11] = [1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33];
 
+/// Beyond: rows of several blocks of a small layer.
+const MANY_ROWS: [usize; 5] = [48, 49, 65, 97, 193];
+
+fn cases() -> impl Iterator<Item = ((usize, usize), usize)> {
+    let of_size = |size| ROWS.map(|rows| (size, rows));
+    let many = MANY_ROWS.map(|rows| ((65, 65), rows));
+    SIZES.into_iter().flat_map(of_size).chain(many)
+}
+
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
@@ -64,20 +73,14 @@ fn linear(
 
 #[test]
 fn every_instruction_set_gives_the_bits_of_the_definition() {
-    for size in SIZES {
-        for rows in ROWS {
-            for epilogue in [Epilogue::Store, Epilogue::Add] {
-                let x = noise(3, rows * size.0);
-                let expected = linear(Path::Plain, Isa::Portable, size, &x, epilogue);
-                for isa in instruction_sets() {
-                    let actual = linear(Path::Fast, isa, size, &x, epilogue);
-                    assert_eq!(
-                        bits(&expected),
-                        bits(&actual),
-                        "{} {rows} x {size:?} {epilogue:?}",
-                        isa.name()
-                    );
-                }
+    for (size, rows) in cases() {
+        for epilogue in [Epilogue::Store, Epilogue::Add] {
+            let x = noise(3, rows * size.0);
+            let expected = bits(&linear(Path::Plain, Isa::Portable, size, &x, epilogue));
+            for isa in instruction_sets() {
+                let actual = bits(&linear(Path::Fast, isa, size, &x, epilogue));
+                let what = format!("{} {rows} x {size:?} {epilogue:?}", isa.name());
+                assert_eq!(expected, actual, "{what}");
             }
         }
     }
@@ -86,14 +89,12 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
 /// The definition's GELU is another formula, so that this one is compared among instruction sets.
 #[test]
 fn gelu_has_the_same_bits_on_every_instruction_set() {
-    for size in SIZES {
-        for rows in ROWS {
-            let x = noise(3, rows * size.0);
-            let of = |isa| bits(&linear(Path::Fast, isa, size, &x, Epilogue::Gelu));
-            let expected = of(Isa::Portable);
-            for isa in instruction_sets() {
-                assert!(of(isa) == expected, "{} {rows} x {size:?}", isa.name());
-            }
+    for (size, rows) in cases() {
+        let x = noise(3, rows * size.0);
+        let of = |isa| bits(&linear(Path::Fast, isa, size, &x, Epilogue::Gelu));
+        let expected = of(Isa::Portable);
+        for isa in instruction_sets() {
+            assert!(of(isa) == expected, "{} {rows} x {size:?}", isa.name());
         }
     }
 }

@@ -29,6 +29,15 @@ const SIZES: [(usize, usize); 12] = [
 /// Numbers of rows at and around the kernels' blocks.
 const ROWS: [usize; 11] = [1, 2, 3, 5, 6, 7, 12, 13, 16, 31, 33];
 
+/// Beyond: rows of several blocks, and of more than a kernel's work space holds, of a small layer.
+const MANY_ROWS: [usize; 5] = [48, 49, 65, 97, 193];
+
+fn cases() -> impl Iterator<Item = ((usize, usize), usize)> {
+    let of_size = |size| ROWS.map(|rows| (size, rows));
+    let many = MANY_ROWS.map(|rows| ((65, 65), rows));
+    SIZES.into_iter().flat_map(of_size).chain(many)
+}
+
 fn int8(path: Path, isa: Isa, arena_len: usize) -> Cpu {
     let mut cpu = Cpu::with_isa(path, Precision::Int8, isa);
     cpu.allocate(arena_len);
@@ -66,29 +75,20 @@ fn product(
 
 #[test]
 fn every_instruction_set_gives_the_bits_of_the_definition() {
-    for isa in instruction_sets() {
-        for (in_dim, out_dim) in SIZES {
-            for rows in ROWS {
-                for epilogue in [Epilogue::Store, Epilogue::Add] {
-                    let x = noise(3, rows * in_dim);
-                    let [expected, actual] =
-                        [(Path::Plain, Isa::Portable), (Path::Fast, isa)].map(|(path, isa)| {
-                            let mut cpu = int8(path, isa, rows * (in_dim + out_dim));
-                            let layer = add(&mut cpu, in_dim, out_dim);
-                            let mut out = noise(4, rows * out_dim);
-                            product(&mut cpu, layer, &x, rows, &mut out, epilogue);
-                            out
-                        });
-                    let same = expected
-                        .iter()
-                        .zip(&actual)
-                        .all(|(e, a)| e.to_bits() == a.to_bits());
-                    assert!(
-                        same,
-                        "{} {rows}x{in_dim}x{out_dim} {epilogue:?}",
-                        isa.name()
-                    );
-                }
+    for ((in_dim, out_dim), rows) in cases() {
+        for epilogue in [Epilogue::Store, Epilogue::Add] {
+            let x = noise(3, rows * in_dim);
+            let of = |path, isa| {
+                let mut cpu = int8(path, isa, rows * (in_dim + out_dim));
+                let layer = add(&mut cpu, in_dim, out_dim);
+                let mut out = noise(4, rows * out_dim);
+                product(&mut cpu, layer, &x, rows, &mut out, epilogue);
+                out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let expected = of(Path::Plain, Isa::Portable);
+            for isa in instruction_sets() {
+                let what = format!("{} {rows}x{in_dim}x{out_dim} {epilogue:?}", isa.name());
+                assert!(of(Path::Fast, isa) == expected, "{what}");
             }
         }
     }
@@ -97,21 +97,19 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
 /// The definition's GELU is another formula, so that this one is compared among instruction sets.
 #[test]
 fn gelu_has_the_same_bits_on_every_instruction_set() {
-    for (in_dim, out_dim) in SIZES {
-        for rows in ROWS {
-            let x = noise(3, rows * in_dim);
-            let of = |isa: Isa| {
-                let mut cpu = int8(Path::Fast, isa, rows * (in_dim + out_dim));
-                let layer = add(&mut cpu, in_dim, out_dim);
-                let mut out = vec![0.0; rows * out_dim];
-                product(&mut cpu, layer, &x, rows, &mut out, Epilogue::Gelu);
-                out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-            };
-            let expected = of(Isa::Portable);
-            for isa in instruction_sets() {
-                let what = format!("{} {rows}x{in_dim}x{out_dim}", isa.name());
-                assert!(of(isa) == expected, "{what}");
-            }
+    for ((in_dim, out_dim), rows) in cases() {
+        let x = noise(3, rows * in_dim);
+        let of = |isa: Isa| {
+            let mut cpu = int8(Path::Fast, isa, rows * (in_dim + out_dim));
+            let layer = add(&mut cpu, in_dim, out_dim);
+            let mut out = vec![0.0; rows * out_dim];
+            product(&mut cpu, layer, &x, rows, &mut out, Epilogue::Gelu);
+            out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let expected = of(Isa::Portable);
+        for isa in instruction_sets() {
+            let what = format!("{} {rows}x{in_dim}x{out_dim}", isa.name());
+            assert!(of(isa) == expected, "{what}");
         }
     }
 }

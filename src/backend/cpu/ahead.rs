@@ -6,8 +6,8 @@ const LINE: usize = 64;
 /// Rows, and output channels, of a tile.
 const PANEL: usize = 16;
 
-/// Asks for the pair of panels behind one that is in use, in equal parts all the time that one takes: more at once would keep what
-/// is needed now waiting.
+/// Asks for the pair of panels behind one that is in use, in equal parts with the steps that one takes, with the first of them
+/// where a part for each would be less than can be asked for: more at once would keep what is needed now waiting.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
     /// From the first panel in use to what is asked for next.

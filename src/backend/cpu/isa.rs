@@ -1,6 +1,6 @@
 //! The instruction sets that products and attention have kernels for, and which of them this processor has.
 //!
-//! Whatever is chosen, products in 8 bits and bf16 give the same bits, and so do `f32` and attention where multiply-add is fused.
+//! Whatever is chosen, products in 8 bits and bf16 (none of which is too large for `f32`) give the same bits, and so do `f32` and attention where multiply-add is fused.
 
 /// An instruction set with a kernel; of one architecture the slowest first. All give the same bits, as said above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

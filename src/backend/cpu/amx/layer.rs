@@ -32,7 +32,7 @@ pub(in crate::backend::cpu) trait Layer<E: Element> {
     /// Writes a row's results.
     ///
     /// # Safety
-    /// The processor has AVX-512 F, BW, VL and DQ; threads hold different pairs.
+    /// The processor has AVX-512 F, BW, VL and DQ, and FMA; threads hold different pairs.
     unsafe fn write(&self, columns: Self::Columns, row: usize, sums: [&[E::Sum; PANEL]; 2]);
 }
 

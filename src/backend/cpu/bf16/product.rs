@@ -109,7 +109,7 @@ impl Product {
     }
 
     /// Sums over the columns' depth of the first `rows` of one or two whole tiles of rows `x`, `[16 or 32][stride]`. Other rows'
-    /// sums hold anything. Memory is asked for as `ahead` says.
+    /// sums hold anything. Vectors of pairs ask for memory as `ahead` says.
     pub(in crate::backend::cpu) fn dot(
         &self,
         x: (&[Bf16], usize),

@@ -28,7 +28,6 @@ pub(super) fn product_into(isa: Isa, rows: &Rows, finish: &Finish<'_>, out: &mut
         isa,
         x: rows,
         finish,
-        depth: linear.depth(),
         out,
     };
     // Kernels take pairs of panels together.
@@ -42,7 +41,6 @@ struct Call<'a> {
     isa: Isa,
     x: &'a Rows,
     finish: &'a Finish<'a>,
-    depth: usize,
     out: RowsOut,
 }
 
@@ -129,13 +127,14 @@ mod x86 {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
         unsafe fn run_vnni_of_one_block(&self, pairs: Claims<'_>) {
             let (x, linear) = (self.x.unsigned(), self.finish.linear);
+            let depth = linear.depth();
             for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
                 let weights = [linear.panel(panel)];
                 let offsets = [&linear.offset[panel * PANEL..][..PANEL]];
                 let mut sums = OnLine([[[0_i32; PANEL]; 1]; VNNI_ROWS]);
                 with_rows!(self.out.rows(), 1 2 3 4 5 6 7 8 9 10 11 12, |M| {
                     // SAFETY: the function's own condition.
-                    unsafe { dot_vnni::<M, 1, true>(x, weights, offsets, self.depth, &mut sums.0, None) }
+                    unsafe { dot_vnni::<M, 1, true>(x, weights, offsets, depth, &mut sums.0, None) }
                 });
                 for (row, [sums]) in sums.0.iter().enumerate().take(self.out.rows()) {
                     // SAFETY: the function's own condition.
@@ -149,7 +148,7 @@ mod x86 {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")]
         pub(super) unsafe fn run_vnni(&self, pairs: Claims<'_>) {
             let linear = self.finish.linear;
-            let x = self.x.unsigned();
+            let (x, depth) = (self.x.unsigned(), linear.depth());
             if self.out.rows() <= VNNI_ROWS {
                 // SAFETY: the function's own condition.
                 return unsafe { self.run_vnni_of_one_block(pairs) };
@@ -168,15 +167,15 @@ mod x86 {
                         first: index - 1,
                     });
                     index += 1;
-                    let x = &x[row * self.depth..(row + n) * self.depth];
+                    let x = &x[row * depth..(row + n) * depth];
                     let mut sums = OnLine([[[0_i32; PANEL]; 2]; VNNI_ROWS]);
                     with_rows!(n, 1 2 3 4 5 6 7 8 9 10 11 12, |M| {
                         // SAFETY: the function's own condition.
                         unsafe {
                             if row == 0 {
-                                dot_vnni::<M, 2, true>(x, weights, offsets, self.depth, &mut sums.0, None);
+                                dot_vnni::<M, 2, true>(x, weights, offsets, depth, &mut sums.0, None);
                             } else {
-                                dot_vnni::<M, 2, false>(x, weights, offsets, self.depth, &mut sums.0, next);
+                                dot_vnni::<M, 2, false>(x, weights, offsets, depth, &mut sums.0, next);
                             }
                         }
                     });
@@ -194,12 +193,12 @@ mod x86 {
 
     impl Call<'_> {
         /// # Safety
-        /// Tiles must be available, and AVX-512 F, BW, VL and DQ.
+        /// Tiles must be available, AVX-512 F, BW, VL and DQ, and FMA.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
         pub(super) unsafe fn run_amx(&self, pairs: Claims<'_>) {
             let (x, rows) = (self.x.bytes(), self.out.rows());
             // SAFETY: the function's own condition; threads hold disjoint panels.
-            unsafe { layer::multiply(self, x, rows, self.depth, pairs) }
+            unsafe { layer::multiply(self, x, rows, self.finish.linear.depth(), pairs) }
         }
 
         /// A row's sums to the output.

@@ -55,6 +55,7 @@ pub(super) unsafe fn multiply_into(
 }
 
 fn in_loops(x: &Rows, rows: Range<usize>, panel: Panel<'_>, sums: Sums<'_>) {
+    assert!(sums.to.len() >= (rows.len() - 1) * sums.stride + PANEL);
     let x = x.bytes()[rows.start * panel.depth..rows.end * panel.depth].chunks_exact(panel.depth);
     for (x, sums) in x.zip(sums.to.chunks_mut(sums.stride)) {
         sums[..PANEL].copy_from_slice(&dot_portable(x, panel.weights));

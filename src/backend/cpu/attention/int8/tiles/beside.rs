@@ -36,15 +36,17 @@ impl<'a> Place<'a> {
         if at >= chunk.queries.seen.blocks.len() {
             return Place::nowhere();
         }
-        let keys: &[u8] = bytemuck::cast_slice(chunk.queries.keys(at));
-        // The last column's are the furthest.
-        let values = |column| -> &[u8] { bytemuck::cast_slice(chunk.queries.values(at, column)) };
+        let queries = chunk.queries;
+        let keys: &[u8] = bytemuck::cast_slice(queries.keys(at));
+        let block = &queries.seen.blocks[at];
         let last = chunk.layout.columns() - 1;
-        let ends = [0, last].map(|column| values(column)[..TILE].as_ptr().addr());
+        let [first, furthest] = [0, last].map(|column| block.values(queries.kv_head, column));
+        let apart = size_of::<f32>() * (furthest.start - first.start);
+        let values: &[u8] = bytemuck::cast_slice(queries.call.arena.get(first.start..furthest.end));
         Place {
             keys: keys[..PANELS * TILE].as_ptr(),
-            values: values(0).as_ptr(),
-            column: (ends[1] - ends[0]) / last.max(1),
+            values: values[..apart + TILE].as_ptr(),
+            column: apart / last.max(1),
             last,
             notes: Some(chunk.notes(at)),
         }
