@@ -24,13 +24,13 @@ const F32_ATTENTION: f64 = 3e-6;
 /// With queries, keys, values and weights of eight bits each; measured: 0.006.
 const BF16_ATTENTION: f64 = 0.012;
 
-/// In 8 bits, seven for weights; measured: 0.028.
+/// In 8 bits, seven for weights; measured: 0.036.
 const INT8_ATTENTION: f64 = 0.05;
 
 /// The same where one element of queries and keys is tens of times as large as the others, whose quanta are its own; measured: 0.23.
 const INT8_ATTENTION_FAR: f64 = 0.4;
 
-/// What seven bits for weights make of it, of values of up to 2; measured: 0.028.
+/// What seven bits for weights make of it, of values of up to 2; measured: 0.032.
 const SEVEN_BITS: f64 = 0.04;
 
 /// Every path that is here.
