@@ -5,7 +5,7 @@ use proptest::prelude::*;
 mod support;
 
 use support::attention::AttentionCall;
-use support::instruction_sets;
+use support::{instruction_sets, sizes_and_rows};
 use umm::backend::cpu::{Cpu, Isa, MIN_NARROW_WEIGHTS, Path, Precision};
 use umm::backend::parity::noise;
 use umm::backend::{Backend, Epilogue, HeadShape, Region, Segments, Visibility};
@@ -27,15 +27,6 @@ const SIZES: [(usize, usize); 10] = [
 
 /// Numbers of rows at and around the kernels' blocks.
 const ROWS: [usize; 11] = [1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33];
-
-/// Beyond: rows of several blocks of a small layer.
-const MANY_ROWS: [usize; 5] = [48, 49, 65, 97, 193];
-
-fn cases() -> impl Iterator<Item = ((usize, usize), usize)> {
-    let of_size = |size| ROWS.map(|rows| (size, rows));
-    let many = MANY_ROWS.map(|rows| ((65, 65), rows));
-    SIZES.into_iter().flat_map(of_size).chain(many)
-}
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
@@ -73,7 +64,7 @@ fn linear(
 
 #[test]
 fn every_instruction_set_gives_the_bits_of_the_definition() {
-    for (size, rows) in cases() {
+    for (size, rows) in sizes_and_rows(SIZES, &ROWS) {
         for epilogue in [Epilogue::Store, Epilogue::Add] {
             let x = noise(3, rows * size.0);
             let expected = bits(&linear(Path::Plain, Isa::Portable, size, &x, epilogue));
@@ -89,7 +80,7 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
 /// The definition's GELU is another formula, so that this one is compared among instruction sets.
 #[test]
 fn gelu_has_the_same_bits_on_every_instruction_set() {
-    for (size, rows) in cases() {
+    for (size, rows) in sizes_and_rows(SIZES, &ROWS) {
         let x = noise(3, rows * size.0);
         let of = |isa| bits(&linear(Path::Fast, isa, size, &x, Epilogue::Gelu));
         let expected = of(Isa::Portable);
@@ -164,14 +155,14 @@ const SHAPE: HeadShape = HeadShape {
 };
 const WINDOW_NS: i64 = 1000;
 
-/// Attention of `rows` queries over `keys` keys in two segments, with times such that each query sees others, `together` of them
-/// the same.
+/// Attention of `rows` queries over `keys` keys in two segments, `left_out` keys between them in neither, with times such that each
+/// query sees others, `together` of them the same.
 fn attention(
     path: Path,
     isa: Isa,
     shape: HeadShape,
     (rows, together): (usize, usize),
-    keys: usize,
+    (keys, left_out): (usize, usize),
 ) -> Vec<f32> {
     let cpu = Cpu::with_isa(path, Precision::Bf16, isa);
     let call = AttentionCall::new(cpu, shape, rows, keys);
@@ -186,7 +177,7 @@ fn attention(
         window_ns: WINDOW_NS,
     };
     let mut segments = Segments::new();
-    for (from, to) in [(0, cut), (cut, keys)] {
+    for (from, to) in [(0, cut), (cut + left_out, keys)] {
         if from < to {
             segments.push(call.segment(from..to, &key_times, window));
         }
@@ -224,14 +215,19 @@ fn attention_is_close_to_the_definition_and_the_same_on_every_instruction_set() 
             (12, 33),
             (64, 200),
             (40, 600),
-        ] {
-            let rows = (rows, if keys < 600 { 7 } else { 15 });
+        ]
+        .map(|(rows, keys)| (rows, (keys, 0)))
+        .into_iter()
+        // Blocks that do not follow each other.
+        .chain([(3, (200, 50)), (40, (600, 70))])
+        {
+            let rows = (rows, if keys.0 < 600 { 7 } else { 15 });
             let defined = attention(Path::Plain, Isa::Portable, shape, rows, keys);
             let portable = attention(Path::Fast, Isa::Portable, shape, rows, keys);
             for (d, p) in defined.iter().zip(&portable) {
                 assert!(
                     (d - p).abs() < 0.02,
-                    "{shape:?} {rows:?} x {keys}: {p} against {d}"
+                    "{shape:?} {rows:?} x {keys:?}: {p} against {d}"
                 );
             }
             for isa in instruction_sets().filter(|isa| *isa != Isa::Portable) {
@@ -239,7 +235,7 @@ fn attention_is_close_to_the_definition_and_the_same_on_every_instruction_set() 
                 assert_eq!(
                     bits(&portable),
                     bits(&actual),
-                    "{} {shape:?} {rows:?} x {keys}",
+                    "{} {shape:?} {rows:?} x {keys:?}",
                     isa.name()
                 );
             }
@@ -249,13 +245,13 @@ fn attention_is_close_to_the_definition_and_the_same_on_every_instruction_set() 
 
 #[test]
 fn attention_rows_do_not_depend_on_each_other_or_on_threads() {
-    let all = attention(Path::Fast, Isa::best(), SHAPE, (40, 7), 150);
+    let all = attention(Path::Fast, Isa::best(), SHAPE, (40, 7), (150, 0));
     // The first rows are the same whatever follows them.
-    let few = attention(Path::Fast, Isa::best(), SHAPE, (9, 7), 150);
+    let few = attention(Path::Fast, Isa::best(), SHAPE, (9, 7), (150, 0));
     assert_eq!(bits(&few), bits(&all[..few.len()]));
     for threads in [1, 2, 5] {
         let again = on_tick_thread(threads, || {
-            attention(Path::Fast, Isa::best(), SHAPE, (40, 7), 150)
+            attention(Path::Fast, Isa::best(), SHAPE, (40, 7), (150, 0))
         });
         assert_eq!(
             bits(&all),

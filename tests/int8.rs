@@ -4,7 +4,7 @@
 mod support;
 
 use proptest::prelude::*;
-use support::instruction_sets;
+use support::{instruction_sets, sizes_and_rows};
 use umm::backend::cpu::{Cpu, Isa, MIN_NARROW_WEIGHTS, Path, Precision};
 use umm::backend::parity::{ARENA_LEN, check, noise};
 use umm::backend::{Backend, Epilogue, LinearId, Region};
@@ -28,15 +28,6 @@ const SIZES: [(usize, usize); 12] = [
 
 /// Numbers of rows at and around the kernels' blocks.
 const ROWS: [usize; 11] = [1, 2, 3, 5, 6, 7, 12, 13, 16, 31, 33];
-
-/// Beyond: rows of several blocks, and of more than a kernel's work space holds, of a small layer.
-const MANY_ROWS: [usize; 5] = [48, 49, 65, 97, 193];
-
-fn cases() -> impl Iterator<Item = ((usize, usize), usize)> {
-    let of_size = |size| ROWS.map(|rows| (size, rows));
-    let many = MANY_ROWS.map(|rows| ((65, 65), rows));
-    SIZES.into_iter().flat_map(of_size).chain(many)
-}
 
 fn int8(path: Path, isa: Isa, arena_len: usize) -> Cpu {
     let mut cpu = Cpu::with_isa(path, Precision::Int8, isa);
@@ -75,7 +66,7 @@ fn product(
 
 #[test]
 fn every_instruction_set_gives_the_bits_of_the_definition() {
-    for ((in_dim, out_dim), rows) in cases() {
+    for ((in_dim, out_dim), rows) in sizes_and_rows(SIZES, &ROWS) {
         for epilogue in [Epilogue::Store, Epilogue::Add] {
             let x = noise(3, rows * in_dim);
             let of = |path, isa| {
@@ -97,7 +88,7 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
 /// The definition's GELU is another formula, so that this one is compared among instruction sets.
 #[test]
 fn gelu_has_the_same_bits_on_every_instruction_set() {
-    for ((in_dim, out_dim), rows) in cases() {
+    for ((in_dim, out_dim), rows) in sizes_and_rows(SIZES, &ROWS) {
         let x = noise(3, rows * in_dim);
         let of = |isa: Isa| {
             let mut cpu = int8(Path::Fast, isa, rows * (in_dim + out_dim));

@@ -23,6 +23,18 @@ pub fn instruction_sets() -> impl Iterator<Item = Isa> {
     })
 }
 
+/// Linear layers' sizes, each with all numbers of rows, and a small one with rows of several blocks, more than a kernel's work
+/// space holds.
+pub fn sizes_and_rows(
+    sizes: impl IntoIterator<Item = (usize, usize)>,
+    rows: &[usize],
+) -> impl Iterator<Item = ((usize, usize), usize)> {
+    const MANY_ROWS: [usize; 5] = [48, 49, 65, 97, 193];
+    let of_size = |size| rows.iter().map(move |rows| (size, *rows));
+    let many = MANY_ROWS.map(|rows| ((65, 65), rows));
+    sizes.into_iter().flat_map(of_size).chain(many)
+}
+
 /// A committed fixture.
 pub fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -8,7 +8,7 @@ pub(super) mod layer;
 mod loops;
 pub(super) mod single;
 
-use loops::{Block, Element, TileRows};
+use loops::{Block, Element, TileRows, dot_near};
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::marker::PhantomData;
@@ -22,6 +22,9 @@ pub(super) const ROW_STEP: usize = 16;
 
 /// Bytes of a tile's row.
 pub(super) const LINE: usize = 64;
+
+/// Bytes of a tile.
+pub(super) const TILE: usize = ROW_STEP * LINE;
 
 /// Whether the processor has tiles of 8-bit values and bf16, and the system lets this process use them; or an emulator is loaded.
 pub(super) fn available() -> bool {
@@ -189,7 +192,7 @@ impl Tiles {
         // sixteen output channels (1024 bytes), by the assertions. The four sums are 1024 bytes each, one after the other.
         unsafe {
             match tiles {
-                2 => E::dot_near(block, goes_on),
+                2 => dot_near::<E>(block, goes_on),
                 _ => E::dot_one(block, goes_on),
             }
         }

@@ -2,9 +2,8 @@
 //! the next pair is asked for between one tile and the next. All three take turns on the way to memory, where each by itself
 //! would leave it idle.
 
-use super::loops::{Element, INSTRUCTIONS, Step};
-use super::single::{store, zero};
-use super::{LINE, PANEL, ROW_STEP, TileSums, Tiles};
+use super::loops::{Element, INSTRUCTIONS, Step, store_sums, zero_sums};
+use super::{LINE, PANEL, ROW_STEP, TILE, TileSums, Tiles};
 use crate::backend::cpu::ahead::Ahead;
 use crate::backend::cpu::kernel_rows::row_stride;
 use crate::backend::cpu::lines::OnLine;
@@ -149,9 +148,9 @@ unsafe fn multiply_block<E: Element, L: Layer<E>>(
     mut beside: Beside<'_, E, L>,
     ahead: Option<&mut Ahead>,
 ) {
-    let steps = size_of_val(panels[0]) / (PANEL * LINE);
+    let steps = size_of_val(panels[0]) / TILE;
     assert!(x.len() == ROWS * stride && stride * size_of::<E>() >= steps * LINE);
-    assert!(size_of_val(panels[1]) >= steps * PANEL * LINE && size_of::<E::Sum>() == 4);
+    assert!(size_of_val(panels[1]) >= steps * TILE && size_of::<E::Sum>() == 4);
     let rows_a_step = ROWS.div_ceil(steps);
     let (asked, from) = ahead.map_or((0, 0), |ahead| (ahead.lines(), ahead.steps(steps)));
     let mut from = panels[0].as_ptr().cast::<u8>().wrapping_add(from);
@@ -163,10 +162,7 @@ unsafe fn multiply_block<E: Element, L: Layer<E>>(
     // SAFETY: tiles are configured; a step reads a line of thirty-two rows and sixteen lines of both panels, which are there by the
     // assertions; the rest by the caller.
     unsafe {
-        zero!("tmm0");
-        zero!("tmm1");
-        zero!("tmm2");
-        zero!("tmm3");
+        zero_sums();
         for _ in 0..steps {
             match asked {
                 0 => E::step::<0>(&step, from),
@@ -178,13 +174,8 @@ unsafe fn multiply_block<E: Element, L: Layer<E>>(
             if let Some(item) = &mut beside.item {
                 item.write(rows_a_step, beside.layer, beside.sums);
             }
-            step.rows = step.rows.map(|rows| rows.wrapping_add(LINE));
-            step.panels = step.panels.map(|panel| panel.wrapping_add(PANEL * LINE));
+            step.go_on(LINE);
         }
-        let [[a, b], [c, d]] = &mut sums.0;
-        store!(a.as_mut_ptr(), "tmm0");
-        store!(b.as_mut_ptr(), "tmm1");
-        store!(c.as_mut_ptr(), "tmm2");
-        store!(d.as_mut_ptr(), "tmm3");
+        store_sums(sums.0.as_mut_ptr().cast());
     }
 }

@@ -1,10 +1,11 @@
 //! The loops over tiles, in assembly.
 
-use super::LINE;
-use super::single::{load, multiply};
+use super::single::{load, multiply, store, zero};
+use super::{LINE, TILE};
 use crate::backend::cpu::bf16::Bf16;
 use std::arch::asm;
-use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+use std::ops::Range;
 
 /// How far ahead of their use weights are asked for when few rows make memory the limit: into the second cache, since more lines
 /// can be on their way there than to the first.
@@ -46,15 +47,24 @@ pub(in crate::backend::cpu) struct Step {
     pub(super) panels: [*const u8; 2],
 }
 
+impl Step {
+    /// To the next one, whose lines of rows are so many bytes further.
+    #[inline(always)]
+    pub(super) fn go_on(&mut self, next: usize) {
+        self.rows = self.rows.map(|rows| rows.wrapping_add(next));
+        self.panels = self.panels.map(|panel| panel.wrapping_add(TILE));
+    }
+}
+
 /// Instructions of a step.
 pub(super) const INSTRUCTIONS: usize = 8;
 
-/// Asks for some lines behind `first`, into the second cache.
+/// Asks for some of the lines from `first` on.
 #[inline(always)]
-fn ask_for_lines(first: *const u8, skip: usize, count: usize) {
-    for line in skip..skip + count {
+fn ask_for<const HINT: i32>(first: *const u8, lines: Range<usize>) {
+    for line in lines {
         // SAFETY: prefetching reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(line * LINE).cast()) };
+        unsafe { _mm_prefetch::<HINT>(first.wrapping_add(line * LINE).cast()) };
     }
 }
 
@@ -76,63 +86,85 @@ pub(in crate::backend::cpu) trait Element: Copy {
     /// # Safety
     /// As [`Element::dot_one`].
     unsafe fn step<const LINES: usize>(step: &Step, ahead: *const u8);
-
-    /// Sums of thirty-two rows, as [`Element::dot_one`]; asks for both panels [`NEAR_BYTES`] ahead, from the second cache to the
-    /// first.
-    ///
-    /// # Safety
-    /// As [`Element::dot_one`].
-    unsafe fn dot_near(block: Block, goes_on: bool);
 }
 
-/// The loop over two tiles of rows and two panels, where what is loaded is used twice: how sums begin, and what asks for memory
-/// in each step.
-macro_rules! two_tiles {
-    (
-        $multiply:literal, $block:ident,
-        [$($begin:literal,)*], [$($ask:literal,)*], $($operand:tt)*
-    ) => {
-        asm!(
-            $($begin,)*
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "2:",
-            "tileloadd tmm4, [{x0} + {row}*1]",
-            "tileloadd tmm6, [{w0} + {line}*1]",
-            concat!($multiply, " tmm0, tmm4, tmm6"),
-            "tileloadd tmm7, [{w1} + {line}*1]",
-            concat!($multiply, " tmm1, tmm4, tmm7"),
-            "tileloadd tmm5, [{x1} + {row}*1]",
-            concat!($multiply, " tmm2, tmm5, tmm6"),
-            concat!($multiply, " tmm3, tmm5, tmm7"),
-            $($ask,)*
-            "add {x0}, {next}",
-            "add {x1}, {next}",
-            "add {w0}, 1024",
-            "add {w1}, 1024",
-            "dec {steps}",
-            "jnz 2b",
-            "tilestored [{sums} + {line}*1], tmm0",
-            "tilestored [{sums} + {line}*1 + 1024], tmm1",
-            "tilestored [{sums} + {line}*1 + 2048], tmm2",
-            "tilestored [{sums} + {line}*1 + 3072], tmm3",
-            x0 = inout(reg) $block.rows.first => _,
-            x1 = inout(reg) $block.rows.first.wrapping_add($block.rows.tile) => _,
-            w0 = inout(reg) $block.panels[0] => _,
-            w1 = inout(reg) $block.panels[1] => _,
-            steps = inout(reg) $block.steps => _,
-            row = in(reg) $block.rows.row,
-            next = in(reg) $block.rows.step,
-            line = in(reg) LINE,
-            sums = in(reg) $block.sums,
-            $($operand)*
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        )
+/// Sums of thirty-two rows, as [`Element::dot_one`]; asks for both panels [`NEAR_BYTES`] ahead, from the second cache to the first.
+///
+/// # Safety
+/// As [`Element::dot_one`].
+pub(super) unsafe fn dot_near<E: Element>(block: Block, goes_on: bool) {
+    let TileRows {
+        first,
+        row,
+        step: next,
+        tile,
+    } = block.rows;
+    let mut step = Step {
+        rows: [first, first.wrapping_add(tile)],
+        row_bytes: row,
+        panels: block.panels,
     };
+    // SAFETY: by the caller.
+    unsafe {
+        if goes_on {
+            load_sums(block.sums);
+        } else {
+            zero_sums();
+        }
+        for _ in 0..block.steps {
+            E::step::<0>(&step, std::ptr::null());
+            for panel in step.panels {
+                ask_for::<_MM_HINT_T0>(panel.wrapping_add(NEAR_BYTES), 0..TILE / LINE);
+            }
+            step.go_on(next);
+        }
+        store_sums(block.sums);
+    }
+}
+
+/// The sums of [`Element::step`] to zeros.
+///
+/// # Safety
+/// Tiles are configured.
+#[inline(always)]
+pub(super) unsafe fn zero_sums() {
+    // SAFETY: by the caller.
+    unsafe {
+        zero!("tmm0");
+        zero!("tmm1");
+        zero!("tmm2");
+        zero!("tmm3");
+    }
+}
+
+/// The sums of [`Element::step`] from as many tiles, one after the other.
+///
+/// # Safety
+/// Tiles are configured, and so much is there.
+#[inline(always)]
+unsafe fn load_sums(from: *const u8) {
+    // SAFETY: by the caller.
+    unsafe {
+        load!("tmm0", from, LINE);
+        load!("tmm1", from.wrapping_add(TILE), LINE);
+        load!("tmm2", from.wrapping_add(2 * TILE), LINE);
+        load!("tmm3", from.wrapping_add(3 * TILE), LINE);
+    }
+}
+
+/// The sums of [`Element::step`] to as many tiles, one after the other.
+///
+/// # Safety
+/// As [`load_sums`].
+#[inline(always)]
+pub(super) unsafe fn store_sums(to: *mut u8) {
+    // SAFETY: by the caller.
+    unsafe {
+        store!(to, "tmm0");
+        store!(to.wrapping_add(TILE), "tmm1");
+        store!(to.wrapping_add(2 * TILE), "tmm2");
+        store!(to.wrapping_add(3 * TILE), "tmm3");
+    }
 }
 
 /// The loops for an element, whose tiles `$multiply` multiplies.
@@ -195,7 +227,9 @@ macro_rules! element {
                 let &Step { rows, row_bytes, panels } = step;
                 const { assert!(LINES.is_multiple_of(INSTRUCTIONS)) };
                 let part = LINES / INSTRUCTIONS;
-                let ask = |instruction: usize| ask_for_lines(ahead, instruction * part, part);
+                let ask = |instruction: usize| {
+                    ask_for::<_MM_HINT_T1>(ahead, instruction * part..(instruction + 1) * part);
+                };
                 // SAFETY: by the caller.
                 unsafe {
                     load!("tmm4", rows[0], row_bytes);
@@ -214,36 +248,6 @@ macro_rules! element {
                     ask(6);
                     multiply!($multiply, "tmm3", "tmm5", "tmm7");
                     ask(7);
-                }
-            }
-
-            unsafe fn dot_near(block: Block, goes_on: bool) {
-                // SAFETY: by the caller; prefetching reads nothing.
-                unsafe {
-                    two_tiles!(
-                        $multiply, block,
-                        [
-                            "test {goes_on:e}, {goes_on:e}",
-                            "jz 4f",
-                            "tileloadd tmm0, [{sums} + {line}*1]",
-                            "tileloadd tmm1, [{sums} + {line}*1 + 1024]",
-                            "tileloadd tmm2, [{sums} + {line}*1 + 2048]",
-                            "tileloadd tmm3, [{sums} + {line}*1 + 3072]",
-                            "jmp 2f",
-                            "4:",
-                        ],
-                        [
-                            "mov {i:e}, 1024",
-                            "3:",
-                            "sub {i:e}, 64",
-                            "prefetcht0 [{w0} + {i} + {near}]",
-                            "prefetcht0 [{w1} + {i} + {near}]",
-                            "jnz 3b",
-                        ],
-                        i = out(reg) _,
-                        goes_on = in(reg) u32::from(goes_on),
-                        near = const NEAR_BYTES,
-                    );
                 }
             }
         }

@@ -15,7 +15,6 @@ use crate::backend::cpu::pages::{Part, Pool};
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::sixteen::{Sixteen, Vectors, on_vectors};
 use crate::compute::{Claim, Claims};
-use multiversion::multiversion;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m512;
 
@@ -157,10 +156,7 @@ impl Call<'_> {
         #[cfg(target_arch = "x86_64")]
         let vectors = Vectors::best(self.isa);
         let mut sums = OnLine([[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
-        #[cfg(target_arch = "x86_64")]
         let of_a_pair = product.ahead(2 * PANEL * depth * size_of::<Bf16>(), self.out.rows());
-        #[cfg(not(target_arch = "x86_64"))]
-        let of_a_pair = None;
         for Claim { item: pair, own } in pairs {
             let mut ahead = of_a_pair.filter(|_| own);
             let columns = Columns {
@@ -249,7 +245,6 @@ on_vectors! {
 }
 
 /// Writes the sums of up to two tiles of rows and a pair of panels.
-#[multiversion(targets("aarch64+neon"))]
 fn finish(call: &Call<'_>, sums: &[[TileSums; 2]; 2], row: usize, rows: usize, pair: usize) {
     for (half, bias) in call.linear.biases(pair).into_iter().enumerate() {
         let first = pair * 2 * PANEL + half * PANEL;

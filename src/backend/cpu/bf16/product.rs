@@ -72,12 +72,13 @@ impl Product {
     }
 
     /// What asks for the next pair of panels, so many bytes, while one is multiplied with these rows.
-    #[cfg(target_arch = "x86_64")]
     pub(in crate::backend::cpu) fn ahead(&self, pair_bytes: usize, rows: usize) -> Option<Ahead> {
-        match self {
-            Product::Pairs => Ahead::new(pair_bytes, rows, pairs::TILES),
-            _ => None,
+        #[cfg(target_arch = "x86_64")]
+        if let Product::Pairs = self {
+            return Ahead::new(pair_bytes, rows, pairs::TILES);
         }
+        let _ = (pair_bytes, rows);
+        None
     }
 
     /// Whether rows are read from where their scores were, see [`Product::add_in_place`].

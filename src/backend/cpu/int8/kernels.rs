@@ -130,7 +130,7 @@ mod x86 {
             let depth = linear.depth();
             for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
                 let weights = [linear.panel(panel)];
-                let offsets = [&linear.offset[panel * PANEL..][..PANEL]];
+                let offsets = [linear.offset(panel)];
                 let mut sums = OnLine([[[0_i32; PANEL]; 1]; VNNI_ROWS]);
                 with_rows!(self.out.rows(), 1 2 3 4 5 6 7 8 9 10 11 12, |M| {
                     // SAFETY: the function's own condition.
@@ -156,7 +156,7 @@ mod x86 {
             for claim in pairs {
                 let (pair, used) = self.pair(claim.item);
                 let weights = pair.map(|p| linear.panel(p));
-                let offsets = pair.map(|p| &linear.offset[p * PANEL..][..PANEL]);
+                let offsets = pair.map(|p| linear.offset(p));
                 let blocks = self.out.rows().div_ceil(VNNI_ROWS);
                 let (mut row, mut index) = (0, 0);
                 while row < self.out.rows() {

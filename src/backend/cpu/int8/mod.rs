@@ -143,8 +143,12 @@ impl Int8Linear {
         Panel {
             weights: self.panel(index),
             depth: self.depth(),
-            offset: Some(&self.offset[index * PANEL..][..PANEL]),
+            offset: Some(self.offset(index)),
         }
+    }
+
+    fn offset(&self, panel: usize) -> &[i32] {
+        &self.offset[panel * PANEL..][..PANEL]
     }
 
     /// Scales and biases of a panel.

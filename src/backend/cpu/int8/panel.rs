@@ -1,7 +1,11 @@
 //! Sums of rows and one panel, on each instruction set but those that take more of them at once: tiles, and vectors of 512 bits.
 
 use super::loops::dot_portable;
+#[cfg(target_arch = "x86_64")]
+use super::loops::{AVX2_ROWS, dot_avx_vnni, dot_avx2, with_rows};
 use super::{Isa, PANEL, Rows};
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::kernel_rows::block;
 use std::ops::Range;
 
 /// Sixteen columns.
@@ -43,10 +47,7 @@ pub(super) unsafe fn multiply_into(
         Isa::Portable => in_loops(x, rows, panel, sums),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: by the caller.
-        Isa::Avx2 => unsafe { x86::by_avx2(x, rows, panel, sums) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: by the caller.
-        Isa::AvxVnni => unsafe { x86::by_avx_vnni(x, rows, panel, sums) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { by_256_bits(isa, x, rows, panel, sums) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: by the caller.
         Isa::NeonDotprod | Isa::NeonI8mm => unsafe { by_neon(isa, x, rows, panel, sums) },
@@ -81,54 +82,29 @@ unsafe fn by_neon(isa: Isa, x: &Rows, rows: Range<usize>, panel: Panel<'_>, sums
     }
 }
 
+/// # Safety
+/// `isa`, which is AVX2 or AVX-VNNI, is available.
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{Panel, Range, Rows, Sums};
-    use crate::backend::cpu::int8::loops::{AVX2_ROWS, dot_avx_vnni, dot_avx2, with_rows};
-    use crate::backend::cpu::kernel_rows::block;
-
-    /// # Safety
-    /// AVX2 and FMA must be available.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn by_avx2(x: &Rows, rows: Range<usize>, panel: Panel<'_>, sums: Sums<'_>) {
-        let Panel { weights, depth, .. } = panel;
-        let mut row = rows.start;
-        while row < rows.end {
-            let n = block(rows.end - row, AVX2_ROWS);
-            let x = &x.words()[row * depth..(row + n) * depth];
-            let to = &mut sums.to[(row - rows.start) * sums.stride..];
-            with_rows!(n, 1 2 3 4 5 6, |M| {
-                // SAFETY: the function's own condition.
-                unsafe { dot_avx2::<M>(x, weights, depth, to, sums.stride) }
-            });
-            row += n;
-        }
-    }
-
-    /// # Safety
-    /// AVX2 and AVX-VNNI must be available.
-    #[target_feature(enable = "avx2,avxvnni")]
-    pub(super) unsafe fn by_avx_vnni(
-        x: &Rows,
-        rows: Range<usize>,
-        panel: Panel<'_>,
-        sums: Sums<'_>,
-    ) {
-        let Panel {
-            weights,
-            depth,
-            offset,
-        } = panel;
-        let mut row = rows.start;
-        while row < rows.end {
-            let n = block(rows.end - row, AVX2_ROWS);
-            let x = &x.unsigned()[row * depth..(row + n) * depth];
-            let to = &mut sums.to[(row - rows.start) * sums.stride..];
-            with_rows!(n, 1 2 3 4 5 6, |M| {
-                // SAFETY: the function's own condition.
-                unsafe { dot_avx_vnni::<M>(x, weights, offset, depth, (to, sums.stride)) }
-            });
-            row += n;
-        }
+unsafe fn by_256_bits(isa: Isa, x: &Rows, rows: Range<usize>, panel: Panel<'_>, sums: Sums<'_>) {
+    let Panel {
+        weights,
+        depth,
+        offset,
+    } = panel;
+    let mut row = rows.start;
+    while row < rows.end {
+        let n = block(rows.end - row, AVX2_ROWS);
+        let x_of = row * depth..(row + n) * depth;
+        let to = &mut sums.to[(row - rows.start) * sums.stride..];
+        with_rows!(n, 1 2 3 4 5 6, |M| {
+            // SAFETY: by the caller.
+            unsafe {
+                match isa {
+                    Isa::AvxVnni => dot_avx_vnni::<M>(&x.unsigned()[x_of], weights, offset, depth, (to, sums.stride)),
+                    _ => dot_avx2::<M>(&x.words()[x_of], weights, depth, to, sums.stride),
+                }
+            }
+        });
+        row += n;
     }
 }

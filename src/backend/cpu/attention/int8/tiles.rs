@@ -9,10 +9,10 @@ use super::vnni::{add_row, exponents_of_row};
 use super::{
     Chunk, KEYS, Notes, PANEL, PANELS, ROWS, Scratch, State, settle_sixteen, stride_of_values,
 };
-use crate::backend::cpu::amx::{LINE, ROW_STEP, Tiles};
+use crate::backend::cpu::amx::{LINE, ROW_STEP, TILE, Tiles};
 use crate::backend::cpu::avx512;
 use crate::backend::cpu::lines::OnLine;
-use beside::{Place, TILE, Work, asked_by};
+use beside::{Place, Work, asked_by};
 use std::arch::asm;
 use std::arch::x86_64::*;
 

@@ -2,14 +2,11 @@
 
 use super::{COLUMNS, Item};
 use crate::backend::cpu::amx::single::{add_products_of_bytes, load, store_rows, zero};
-use crate::backend::cpu::amx::{LINE, ROW_STEP};
+use crate::backend::cpu::amx::{LINE, ROW_STEP, TILE};
 use crate::backend::cpu::attention::int8::{Chunk, KEYS, Notes, PANEL, PANELS};
 use crate::backend::cpu::lines::OnLine;
 use std::arch::x86_64::*;
 use std::ops::Range;
-
-/// Bytes of a tile.
-pub(super) const TILE: usize = ROW_STEP * LINE;
 
 /// From one row of products to the next, in bytes.
 const PRODUCTS_OF_A_ROW: usize = KEYS * size_of::<i32>();
