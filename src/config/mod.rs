@@ -1,6 +1,6 @@
 //! Configuration: one TOML file says what is received, how it is aligned, which model runs, and where results go.
 //!
-//! Every key is commented in the files under `config/`. [`load`] reads and checks a file; errors name file and line.
+//! Every key is commented in the files under `config/`. [`load()`] reads and checks a file; errors name file and line.
 
 mod load;
 

@@ -54,7 +54,7 @@ pub struct TickReport {
     pub samples: Vec<SampleId>,
     /// In the configuration's order.
     pub topics: Vec<TopicReport>,
-    /// In the order of [`Modality::ALL`].
+    /// In the order of [`Modality::ALL`](crate::model::spec::Modality::ALL).
     pub modalities: [ModalityReport; MODALITIES],
     /// Capture time of the newest sample this tick took.
     pub newest_used_ns: Option<u64>,

@@ -1,5 +1,5 @@
 //! Memory in pages of 2 MiB where the system gives them: a step reads every weight once, and with pages of 4 KiB looking up
-//! where each lies takes up to as long as the reading (`benches/README.md`).
+//! where each lies takes up to as long as the reading (`benches/NOTES.md`).
 //!
 //! [`Pages`] owns memory of its own, the arena; [`Pool`] hands out parts of larger blocks, the layers' weights, so that small
 //! layers share a page.

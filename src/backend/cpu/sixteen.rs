@@ -136,7 +136,7 @@ pub(super) trait Sixteen: Copy {
     unsafe fn load_integers(from: *const i32) -> Self;
 
     /// What four whole numbers of a lane grow by, the first from zero, 255 at most, to as many bytes, the first of a lane's four in
-    /// front: 64 places. [`math::ROUND`](super::math::ROUND) has been added to each, which put its lowest bits in front.
+    /// front: 64 places. [`super::math::ROUND`] has been added to each, which put its lowest bits in front.
     unsafe fn store_growth(four: [Self; 4], to: *mut u8);
 
     /// `self * other`
@@ -154,10 +154,10 @@ pub(super) trait Sixteen: Copy {
     /// The larger of each; `other` where `self` is not a number.
     unsafe fn max(self, other: Self) -> Self;
 
-    /// `2^self`, 0 below `lowest`, the bits of [`math::Weigh`](super::math::Weigh) where multiply-add is fused.
+    /// `2^self`, 0 below `lowest`, the bits of [`super::math::Weigh`] where multiply-add is fused.
     unsafe fn exp2<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> Self;
 
-    /// As [`Sixteen::exp2`], of lanes no larger than [`math::EXP2_RANGE`](super::math::EXP2_RANGE).
+    /// As [`Sixteen::exp2`], of lanes no larger than [`super::math::EXP2_RANGE`].
     #[inline(always)]
     unsafe fn exp2_within<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> Self {
         // SAFETY: by the caller.

@@ -106,7 +106,7 @@ impl Work<'_> {
     /// Products of the next item with keys.
     ///
     /// # Safety
-    /// As [`attend_all`].
+    /// As [`super::attend_all`].
     #[inline(always)]
     pub(super) unsafe fn multiply_keys(&self, turn: usize, next: &mut Item) {
         let to = next.products.0.as_mut_ptr();
@@ -122,7 +122,7 @@ impl Work<'_> {
     /// Products of the item before with values.
     ///
     /// # Safety
-    /// As [`attend_all`].
+    /// As [`super::attend_all`].
     #[inline(always)]
     pub(super) unsafe fn multiply_values<const C: usize>(&self, turn: usize, before: &mut Item) {
         let to = before.products.0.as_mut_ptr();
