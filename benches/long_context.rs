@@ -92,6 +92,7 @@ impl Run {
         let frame = &self.features[shift..shift + half];
         self.batch.push_camera(0, tick_time_ns, grid, frame);
         let moment = TickMoment {
+            epoch: 1,
             tick: self.tick,
             tick_time_ns,
             quality: [1.0; 4],

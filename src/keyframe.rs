@@ -16,7 +16,7 @@ use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Program and arrangement of the states: the second number goes up with every change of what a state holds or where.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " layout 4");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " layout 5");
 
 /// A state file larger than this is none.
 const MAX_FILE_BYTES: u64 = 4 << 30;

@@ -294,8 +294,9 @@ fn fill_results(frame: &mut proto::FusedFrame, record: &TickRecord) {
     let nearest = &record.step.nearest;
     frame.nearest.resize_with(nearest.len(), Default::default);
     for (out, nearest) in frame.nearest.iter_mut().zip(nearest) {
-        out.tick = nearest.tick;
-        out.tick_time_ns = nearest.tick_time_ns as u64;
+        out.epoch = nearest.id.epoch;
+        out.tick = nearest.id.tick;
+        out.tick_time_ns = nearest.id.tick_time_ns as u64;
         out.similarity = nearest.similarity;
     }
     let caption = frame.caption.get_or_insert_default();

@@ -386,8 +386,51 @@ fn a_block_of_audio_that_is_too_long_is_refused() {
         format: SampleFormat::S16Le,
         data: &data,
     };
-    assert!(AudioFrontEnd::new(4, 1000).push(&view, 0).is_ok());
-    assert!(AudioFrontEnd::new(4, 999).push(&view, 0).is_err());
+    assert!(AudioFrontEnd::new(4, 1000, 27).push(&view, 0).is_ok());
+    assert!(AudioFrontEnd::new(4, 999, 27).push(&view, 0).is_err());
+}
+
+/// At 11025 Hz the resampler works in blocks of 80 ms, longer than the microphone's: tokens come in bursts.
+#[test]
+fn a_burst_of_audio_tokens_is_handed_out_over_ticks() {
+    use umm::decode::AudioView;
+    use umm::frontend::audio::AudioFrontEnd;
+    const RATE_HZ: u32 = 11_025;
+    const BLOCK_MS: u64 = 20;
+    for stack in [1, 2, 4] {
+        let most = AudioFrontEnd::max_tokens_per_block(stack, BLOCK_MS);
+        // How many tokens each tick of one block gets, and their times.
+        let run = |most: usize| {
+            let mut front_end = AudioFrontEnd::new(stack, BLOCK_MS, most);
+            let (mut counts, mut times) = (Vec::new(), Vec::new());
+            for block in 0..100 {
+                let data = vec![0; 2 * (RATE_HZ as usize * BLOCK_MS as usize / 1000)];
+                let view = AudioView {
+                    rate_hz: RATE_HZ,
+                    channels: 1,
+                    format: SampleFormat::S16Le,
+                    data: &data,
+                };
+                let capture_ns = block as u64 * BLOCK_MS * 1_000_000;
+                front_end.push(&view, capture_ns as i64).unwrap();
+                let (tokens, features) = front_end.tokens();
+                assert_eq!(features.len(), tokens.len() * stack * 80);
+                counts.push(tokens.len());
+                times.extend_from_slice(tokens);
+                front_end.clear_tokens();
+            }
+            (counts, times)
+        };
+        let (counts, times) = run(most);
+        assert!(counts.iter().all(|&n| n <= most), "stack {stack}");
+        let (bursts, all) = run(usize::MAX);
+        // As many in the end, but for a last burst, with the same times.
+        assert!(all.len() - times.len() < most, "stack {stack}");
+        assert_eq!(times, all[..times.len()], "stack {stack}");
+        assert!(all.len() * stack > 180);
+        let over = bursts.iter().any(|&n| n > most);
+        assert_eq!(over, stack < 4, "stack {stack}");
+    }
 }
 
 #[test]

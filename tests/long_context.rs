@@ -138,6 +138,7 @@ fn pooling_does_not_depend_on_chunks() {
             );
             if (token + 1) % cut == 0 || token == 20 {
                 let moment = TickMoment {
+                    epoch: 1,
                     tick,
                     tick_time_ns: ORIGIN_NS + PERIOD_NS,
                     quality: [0.7; 4],

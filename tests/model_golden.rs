@@ -110,6 +110,7 @@ fn tick_inputs(
     }
     let quality = drive.f32(&format!("tick.{tick}.quality"));
     let moment = TickMoment {
+        epoch: 1,
         tick: tick as u64,
         tick_time_ns: drive.i64(&format!("tick.{tick}.time_ns"))[0],
         quality: quality.try_into().unwrap(),

@@ -150,6 +150,7 @@ fn compare(ticks: &[Vec<Piece>], capacity: usize, path: Path) -> Result<(), Test
             .for_each(|p| push(p, tick_time_ns, &spec, &mut batch));
         let quality = noise(k as u64, 4).try_into().unwrap();
         let moment = TickMoment {
+            epoch: 1,
             tick: k as u64 + 1,
             tick_time_ns,
             quality,

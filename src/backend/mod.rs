@@ -213,13 +213,13 @@ pub trait Backend {
     fn kv_form(&self) -> KvForm;
 
     /// Caches keys, `[rows, kv_width]`, in the slots from `first_slot` on. What other slots of their block hold is multiplied by
-    /// zero: it must be a number.
+    /// zero: it must be finite.
     fn cache_keys_into(&mut self, keys: Region, rows: usize, cache: KvCache, first_slot: usize);
 
     /// As [`Backend::cache_keys_into`], values.
     fn cache_values_into(&mut self, values: Region, rows: usize, cache: KvCache, first_slot: usize);
 
-    /// `out[c] = mean over slots of key[slot][c]`, of cached keys.
+    /// `out[c] = mean over slots of key[slot][c]`, of cached keys; there is at least one slot.
     fn mean_cached_keys_into(&mut self, cache: KvCache, slots: Range<usize>, out: Region);
 
     /// `out[r] (=, += or = gelu) x[r] W^T + b` for `rows` rows. GELU by the tanh approximation

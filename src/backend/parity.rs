@@ -6,7 +6,7 @@ use super::{
     Backend, Epilogue, HeadShape, KvSegment, NormIds, Region, Segments, TableId, Visibility,
 };
 
-/// Row counts every operation is tried with.
+/// Row counts every operation is tried with; one that needs a row gets one instead of none.
 pub const ROWS: [usize; 8] = [0, 1, 2, 3, 7, 16, 17, 49];
 
 /// Widths every operation is tried with, multiples of eight as head sizes are.
@@ -249,9 +249,6 @@ fn rows_of_table(b: &mut dyn Backend, rows: usize, width: usize) -> Vec<f32> {
 }
 
 fn gating(b: &mut dyn Backend, rows: usize, width: usize) -> Vec<f32> {
-    if rows == 0 {
-        return Vec::new();
-    }
     let weight = b.add_table(&noise(1, width + 2), width + 2);
     let one: TableId = b.add_table(&[0.7], 1);
     let bias = b.add_table(&noise(2, width), width);
@@ -259,7 +256,7 @@ fn gating(b: &mut dyn Backend, rows: usize, width: usize) -> Vec<f32> {
     let x = layout.filled(b, 3, rows * width);
     let out = layout.filled(b, 4, rows * width);
     let sum = layout.filled(b, 5, rows * width);
-    let (mean, gate) = (layout.take(width), layout.take(1));
+    let (mean, gate) = (layout.filled(b, 6, width), layout.take(1));
     b.mean_rows_into(x, rows, mean);
     b.gate_into(mean, &[0.3, 0.9], weight, one, gate);
     b.scale_shift_into(x, rows, one, bias, out);

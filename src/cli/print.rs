@@ -206,8 +206,13 @@ fn heads(weights: &Weights, frame: &umm::proto::FusedFrame) {
         say!("  caption  {:?}", caption.text);
     }
     if let Some(nearest) = frame.nearest.first() {
+        let of_epoch = if nearest.epoch == frame.epoch {
+            String::new()
+        } else {
+            format!(" of epoch {}", nearest.epoch)
+        };
         say!(
-            "  nearest  tick {} (cosine {:.3})",
+            "  nearest  tick {}{of_epoch} (cosine {:.3})",
             nearest.tick,
             nearest.similarity
         );

@@ -91,6 +91,7 @@ impl TopicInput {
             Modality::Audio => Kind::Audio(Box::new(AudioFrontEnd::new(
                 spec.mel_stack,
                 topic.max_block_ms(),
+                topic.max_tokens_per_tick(tokens_per_sample(topic, spec)),
             ))),
             Modality::Text => Kind::Text,
             Modality::Telemetry => Kind::Telemetry(Box::new(signals(topic, spec)?)),

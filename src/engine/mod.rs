@@ -171,6 +171,7 @@ impl Engine {
             self.measure_context(tick.tick_time_ns);
         }
         self.moment = TickMoment {
+            epoch: tick.epoch,
             tick: tick.tick,
             tick_time_ns: tick.tick_time_ns as i64,
             quality: std::array::from_fn(|m| self.report.modalities[m].quality),

@@ -38,6 +38,7 @@ impl Engine {
         }
         self.pool_camera(plan);
         let moment = TickMoment {
+            epoch: 1,
             tick,
             tick_time_ns: time_ns,
             quality: [1.0; MODALITIES],

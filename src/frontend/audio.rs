@@ -26,6 +26,7 @@ const HOP_NS: u64 = HOP as u64 * NS_PER_S / RATE_HZ as u64;
 pub struct AudioFrontEnd {
     stack: usize,
     max_block_ms: u64,
+    max_tokens: usize,
     resample: Option<Resample>,
     mel: LogMel,
     /// Time of the stream's first sample, as estimated.
@@ -43,11 +44,12 @@ pub struct AudioFrontEnd {
 }
 
 impl AudioFrontEnd {
-    /// Tokens of `stack` hops from blocks of at most `max_block_ms`.
-    pub fn new(stack: usize, max_block_ms: u64) -> AudioFrontEnd {
+    /// Tokens of `stack` hops from blocks of at most `max_block_ms`, at most `max_tokens` of them handed out at a time.
+    pub fn new(stack: usize, max_block_ms: u64, max_tokens: usize) -> AudioFrontEnd {
         AudioFrontEnd {
             stack,
             max_block_ms,
+            max_tokens,
             resample: None,
             mel: LogMel::new(),
             anchor_ns: 0,
@@ -61,9 +63,9 @@ impl AudioFrontEnd {
         }
     }
 
-    /// Most tokens one block can complete.
+    /// Tokens one block completes at most, where neither the resampler nor an unfinished token has held back more than a token's
+    /// time. Rates whose resampling works in longer blocks complete more now and then; what is over waits for the next tick.
     pub fn max_tokens_per_block(stack: usize, max_block_ms: u64) -> usize {
-        // The resampler and an unfinished token hold back less than one token's time each.
         const HELD_BACK: usize = 2;
         (max_block_ms as usize).div_ceil(10 * stack) + HELD_BACK
     }
@@ -140,17 +142,25 @@ impl AudioFrontEnd {
         (vec![time_ns; n], vec![0.0; n * self.stack * BANDS])
     }
 
-    /// Finished tokens: their times and `[n, stack * BANDS]` features. [`AudioFrontEnd::clear_tokens`] makes room.
+    /// Finished tokens, the oldest, as many as are handed out at a time: their times and `[n, stack * BANDS]` features.
+    /// [`AudioFrontEnd::clear_tokens`] makes room.
     pub fn tokens(&self) -> (&[i64], &[f32]) {
-        let n = self.times_ns.len();
-        (&self.times_ns, &self.features[..n * self.stack * BANDS])
+        let n = self.handed_out();
+        (
+            &self.times_ns[..n],
+            &self.features[..n * self.stack * BANDS],
+        )
     }
 
-    /// Forgets the finished tokens, once taken.
+    /// Forgets the tokens handed out, once taken.
     pub fn clear_tokens(&mut self) {
-        let n = self.times_ns.len();
+        let n = self.handed_out();
         self.features.drain(..n * self.stack * BANDS);
-        self.times_ns.clear();
+        self.times_ns.drain(..n);
+    }
+
+    fn handed_out(&self) -> usize {
+        self.times_ns.len().min(self.max_tokens)
     }
 
     /// As of the last block.

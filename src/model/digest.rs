@@ -37,7 +37,7 @@ pub(super) fn digest_heads(outputs: &StepOutputs, caption: &[u32]) -> u64 {
     }
     update_f32(&mut hasher, &outputs.gates);
     for nearest in &outputs.nearest {
-        hasher.update(&nearest.tick.to_le_bytes());
+        hasher.update(&nearest.id.tick.to_le_bytes());
     }
     for token in caption {
         hasher.update(&token.to_le_bytes());

@@ -255,6 +255,8 @@ impl Encoder {
         let v = self.buffers.v.rows(0, rows, shape.kv_width());
         let attended = self.buffers.attended.rows(0, rows, shape.q_width());
         let ffn = self.buffers.ffn.rows(0, rows, self.ffn_width);
+        // What is not finite does not stay behind in a block that a shorter text shares.
+        self.alone.zero(backend, &Spans::one(0..MAX_TEXT_TOKENS));
         for layer in &self.layers {
             let ids = &layer.attention;
             backend.layer_norm_into(x, rows, layer.norm1, h);

@@ -9,15 +9,33 @@ use crate::umm::rows::Rows;
 /// Earlier moments named in each output.
 pub const NEAREST: usize = 3;
 
+/// Which tick a moment is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MomentId {
+    /// Ticks are numbered anew in each.
+    pub epoch: u32,
+    /// Number of the tick.
+    pub tick: u64,
+    /// `T(k)`.
+    pub tick_time_ns: i64,
+}
+
 /// An earlier moment that resembles the present.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Nearest {
-    /// Its tick.
-    pub tick: u64,
-    /// Its tick time.
-    pub tick_time_ns: i64,
+    /// Which.
+    pub id: MomentId,
     /// Cosine of the two embeddings.
     pub similarity: f32,
+}
+
+impl MomentId {
+    /// To or from a keyframe.
+    pub(super) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
+        archive.number("moment", &mut self.epoch)?;
+        archive.number("moment", &mut self.tick)?;
+        archive.number("moment", &mut self.tick_time_ns)
+    }
 }
 
 /// The moments of a run, the oldest overwritten first. Kept across epochs: an earlier lap is worth finding.
@@ -26,7 +44,7 @@ pub struct MomentRing {
     ring: Ring,
     dim: usize,
     embeddings: Vec<f32>,
-    ticks: Vec<(u64, i64)>,
+    ids: Vec<MomentId>,
 }
 
 impl MomentRing {
@@ -38,13 +56,13 @@ impl MomentRing {
             ring: Ring::new(capacity),
             dim,
             embeddings,
-            ticks: vec![(0, 0); capacity],
+            ids: vec![MomentId::default(); capacity],
         }
     }
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.embeddings.len() * size_of::<f32>() + self.ticks.len() * size_of::<(u64, i64)>()
+        self.embeddings.len() * size_of::<f32>() + self.ids.len() * size_of::<MomentId>()
     }
 
     /// Forgets all.
@@ -59,48 +77,103 @@ impl MomentRing {
         let slots = rows.next_ring(&self.ring);
         rows.host(&mut self.embeddings, self.dim, &slots)?;
         for slot in self.ring.view().iter().flatten() {
-            archive.number("moment", &mut self.ticks[slot].0)?;
-            archive.number("moment", &mut self.ticks[slot].1)?;
+            self.ids[slot].archive(archive)?;
         }
         Ok(())
     }
 
     /// Notes a moment's unit-norm embedding.
-    pub fn push(&mut self, tick: u64, tick_time_ns: i64, embedding: &[f32]) {
+    pub fn push(&mut self, id: MomentId, embedding: &[f32]) {
         let Ok(spans) = self.ring.append(1) else {
             return;
         };
         for slot in spans.iter().flatten() {
             self.embeddings[slot * self.dim..(slot + 1) * self.dim].copy_from_slice(embedding);
-            self.ticks[slot] = (tick, tick_time_ns);
+            self.ids[slot] = id;
         }
     }
 
-    /// The most similar moments of ticks before `before_tick`, best first; the earlier one on ties. `out` is overwritten.
-    pub fn nearest_into(&self, embedding: &[f32], before_tick: u64, out: &mut Vec<Nearest>) {
+    /// The moments most similar to `present`, best first; the earlier one on ties. Of its own epoch those more than `gap_ticks`
+    /// before it, of others all. What has no similarity, because an embedding is not of finite numbers, is passed over. `out` is
+    /// overwritten.
+    pub fn nearest_into(
+        &self,
+        embedding: &[f32],
+        present: MomentId,
+        gap_ticks: u64,
+        out: &mut Vec<Nearest>,
+    ) {
         out.clear();
+        let before = present.tick.saturating_sub(gap_ticks);
         for slot in self.ring.view().iter().flatten() {
-            let (tick, tick_time_ns) = self.ticks[slot];
-            if tick >= before_tick {
+            let id = self.ids[slot];
+            if id.epoch == present.epoch && id.tick >= before {
                 continue;
             }
             let at = slot * self.dim;
             let similarity = math::dot(embedding, &self.embeddings[at..at + self.dim]);
+            if !similarity.is_finite() {
+                continue;
+            }
             let place = out
                 .iter()
                 .position(|best| similarity > best.similarity)
                 .unwrap_or(out.len());
             if place < NEAREST {
                 out.truncate(NEAREST - 1);
-                out.insert(
-                    place,
-                    Nearest {
-                        tick,
-                        tick_time_ns,
-                        similarity,
-                    },
-                );
+                out.insert(place, Nearest { id, similarity });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(epoch: u32, tick: u64) -> MomentId {
+        MomentId {
+            epoch,
+            tick,
+            tick_time_ns: tick as i64,
+        }
+    }
+
+    fn nearest(moments: &MomentRing, embedding: &[f32], present: MomentId) -> Vec<MomentId> {
+        let mut found = Vec::new();
+        moments.nearest_into(embedding, present, 50, &mut found);
+        found.iter().map(|nearest| nearest.id).collect()
+    }
+
+    #[test]
+    fn the_gap_is_within_an_epoch() {
+        let mut moments = MomentRing::new(300, 2);
+        for tick in 1..=100 {
+            // The further from tick 80 the less alike.
+            let angle = (tick as f32 - 80.0) * 0.01;
+            moments.push(id(1, tick), &[angle.cos(), angle.sin()]);
+        }
+        assert_eq!(
+            nearest(&moments, &[1.0, 0.0], id(1, 101)),
+            [id(1, 50), id(1, 49), id(1, 48)]
+        );
+        moments.push(id(2, 1), &[1.0, 0.0]);
+        // The lap before, whatever its ticks' numbers; not the moment just now.
+        let of_next_lap = nearest(&moments, &[1.0, 0.0], id(2, 2));
+        assert_eq!(of_next_lap, [id(1, 80), id(1, 79), id(1, 81)]);
+        // Which is an earlier one by and by.
+        let later = nearest(&moments, &[1.0, 0.0], id(2, 52));
+        assert_eq!(later, [id(1, 80), id(2, 1), id(1, 79)]);
+    }
+
+    #[test]
+    fn what_is_not_a_number_hides_no_other() {
+        let mut moments = MomentRing::new(8, 2);
+        for tick in 1..=3 {
+            moments.push(id(1, tick), &[f32::NAN, 0.0]);
+        }
+        moments.push(id(1, 4), &[0.6, 0.8]);
+        assert_eq!(nearest(&moments, &[1.0, 0.0], id(1, 90)), [id(1, 4)]);
+        assert_eq!(nearest(&moments, &[f32::NAN, 0.0], id(1, 90)), []);
     }
 }

@@ -10,7 +10,7 @@ use super::adapter::TokenBatch;
 use super::caption::Caption;
 use super::fusion::{mean_gate, newest_valid};
 use super::layout::{LaneRows, MAX_LANES};
-use super::moments::MomentRing;
+use super::moments::{MomentId, MomentRing};
 use super::shared::Shared;
 use super::sizes::reserve_context;
 use super::spec::{MODALITIES, Modality, ModelSpec};
@@ -32,6 +32,8 @@ pub use super::step_outputs::{DIGEST_STAGES, StepOutputs};
 /// One tick's time and quality.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TickMoment {
+    /// Ticks are numbered anew in each.
+    pub epoch: u32,
     /// Number of the tick.
     pub tick: u64,
     /// `T(k)`.
@@ -239,12 +241,15 @@ impl Network {
 
     /// Finds the nearest earlier moments to the present one, and notes it.
     pub(super) fn recall(&mut self, moment: &TickMoment) {
-        let before = moment.tick.saturating_sub(self.config.recall_gap_ticks);
-        let embedding = &self.outputs.heads.embedding;
+        let present = MomentId {
+            epoch: moment.epoch,
+            tick: moment.tick,
+            tick_time_ns: moment.tick_time_ns,
+        };
+        let (embedding, gap) = (&self.outputs.heads.embedding, self.config.recall_gap_ticks);
         self.moments
-            .nearest_into(embedding, before, &mut self.outputs.nearest);
-        self.moments
-            .push(moment.tick, moment.tick_time_ns, embedding);
+            .nearest_into(embedding, present, gap, &mut self.outputs.nearest);
+        self.moments.push(present, embedding);
     }
 
     /// Unit-norm embedding of a text query, comparable with the moments'. Leaves the context alone. Text beyond the

@@ -88,8 +88,7 @@ impl StepOutputs {
         archive.size("nearest", &mut nearest, NEAREST)?;
         self.nearest.resize(nearest, Nearest::default());
         for nearest in &mut self.nearest {
-            archive.number("nearest", &mut nearest.tick)?;
-            archive.number("nearest", &mut nearest.tick_time_ns)?;
+            nearest.id.archive(archive)?;
             archive.number("nearest", &mut nearest.similarity)?;
         }
         Ok(())

@@ -316,6 +316,7 @@ fn nearest(moments: &[proto::Moment]) -> Vec<Near> {
     let nearest = moments.iter().take(MAX_NEAREST);
     nearest
         .map(|moment| Near {
+            epoch: moment.epoch,
             tick: moment.tick,
             time_ns: moment.tick_time_ns,
             similarity: moment.similarity,

@@ -76,10 +76,11 @@ function momentsPart(i, actions) {
     const picture = row === null ? null : pictureAt(rows.x[row]);
     const meter = make("i");
     meter.style.width = `${Math.min(Math.max(similarity ?? 0, 0), 1) * 100}%`;
+    const lap = row === null || rows.epoch[row] === rows.epoch[i] ? "" : `, epoch ${rows.epoch[row]}`;
     const where = row === null ? "not in this log" : apart(rows.x[row] - rows.x[i]);
     button.append(
       picture ? image(picture) : make("span", "none"),
-      make("span", "", `Tick ${tick}`, make("br"), make("small", "", `${fixed(similarity, 3)} · ${where}`), make("span", "meter", meter)),
+      make("span", "", `Tick ${tick}${lap}`, make("br"), make("small", "", `${fixed(similarity, 3)} · ${where}`), make("span", "meter", meter)),
     );
     if (row !== null) button.addEventListener("click", () => actions.hold(row));
     return button;

@@ -59,6 +59,8 @@ pub(super) struct Mark {
 /// An earlier moment that resembles a row's.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Near {
+    /// 0: unknown.
+    pub epoch: u32,
     pub tick: u64,
     pub time_ns: u64,
     pub similarity: f32,

@@ -189,7 +189,7 @@ fn stages(timeline: &Timeline) -> Vec<Series> {
 fn nearest(timeline: &Timeline, index: usize) -> Vec<Nearest> {
     let moments = timeline.rows.get(index).map_or(&[][..], |row| &row.nearest);
     let found = moments.iter().map(|moment| {
-        let row = timeline.locate(moment.tick, moment.time_ns, index);
+        let row = timeline.locate(moment, index);
         (row, moment.tick, rounded(moment.similarity))
     });
     found.collect()

@@ -5,7 +5,7 @@
 //! a new [`Segment`] begins right after the last one, so that a looped log or a night's pause stays readable.
 
 use super::names::Names;
-use super::row::Row;
+use super::row::{Near, Row};
 
 /// Rows kept before neighbours are merged: ten minutes at 10 Hz in full detail.
 pub(super) const MAX_ROWS: usize = 6_000;
@@ -210,8 +210,14 @@ impl Timeline {
         i64::try_from(i128::from(home.x_ns) + since_first).ok()
     }
 
-    /// The newest row, at or before row `at_most`, that covers a tick.
-    pub fn locate(&self, tick: u64, time_ns: u64, at_most: usize) -> Option<usize> {
+    /// The newest row, at or before row `at_most`, that covers a moment's tick.
+    pub fn locate(&self, moment: &Near, at_most: usize) -> Option<usize> {
+        let Near {
+            epoch,
+            tick,
+            time_ns,
+            ..
+        } = *moment;
         let newest = self.rows.get(at_most)?.segment;
         (0..=newest).rev().find_map(|index| {
             let from = self.segments.get(index)?.first_row;
@@ -222,8 +228,10 @@ impl Timeline {
             let rows = self.rows.get(from..to)?;
             let near = rows.partition_point(|row| row.last_time_ns < time_ns);
             let row = rows.get(near)?;
-            let hit =
-                row.first_time_ns <= time_ns && (row.first_tick..=row.last_tick).contains(&tick);
+            let same_epoch = epoch == 0 || row.epoch == 0 || row.epoch == epoch;
+            let hit = same_epoch
+                && row.first_time_ns <= time_ns
+                && (row.first_tick..=row.last_tick).contains(&tick);
             hit.then_some(from + near)
         })
     }
@@ -248,6 +256,15 @@ mod tests {
             timeline.add(Row::new(tick as u64, time_ms * MS, 0));
         }
         timeline
+    }
+
+    fn moment(epoch: u32, tick: u64, time_ms: u64) -> Near {
+        Near {
+            epoch,
+            tick,
+            time_ns: time_ms * MS,
+            similarity: 1.0,
+        }
     }
 
     #[test]
@@ -288,12 +305,26 @@ mod tests {
         }
         // Tick 0 at 1000 ms came twice within a few rows and without an epoch: that is the same tick.
         assert_eq!(timeline.rows.len(), 3);
-        assert_eq!(timeline.locate(1, 1100 * MS, 2), Some(1));
-        assert_eq!(timeline.locate(7, 1100 * MS, 2), None);
+        assert_eq!(timeline.locate(&moment(0, 1, 1100), 2), Some(1));
+        assert_eq!(timeline.locate(&moment(0, 7, 1100), 2), None);
 
         let timeline = filled([1000, 1100, 1000, 1100]);
-        assert_eq!(timeline.locate(1, 1100 * MS, 3), Some(1));
-        assert_eq!(timeline.locate(3, 1100 * MS, 3), Some(3));
+        assert_eq!(timeline.locate(&moment(0, 1, 1100), 3), Some(1));
+        assert_eq!(timeline.locate(&moment(0, 3, 1100), 3), Some(3));
+    }
+
+    #[test]
+    fn a_moment_is_found_in_its_own_lap() {
+        let mut timeline = Timeline::new(MAX_ROWS);
+        for epoch in 1..=3 {
+            for tick in 1..=20 {
+                timeline.add(Row::new(tick, tick * 100 * MS, epoch));
+            }
+        }
+        for (epoch, row) in [(1, 6), (2, 26), (3, 46), (0, 46)] {
+            let found = timeline.locate(&moment(epoch, 7, 700), 59);
+            assert_eq!(found, Some(row), "epoch {epoch}");
+        }
     }
 
     #[test]

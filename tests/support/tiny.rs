@@ -187,6 +187,7 @@ pub fn batches(ticks: &[TickOf], spec: &ModelSpec) -> Vec<(TickMoment, TokenBatc
                 .iter()
                 .for_each(|p| push(p, tick_time_ns, spec, &mut batch));
             let moment = TickMoment {
+                epoch: 1,
                 tick: k as u64 + 1,
                 tick_time_ns,
                 quality: [0.7; 4],

@@ -11,6 +11,7 @@ pub(super) mod single;
 use loops::{Block, Element, TileRows, dot_near};
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
@@ -95,11 +96,17 @@ pub(super) struct Tiles {
     not_send: PhantomData<*const ()>,
 }
 
+thread_local! {
+    /// Whether this thread has [`Tiles`].
+    static CONFIGURED: Cell<bool> = const { Cell::new(false) };
+}
+
 impl Tiles {
     /// # Panics
-    /// Where tiles are not available.
+    /// Where tiles are not available, and where the thread has them already: whichever is dropped first would release them.
     pub(super) fn configure() -> Tiles {
         assert!(available(), "no matrix tiles here");
+        assert!(!CONFIGURED.replace(true), "tiles configured twice");
         let mut config = TileConfig {
             palette: 1,
             start_row: 0,
@@ -203,5 +210,6 @@ impl Drop for Tiles {
     fn drop(&mut self) {
         // SAFETY: configured by `configure` on this thread.
         unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) }
+        CONFIGURED.set(false);
     }
 }

@@ -216,6 +216,11 @@ impl Backend for Cpu {
     ) {
         assert_eq!(q.len, q_time_ns.len() * shape.q_width(), "query size");
         assert_eq!(q.len, out.len, "attention output size");
+        let form = self.kv_form();
+        assert!(
+            segments.iter().all(|s| s.cache.layout.form == form),
+            "a cache of another form"
+        );
         let method = self.attention_method(shape.head_dim);
         let (out, arena) = plain::Around::split(&mut self.arena, out);
         let call = plain::Attention {
@@ -234,6 +239,9 @@ impl Backend for Cpu {
 
     fn mean_rows_into(&mut self, x: Region, rows: usize, out: Region) {
         assert_eq!(x.len, rows * out.len, "mean size");
+        if rows == 0 {
+            return;
+        }
         let (x, out) = pair(&mut self.arena, x, out);
         plain::mean_rows_into(x, rows, out);
     }
@@ -290,8 +298,12 @@ impl Backend for Cpu {
         if rows == 0 {
             return;
         }
-        let (x, out) = pair(&mut self.arena, x, out);
         let bias = &self.tables[bias.0].values;
+        assert!(
+            x.len == rows * bias.len() && out.len == x.len,
+            "scale and shift size"
+        );
+        let (x, out) = pair(&mut self.arena, x, out);
         let inverse = 1.0 / self.tables[temperature.0].values[0];
         for (x, out) in x
             .chunks_exact(bias.len())
@@ -304,6 +316,7 @@ impl Backend for Cpu {
     }
 
     fn scaled_add_in_place(&mut self, dst: Region, scale: Region, src: Region) {
+        assert_eq!(src.len, dst.len, "scaled add size");
         let scale = self.arena[scale.start];
         let (src, dst) = pair(&mut self.arena, src, dst);
         dst.iter_mut().zip(src).for_each(|(d, s)| *d += scale * s);

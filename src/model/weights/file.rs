@@ -10,6 +10,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,16 +29,22 @@ impl Weights {
             source,
         };
         let file = File::open(path).map_err(io)?;
-        let size = file.metadata().map_err(io)?.len();
-        if size > MAX_FILE_BYTES {
-            return Err(io(std::io::Error::other(format!(
-                "{size} bytes, over the limit of {MAX_FILE_BYTES}"
-            ))));
-        }
+        let within_limit = |size: u64| {
+            if size <= MAX_FILE_BYTES {
+                return Ok(());
+            }
+            let reason = format!("{size} bytes or more, over the limit of {MAX_FILE_BYTES}");
+            Err(io(std::io::Error::other(reason)))
+        };
+        within_limit(file.metadata().map_err(io)?.len())?;
         let name = path.display().to_string();
         // SAFETY: only read; that no one writes to it meanwhile is asked of whoever replaces weights, as said above.
         let Ok(map) = (unsafe { Mmap::map(&file) }) else {
-            return Weights::from_bytes(&std::fs::read(path).map_err(io)?, &name);
+            let mut bytes = Vec::new();
+            let most = MAX_FILE_BYTES + 1;
+            let read = (&file).take(most).read_to_end(&mut bytes).map_err(io)?;
+            within_limit(read as u64)?;
+            return Weights::from_bytes(&bytes, &name);
         };
         // Without the advice it is read page by page.
         let _ = map.advise(Advice::WillNeed);

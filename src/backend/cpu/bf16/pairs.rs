@@ -134,7 +134,7 @@ struct Call {
 struct Asked {
     /// Where it begins, in bytes behind the first panel.
     from: usize,
-    /// Cache lines with each step of each tile.
+    /// Cache lines with each step of each tile: six for one pair of row tiles, three for two, then two and one.
     lines: usize,
 }
 
@@ -147,7 +147,9 @@ impl Asked {
             .wrapping_add(self.from + step * self.lines * LINE);
         // Known numbers: a loop would take registers, which are all taken.
         match self.lines {
-            ..=3 => ask_for::<3>(from),
+            1 => ask_for::<1>(from),
+            2 => ask_for::<2>(from),
+            3 => ask_for::<3>(from),
             _ => ask_for::<6>(from),
         }
     }

@@ -22,7 +22,7 @@ pub(in crate::backend::cpu) fn mean_keys_into(
     out: &mut [f32],
 ) {
     let (layout, numbers) = (cache.layout, cache.layout.form.numbers());
-    assert!(slots.end <= cache.slots() && out.len() == layout.width());
+    assert!(!slots.is_empty() && slots.end <= cache.slots() && out.len() == layout.width());
     out.fill(0.0);
     for (head, out) in out.chunks_exact_mut(layout.head_dim).enumerate() {
         for slot in slots.clone() {
