@@ -16,7 +16,7 @@ const MAX_ARCHIVED_ERROR_BYTES: usize = 1 << 16;
 /// Totals of one topic since start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicLedger {
-    /// Handed to the engine.
+    /// Came from the source, whatever became of it.
     pub received: u64,
     /// Taken into a tick and decoded.
     pub fused: u64,
@@ -24,7 +24,7 @@ pub struct TopicLedger {
     pub late_dropped: u64,
     /// Lost to a full queue.
     pub overflowed: u64,
-    /// Passed over for newer ones of the same tick.
+    /// Passed over for newer ones of the same tick, or left out by the plan of a live tick.
     pub superseded: u64,
     /// Could not be stamped or decoded.
     pub undecodable: u64,

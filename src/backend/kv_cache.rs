@@ -88,7 +88,7 @@ impl KvLayout {
         self.head_dim.div_ceil(self.form.numbers())
     }
 
-    /// Numbers of a key with the zeros behind it: but in `f32` whole steps of a product.
+    /// Length of a key, padded with zeros to whole steps of a product; in `f32` it needs none.
     pub(crate) fn depth(self) -> usize {
         match self.form {
             KvForm::F32 => self.head_dim,

@@ -146,7 +146,7 @@ impl List {
         let better = |limit: Isa| Isa::ALL.iter().any(|isa| *isa > limit && isa.available());
         match &compute.int8_limit {
             Some(limit) if named(limit).is_some_and(better) => self.add(
-                format!("{ISA_VARIABLE}={limit} limits products in bf16 and 8 bits"),
+                format!("{ISA_VARIABLE}={limit} limits the kernels"),
                 format!("unset {ISA_VARIABLE}"),
             ),
             Some(limit) if named(limit).is_some() => {}

@@ -50,7 +50,7 @@ pub struct SampleId {
 /// Everything about the last tick that is not in the network's outputs.
 #[derive(Clone, Debug, Default)]
 pub struct TickReport {
-    /// The samples it took, in the order they were tried.
+    /// The samples it was handed, in the order they were tried, those that its plan left out among them.
     pub samples: Vec<SampleId>,
     /// In the configuration's order.
     pub topics: Vec<TopicReport>,

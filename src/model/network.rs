@@ -75,10 +75,12 @@ pub struct LaneStep<'a> {
 /// leaves its results in its own [`Network::outputs`]. The probe hears of the step, not of each tick.
 ///
 /// # Errors
-/// [`ChunkTooLong`] when a batch exceeds what its network was configured for; no tick of the step counts then.
+/// [`ChunkTooLong`] when a chunk of a batch is longer than its topic's ring; no tick of the step counts then, and no context has
+/// changed.
 ///
 /// # Panics
-/// When the networks were not built together, or are more than were: a programming error.
+/// When the networks were not built together, or are more than were, or a batch has more tokens than
+/// [`Stream::max_tokens_per_tick`] of its topics: programming errors.
 pub fn step_together(
     steps: &mut [LaneStep<'_>],
     probe: &mut dyn StageProbe,
@@ -213,7 +215,10 @@ impl Network {
     /// One tick: appends the batch to the context and leaves the results in [`Network::outputs`].
     ///
     /// # Errors
-    /// [`ChunkTooLong`] when the batch exceeds what the streams were configured for; the step is then not taken.
+    /// [`ChunkTooLong`] when a chunk is longer than its topic's ring; the step is then not taken.
+    ///
+    /// # Panics
+    /// As [`step_together`].
     pub fn step(
         &mut self,
         moment: &TickMoment,

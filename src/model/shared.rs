@@ -188,6 +188,13 @@ impl Shared {
         steps: &mut [LaneStep<'_>],
         layout: &Layout,
     ) -> Result<Lanes<Appended>, ChunkTooLong> {
+        // Before any ring is appended to.
+        for step in steps.iter() {
+            for chunk in step.batch.modalities.iter().flat_map(|part| &part.chunks) {
+                let topic = &step.network.context.topics[chunk.topic];
+                topic.rings.takes(chunk.rows.len())?;
+            }
+        }
         let host = &mut self.host;
         host.times_ns.clear();
         host.chunks.clear();

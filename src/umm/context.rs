@@ -58,6 +58,14 @@ impl LayeredRing {
         self.layers[layer]
     }
 
+    /// Whether a chunk of so many tokens can be appended.
+    ///
+    /// # Errors
+    /// [`ChunkTooLong`].
+    pub fn takes(&self, tokens: usize) -> Result<(), ChunkTooLong> {
+        self.ring.takes(tokens)
+    }
+
     /// Makes room for a chunk and notes its times. Every layer's keys and values must then be written to
     /// the slots returned, before the next chunk is appended.
     ///
@@ -145,7 +153,8 @@ pub struct TopicContext {
     pub modality: usize,
     /// Encoder layers, then fusion layers: one position for all.
     pub rings: LayeredRing,
-    /// Adapter outputs of the tokens held, `[capacity, d]`: what a recomputation of the context starts from.
+    /// Adapter outputs of the tokens held, `[capacity, d]`, kept as the specification's memory layout has them. Nothing reads
+    /// them yet: they are what a model that is exchanged between two ticks would begin with.
     pub features: Region,
     /// What has left the window, in each encoder layer; none without a long context.
     pub compressed: Option<CompressedRing>,

@@ -81,7 +81,7 @@ impl KvRing {
         }
     }
 
-    /// Nothing in these slots, nor perhaps in others of their blocks.
+    /// Zeros in these slots; others that share a block with them may be zeroed too.
     pub fn zero(&self, backend: &mut dyn Backend, slots: &Spans) {
         for slots in slots.iter() {
             self.cache.for_each_part(slots, |part| backend.zero(part));

@@ -115,17 +115,26 @@ impl Ring {
         self.len() == 0
     }
 
+    /// Whether a chunk of so many tokens can be appended.
+    ///
+    /// # Errors
+    /// [`ChunkTooLong`].
+    pub fn takes(&self, tokens: usize) -> Result<(), ChunkTooLong> {
+        if tokens <= self.capacity {
+            return Ok(());
+        }
+        Err(ChunkTooLong {
+            tokens,
+            capacity: self.capacity,
+        })
+    }
+
     /// Appends a chunk whole and returns the slots to write, evicting the oldest tokens where needed.
     ///
     /// # Errors
     /// [`ChunkTooLong`] when the chunk is longer than the ring; then nothing has changed.
     pub fn append(&mut self, tokens: usize) -> Result<Spans, ChunkTooLong> {
-        if tokens > self.capacity {
-            return Err(ChunkTooLong {
-                tokens,
-                capacity: self.capacity,
-            });
-        }
+        self.takes(tokens)?;
         let from = self.position;
         self.position += tokens as u64;
         Ok(self.spans(from..self.position))

@@ -6,23 +6,22 @@ const LINE: usize = 64;
 /// Rows, and output channels, of a tile.
 const PANEL: usize = 16;
 
-/// Asks for the pair of panels behind one that is in use, in equal parts with the steps that one takes, with the first of them
-/// where a part for each would be less than can be asked for: more at once would keep what is needed now waiting.
+/// A schedule of prefetches: while one pair of panels is multiplied the next is asked for, spread evenly over the steps that takes. A
+/// step can ask at a few places, as often at each of them; where that is more than an even share asking ends before the last step. More
+/// at once would keep what is needed now waiting.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
     /// From the first panel in use to what is asked for next.
     offset: usize,
     /// Where asking ends.
     end: usize,
-    /// With each step.
+    /// Cache lines asked for with each step.
     lines: usize,
 }
 
 impl Ahead {
-    /// For pairs of `pair_bytes` that lie one behind the other, multiplied with `rows` rows, a line of each in a step, in which one
-    /// can ask `parts` times. Nothing for a single tile of rows: it
-    /// reads as fast as memory brings, with what the processor or the tile's own loop asks for, and more at once would only keep
-    /// that waiting.
+    /// For pairs of `pair_bytes` that lie one behind the other, multiplied with `rows` rows, a line of each in a step that can ask at
+    /// `parts` places. None for a single tile of rows, which reads as fast as memory brings: its own loop asks.
     pub(super) fn new(pair_bytes: usize, rows: usize, parts: usize) -> Option<Ahead> {
         // Of all whole pairs of row tiles.
         let steps = rows.div_ceil(PANEL) / 2 * (pair_bytes / (2 * LINE * PANEL));

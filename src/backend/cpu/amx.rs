@@ -126,7 +126,8 @@ impl Tiles {
     }
 
     /// Sums of one or two tiles of rows (`x`, `[ROW_STEP or 2 ROW_STEP][stride]`, of which `depth` are used)
-    /// and two panels, `[row tile][panel]`. With one tile panels come as memory brings them, with two they lie near.
+    /// and two panels, `[row tile][panel]`. With one tile of rows panels stream from memory and are asked for ahead of their use; with
+    /// two they are taken to lie in the second cache.
     ///
     /// # Panics
     /// When the sizes do not fit.

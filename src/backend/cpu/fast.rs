@@ -1,6 +1,6 @@
-//! The fast path: packed matrix products (`rten-gemm`) and loops compiled for the widest vectors the
-//! processor has. Every sum has one fixed order, so a row's bits depend neither on the number of
-//! threads nor on the rows beside it.
+//! `f32` where there are no kernels of our own: `rten-gemm`'s products, for processors without [`super::packed`] and for layers of
+//! few channels, and layer norm and rotary in loops compiled for the widest vectors the processor has. Every sum has one fixed order, so
+//! a row's bits depend neither on the number of threads nor on the rows beside it.
 
 use super::kernel_rows::{for_each_rows, rows_of_a_part};
 use super::math;

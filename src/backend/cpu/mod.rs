@@ -1,8 +1,9 @@
-//! The CPU backend: plain loops that define each operation, and a fast path beside them.
+//! The CPU backend: plain loops that define each operation, and quick ones beside them.
 //!
-//! [`plain`] is written to be read; [`fast`] uses packed matrix products and loops the compiler can
-//! turn into vector code. [`Path`] chooses, once, at construction, as [`Precision`] chooses what linear
-//! layers are computed in: [`int8`] holds the products on 8-bit integers. [`operations`] leads from the operations' names there.
+//! [`operations`] leads from the operations' names to who computes them. [`plain`] is written to be read; [`Path`] chooses it or the
+//! quick ones, once, at construction, as [`Precision`] chooses what linear layers and attention are computed in and [`Isa`] the
+//! instructions. Linear layers are in [`linear`]: [`packed`] and [`fast`] for `f32`, [`bf16`], [`int8`]; [`attention`] has
+//! a folder for each precision, [`kv`] writes what it reads.
 
 #[cfg_attr(
     not(target_arch = "x86_64"),
@@ -71,7 +72,7 @@ pub struct Cpu {
     path: Path,
     precision: Precision,
     isa: Isa,
-    /// What `f32` is computed on, if not in loops and by a crate.
+    /// What `f32` kernels run on; none: loops, and products by `rten-gemm`.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     vectors: Option<Vectors>,
     arena: Pages<f32>,

@@ -14,7 +14,7 @@ const PART: usize = LANES / PARTS;
 #[derive(Clone, Copy)]
 pub(super) struct Four([float32x4_t; PARTS]);
 
-/// Each register of `$of`, for `$i` from 0, from an expression.
+/// [`Four`] of what an expression gives for the constant `$i` from 0 to 3.
 macro_rules! four {
     (|$i:ident| $part:expr) => {
         Four([

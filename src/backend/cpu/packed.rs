@@ -1,7 +1,7 @@
 //! Linear layers in `f32`: weights packed once, in panels that are read from end to end.
 //!
 //! The sums are those of `rten-gemm`, to the bit: blocks of [`DEPTH_BLOCK`] input channels, the bias after the first.
-//! Where there are no [`Vectors`], or the layer is small, that crate computes them ([`super::fast`]).
+//! Where there are no [`Vectors`], or fewer than sixteen input channels, that crate computes them ([`super::fast`]).
 
 use super::kernel_rows::{RowsOut, block, rows_of_a_part, share_panels};
 use super::lines::Lines;

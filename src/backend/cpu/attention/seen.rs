@@ -153,7 +153,8 @@ impl Seen {
         let mut most = 0;
         let mut before = None;
         for KvSegment { cache, .. } in call.segments {
-            // Each cache twice: a window that wraps ends in the block it begins in, and so may the queries' own chunk.
+            // Two blocks of a cache can be listed twice: that in which a window that wraps begins and ends, and that which the queries'
+            // own chunk shares with it.
             const SEEN_AGAIN: usize = 2;
             if before != Some(cache) {
                 most += cache.blocks() + SEEN_AGAIN;

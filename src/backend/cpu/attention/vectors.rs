@@ -17,7 +17,8 @@ use std::ops::Range;
 /// Blocks of a chunk.
 const CHUNK: usize = 4;
 
-/// The same where a tile holds all rows, which share nothing: fewer turns between its three kinds of work.
+/// The same where one tile holds all rows: no values are read twice, so that nothing is gained by keeping a chunk's near, and longer
+/// chunks change less often between logits, weights and sums.
 const CHUNK_OF_ONE_TILE: usize = DEPTH_BLOCK / PANEL;
 
 // A chunk's weights are a tile's rows when values are summed.
@@ -29,7 +30,7 @@ pub(in crate::backend::cpu) const MAX_HEAD_DIM: usize = DEPTH_BLOCK;
 /// Buffers of one thread, of [`Sixteen::ROWS_TOGETHER`] rows.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// Times what makes their dot products logits to the base of 2, `[rows][ROW_STRIDE]`.
+    /// Times `log2(e) / sqrt(head_dim)`: their dot products are logits to the base of 2. `[rows][ROW_STRIDE]`.
     queries: Lines<f32>,
     /// Of a chunk: logits, then weights, `[rows][ROW_STRIDE]`.
     weights: Lines<f32>,

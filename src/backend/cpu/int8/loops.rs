@@ -22,7 +22,7 @@ pub(super) fn dot_portable(x: &[i8], weights: &[i8]) -> [i32; PANEL] {
     sums
 }
 
-/// Calls `$kernel::<ROWS>` with the constant that equals `$rows`.
+/// Calls `$call` with the constant `$m` that equals `$rows`.
 #[cfg(target_arch = "x86_64")]
 macro_rules! with_rows {
     ($rows:expr, $($n:literal)*, |$m:ident| $call:expr) => {

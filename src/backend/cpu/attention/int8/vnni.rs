@@ -156,7 +156,7 @@ unsafe fn score_rows<const M: usize, const WHOLE: bool>(
 /// Of one row's products, to [`KEYS`] places; returns the largest of every sixteenth.
 ///
 /// # Safety
-/// The processor has AVX-512 F and DQ; there are the places.
+/// The processor has what [`go_over`] needs, but for VNNI; there are the places.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
 pub(super) unsafe fn exponents_of_row<const WHOLE: bool>(
@@ -269,7 +269,7 @@ unsafe fn add_rows<const M: usize, const C: usize>(
 /// One row's products with columns to its sums.
 ///
 /// # Safety
-/// The processor has AVX-512 F; there are places for as many vectors.
+/// The processor has AVX-512 F and FMA; there are places for as many vectors.
 #[inline]
 #[target_feature(enable = "avx512f,fma")]
 pub(super) unsafe fn add_row(products: &[__m512i], kept: f32, share: f32, values: *mut f32) {

@@ -349,7 +349,7 @@ unsafe fn finish<const STEPS: usize>(
     let keys = queries.seen.blocks.len() * KEYS;
     // SAFETY: by the caller.
     let sums = unsafe { avx512::lanes(vectors::sums(softmax)) };
-    // The largest weight is between the sum and its share of it; weights are not exact.
+    // The largest of these weights and the sink's lies between their mean and their sum; a little wider, since weights are rounded.
     const NOT_EXACT: f32 = 1.0 + 1.0 / 64.0;
     let least = NEAR.start().exp2() * (keys + 1) as f32 * NOT_EXACT;
     let most = NEAR.end().exp2() / NOT_EXACT;
