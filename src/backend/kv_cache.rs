@@ -1,7 +1,7 @@
 //! How keys and values lie in the arena: in panels, as products read them, from the moment they are cached.
 //!
 //! Sixteen slots that follow each other make a *panel* of a head's keys, one element of all of them after the other; a head's
-//! values lie in columns of sixteen elements, slot by slot. In 8 bits each slot has [`Note`]s beside them. So a new token's row is
+//! values lie in columns of sixteen elements, slot by slot. In 8 bits each slot has [`SlotParam`]s beside them. So a new token's row is
 //! turned once, when it is written, and a window is attended where it lies. A sum over keys therefore runs in the order of slots within a block ([`KvForm::block`]) and, from
 //! block to block, of age; which slots a token has depends on how many came before it, and on nothing else.
 
@@ -20,13 +20,13 @@ pub enum KvForm {
     /// even one's first. Heads have an even number of elements.
     Bf16,
     /// Four of 8 bits, the first in the lowest: of a key, neighbouring elements; of values, those of the four slots of a block that are
-    /// sixteen apart. What one of a row is worth, and what else attention asks of it, are its [`Note`]s.
+    /// sixteen apart. What one of a row is worth, and what else attention asks of it, are its [`SlotParam`]s.
     Int8,
 }
 
 /// What a cache in 8 bits knows of a head's row in a slot, 32 bits each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note {
+pub enum SlotParam {
     /// What one quantum of the key is worth.
     KeyScale,
     /// 128 times the sum of the key's quanta, an integer: what kernels that add 128 to a query's take away again.
@@ -37,14 +37,14 @@ pub enum Note {
     ValueInverse,
 }
 
-impl Note {
+impl SlotParam {
     /// How many there are.
     const COUNT: usize = 4;
 }
 
 impl KvForm {
-    /// Numbers in an element.
-    pub const fn numbers(self) -> usize {
+    /// How many numbers an element of the arena holds.
+    pub const fn values_per_element(self) -> usize {
         match self {
             KvForm::F32 => 1,
             KvForm::Bf16 => 2,
@@ -52,17 +52,17 @@ impl KvForm {
         }
     }
 
-    /// Notes of a slot.
-    const fn notes(self) -> usize {
+    /// Parameters of a slot.
+    const fn params(self) -> usize {
         match self {
             KvForm::F32 | KvForm::Bf16 => 0,
-            KvForm::Int8 => Note::COUNT,
+            KvForm::Int8 => SlotParam::COUNT,
         }
     }
 
     /// Slots that attention takes together: a cache is whole blocks.
     pub const fn block(self) -> usize {
-        PANEL * self.numbers()
+        PANEL * self.values_per_element()
     }
 }
 
@@ -84,8 +84,8 @@ impl KvLayout {
     }
 
     /// Elements of one head's row as it comes.
-    pub(crate) fn elements(self) -> usize {
-        self.head_dim.div_ceil(self.form.numbers())
+    pub(crate) fn elements_per_row(self) -> usize {
+        self.head_dim.div_ceil(self.form.values_per_element())
     }
 
     /// Length of a key, padded with zeros to whole steps of a product; in `f32` it needs none.
@@ -99,7 +99,7 @@ impl KvLayout {
 
     /// Elements of one slot in a panel of keys.
     pub(crate) fn key_rows(self) -> usize {
-        self.depth() / self.form.numbers()
+        self.depth() / self.form.values_per_element()
     }
 
     /// Columns of one head's values; products in bf16 take two at a time.
@@ -124,8 +124,8 @@ pub struct KvCache {
     pub layout: KvLayout,
     /// Slots, whole blocks.
     slots: usize,
-    /// Keys, `[kv_heads][panels][key_rows][PANEL]`, then values, `[kv_heads][columns][slots / numbers][PANEL]`, then notes,
-    /// `[kv_heads][notes][slots]`.
+    /// Keys, `[kv_heads][panels][key_rows][PANEL]`, then values, `[kv_heads][columns][slots / values_per_element][PANEL]`, then each slot's parameters,
+    /// `[kv_heads][params][slots]`.
     pub memory: Region,
 }
 
@@ -134,10 +134,10 @@ impl KvCache {
     pub fn at(layout: KvLayout, slots: usize, start: usize) -> KvCache {
         let slots = slots.next_multiple_of(layout.form.block());
         let of_keys = slots * layout.key_rows();
-        let of_values = slots / layout.form.numbers() * layout.columns() * PANEL;
+        let of_values = slots / layout.form.values_per_element() * layout.columns() * PANEL;
         let memory = Region {
             start,
-            len: layout.kv_heads * (of_keys + of_values + slots * layout.form.notes()),
+            len: layout.kv_heads * (of_keys + of_values + slots * layout.form.params()),
         };
         KvCache {
             layout,
@@ -163,7 +163,7 @@ impl KvCache {
 
     /// Elements of a column of values.
     pub(crate) fn column_len(&self) -> usize {
-        self.slots / self.layout.form.numbers() * PANEL
+        self.slots / self.layout.form.values_per_element() * PANEL
     }
 
     /// Where the panel of a head's keys begins in which a slot lies.
@@ -188,10 +188,10 @@ impl KvCache {
         self.values() + column * self.column_len() + row * PANEL
     }
 
-    /// Where a slot's note of a head's row is; those of the next slots follow.
-    pub(crate) fn note(&self, head: usize, note: Note, slot: usize) -> usize {
+    /// Where a parameter of a head's row in a slot is; those of the next slots follow.
+    pub(crate) fn param(&self, head: usize, param: SlotParam, slot: usize) -> usize {
         let of_values = self.layout.kv_heads * self.layout.columns() * self.column_len();
-        let list = head * Note::COUNT + note as usize;
+        let list = head * SlotParam::COUNT + param as usize;
         self.values() + of_values + list * self.slots + slot
     }
 
@@ -226,8 +226,8 @@ impl KvCache {
                 each(self.column(head, column, first_of_block), end);
             }
         }
-        for list in 0..self.layout.kv_heads * self.layout.form.notes() {
-            let first = self.note(0, Note::KeyScale, slots.start) + list * self.slots;
+        for list in 0..self.layout.kv_heads * self.layout.form.params() {
+            let first = self.param(0, SlotParam::KeyScale, slots.start) + list * self.slots;
             each(first, first + slots.len());
         }
     }
@@ -264,18 +264,18 @@ mod tests {
                             .collect();
                         rows.sort_unstable();
                         for of_row in rows.chunk_by(|a, b| a == b) {
-                            assert_eq!(of_row.len(), form.numbers());
+                            assert_eq!(of_row.len(), form.values_per_element());
                             take(of_row[0], PANEL);
                         }
                     }
-                    let notes = [
-                        Note::KeyScale,
-                        Note::KeyOffset,
-                        Note::ValueLog,
-                        Note::ValueInverse,
+                    let params = [
+                        SlotParam::KeyScale,
+                        SlotParam::KeyOffset,
+                        SlotParam::ValueLog,
+                        SlotParam::ValueInverse,
                     ];
-                    for note in notes.into_iter().take(form.notes()) {
-                        take(cache.note(head, note, 0), cache.slots());
+                    for param in params.into_iter().take(form.params()) {
+                        take(cache.param(head, param, 0), cache.slots());
                     }
                 }
                 assert!(used.iter().all(|u| *u == 1), "{layout:?}, {slots}");

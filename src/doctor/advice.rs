@@ -144,9 +144,9 @@ impl List {
         let compute = &report.compute;
         let named = |limit: &String| Isa::named(limit);
         let better = |limit: Isa| Isa::ALL.iter().any(|isa| *isa > limit && isa.available());
-        match &compute.int8_limit {
+        match &compute.isa_limit {
             Some(limit) if named(limit).is_some_and(better) => self.add(
-                format!("{ISA_VARIABLE}={limit} limits the kernels"),
+                format!("{ISA_VARIABLE}={limit} limits which kernels run"),
                 format!("unset {ISA_VARIABLE}"),
             ),
             Some(limit) if named(limit).is_some() => {}
@@ -154,7 +154,7 @@ impl List {
                 format!("{ISA_VARIABLE}={limit:?} names no instruction set and is not used"),
                 format!("unset {ISA_VARIABLE}, or one of {}", Isa::names()),
             ),
-            None if compute.int8 == Isa::Portable.name() => self.add(
+            None if compute.isa == Isa::Portable.name() => self.add(
                 "this processor has none of the instructions that products in bf16 and 8 bits have kernels for",
                 "precision = \"f32\", or a processor with AVX2 (x86-64) or dot products (Arm v8.2 and later)",
             ),

@@ -82,11 +82,11 @@ pub struct Compute {
     /// The kernel of `f32` products.
     pub f32_kernel: String,
     /// The instruction set of 8-bit products.
-    pub int8: &'static str,
+    pub isa: &'static str,
     /// Every instruction set there is a kernel for.
-    pub int8_paths: Vec<ComputePath>,
+    pub isas: Vec<ComputePath>,
     /// What `UMM_ISA` is set to.
-    pub int8_limit: Option<String>,
+    pub isa_limit: Option<String>,
 }
 
 /// An instruction set with a kernel.
@@ -180,9 +180,9 @@ fn compute() -> Compute {
     };
     Compute {
         f32_kernel: Cpu::new(CpuPath::Fast).f32_kernel().to_owned(),
-        int8: Isa::best().name(),
-        int8_paths: Isa::ALL.map(path).into(),
-        int8_limit: std::env::var(ISA_VARIABLE).ok(),
+        isa: Isa::best().name(),
+        isas: Isa::ALL.map(path).into(),
+        isa_limit: std::env::var(ISA_VARIABLE).ok(),
     }
 }
 

@@ -54,8 +54,8 @@ fn processor(text: &mut Text, report: &Report) {
         ),
     );
     text.line("f32 products", &compute.f32_kernel);
-    let paths = compute.int8_paths.iter().map(|path| {
-        let chosen = if path.name == compute.int8 {
+    let paths = compute.isas.iter().map(|path| {
+        let chosen = if path.name == compute.isa {
             " (chosen)"
         } else {
             ""
@@ -64,7 +64,7 @@ fn processor(text: &mut Text, report: &Report) {
         format!("{}{chosen}{absent}", path.name)
     });
     text.line("bf16, 8 bits", paths.collect::<Vec<_>>().join(", "));
-    if let Some(limit) = &compute.int8_limit {
+    if let Some(limit) = &compute.isa_limit {
         text.line("UMM_ISA", limit);
     }
     let memory = system.memory_total_bytes.map(mib);

@@ -131,6 +131,7 @@ impl Drive {
         let moment = |rank: u64| {
             let earlier = from + (noise(tick / 7, 60 + rank) * span as f64) as u64;
             proto::Moment {
+                epoch: 1,
                 tick: earlier,
                 tick_time_ns: self.time_ns(earlier),
                 similarity: (0.97 - 0.06 * rank as f64 - 0.03 * noise(tick, rank)) as f32,

@@ -8,6 +8,7 @@ pub(super) mod layer;
 mod loops;
 pub(super) mod single;
 
+use super::geometry::{CACHE_LINE, PANEL, TILE_ROWS};
 use loops::{Block, Element, TileRows, dot_near};
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
@@ -15,17 +16,8 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-/// Output channels of a tile.
-const PANEL: usize = 16;
-
-/// Rows of a tile.
-pub(super) const ROW_STEP: usize = 16;
-
-/// Bytes of a tile's row.
-pub(super) const LINE: usize = 64;
-
 /// Bytes of a tile.
-pub(super) const TILE: usize = ROW_STEP * LINE;
+pub(super) const TILE: usize = TILE_ROWS * CACHE_LINE;
 
 /// Whether the processor has tiles of 8-bit values and bf16, and the system lets this process use them; or an emulator is loaded.
 pub(super) fn available() -> bool {
@@ -88,7 +80,7 @@ struct TileConfig {
 }
 
 /// Sums of one row tile and one panel.
-pub(super) type TileSums<T> = [[T; PANEL]; ROW_STEP];
+pub(super) type TileSums<T> = [[T; PANEL]; TILE_ROWS];
 
 /// This thread's tiles, all sixteen rows of 64 bytes; released when dropped.
 pub(super) struct Tiles {
@@ -115,7 +107,7 @@ impl Tiles {
             rows: [0; 16],
         };
         config.row_bytes[..8].fill(64);
-        config.rows[..8].fill(ROW_STEP as u8);
+        config.rows[..8].fill(TILE_ROWS as u8);
         // SAFETY: available; the 64 bytes are of the documented form.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, preserves_flags));
@@ -125,7 +117,7 @@ impl Tiles {
         }
     }
 
-    /// Sums of one or two tiles of rows (`x`, `[ROW_STEP or 2 ROW_STEP][stride]`, of which `depth` are used)
+    /// Sums of one or two tiles of rows (`x`, `[TILE_ROWS or 2 TILE_ROWS][stride]`, of which `depth` are used)
     /// and two panels, `[row tile][panel]`. With one tile of rows panels stream from memory and are asked for ahead of their use; with
     /// two they are taken to lie in the second cache.
     ///
@@ -138,12 +130,12 @@ impl Tiles {
         depth: usize,
         sums: &mut [[TileSums<E::Sum>; 2]; 2],
     ) {
-        let tile = ROW_STEP * stride;
+        let tile = TILE_ROWS * stride;
         assert!(stride >= depth && (x.len() == tile || x.len() == 2 * tile));
         let rows = TileRows {
             first: x.as_ptr().cast(),
             row: stride * size_of::<E>(),
-            step: LINE,
+            step: CACHE_LINE,
             tile: size_of_val(&x[..tile]),
         };
         // SAFETY: the rows are inside the slice by the assertion.
@@ -165,11 +157,11 @@ impl Tiles {
         assert!((1..=2).contains(&tiles) && !x.is_empty());
         let rows = TileRows {
             first: x.as_ptr().cast(),
-            row: LINE,
+            row: CACHE_LINE,
             step: size_of_val(&x[0]),
             tile: size_of_val(&x[0][0]),
         };
-        let depth = x.len() * LINE / size_of::<E>();
+        let depth = x.len() * CACHE_LINE / size_of::<E>();
         // SAFETY: sums of a tile are sixteen rows of 64 bytes, and there are two tiles a step.
         unsafe { self.multiply(rows, tiles, weights, depth, sums, true) }
     }
@@ -185,23 +177,23 @@ impl Tiles {
         weights: [&[E]; 2],
         depth: usize,
         sums: &mut [[TileSums<E::Sum>; 2]; 2],
-        goes_on: bool,
+        accumulate: bool,
     ) {
         let row_bytes = depth * size_of::<E>();
-        assert!(row_bytes.is_multiple_of(LINE) && depth > 0);
+        assert!(row_bytes.is_multiple_of(CACHE_LINE) && depth > 0);
         assert!(size_of::<E::Sum>() == 4 && weights.iter().all(|w| w.len() == PANEL * depth));
         let block = Block {
             rows,
             panels: weights.map(|w| w.as_ptr().cast()),
-            steps: row_bytes / LINE,
+            steps: row_bytes / CACHE_LINE,
             sums: sums.as_mut_ptr().cast(),
         };
         // SAFETY: `self` says the tiles are configured. A step reads 64 bytes of sixteen rows, by the caller, and 64 of
         // sixteen output channels (1024 bytes), by the assertions. The four sums are 1024 bytes each, one after the other.
         unsafe {
             match tiles {
-                2 => dot_near::<E>(block, goes_on),
-                _ => E::dot_one(block, goes_on),
+                2 => dot_near::<E>(block, accumulate),
+                _ => E::dot_one(block, accumulate),
             }
         }
     }

@@ -1,6 +1,6 @@
 //! 256-bit vectors: sixteen floats in two registers.
 
-use super::sixteen::{LANES, ODD, Sixteen};
+use super::f32x16::{F32x16, LANES, ODD};
 use std::arch::x86_64::*;
 
 /// Whether this processor has what the functions here need.
@@ -13,7 +13,7 @@ const HALF: usize = LANES / 2;
 
 /// The lower and the upper eight.
 #[derive(Clone, Copy)]
-pub(super) struct Two(__m256, __m256);
+pub(super) struct F32x8x2(__m256, __m256);
 
 /// Bits of the first `count` of eight lanes.
 #[inline(always)]
@@ -27,7 +27,7 @@ unsafe fn first_lanes(count: usize) -> __m256i {
     }
 }
 
-impl Sixteen for Two {
+impl F32x16 for F32x8x2 {
     // Twelve sums in registers, two of columns, one of a row's element.
     const ROWS: usize = 6;
     const ACROSS: usize = 1;
@@ -37,26 +37,26 @@ impl Sixteen for Two {
     const TILES: usize = 4;
 
     #[inline(always)]
-    unsafe fn splat(value: f32) -> Two {
+    unsafe fn splat(value: f32) -> F32x8x2 {
         // SAFETY: by the caller; so in all that follows.
         let all = unsafe { _mm256_set1_ps(value) };
-        Two(all, all)
+        F32x8x2(all, all)
     }
 
     #[inline(always)]
-    unsafe fn load(from: *const f32) -> Two {
+    unsafe fn load(from: *const f32) -> F32x8x2 {
         // SAFETY: see above.
-        unsafe { Two(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(HALF))) }
+        unsafe { F32x8x2(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(HALF))) }
     }
 
     #[inline(always)]
-    unsafe fn load_first(from: *const f32, count: usize) -> Two {
+    unsafe fn load_first(from: *const f32, count: usize) -> F32x8x2 {
         // SAFETY: see above; masked places are not touched.
         unsafe {
             if count >= LANES {
-                return Two::load(from);
+                return F32x8x2::load(from);
             }
-            Two(
+            F32x8x2(
                 _mm256_maskload_ps(from, first_lanes(count)),
                 _mm256_maskload_ps(
                     from.wrapping_add(HALF),
@@ -90,10 +90,10 @@ impl Sixteen for Two {
     }
 
     #[inline(always)]
-    unsafe fn load_integers(from: *const i32) -> Two {
+    unsafe fn load_integers(from: *const i32) -> F32x8x2 {
         // SAFETY: see above.
         unsafe {
-            Two(
+            F32x8x2(
                 _mm256_cvtepi32_ps(_mm256_loadu_si256(from.cast())),
                 _mm256_cvtepi32_ps(_mm256_loadu_si256(from.add(HALF).cast())),
             )
@@ -101,7 +101,7 @@ impl Sixteen for Two {
     }
 
     #[inline(always)]
-    unsafe fn store_growth([a, b, c, d]: [Two; 4], to: *mut u8) {
+    unsafe fn store_growth([a, b, c, d]: [F32x8x2; 4], to: *mut u8) {
         // SAFETY: see above.
         unsafe {
             _mm256_storeu_si256(to.cast(), growth([a.0, b.0, c.0, d.0]));
@@ -110,10 +110,10 @@ impl Sixteen for Two {
     }
 
     #[inline(always)]
-    unsafe fn mul(self, other: Two) -> Two {
+    unsafe fn mul(self, other: F32x8x2) -> F32x8x2 {
         // SAFETY: see above.
         unsafe {
-            Two(
+            F32x8x2(
                 _mm256_mul_ps(self.0, other.0),
                 _mm256_mul_ps(self.1, other.1),
             )
@@ -134,10 +134,10 @@ impl Sixteen for Two {
     }
 
     #[inline(always)]
-    unsafe fn add(self, other: Two) -> Two {
+    unsafe fn add(self, other: F32x8x2) -> F32x8x2 {
         // SAFETY: see above.
         unsafe {
-            Two(
+            F32x8x2(
                 _mm256_add_ps(self.0, other.0),
                 _mm256_add_ps(self.1, other.1),
             )
@@ -145,10 +145,10 @@ impl Sixteen for Two {
     }
 
     #[inline(always)]
-    unsafe fn mul_add(self, factor: Two, more: Two) -> Two {
+    unsafe fn mul_add(self, factor: F32x8x2, more: F32x8x2) -> F32x8x2 {
         // SAFETY: see above.
         unsafe {
-            Two(
+            F32x8x2(
                 _mm256_fmadd_ps(self.0, factor.0, more.0),
                 _mm256_fmadd_ps(self.1, factor.1, more.1),
             )
@@ -156,10 +156,10 @@ impl Sixteen for Two {
     }
 
     #[inline(always)]
-    unsafe fn max(self, other: Two) -> Two {
+    unsafe fn max(self, other: F32x8x2) -> F32x8x2 {
         // SAFETY: see above.
         unsafe {
-            Two(
+            F32x8x2(
                 _mm256_max_ps(self.0, other.0),
                 _mm256_max_ps(self.1, other.1),
             )
@@ -167,10 +167,10 @@ impl Sixteen for Two {
     }
 
     #[inline(always)]
-    unsafe fn exp2<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> Two {
+    unsafe fn exp2<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> F32x8x2 {
         // SAFETY: see above.
         unsafe {
-            Two(
+            F32x8x2(
                 exp2(self.0, polynomial, lowest),
                 exp2(self.1, polynomial, lowest),
             )
@@ -178,25 +178,25 @@ impl Sixteen for Two {
     }
 
     #[inline(always)]
-    unsafe fn load_even(from: *const u32) -> Two {
+    unsafe fn load_even(from: *const u32) -> F32x8x2 {
         // SAFETY: see above.
-        unsafe { Two(even(load_pairs(from)), even(load_pairs(from.add(HALF)))) }
+        unsafe { F32x8x2(even(load_pairs(from)), even(load_pairs(from.add(HALF)))) }
     }
 
     #[inline(always)]
-    unsafe fn load_odd(from: *const u32) -> Two {
+    unsafe fn load_odd(from: *const u32) -> F32x8x2 {
         // SAFETY: see above.
-        unsafe { Two(odd(load_pairs(from)), odd(load_pairs(from.add(HALF)))) }
+        unsafe { F32x8x2(odd(load_pairs(from)), odd(load_pairs(from.add(HALF)))) }
     }
 
     #[inline(always)]
-    unsafe fn load_bf16(from: *const u16) -> Two {
+    unsafe fn load_bf16(from: *const u16) -> F32x8x2 {
         // SAFETY: see above.
-        unsafe { Two(widen(from), widen(from.add(HALF))) }
+        unsafe { F32x8x2(widen(from), widen(from.add(HALF))) }
     }
 
     #[inline(always)]
-    unsafe fn zip_bf16(first: *const u16, second: *const u16) -> Two {
+    unsafe fn zip_bf16(first: *const u16, second: *const u16) -> F32x8x2 {
         // SAFETY: see above.
         unsafe {
             let first = _mm256_loadu_si256(first.cast());
@@ -204,7 +204,7 @@ impl Sixteen for Two {
             // Fours of pairs: 0 and 2, then 1 and 3.
             let low = _mm256_unpacklo_epi16(first, second);
             let high = _mm256_unpackhi_epi16(first, second);
-            Two(
+            F32x8x2(
                 _mm256_castsi256_ps(_mm256_permute2x128_si256::<0x20>(low, high)),
                 _mm256_castsi256_ps(_mm256_permute2x128_si256::<0x31>(low, high)),
             )
@@ -244,7 +244,7 @@ impl Sixteen for Two {
     }
 }
 
-/// [`Sixteen::store_growth`] of eight lanes.
+/// [`F32x16::store_growth`] of eight lanes.
 #[inline(always)]
 unsafe fn growth(four: [__m256; 4]) -> __m256i {
     // SAFETY: by the caller.

@@ -1,7 +1,7 @@
 //! 512-bit vectors: sixteen floats in one register.
 
+use super::f32x16::{F32x16, LANES, ODD};
 use super::math::EXP2_RANGE;
-use super::sixteen::{LANES, ODD, Sixteen};
 use std::arch::x86_64::*;
 
 /// Whether this processor has what the functions here need.
@@ -13,7 +13,7 @@ pub(super) fn available() -> bool {
         && is_x86_feature_detected!("fma")
 }
 
-impl Sixteen for __m512 {
+impl F32x16 for __m512 {
     // 28 sums, two vectors of columns, and the rows' elements from memory.
     const ROWS: usize = 14;
     const ACROSS: usize = 2;

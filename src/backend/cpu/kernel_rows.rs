@@ -1,9 +1,10 @@
 //! The output of a product: a row-major matrix whose columns several threads write, each its own, and what is done with
 //! results on their way there.
 
-use super::math;
 #[cfg(target_arch = "x86_64")]
-use super::sixteen::{LANES, Sixteen};
+use super::f32x16::{F32x16, LANES};
+use super::geometry::CACHE_LINE;
+use super::math;
 use crate::backend::Epilogue;
 use crate::compute::{self, Claims};
 use arrayvec::ArrayVec;
@@ -51,9 +52,6 @@ pub(super) fn share_panels(
     let threads = &mut [(); compute::MAX_THREADS][..threads];
     compute::share(threads, panels, |(), panels| run(panels));
 }
-
-/// Bytes of a cache line.
-const CACHE_LINE: usize = 64;
 
 /// See the module.
 pub(super) struct RowsOut {
@@ -103,7 +101,7 @@ impl RowsOut {
 
 /// Writes a panel's results for a row; `out` is as much of the panel as there is.
 #[inline(always)]
-pub(super) fn put<const N: usize>(mut y: [f32; N], epilogue: Epilogue, out: &mut [f32]) {
+pub(super) fn write_panel<const N: usize>(mut y: [f32; N], epilogue: Epilogue, out: &mut [f32]) {
     if epilogue == Epilogue::Gelu {
         for y in &mut y {
             *y = math::gelu(*y);
@@ -118,13 +116,13 @@ pub(super) fn put<const N: usize>(mut y: [f32; N], epilogue: Epilogue, out: &mut
     }
 }
 
-/// As [`put`], of a vector; of sixteen places at most.
+/// As [`write_panel`], of a vector; of sixteen places at most.
 ///
 /// # Safety
 /// The processor has `S`.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(super) unsafe fn put_vector<S: Sixteen>(mut y: S, epilogue: Epilogue, out: &mut [f32]) {
+pub(super) unsafe fn write_vector<S: F32x16>(mut y: S, epilogue: Epilogue, out: &mut [f32]) {
     let place = out.as_mut_ptr();
     // Most panels are whole, and masks cost.
     let whole = out.len() >= LANES;
@@ -146,6 +144,6 @@ pub(super) unsafe fn put_vector<S: Sixteen>(mut y: S, epilogue: Epilogue, out: &
 
 /// Length of the next block when `left` rows remain in blocks of at most `most`: no block much shorter than another.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(super) fn block(left: usize, most: usize) -> usize {
+pub(super) fn even_block(left: usize, most: usize) -> usize {
     left.div_ceil(left.div_ceil(most))
 }

@@ -3,7 +3,7 @@
 use super::int8::Int8Linear;
 use super::{Cpu, Path, Precision, bf16, fast, int8, pair, plain};
 #[cfg(target_arch = "x86_64")]
-use super::{packed, sixteen};
+use super::{f32x16, packed};
 use crate::backend::{Epilogue, LinearId, Region};
 use rten_gemm::PackedBMatrix;
 
@@ -155,7 +155,7 @@ impl Cpu {
         out_dim: usize,
     ) -> LinearWeights {
         #[cfg(target_arch = "x86_64")]
-        if let Some(vectors) = self.vectors.filter(|_| in_dim >= sixteen::LANES) {
+        if let Some(vectors) = self.vectors.filter(|_| in_dim >= f32x16::LANES) {
             let pool = &mut self.pool;
             let packed = packed::PackedLinear::pack(vectors, pool, weight, bias, in_dim, out_dim);
             return LinearWeights::Vectors(packed);
@@ -183,7 +183,7 @@ impl Cpu {
         let (x, out) = pair(&mut self.arena, x, out);
         match &linear.weights {
             LinearWeights::Bf16(weights) if self.path == Path::Fast => {
-                let rows = &mut self.rounded;
+                let rows = &mut self.bf16_rows;
                 if !prepared {
                     rows.round(self.isa, x, linear.in_dim);
                 }
@@ -193,7 +193,7 @@ impl Cpu {
                 plain::put(&mut out[r * linear.out_dim + n], y, epilogue);
             }),
             LinearWeights::Int8(weights) if self.path == Path::Fast => {
-                let rows = &mut self.activations;
+                let rows = &mut self.int8_rows;
                 if !prepared {
                     rows.quantize(self.isa, x, linear.in_dim);
                 }

@@ -154,7 +154,7 @@ pub(super) fn exp2<const FUSED: bool, const N: usize>(polynomial: &[f32; N], t: 
 pub(super) struct Weigh<const N: usize> {
     /// `score * factor + less` is the logarithm of its weight to the base of 2.
     pub(super) factor: f32,
-    pub(super) less: f32,
+    pub(super) offset: f32,
     /// Of `2^f`.
     pub(super) polynomial: &'static [f32; N],
     /// Logarithms below it weigh nothing.
@@ -167,7 +167,7 @@ impl<const N: usize> Weigh<N> {
     pub(super) fn new(polynomial: &'static [f32; N], lowest: f32, scale: f32) -> Self {
         Weigh {
             factor: scale * std::f32::consts::LOG2_E,
-            less: -0.0,
+            offset: -0.0,
             polynomial,
             lowest,
         }
@@ -176,13 +176,13 @@ impl<const N: usize> Weigh<N> {
     /// The weight of `score`.
     #[inline(always)]
     pub(super) fn of<const FUSED: bool>(&self, score: f32) -> f32 {
-        self.at::<FUSED>(multiply_add::<FUSED>(score, self.factor, self.less))
+        self.at::<FUSED>(multiply_add::<FUSED>(score, self.factor, self.offset))
     }
 
     /// The weight of a sink's logit, which nothing is multiplied with.
     #[inline(always)]
     pub(super) fn of_sink<const FUSED: bool>(&self, sink: f32) -> f32 {
-        let t = multiply_add::<FUSED>(sink, std::f32::consts::LOG2_E, self.less);
+        let t = multiply_add::<FUSED>(sink, std::f32::consts::LOG2_E, self.offset);
         self.at::<FUSED>(t)
     }
 

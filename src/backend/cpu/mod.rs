@@ -5,11 +5,7 @@
 //! instructions. Linear layers are in [`linear`]: [`packed`] and [`fast`] for `f32`, [`bf16`], [`int8`]; [`attention`] has
 //! a folder for each precision, [`kv`] writes what it reads.
 
-#[cfg_attr(
-    not(target_arch = "x86_64"),
-    expect(dead_code, reason = "nothing is asked for there")
-)]
-mod ahead;
+mod aligned;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
@@ -19,13 +15,15 @@ mod avx2;
 mod avx512;
 mod bf16;
 mod block_scores;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod f32x16;
 mod fast;
+mod geometry;
 mod int8;
 mod isa;
 mod kernel_rows;
 mod kv;
 mod linear;
-mod lines;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -35,8 +33,11 @@ mod packed;
 mod pages;
 mod path;
 mod plain;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod sixteen;
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "nothing is asked for there")
+)]
+mod prefetch;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
 
@@ -46,13 +47,13 @@ pub use path::{Path, Precision};
 
 use super::Region;
 use super::kv_cache::{KvCache, KvForm};
+use aligned::AlignedVec;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use f32x16::Vectors;
 use kv::{Cached, Quantized, Store};
 use linear::Linear;
-use lines::Lines;
 use pages::{Pages, Pool};
 use rten_gemm::GemmExecutor;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use sixteen::Vectors;
 
 /// Parameters looked up by row.
 struct Table {
@@ -84,16 +85,16 @@ pub struct Cpu {
     /// Buffers of the attention kernels.
     attention_work: attention::AttentionWork,
     /// Rows of keys or values rounded to pairs, on their way to a cache; grow to the largest call.
-    paired: Lines<f32>,
+    kv_bf16: AlignedVec<f32>,
     /// The same in 8 bits.
-    quantized: Quantized,
+    kv_int8: Quantized,
     /// Rows of a product, set apart; grow to the largest call.
     #[cfg(target_arch = "x86_64")]
-    copied_rows: Lines<f32>,
+    copied_rows: AlignedVec<f32>,
     /// Rows in bf16; grow to the largest call.
-    rounded: bf16::Activations,
+    bf16_rows: bf16::Activations,
     /// Rows in 8 bits; grow to the largest call.
-    activations: int8::Activations,
+    int8_rows: int8::Activations,
     /// The mean query of a chunk, `[kv_width]`.
     mean_query: Vec<f32>,
 }
@@ -123,12 +124,12 @@ impl Cpu {
             tables: Vec::new(),
             gemm: GemmExecutor::new(),
             attention_work: attention::AttentionWork::default(),
-            paired: Lines::default(),
-            quantized: Quantized::default(),
+            kv_bf16: AlignedVec::default(),
+            kv_int8: Quantized::default(),
             #[cfg(target_arch = "x86_64")]
-            copied_rows: Lines::default(),
-            rounded: bf16::Activations::default(),
-            activations: int8::Activations::default(),
+            copied_rows: AlignedVec::default(),
+            bf16_rows: bf16::Activations::default(),
+            int8_rows: int8::Activations::default(),
             mean_query: Vec::new(),
         }
     }
@@ -146,11 +147,11 @@ impl Cpu {
         let of_form: (&[f32], &[f32]) = match cache.layout.form {
             KvForm::F32 => (rows, &[]),
             KvForm::Bf16 => {
-                self.paired.resize(bf16::pairs_len(rows.len()));
-                bf16::round_pairs_into(rows, &mut self.paired);
-                (&self.paired, &[])
+                self.kv_bf16.resize(bf16::pairs_len(rows.len()));
+                bf16::round_pairs_into(rows, &mut self.kv_bf16);
+                (&self.kv_bf16, &[])
             }
-            KvForm::Int8 => self.quantized.take(what, rows, cache.layout),
+            KvForm::Int8 => self.kv_int8.take(what, rows, cache.layout),
         };
         let mut store = Store::new(
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -165,7 +166,7 @@ impl Cpu {
 
     fn attention_method(&self, head_dim: usize) -> attention::Method {
         match self.precision {
-            Precision::Bf16 => attention::Method::Narrow(self.isa),
+            Precision::Bf16 => attention::Method::Bf16(self.isa),
             Precision::Int8 => attention::Method::Int8(self.isa),
             Precision::F32 => {
                 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

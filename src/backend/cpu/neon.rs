@@ -1,7 +1,7 @@
 //! 128-bit vectors of 64-bit Arm: sixteen floats in four registers.
 
+use super::f32x16::{F32x16, LANES, ODD};
 use super::math::{EXP2_RANGE, ROUND};
-use super::sixteen::{LANES, ODD, Sixteen};
 use std::arch::aarch64::*;
 
 /// Registers.
@@ -10,14 +10,14 @@ const PARTS: usize = 4;
 /// Elements of a register.
 const PART: usize = LANES / PARTS;
 
-/// Four by four.
+/// Four registers of four.
 #[derive(Clone, Copy)]
-pub(super) struct Four([float32x4_t; PARTS]);
+pub(super) struct F32x4x4([float32x4_t; PARTS]);
 
-/// [`Four`] of what an expression gives for the constant `$i` from 0 to 3.
+/// [`F32x4x4`] of what an expression gives for the constant `$i` from 0 to 3.
 macro_rules! four {
     (|$i:ident| $part:expr) => {
-        Four([
+        F32x4x4([
             {
                 const $i: usize = 0;
                 $part
@@ -39,7 +39,7 @@ macro_rules! four {
 }
 
 // These instructions belong to every such processor.
-impl Sixteen for Four {
+impl F32x16 for F32x4x4 {
     // 24 sums, four of columns, one of a row's element.
     const ROWS: usize = 6;
     const ACROSS: usize = 1;
@@ -49,13 +49,13 @@ impl Sixteen for Four {
     const TILES: usize = 4;
 
     #[inline(always)]
-    unsafe fn splat(value: f32) -> Four {
+    unsafe fn splat(value: f32) -> F32x4x4 {
         // SAFETY: by the caller; so in all that follows.
-        Four([unsafe { vdupq_n_f32(value) }; PARTS])
+        F32x4x4([unsafe { vdupq_n_f32(value) }; PARTS])
     }
 
     #[inline(always)]
-    unsafe fn load(from: *const f32) -> Four {
+    unsafe fn load(from: *const f32) -> F32x4x4 {
         // SAFETY: see above.
         unsafe { four!(|I| vld1q_f32(from.add(I * PART))) }
     }
@@ -71,13 +71,13 @@ impl Sixteen for Four {
     }
 
     #[inline(always)]
-    unsafe fn load_integers(from: *const i32) -> Four {
+    unsafe fn load_integers(from: *const i32) -> F32x4x4 {
         // SAFETY: see above.
         unsafe { four!(|I| vcvtq_f32_s32(vld1q_s32(from.add(I * PART)))) }
     }
 
     #[inline(always)]
-    unsafe fn store_growth(four: [Four; 4], to: *mut u8) {
+    unsafe fn store_growth(four: [F32x4x4; 4], to: *mut u8) {
         // SAFETY: see above.
         unsafe {
             for i in 0..PARTS {
@@ -91,7 +91,7 @@ impl Sixteen for Four {
     }
 
     #[inline(always)]
-    unsafe fn mul(self, other: Four) -> Four {
+    unsafe fn mul(self, other: F32x4x4) -> F32x4x4 {
         // SAFETY: see above.
         unsafe { four!(|I| vmulq_f32(self.0[I], other.0[I])) }
     }
@@ -106,31 +106,31 @@ impl Sixteen for Four {
     }
 
     #[inline(always)]
-    unsafe fn add(self, other: Four) -> Four {
+    unsafe fn add(self, other: F32x4x4) -> F32x4x4 {
         // SAFETY: see above.
         unsafe { four!(|I| vaddq_f32(self.0[I], other.0[I])) }
     }
 
     #[inline(always)]
-    unsafe fn mul_add(self, factor: Four, more: Four) -> Four {
+    unsafe fn mul_add(self, factor: F32x4x4, more: F32x4x4) -> F32x4x4 {
         // SAFETY: see above.
         unsafe { four!(|I| vfmaq_f32(more.0[I], self.0[I], factor.0[I])) }
     }
 
     #[inline(always)]
-    unsafe fn max(self, other: Four) -> Four {
+    unsafe fn max(self, other: F32x4x4) -> F32x4x4 {
         // SAFETY: see above. What is not a number is not greater.
         unsafe { four!(|I| vbslq_f32(vcgtq_f32(self.0[I], other.0[I]), self.0[I], other.0[I])) }
     }
 
     #[inline(always)]
-    unsafe fn exp2<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> Four {
+    unsafe fn exp2<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> F32x4x4 {
         // SAFETY: see above.
         unsafe { four!(|I| exp2(self.0[I], polynomial, lowest)) }
     }
 
     #[inline(always)]
-    unsafe fn load_even(from: *const u32) -> Four {
+    unsafe fn load_even(from: *const u32) -> F32x4x4 {
         // SAFETY: see above.
         unsafe {
             four!(|I| vreinterpretq_f32_u32(vshlq_n_u32::<16>(vld1q_u32(from.add(I * PART)))))
@@ -138,7 +138,7 @@ impl Sixteen for Four {
     }
 
     #[inline(always)]
-    unsafe fn load_odd(from: *const u32) -> Four {
+    unsafe fn load_odd(from: *const u32) -> F32x4x4 {
         // SAFETY: see above.
         unsafe {
             four!(|I| vreinterpretq_f32_u32(vandq_u32(
@@ -149,20 +149,20 @@ impl Sixteen for Four {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16(from: *const u16) -> Four {
+    unsafe fn load_bf16(from: *const u16) -> F32x4x4 {
         // SAFETY: see above.
         unsafe { four!(|I| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.add(I * PART))))) }
     }
 
     #[inline(always)]
-    unsafe fn zip_bf16(first: *const u16, second: *const u16) -> Four {
+    unsafe fn zip_bf16(first: *const u16, second: *const u16) -> F32x4x4 {
         /// Values of a register.
         const EIGHT: usize = 2 * PART;
         // SAFETY: see above.
         unsafe {
             let (first, first2) = (vld1q_u16(first), vld1q_u16(first.add(EIGHT)));
             let (second, second2) = (vld1q_u16(second), vld1q_u16(second.add(EIGHT)));
-            Four([
+            F32x4x4([
                 vreinterpretq_f32_u16(vzip1q_u16(first, second)),
                 vreinterpretq_f32_u16(vzip2q_u16(first, second)),
                 vreinterpretq_f32_u16(vzip1q_u16(first2, second2)),

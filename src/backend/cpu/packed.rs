@@ -3,11 +3,11 @@
 //! The sums are those of `rten-gemm`, to the bit: blocks of [`DEPTH_BLOCK`] input channels, the bias after the first.
 //! Where there are no [`Vectors`], or fewer than sixteen input channels, that crate computes them ([`super::fast`]).
 
-use super::kernel_rows::{RowsOut, block, rows_of_a_part, share_panels};
-use super::lines::Lines;
+use super::aligned::AlignedVec;
+use super::f32x16::{F32x16, LANES, Vectors, on_vectors};
+use super::kernel_rows::{RowsOut, even_block, rows_of_a_part, share_panels};
 use super::pages::{Part, Pool};
-use super::sixteen::{LANES, Sixteen, Vectors, on_vectors};
-use super::tile::{Ahead, DEPTH_BLOCK, ROW_STRIDE, tile, with_tile_rows};
+use super::tile::{DEPTH_BLOCK, Prefetch, ROW_STRIDE, tile, with_tile_rows};
 use crate::backend::Epilogue;
 use crate::compute::{self, Claim, Claims};
 use arrayvec::ArrayVec;
@@ -96,7 +96,12 @@ on_vectors! {
 }
 
 /// Rows to blocks of [`DEPTH_BLOCK`] channels, `[blocks][rows][ROW_STRIDE]`.
-pub(super) fn copy_blocks_into(x: &[f32], in_dim: usize, rows: usize, copied: &mut Lines<f32>) {
+pub(super) fn copy_blocks_into(
+    x: &[f32],
+    in_dim: usize,
+    rows: usize,
+    copied: &mut AlignedVec<f32>,
+) {
     let blocks = in_dim.div_ceil(DEPTH_BLOCK);
     copied.resize(copied.len().max(blocks * rows * ROW_STRIDE));
     let part = rows_of_a_part(blocks, rows * DEPTH_BLOCK);
@@ -132,7 +137,7 @@ impl Call<'_> {
     /// # Safety
     /// The processor has `S`; no one else writes these panels' columns.
     #[inline(always)]
-    unsafe fn run<S: Sixteen, const ACROSS: usize>(&self, panels: Claims<'_>) {
+    unsafe fn run<S: F32x16, const ACROSS: usize>(&self, panels: Claims<'_>) {
         let (in_dim, out) = (self.linear.in_dim, &self.out);
         let width = ACROSS * LANES;
         for Claim { item: panel, own } in panels {
@@ -150,14 +155,14 @@ impl Call<'_> {
                 let alone = out.rows() <= S::ROWS;
                 let (mut row, mut asked) = (0, 0);
                 while row < out.rows() {
-                    let n = block(out.rows() - row, S::ROWS);
+                    let n = even_block(out.rows() - row, S::ROWS);
                     // The next weights are asked for over the first tiles, or along with these where there is only one.
-                    let ahead = match asked {
-                        _ if alone => Ahead::Stream,
+                    let prefetch = match asked {
+                        _ if alone => Prefetch::Stream,
                         _ if own && asked < ACROSS => {
-                            Ahead::Lines(next.wrapping_add(asked * DEPTH_BLOCK * LANES))
+                            Prefetch::Lines(next.wrapping_add(asked * DEPTH_BLOCK * LANES))
                         }
-                        _ => Ahead::Nothing,
+                        _ => Prefetch::Nothing,
                     };
                     asked += 1;
                     let rows = &x[row * ROW_STRIDE..(row + n) * ROW_STRIDE];
@@ -169,7 +174,7 @@ impl Call<'_> {
                                 *b = b.add(across * LANES);
                             }
                             let mut sums = [[S::splat(0.0); ACROSS]; M];
-                            tile(&mut sums, rows.as_ptr(), b, width, to - from, ahead);
+                            tile(&mut sums, rows.as_ptr(), b, width, to - from, prefetch);
                             for (m, sums) in sums.iter().enumerate() {
                                 finish.write(sums, out.part(row + m, panel * width, width));
                             }
@@ -196,7 +201,7 @@ impl Finish<'_> {
     /// # Safety
     /// The processor has `S`.
     #[inline(always)]
-    unsafe fn write<S: Sixteen, const ACROSS: usize>(&self, sums: &[S; ACROSS], out: &mut [f32]) {
+    unsafe fn write<S: F32x16, const ACROSS: usize>(&self, sums: &[S; ACROSS], out: &mut [f32]) {
         for (across, sum) in sums.iter().enumerate() {
             let at = across * LANES;
             let count = out.len().saturating_sub(at).min(LANES);

@@ -1,7 +1,7 @@
 //! Plain loops: the definition of each operation. Written to be read, not to be fast.
 
 use super::Linear;
-use crate::backend::kv_cache::PANEL;
+use crate::backend::cpu::geometry::PANEL;
 use crate::backend::{Epilogue, HeadShape, KvSegment, Region, Segments, Visibility};
 use std::ops::Range;
 

@@ -4,18 +4,15 @@
 //! `rten-gemm`'s kernels and of the loops in [`super::attention`], so that a processor without these vectors comes to
 //! the same results.
 
-use super::sixteen::{LANES, Sixteen};
+use super::f32x16::{F32x16, LANES};
+#[cfg(target_arch = "x86_64")]
+use super::geometry::STREAM_AHEAD_BYTES;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
-/// How far ahead of their use vectors are asked for when they are read once, in bytes: over the end of a page, where the
-/// processor's own prefetching stops.
-#[cfg(target_arch = "x86_64")]
-const PREFETCH_BYTES: usize = 4096;
-
 /// Which memory a tile asks for ahead of its use.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ahead {
+pub(super) enum Prefetch {
     /// None.
     Nothing,
     /// The same vectors' next ones.
@@ -26,13 +23,13 @@ pub(super) enum Ahead {
     Lines(*const f32),
 }
 
-impl Ahead {
+impl Prefetch {
     /// Of attention's tile from this row on: the first rows ask for the vectors that all read.
-    pub(super) fn of_rows_from(row: usize) -> Ahead {
+    pub(super) fn of_rows_from(row: usize) -> Prefetch {
         match row {
             #[cfg(target_arch = "x86_64")]
-            0 => Ahead::Stream,
-            _ => Ahead::Nothing,
+            0 => Prefetch::Stream,
+            _ => Prefetch::Nothing,
         }
     }
 }
@@ -48,37 +45,37 @@ pub(super) const ROW_STRIDE: usize = DEPTH_BLOCK + LANES;
 /// Adds `a[m][k] b[v][k]` for `k` below `depth` to the sums: rows [`ROW_STRIDE`] apart, vectors `b_stride` apart.
 ///
 /// # Safety
-/// As in [`super::sixteen`]; `a` has `M` rows, each `b` has `depth` vectors.
+/// As in [`super::f32x16`]; `a` has `M` rows, each `b` has `depth` vectors.
 #[inline(always)]
-pub(super) unsafe fn tile<S: Sixteen, const M: usize, const V: usize>(
+pub(super) unsafe fn tile<S: F32x16, const M: usize, const V: usize>(
     sums: &mut [[S; V]; M],
     a: *const f32,
     b: [*const f32; V],
     b_stride: usize,
     depth: usize,
-    ahead: Ahead,
+    prefetch: Prefetch,
 ) {
     let mut tile = *sums;
     // SAFETY: by the caller; prefetching reads nothing.
     unsafe {
-        match ahead {
-            Ahead::Nothing => {
+        match prefetch {
+            Prefetch::Nothing => {
                 for k in 0..depth {
                     step(&mut tile, a.add(k), &b, k * b_stride);
                 }
             }
             #[cfg(target_arch = "x86_64")]
-            Ahead::Stream => {
+            Prefetch::Stream => {
                 for k in 0..depth {
                     for b in b {
                         let line = b.wrapping_add(k * b_stride).cast::<i8>();
-                        _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(PREFETCH_BYTES));
+                        _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(STREAM_AHEAD_BYTES));
                     }
                     step(&mut tile, a.add(k), &b, k * b_stride);
                 }
             }
             #[cfg(target_arch = "x86_64")]
-            Ahead::Lines(next) => {
+            Prefetch::Lines(next) => {
                 for k in 0..depth {
                     _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(k * LANES).cast());
                     step(&mut tile, a.add(k), &b, k * b_stride);
@@ -92,9 +89,9 @@ pub(super) unsafe fn tile<S: Sixteen, const M: usize, const V: usize>(
 /// One element of the inner dimension.
 ///
 /// # Safety
-/// As in [`super::sixteen`]; `a` has `M` elements, `ROW_STRIDE` apart, each `b` a vector `at` elements on.
+/// As in [`super::f32x16`]; `a` has `M` elements, `ROW_STRIDE` apart, each `b` a vector `at` elements on.
 #[inline(always)]
-unsafe fn step<S: Sixteen, const M: usize, const V: usize>(
+unsafe fn step<S: F32x16, const M: usize, const V: usize>(
     sums: &mut [[S; V]; M],
     a: *const f32,
     b: &[*const f32; V],

@@ -3,10 +3,11 @@
 //! would leave it idle.
 
 use super::loops::{Element, INSTRUCTIONS, Step, store_sums, zero_sums};
-use super::{LINE, PANEL, ROW_STEP, TILE, TileSums, Tiles};
-use crate::backend::cpu::ahead::Ahead;
+use super::{TILE, TileSums, Tiles};
+use crate::backend::cpu::aligned::Aligned;
+use crate::backend::cpu::geometry::{CACHE_LINE, PANEL, TILE_ROWS};
 use crate::backend::cpu::kernel_rows::row_stride;
-use crate::backend::cpu::lines::OnLine;
+use crate::backend::cpu::prefetch::PrefetchPlan;
 use crate::compute::{Claim, Claims};
 use std::ops::Range;
 
@@ -16,7 +17,7 @@ const TWO_EACH: usize = 2 * INSTRUCTIONS;
 const FOUR_EACH: usize = 4 * INSTRUCTIONS;
 
 /// Rows of a block.
-const ROWS: usize = 2 * ROW_STEP;
+const ROWS: usize = 2 * TILE_ROWS;
 
 /// What a layer's product is made of, and what becomes of it.
 pub(in crate::backend::cpu) trait Layer<E: Element> {
@@ -36,7 +37,7 @@ pub(in crate::backend::cpu) trait Layer<E: Element> {
 }
 
 /// Sums of a block and a pair, `[row tile][panel]`.
-type Sums<T> = OnLine<[[TileSums<T>; 2]; 2]>;
+type Sums<T> = Aligned<[[TileSums<T>; 2]; 2]>;
 
 /// Rows of a block whose results in a pair's columns are still to be written.
 struct Item<C> {
@@ -61,8 +62,8 @@ impl<C: Copy> Item<C> {
         for _ in 0..count.min(self.left.len()) {
             let row = self.left.start;
             self.left.start += 1;
-            let [first, second] = &sums.0[row / ROW_STEP];
-            let sums = [&first[row % ROW_STEP], &second[row % ROW_STEP]];
+            let [first, second] = &sums.0[row / TILE_ROWS];
+            let sums = [&first[row % TILE_ROWS], &second[row % TILE_ROWS]];
             // SAFETY: by the caller.
             unsafe { layer.write(self.columns, self.first + row, sums) };
         }
@@ -87,20 +88,20 @@ pub(in crate::backend::cpu) unsafe fn multiply<E: Element, L: Layer<E>>(
 ) {
     let tiles = Tiles::configure();
     let stride = row_stride::<E>(depth);
-    assert!(x.len() >= rows.next_multiple_of(ROW_STEP) * stride);
-    let mut sums = [OnLine([[[[E::Sum::default(); PANEL]; ROW_STEP]; 2]; 2]); 2];
+    assert!(x.len() >= rows.next_multiple_of(TILE_ROWS) * stride);
+    let mut sums = [Aligned([[[[E::Sum::default(); PANEL]; TILE_ROWS]; 2]; 2]); 2];
     let [mut before, mut now] = sums.each_mut();
     let mut begun: Option<Item<L::Columns>> = None;
-    let of_a_pair = Ahead::new(2 * PANEL * size_of::<E>() * depth, rows, INSTRUCTIONS);
+    let of_a_pair = PrefetchPlan::new(2 * PANEL * size_of::<E>() * depth, rows, INSTRUCTIONS);
     for Claim { item: pair, own } in pairs {
         let mut ahead = of_a_pair.filter(|_| own);
         let (panels, columns) = (layer.panels(pair), layer.columns(pair));
         for first in (0..rows).step_by(ROWS) {
             let of_block = (rows - first).min(ROWS);
-            let x = &x[first * stride..][..of_block.next_multiple_of(ROW_STEP) * stride];
+            let x = &x[first * stride..][..of_block.next_multiple_of(TILE_ROWS) * stride];
             // SAFETY: by the caller.
             unsafe {
-                if of_block > ROW_STEP {
+                if of_block > TILE_ROWS {
                     let work = Beside {
                         layer,
                         sums: before,
@@ -146,16 +147,16 @@ unsafe fn multiply_block<E: Element, L: Layer<E>>(
     panels: [&[E]; 2],
     sums: &mut Sums<E::Sum>,
     mut beside: Beside<'_, E, L>,
-    ahead: Option<&mut Ahead>,
+    ahead: Option<&mut PrefetchPlan>,
 ) {
     let steps = size_of_val(panels[0]) / TILE;
-    assert!(x.len() == ROWS * stride && stride * size_of::<E>() >= steps * LINE);
+    assert!(x.len() == ROWS * stride && stride * size_of::<E>() >= steps * CACHE_LINE);
     assert!(size_of_val(panels[1]) >= steps * TILE && size_of::<E::Sum>() == 4);
     let rows_a_step = ROWS.div_ceil(steps);
     let (asked, from) = ahead.map_or((0, 0), |ahead| (ahead.lines(), ahead.steps(steps)));
     let mut from = panels[0].as_ptr().cast::<u8>().wrapping_add(from);
     let mut step = Step {
-        rows: [x.as_ptr().cast(), x[ROW_STEP * stride..].as_ptr().cast()],
+        rows: [x.as_ptr().cast(), x[TILE_ROWS * stride..].as_ptr().cast()],
         row_bytes: stride * size_of::<E>(),
         panels: panels.map(|panel| panel.as_ptr().cast()),
     };
@@ -170,11 +171,11 @@ unsafe fn multiply_block<E: Element, L: Layer<E>>(
                 TWO_EACH => E::step::<TWO_EACH>(&step, from),
                 _ => E::step::<FOUR_EACH>(&step, from),
             }
-            from = from.wrapping_add(asked * LINE);
+            from = from.wrapping_add(asked * CACHE_LINE);
             if let Some(item) = &mut beside.item {
                 item.write(rows_a_step, beside.layer, beside.sums);
             }
-            step.go_on(LINE);
+            step.go_on(CACHE_LINE);
         }
         store_sums(sums.0.as_mut_ptr().cast());
     }

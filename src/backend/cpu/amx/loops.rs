@@ -1,8 +1,9 @@
 //! The loops over tiles, in assembly.
 
+use super::TILE;
 use super::single::{load, multiply, store, zero};
-use super::{LINE, TILE};
 use crate::backend::cpu::bf16::Bf16;
+use crate::backend::cpu::geometry::CACHE_LINE;
 use std::arch::asm;
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 use std::ops::Range;
@@ -61,10 +62,10 @@ pub(super) const INSTRUCTIONS: usize = 8;
 
 /// Asks for some of the lines from `first` on.
 #[inline(always)]
-fn ask_for<const HINT: i32>(first: *const u8, lines: Range<usize>) {
+fn prefetch_lines<const HINT: i32>(first: *const u8, lines: Range<usize>) {
     for line in lines {
         // SAFETY: prefetching reads nothing.
-        unsafe { _mm_prefetch::<HINT>(first.wrapping_add(line * LINE).cast()) };
+        unsafe { _mm_prefetch::<HINT>(first.wrapping_add(line * CACHE_LINE).cast()) };
     }
 }
 
@@ -77,7 +78,7 @@ pub(in crate::backend::cpu) trait Element: Copy {
     ///
     /// # Safety
     /// Tiles are configured, and the block is as it says.
-    unsafe fn dot_one(block: Block, goes_on: bool);
+    unsafe fn dot_one(block: Block, accumulate: bool);
 
     /// Products of thirty-two rows and two panels added to tiles 0 to 3, those of the first rows and both panels first. Asks for
     /// `LINES` lines from `ahead` on, a multiple of eight: some after each instruction, so that tiles find a way to memory between
@@ -92,7 +93,7 @@ pub(in crate::backend::cpu) trait Element: Copy {
 ///
 /// # Safety
 /// As [`Element::dot_one`].
-pub(super) unsafe fn dot_near<E: Element>(block: Block, goes_on: bool) {
+pub(super) unsafe fn dot_near<E: Element>(block: Block, accumulate: bool) {
     let TileRows {
         first,
         row,
@@ -106,7 +107,7 @@ pub(super) unsafe fn dot_near<E: Element>(block: Block, goes_on: bool) {
     };
     // SAFETY: by the caller.
     unsafe {
-        if goes_on {
+        if accumulate {
             load_sums(block.sums);
         } else {
             zero_sums();
@@ -114,7 +115,7 @@ pub(super) unsafe fn dot_near<E: Element>(block: Block, goes_on: bool) {
         for _ in 0..block.steps {
             E::step::<0>(&step, std::ptr::null());
             for panel in step.panels {
-                ask_for::<_MM_HINT_T0>(panel.wrapping_add(NEAR_BYTES), 0..TILE / LINE);
+                prefetch_lines::<_MM_HINT_T0>(panel.wrapping_add(NEAR_BYTES), 0..TILE / CACHE_LINE);
             }
             step.go_on(next);
         }
@@ -145,10 +146,10 @@ pub(super) unsafe fn zero_sums() {
 unsafe fn load_sums(from: *const u8) {
     // SAFETY: by the caller.
     unsafe {
-        load!("tmm0", from, LINE);
-        load!("tmm1", from.wrapping_add(TILE), LINE);
-        load!("tmm2", from.wrapping_add(2 * TILE), LINE);
-        load!("tmm3", from.wrapping_add(3 * TILE), LINE);
+        load!("tmm0", from, CACHE_LINE);
+        load!("tmm1", from.wrapping_add(TILE), CACHE_LINE);
+        load!("tmm2", from.wrapping_add(2 * TILE), CACHE_LINE);
+        load!("tmm3", from.wrapping_add(3 * TILE), CACHE_LINE);
     }
 }
 
@@ -174,11 +175,11 @@ macro_rules! element {
             type Sum = $sum;
 
             /// Memory is the limit, so weights are asked for ahead of their use.
-            unsafe fn dot_one(block: Block, goes_on: bool) {
+            unsafe fn dot_one(block: Block, accumulate: bool) {
                 // SAFETY: by the caller; prefetching reads nothing.
                 unsafe {
                     asm!(
-                        "test {goes_on:e}, {goes_on:e}",
+                        "test {accumulate:e}, {accumulate:e}",
                         "jz 4f",
                         "tileloadd tmm0, [{sums} + {line}*1]",
                         "tileloadd tmm1, [{sums} + {line}*1 + 1024]",
@@ -212,9 +213,9 @@ macro_rules! element {
                         i = out(reg) _,
                         row = in(reg) block.rows.row,
                         next = in(reg) block.rows.step,
-                        line = in(reg) LINE,
+                        line = in(reg) CACHE_LINE,
                         sums = in(reg) block.sums,
-                        goes_on = in(reg) u32::from(goes_on),
+                        accumulate = in(reg) u32::from(accumulate),
                         ahead = const PREFETCH_BYTES,
                         out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
                         options(nostack),
@@ -227,27 +228,27 @@ macro_rules! element {
                 let &Step { rows, row_bytes, panels } = step;
                 const { assert!(LINES.is_multiple_of(INSTRUCTIONS)) };
                 let part = LINES / INSTRUCTIONS;
-                let ask = |instruction: usize| {
-                    ask_for::<_MM_HINT_T1>(ahead, instruction * part..(instruction + 1) * part);
+                let prefetch = |instruction: usize| {
+                    prefetch_lines::<_MM_HINT_T1>(ahead, instruction * part..(instruction + 1) * part);
                 };
                 // SAFETY: by the caller.
                 unsafe {
                     load!("tmm4", rows[0], row_bytes);
-                    ask(0);
-                    load!("tmm6", panels[0], LINE);
-                    ask(1);
+                    prefetch(0);
+                    load!("tmm6", panels[0], CACHE_LINE);
+                    prefetch(1);
                     multiply!($multiply, "tmm0", "tmm4", "tmm6");
-                    ask(2);
-                    load!("tmm7", panels[1], LINE);
-                    ask(3);
+                    prefetch(2);
+                    load!("tmm7", panels[1], CACHE_LINE);
+                    prefetch(3);
                     multiply!($multiply, "tmm1", "tmm4", "tmm7");
-                    ask(4);
+                    prefetch(4);
                     load!("tmm5", rows[1], row_bytes);
-                    ask(5);
+                    prefetch(5);
                     multiply!($multiply, "tmm2", "tmm5", "tmm6");
-                    ask(6);
+                    prefetch(6);
                     multiply!($multiply, "tmm3", "tmm5", "tmm7");
-                    ask(7);
+                    prefetch(7);
                 }
             }
         }

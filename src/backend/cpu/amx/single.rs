@@ -32,7 +32,7 @@ macro_rules! store {
         std::arch::asm!(
             concat!("tilestored [{to} + {line}*1], ", $tile),
             to = in(reg) $to,
-            line = in(reg) $crate::backend::cpu::amx::LINE,
+            line = in(reg) $crate::backend::cpu::geometry::CACHE_LINE,
             options(nostack, preserves_flags),
         )
     };

@@ -1,7 +1,8 @@
 //! `f32` in loops that the compiler turns into vectors, for every processor.
 
 use super::seen::Seen;
-use super::{NEAR, PANEL, Queries, hide, inverse_of, reference_of, weights_from};
+use super::{NEAR, Queries, hide, inverse_of, reference_of, weights_from};
+use crate::backend::cpu::geometry::PANEL;
 use crate::backend::cpu::math;
 use multiversion::multiversion;
 use multiversion::target::target_cfg_f;
@@ -110,7 +111,7 @@ fn softmax<const FUSED: bool>(logits: &[f32], sink: f32, weights: &mut [f32]) ->
 fn weigh<const FUSED: bool>(logits: &[f32], sink: f32, reference: f32, weights: &mut [f32]) -> f32 {
     let weigh = weights_from(reference);
     for (weight, logit) in weights.iter_mut().zip(logits) {
-        *weight = weigh.at::<FUSED>(logit + weigh.less);
+        *weight = weigh.at::<FUSED>(logit + weigh.offset);
     }
     let mut sum = math::Sum::default();
     sum.add(weights, |w| w);

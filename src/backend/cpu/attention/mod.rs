@@ -6,23 +6,23 @@
 //! run in the same order whatever rows are beside it, and of finite values its bits depend on its own inputs, on the slots of what it sees, and
 //! on whether the processor fuses a multiplication with an addition.
 //!
-//! [`loops`] is `f32` for every processor, [`vectors`] the same sums on vectors, [`narrow`] has queries, keys, values
+//! [`loops`] is `f32` for every processor, [`vectors`] the same sums on vectors, [`bf16`] has queries, keys, values
 //! and weights in bf16, [`int8`] in 8 bits.
 
+mod bf16;
 mod int8;
 mod loops;
-mod narrow;
 mod seen;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) mod vectors;
 
+use super::f32x16::Vectors;
 use super::isa::Isa;
 use super::kernel_rows::RowsOut;
 use super::math;
 use super::plain::Attention;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use super::sixteen::Vectors;
-use crate::backend::kv_cache::PANEL;
+use crate::backend::cpu::geometry::PANEL;
 use crate::compute;
 use seen::Seen;
 use std::ops::RangeInclusive;
@@ -36,7 +36,7 @@ pub(super) enum Method {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     Vectors(Vectors),
     /// bf16; keys and values are cached in it.
-    Narrow(Isa),
+    Bf16(Isa),
     /// 8 bits; keys and values are cached in them.
     Int8(Isa),
 }
@@ -54,7 +54,7 @@ struct AttentionScratch {
     loops: loops::Scratch,
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     vectors: vectors::Scratch,
-    narrow: narrow::Scratch,
+    bf16: bf16::Scratch,
     int8: int8::Scratch,
 }
 
@@ -84,7 +84,7 @@ pub(super) fn attention_into(
             Method::Loops => scratch.loops.make_room(call.shape.head_dim, seen),
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             Method::Vectors(vectors) => scratch.vectors.make_room(vectors),
-            Method::Narrow(_) => scratch.narrow.make_room(call.shape.head_dim, seen),
+            Method::Bf16(_) => scratch.bf16.make_room(call.shape.head_dim, seen),
             Method::Int8(isa) => scratch.int8.make_room(isa, call.shape.head_dim),
         }
     }
@@ -104,7 +104,7 @@ pub(super) fn attention_into(
                 Method::Vectors(vectors) => {
                     vectors::attend(vectors, &queries, &mut scratch.vectors);
                 }
-                Method::Narrow(isa) => narrow::attend(isa, &queries, &mut scratch.narrow),
+                Method::Bf16(isa) => bf16::attend(isa, &queries, &mut scratch.bf16),
                 Method::Int8(isa) => int8::attend(isa, &queries, &mut scratch.int8),
             }
         }
@@ -222,7 +222,7 @@ const NEAR: RangeInclusive<f32> = 1.0 / FAR..=FAR;
 #[inline(always)]
 fn weights_from(reference: f32) -> math::Weigh<6> {
     math::Weigh {
-        less: -reference,
+        offset: -reference,
         ..math::Weigh::new(&math::EXP2, -math::EXP2_RANGE, 1.0)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::backend::KvSegment;
 use crate::backend::cpu::plain::{Attention, visible};
-use crate::backend::kv_cache::{KvCache, Note};
+use crate::backend::kv_cache::{KvCache, SlotParam};
 use std::ops::Range;
 
 /// A block of slots some query sees.
@@ -24,7 +24,7 @@ impl Block {
     #[inline(always)]
     pub(super) fn keys(&self, head: usize) -> Range<usize> {
         let start = self.cache.panel(head, self.first_slot());
-        start..start + self.cache.layout.form.numbers() * self.cache.panel_len()
+        start..start + self.cache.layout.form.values_per_element() * self.cache.panel_len()
     }
 
     /// The values of a column of a head, from this block's first slot to the end of the cache.
@@ -35,10 +35,10 @@ impl Block {
         start..end
     }
 
-    /// A note of a head's rows, one a slot of the block.
+    /// A parameter of a head's rows, one a slot of the block.
     #[inline(always)]
-    pub(super) fn notes(&self, head: usize, note: Note) -> Range<usize> {
-        let start = self.cache.note(head, note, self.first_slot());
+    pub(super) fn params(&self, head: usize, param: SlotParam) -> Range<usize> {
+        let start = self.cache.param(head, param, self.first_slot());
         start..start + self.cache.layout.form.block()
     }
 

@@ -5,13 +5,14 @@
 
 mod rows;
 
-use super::{NEAR, PANEL, Queries, hide, inverse_of, reference_of, weights_from};
-use crate::backend::cpu::kernel_rows::block;
-use crate::backend::cpu::lines::Lines;
+use super::{NEAR, Queries, hide, inverse_of, reference_of, weights_from};
+use crate::backend::cpu::aligned::AlignedVec;
+use crate::backend::cpu::f32x16::{F32x16, LANES, Vectors, on_vectors};
+use crate::backend::cpu::geometry::PANEL;
+use crate::backend::cpu::kernel_rows::even_block;
 use crate::backend::cpu::math;
-use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors, on_vectors};
-use crate::backend::cpu::tile::{Ahead, DEPTH_BLOCK, ROW_STRIDE, tile, with_tile_rows};
-use rows::{Row, add, see, weigh};
+use crate::backend::cpu::tile::{DEPTH_BLOCK, Prefetch, ROW_STRIDE, tile, with_tile_rows};
+use rows::{Row, add, track_max, weigh};
 use std::ops::Range;
 
 /// Blocks of a chunk.
@@ -27,15 +28,15 @@ const _: () = assert!(CHUNK <= CHUNK_OF_ONE_TILE && PANEL == LANES);
 /// Widest head: its elements are a tile's depth.
 pub(in crate::backend::cpu) const MAX_HEAD_DIM: usize = DEPTH_BLOCK;
 
-/// Buffers of one thread, of [`Sixteen::ROWS_TOGETHER`] rows.
+/// Buffers of one thread, of [`F32x16::ROWS_TOGETHER`] rows.
 #[derive(Default)]
 pub(super) struct Scratch {
     /// Times `log2(e) / sqrt(head_dim)`: their dot products are logits to the base of 2. `[rows][ROW_STRIDE]`.
-    queries: Lines<f32>,
+    queries: AlignedVec<f32>,
     /// Of a chunk: logits, then weights, `[rows][ROW_STRIDE]`.
-    weights: Lines<f32>,
+    weights: AlignedVec<f32>,
     /// Weighted sums, `[rows][ROW_STRIDE]`.
-    values: Lines<f32>,
+    values: AlignedVec<f32>,
     rows: Vec<Row>,
 }
 
@@ -71,13 +72,13 @@ on_vectors! {
 /// # Safety
 /// The processor has `S`; `scratch` is as large as [`Scratch::make_room`] makes it.
 #[inline(always)]
-unsafe fn attend_rows<S: Sixteen, const ACROSS: usize>(
+unsafe fn attend_rows<S: F32x16, const ACROSS: usize>(
     queries: &Queries<'_>,
     scratch: &mut Scratch,
 ) {
     let mut first = 0;
     while first < queries.count() {
-        let rows = block(queries.count() - first, S::ROWS_TOGETHER);
+        let rows = even_block(queries.count() - first, S::ROWS_TOGETHER);
         let block = Block {
             queries,
             first,
@@ -111,7 +112,7 @@ impl Block<'_> {
     /// # Safety
     /// As [`attend_rows`].
     #[inline(always)]
-    unsafe fn attend<S: Sixteen, const ACROSS: usize>(&self, scratch: &mut Scratch) {
+    unsafe fn attend<S: F32x16, const ACROSS: usize>(&self, scratch: &mut Scratch) {
         let hd = self.queries.head_dim();
         for (row, query) in (0..self.rows).zip(scratch.queries.chunks_mut(ROW_STRIDE)) {
             let query = &mut query[..hd];
@@ -170,7 +171,7 @@ impl Block<'_> {
     /// # Safety
     /// As [`attend_rows`].
     #[inline(always)]
-    unsafe fn go_over<S: Sixteen, const ACROSS: usize>(&self, logits: Use, scratch: &mut Scratch) {
+    unsafe fn go_over<S: F32x16, const ACROSS: usize>(&self, logits: Use, scratch: &mut Scratch) {
         let Scratch {
             queries,
             weights,
@@ -200,7 +201,7 @@ impl Block<'_> {
                 self.score::<S, ACROSS>(chunk.clone(), queries, weights);
                 match logits {
                     Use::Largest => {
-                        see::<S>(rows, weights, chunk.len());
+                        track_max::<S>(rows, weights, chunk.len());
                         continue;
                     }
                     Use::Weigh => weigh::<S, false>(rows, weights, chunk.len()),
@@ -211,12 +212,12 @@ impl Block<'_> {
         }
     }
 
-    /// Logits of a chunk's keys, [`Sixteen::ACROSS`] blocks at a time.
+    /// Logits of a chunk's keys, [`F32x16::ACROSS`] blocks at a time.
     ///
     /// # Safety
     /// As [`attend_rows`].
     #[inline(always)]
-    unsafe fn score<S: Sixteen, const ACROSS: usize>(
+    unsafe fn score<S: F32x16, const ACROSS: usize>(
         &self,
         chunk: Range<usize>,
         queries: &[f32],
@@ -233,12 +234,12 @@ impl Block<'_> {
             let logits = &mut logits[(at - chunk.start) * PANEL..];
             let mut row = 0;
             while row < self.rows {
-                let n = block(self.rows - row, S::ROWS);
+                let n = even_block(self.rows - row, S::ROWS);
                 let to = &mut logits[row * ROW_STRIDE..];
                 let rows = &queries[row * ROW_STRIDE..(row + n) * ROW_STRIDE];
                 with_tile_rows!(n, S::ROWS, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
                     // SAFETY: a block has as many vectors as a head has elements; the rest by the caller.
-                    unsafe { self.score_tile::<S, M, ACROSS>(rows, b, to, Ahead::of_rows_from(row)) }
+                    unsafe { self.score_tile::<S, M, ACROSS>(rows, b, to, Prefetch::of_rows_from(row)) }
                 });
                 row += n;
             }
@@ -263,19 +264,19 @@ impl Block<'_> {
     /// # Safety
     /// As [`attend_rows`]; `b` are blocks of keys, `rows` has `M` rows.
     #[inline(always)]
-    unsafe fn score_tile<S: Sixteen, const M: usize, const ACROSS: usize>(
+    unsafe fn score_tile<S: F32x16, const M: usize, const ACROSS: usize>(
         &self,
         rows: &[f32],
         b: [*const f32; ACROSS],
         to: &mut [f32],
-        ahead: Ahead,
+        prefetch: Prefetch,
     ) {
         assert!(to.len() >= (M - 1) * ROW_STRIDE + ACROSS * LANES);
         // SAFETY: by the caller; the places are there by the assertion.
         unsafe {
             let mut sums = [[S::splat(0.0); ACROSS]; M];
             let hd = self.queries.head_dim();
-            tile(&mut sums, rows.as_ptr(), b, LANES, hd, ahead);
+            tile(&mut sums, rows.as_ptr(), b, LANES, hd, prefetch);
             for (m, sums) in sums.iter().enumerate() {
                 for (across, sum) in sums.iter().enumerate() {
                     sum.store(to.as_mut_ptr().add(m * ROW_STRIDE + across * LANES));
@@ -289,7 +290,7 @@ impl Block<'_> {
     /// # Safety
     /// As [`attend_rows`].
     #[inline(always)]
-    unsafe fn add_values<S: Sixteen>(
+    unsafe fn add_values<S: F32x16>(
         &self,
         chunk: Range<usize>,
         weights: &[f32],
@@ -318,7 +319,7 @@ impl Block<'_> {
     /// # Safety
     /// As [`attend_rows`].
     #[inline(always)]
-    unsafe fn add_columns<S: Sixteen, const V: usize>(
+    unsafe fn add_columns<S: F32x16, const V: usize>(
         &self,
         chunk: &Range<usize>,
         weights: &[f32],
@@ -336,14 +337,14 @@ impl Block<'_> {
             }
             let mut row = 0;
             while row < self.rows {
-                let rows = block(self.rows - row, S::ROWS_OF_WIDE);
+                let rows = even_block(self.rows - row, S::ROWS_OF_WIDE);
                 let weights = &weights[row * ROW_STRIDE..(row + rows) * ROW_STRIDE];
                 let weights = &weights[(at - chunk.start) * PANEL..];
                 let values = &mut values[row * ROW_STRIDE..(row + rows) * ROW_STRIDE][column..];
                 with_tile_rows!(rows, S::ROWS_OF_WIDE, [1 2 3 4 5 6 7], |M| {
                     // SAFETY: by the caller; `b` are the values of as many slots.
                     unsafe {
-                        add::<S, M, V>(weights, b, depth, values, Ahead::of_rows_from(row));
+                        add::<S, M, V>(weights, b, depth, values, Prefetch::of_rows_from(row));
                     }
                 });
                 row += rows;

@@ -1,19 +1,20 @@
 //! Linear layers in bf16: weights rounded once, activations as they come.
 
-use super::{Bf16, Columns, Order, PANEL, Product, STEP, TILE_ROWS, TileSums, round_row_into};
+use super::{Bf16, Columns, Order, Product, STEP, TileSums, round_row_into};
 use crate::backend::Epilogue;
+use crate::backend::cpu::aligned::{Aligned, AlignedVec};
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::amx::layer;
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::f32x16::{F32x16, Vectors, on_vectors};
+use crate::backend::cpu::geometry::{PANEL, TILE_ROWS};
 use crate::backend::cpu::isa::Isa;
 #[cfg(target_arch = "x86_64")]
-use crate::backend::cpu::kernel_rows::put_vector;
+use crate::backend::cpu::kernel_rows::write_vector;
 use crate::backend::cpu::kernel_rows::{
-    RowsOut, for_each_rows, put, row_stride, rows_of_a_part, share_panels,
+    RowsOut, for_each_rows, row_stride, rows_of_a_part, share_panels, write_panel,
 };
-use crate::backend::cpu::lines::{Lines, OnLine};
 use crate::backend::cpu::pages::{Part, Pool};
-#[cfg(target_arch = "x86_64")]
-use crate::backend::cpu::sixteen::{Sixteen, Vectors, on_vectors};
 use crate::compute::{Claim, Claims};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m512;
@@ -93,7 +94,7 @@ impl Bf16Linear {
 /// Rows in bf16; grow to the largest call and stay.
 #[derive(Default)]
 pub(in crate::backend::cpu) struct Activations {
-    rows: Lines<Bf16>,
+    rows: AlignedVec<Bf16>,
 }
 
 impl Activations {
@@ -155,7 +156,7 @@ impl Call<'_> {
         let product = Product::new(self.isa);
         #[cfg(target_arch = "x86_64")]
         let vectors = Vectors::best(self.isa);
-        let mut sums = OnLine([[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
+        let mut sums = Aligned([[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
         let of_a_pair = product.ahead(2 * PANEL * depth * size_of::<Bf16>(), self.out.rows());
         for Claim { item: pair, own } in pairs {
             let mut ahead = of_a_pair.filter(|_| own);
@@ -194,7 +195,7 @@ impl Call<'_> {
     /// The processor has `S`; no one else writes the columns.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn write_row<S: Sixteen>(
+    unsafe fn write_row<S: F32x16>(
         &self,
         (first, biases): (usize, [&[f32; PANEL]; 2]),
         row: usize,
@@ -205,7 +206,7 @@ impl Call<'_> {
             let out = self.out.part(row, first, 2 * PANEL);
             for (panel, out) in out.chunks_mut(PANEL).enumerate() {
                 let bias = S::load(biases[panel].as_ptr());
-                put_vector(S::load(sums[panel].as_ptr()).add(bias), self.epilogue, out);
+                write_vector(S::load(sums[panel].as_ptr()).add(bias), self.epilogue, out);
             }
         }
     }
@@ -258,7 +259,7 @@ fn finish(call: &Call<'_>, sums: &[[TileSums; 2]; 2], row: usize, rows: usize, p
             }
             // SAFETY: threads hold disjoint pairs of panels, and a thread writes one part at a time.
             let out = unsafe { call.out.part(row + i, first, PANEL) };
-            put(y, call.epilogue, out);
+            write_panel(y, call.epilogue, out);
         }
     }
 }

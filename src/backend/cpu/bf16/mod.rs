@@ -22,7 +22,7 @@ pub(super) use linear::{Activations, Bf16Linear, linear_into, plain_linear_into}
 pub(super) use order::Order;
 #[cfg(target_arch = "x86_64")]
 pub(super) use pairs::sum_as_tiles as pairs_sum_as_tiles;
-pub(super) use product::{Columns, Product, TILE_ROWS, TileSums};
+pub(super) use product::{Columns, Product, TileSums};
 
 use crate::backend::narrow::from_bf16;
 use multiversion::multiversion;
@@ -34,9 +34,6 @@ pub(super) struct Bf16(pub u16);
 
 /// Channels of one step; `depth` is a multiple of it.
 pub(super) const STEP: usize = 32;
-
-/// Output channels that lie together.
-pub(super) const PANEL: usize = 16;
 
 /// 2^-55: smaller values are rounded to zero.
 const SMALLEST: f32 = f32::from_bits((127 - 55) << 23);

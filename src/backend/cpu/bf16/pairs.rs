@@ -7,11 +7,12 @@
 //! keys and values, which lie as they do for every processor, are brought to it on their way.
 
 use super::order::Order;
-use super::product::{Columns, TILE_ROWS, TileSums};
-use super::{Bf16, PANEL, STEP};
-use crate::backend::cpu::ahead::Ahead;
+use super::product::{Columns, TileSums};
+use super::{Bf16, STEP};
+use crate::backend::cpu::geometry::{CACHE_LINE, PANEL, STREAM_AHEAD_BYTES, TILE_ROWS};
 use crate::backend::cpu::isa::{Isa, bf16_vectors};
-use crate::backend::cpu::kernel_rows::block;
+use crate::backend::cpu::kernel_rows::even_block;
+use crate::backend::cpu::prefetch::PrefetchPlan;
 use crate::backend::cpu::tile::{DEPTH_BLOCK, with_tile_rows};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -28,13 +29,6 @@ const ROWS: usize = 6;
 
 /// Tiles of as many rows as two whole ones of [`TILE_ROWS`].
 pub(super) const TILES: usize = (2 * TILE_ROWS).div_ceil(ROWS);
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
-
-/// How far ahead of their use by the first rows columns are asked for where nothing else asks: over the end of a page, where the
-/// processor's own prefetching stops.
-const STREAM_BYTES: usize = 4096;
 
 /// Whether this processor's product sums as is said above, of values that would show another order, or sums rounded once.
 ///
@@ -85,8 +79,8 @@ pub(super) fn dot(
     rows: usize,
     columns: &Columns<'_>,
     sums: &mut [[TileSums; 2]; 2],
-    goes_on: bool,
-    ahead: Option<&mut Ahead>,
+    accumulate: bool,
+    ahead: Option<&mut PrefetchPlan>,
 ) {
     let (panels, depth) = (columns.panels, columns.depth);
     assert!(Isa::Avx512Bf16.available(), "no vectors of bf16 here");
@@ -99,10 +93,10 @@ pub(super) fn dot(
         rows,
         panels: panels.map(|panel| panel.as_ptr().cast()),
         steps: depth / STEP,
-        goes_on,
+        accumulate,
         ahead: ahead
             .filter(|ahead| rows > TILE_ROWS && ahead.lines() > 0)
-            .map(|ahead| Asked {
+            .map(|ahead| PrefetchLines {
                 lines: ahead.lines() / TILES,
                 from: ahead.steps(depth / STEP),
             }),
@@ -125,41 +119,41 @@ struct Call {
     panels: [*const u32; 2],
     steps: usize,
     /// Whether sums are added to.
-    goes_on: bool,
-    ahead: Option<Asked>,
+    accumulate: bool,
+    ahead: Option<PrefetchLines>,
 }
 
 /// Which memory is asked for.
 #[derive(Clone, Copy)]
-struct Asked {
+struct PrefetchLines {
     /// Where it begins, in bytes behind the first panel.
     from: usize,
     /// Cache lines with each step of each tile: six for one pair of row tiles, three for two, then two and one.
     lines: usize,
 }
 
-impl Asked {
+impl PrefetchLines {
     /// What comes with this step of all tiles' ones.
     #[inline(always)]
-    fn ask(self, panel: *const u32, step: usize) {
+    fn run(self, panel: *const u32, step: usize) {
         let from = panel
             .cast::<i8>()
-            .wrapping_add(self.from + step * self.lines * LINE);
+            .wrapping_add(self.from + step * self.lines * CACHE_LINE);
         // Known numbers: a loop would take registers, which are all taken.
         match self.lines {
-            1 => ask_for::<1>(from),
-            2 => ask_for::<2>(from),
-            3 => ask_for::<3>(from),
-            _ => ask_for::<6>(from),
+            1 => prefetch_lines::<1>(from),
+            2 => prefetch_lines::<2>(from),
+            3 => prefetch_lines::<3>(from),
+            _ => prefetch_lines::<6>(from),
         }
     }
 }
 
 #[inline(always)]
-fn ask_for<const LINES: usize>(from: *const i8) {
+fn prefetch_lines<const LINES: usize>(from: *const i8) {
     for line in 0..LINES {
         // SAFETY: prefetching reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line * LINE)) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line * CACHE_LINE)) };
     }
 }
 
@@ -174,7 +168,7 @@ unsafe fn multiply<const ARRANGED: bool>(call: &Call, sums: &mut [[TileSums; 2];
         let steps = step..(step + CHUNK_STEPS).min(call.steps);
         let (mut row, mut index) = (0, 0);
         while row < call.rows {
-            let n = block(call.rows - row, ROWS);
+            let n = even_block(call.rows - row, ROWS);
             with_tile_rows!(n, ROWS, [1 2 3 4 5 6], |M| {
                 // SAFETY: by the caller.
                 unsafe {
@@ -209,9 +203,9 @@ unsafe fn tile<const M: usize, const ARRANGED: bool, const STREAM: bool>(
     sums: &mut [[TileSums; 2]; 2],
 ) {
     for step in steps.clone() {
-        let begins = !call.goes_on && step == 0;
-        if let Some(asked) = call.ahead {
-            asked.ask(call.panels[0], index * call.steps + step);
+        let begins = !call.accumulate && step == 0;
+        if let Some(prefetch) = call.ahead {
+            prefetch.run(call.panels[0], index * call.steps + step);
         }
         let x = call.x.wrapping_add(row * call.stride + step * STEP);
         let mut halves = [[[_mm512_setzero_ps(); 2]; M]; 2];
@@ -220,9 +214,9 @@ unsafe fn tile<const M: usize, const ARRANGED: bool, const STREAM: bool>(
             for (p, panel) in call.panels.iter().enumerate() {
                 let at = panel.wrapping_add((step * STEP_PAIRS + pair) * PANEL);
                 if STREAM {
-                    let ahead = at.cast::<i8>().wrapping_add(STREAM_BYTES);
+                    let ahead = at.cast::<i8>().wrapping_add(STREAM_AHEAD_BYTES);
                     _mm_prefetch::<_MM_HINT_T0>(ahead);
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(LINE));
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(CACHE_LINE));
                 }
                 // SAFETY: two times sixteen pairs, by the caller.
                 let two = unsafe {

@@ -5,17 +5,15 @@ use super::order::Order;
 use super::pairs;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::vectors;
-use super::{Bf16, PANEL, STEP};
-use crate::backend::cpu::ahead::Ahead;
+use super::{Bf16, STEP};
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::amx::Tiles;
-use crate::backend::cpu::isa::Isa;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use crate::backend::cpu::sixteen::Vectors;
+use crate::backend::cpu::f32x16::Vectors;
+use crate::backend::cpu::geometry::{PANEL, TILE_ROWS};
+use crate::backend::cpu::isa::Isa;
+use crate::backend::cpu::prefetch::PrefetchPlan;
 use multiversion::multiversion;
-
-/// Rows of a tile.
-pub(in crate::backend::cpu) const TILE_ROWS: usize = 16;
 
 /// Rows worked on together by the loops: with two sums each for sixteen channels they fill the registers.
 const LOOP_ROWS: usize = 4;
@@ -72,10 +70,14 @@ impl Product {
     }
 
     /// What asks for the next pair of panels, so many bytes, while one is multiplied with these rows.
-    pub(in crate::backend::cpu) fn ahead(&self, pair_bytes: usize, rows: usize) -> Option<Ahead> {
+    pub(in crate::backend::cpu) fn ahead(
+        &self,
+        pair_bytes: usize,
+        rows: usize,
+    ) -> Option<PrefetchPlan> {
         #[cfg(target_arch = "x86_64")]
         if let Product::Pairs = self {
-            return Ahead::new(pair_bytes, rows, pairs::TILES);
+            return PrefetchPlan::new(pair_bytes, rows, pairs::TILES);
         }
         let _ = (pair_bytes, rows);
         None
@@ -117,7 +119,7 @@ impl Product {
         rows: usize,
         columns: &Columns<'_>,
         sums: &mut [[TileSums; 2]; 2],
-        ahead: Option<&mut Ahead>,
+        ahead: Option<&mut PrefetchPlan>,
     ) {
         #[cfg(target_arch = "x86_64")]
         if let Some(tiles) = self.tiles() {
@@ -147,15 +149,15 @@ impl Product {
         rows: usize,
         columns: &Columns<'_>,
         sums: &mut [[TileSums; 2]; 2],
-        goes_on: bool,
-        ahead: Option<&mut Ahead>,
+        accumulate: bool,
+        ahead: Option<&mut PrefetchPlan>,
     ) {
         let _ = &ahead;
         match self {
             #[cfg(target_arch = "x86_64")]
             Product::Tiles(_) => unreachable!("without tiles where they are"),
             #[cfg(target_arch = "x86_64")]
-            Product::Pairs => return pairs::dot(x, rows, columns, sums, goes_on, ahead),
+            Product::Pairs => return pairs::dot(x, rows, columns, sums, accumulate, ahead),
             _ => (),
         }
         let (panels, depth) = (columns.panels, columns.depth);
@@ -163,7 +165,7 @@ impl Product {
         assert_eq!(columns.order, Order::Natural, "vectors' columns");
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Product::Vectors(vectors) = self {
-            return vectors::dot(*vectors, x, rows, panels, depth, sums, goes_on);
+            return vectors::dot(*vectors, x, rows, panels, depth, sums, accumulate);
         }
         let (x, stride) = x;
         for first in (0..rows).step_by(LOOP_ROWS) {
@@ -174,7 +176,7 @@ impl Product {
                 let begun = std::array::from_fn(|i| {
                     let row = first + i.min(n - 1);
                     let sums = sums[row / TILE_ROWS][p][row % TILE_ROWS];
-                    if goes_on { sums } else { [0.0; PANEL] }
+                    if accumulate { sums } else { [0.0; PANEL] }
                 });
                 let of_rows = add_rows(begun, x, panel);
                 for (i, of_row) in of_rows.iter().take(n).enumerate() {

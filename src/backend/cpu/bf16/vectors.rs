@@ -1,11 +1,14 @@
 //! A tile's product on vectors of `f32`: a bf16 value is the upper half of one, so that both halves of a pair are a shift and
 //! a mask away, and fusing multiply-add changes nothing: products are exact, short of infinity.
 
-use super::product::{TILE_ROWS, TileSums};
-use super::{Bf16, PANEL, STEP};
-use crate::backend::cpu::kernel_rows::block;
-use crate::backend::cpu::lines::OnLine;
-use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors, on_vectors};
+use super::product::TileSums;
+use super::{Bf16, STEP};
+use crate::backend::cpu::aligned::Aligned;
+use crate::backend::cpu::f32x16::{F32x16, LANES, Vectors, on_vectors};
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::geometry::STREAM_AHEAD_BYTES;
+use crate::backend::cpu::geometry::{PANEL, TILE_ROWS};
+use crate::backend::cpu::kernel_rows::even_block;
 use crate::backend::cpu::tile::{DEPTH_BLOCK, ROW_STRIDE, with_tile_rows};
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -17,10 +20,6 @@ const STEP_PAIRS: usize = STEP / 2;
 
 /// Steps whose weights stay in the nearest cache while all rows pass by.
 const CHUNK_STEPS: usize = DEPTH_BLOCK / STEP;
-
-/// How far ahead of their use columns are asked for by the first rows.
-#[cfg(target_arch = "x86_64")]
-const PREFETCH_BYTES: usize = 4096;
 
 /// Most rows of a tile.
 const MAX_ROWS: usize = 14;
@@ -39,7 +38,7 @@ pub(super) fn dot(
     panels: [&[Bf16]; 2],
     depth: usize,
     sums: &mut [[TileSums; 2]; 2],
-    goes_on: bool,
+    accumulate: bool,
 ) {
     assert!(vectors.available(), "no such vectors here");
     assert!(depth.is_multiple_of(STEP) && depth <= stride);
@@ -52,7 +51,7 @@ pub(super) fn dot(
         // Pairs of channels; what reads them does not ask for their alignment.
         panels: panels.map(|panel| panel.as_ptr().cast()),
         steps: depth / STEP,
-        goes_on,
+        accumulate,
     };
     // SAFETY: available; the sizes are asserted.
     unsafe { multiply(vectors, &call, sums) };
@@ -66,7 +65,7 @@ struct Call {
     panels: [*const u32; 2],
     steps: usize,
     /// Whether sums are added to.
-    goes_on: bool,
+    accumulate: bool,
 }
 
 on_vectors! {
@@ -80,20 +79,20 @@ impl Call {
     /// # Safety
     /// The processor has `S`; rows and panels hold what the fields say.
     #[inline(always)]
-    unsafe fn dot<S: Sixteen, const ACROSS: usize>(&self, sums: &mut [[TileSums; 2]; 2]) {
+    unsafe fn dot<S: F32x16, const ACROSS: usize>(&self, sums: &mut [[TileSums; 2]; 2]) {
         const { assert!(S::ROWS <= MAX_ROWS && S::ROWS_OF_HALVES <= S::ROWS) };
         let most = match S::ROWS_OF_HALVES {
             0 => S::ROWS,
             rows => rows,
         };
         // What is not written is not read.
-        let mut rows = OnLine([const { MaybeUninit::uninit() }; MAX_ROWS * ROW_STRIDE]);
+        let mut rows = Aligned([const { MaybeUninit::uninit() }; MAX_ROWS * ROW_STRIDE]);
         let mut step = 0;
         loop {
             let steps = step..(step + CHUNK_STEPS).min(self.steps);
             let mut row = 0;
             while row < self.rows {
-                let n = block(self.rows - row, most);
+                let n = even_block(self.rows - row, most);
                 // SAFETY: by the caller; a chunk is no longer than the rows here.
                 unsafe { self.expand::<S>(row..row + n, &steps, &mut rows.0) };
                 with_tile_rows!(n, most, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
@@ -124,7 +123,7 @@ impl Call {
     /// # Safety
     /// As [`Call::dot`].
     #[inline(always)]
-    unsafe fn expand<S: Sixteen>(&self, rows: Range<usize>, steps: &Range<usize>, to: &mut Rows) {
+    unsafe fn expand<S: F32x16>(&self, rows: Range<usize>, steps: &Range<usize>, to: &mut Rows) {
         for (row, to) in rows.zip(to.chunks_exact_mut(ROW_STRIDE)) {
             let from = self.x.wrapping_add(row * self.stride + steps.start * STEP);
             let parts = to[..steps.len() * STEP].chunks_exact_mut(LANES);
@@ -141,7 +140,7 @@ impl Call {
     /// # Safety
     /// As [`Call::dot`]; there are `M` rows, expanded for these steps, and `ACROSS` panels from `panel` on.
     #[inline(always)]
-    unsafe fn tile<S: Sixteen, const M: usize, const ACROSS: usize>(
+    unsafe fn tile<S: F32x16, const M: usize, const ACROSS: usize>(
         &self,
         rows: &Rows,
         row: usize,
@@ -152,7 +151,7 @@ impl Call {
         // SAFETY: by the caller.
         unsafe {
             let mut tile = [[S::splat(0.0); ACROSS]; M];
-            if self.goes_on || steps.start > 0 {
+            if self.accumulate || steps.start > 0 {
                 for (m, tile) in tile.iter_mut().enumerate() {
                     let sums = &sums[(row + m) / TILE_ROWS];
                     for (across, sum) in tile.iter_mut().enumerate() {
@@ -186,7 +185,7 @@ impl Call {
     /// # Safety
     /// As [`Call::tile`].
     #[inline(always)]
-    unsafe fn tile_of_halves<S: Sixteen, const M: usize, const ACROSS: usize>(
+    unsafe fn tile_of_halves<S: F32x16, const M: usize, const ACROSS: usize>(
         &self,
         rows: &Rows,
         row: usize,
@@ -195,7 +194,7 @@ impl Call {
         sums: &mut [[TileSums; 2]; 2],
     ) {
         for step in steps.clone() {
-            let begins = !self.goes_on && step == 0;
+            let begins = !self.accumulate && step == 0;
             // SAFETY: by the caller; sixteen sums each.
             unsafe {
                 let b = self.columns(row, panel, step);
@@ -244,7 +243,7 @@ fn ask_ahead(step: *const u32) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         let line = step.wrapping_add(pair * PANEL).cast::<i8>();
         // SAFETY: prefetching reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(PREFETCH_BYTES)) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(STREAM_AHEAD_BYTES)) };
     }
     let _ = step;
 }
@@ -254,7 +253,7 @@ fn ask_ahead(step: *const u32) {
 /// # Safety
 /// The processor has `S`; there are a step's pairs from each `b` on, and every other element of `M` rows from `a` on.
 #[inline(always)]
-unsafe fn half_step<S: Sixteen, const M: usize, const ACROSS: usize, const ODD: bool>(
+unsafe fn half_step<S: F32x16, const M: usize, const ACROSS: usize, const ODD: bool>(
     a: *const f32,
     b: [*const u32; ACROSS],
 ) -> [[S; ACROSS]; M] {
@@ -283,7 +282,7 @@ unsafe fn half_step<S: Sixteen, const M: usize, const ACROSS: usize, const ODD: 
 /// # Safety
 /// As [`half_step`].
 #[inline(always)]
-unsafe fn both_halves<S: Sixteen, const M: usize, const ACROSS: usize>(
+unsafe fn both_halves<S: F32x16, const M: usize, const ACROSS: usize>(
     a: *const f32,
     b: [*const u32; ACROSS],
 ) -> [[[S; ACROSS]; M]; 2] {

@@ -4,11 +4,12 @@
 //! memory once and serve all rows from the nearest cache.
 
 use super::panel::{self, Sums};
-use super::{Finish, Isa, PANEL, Rows};
-use crate::backend::cpu::kernel_rows::{RowsOut, share_panels};
-use crate::backend::cpu::lines::OnLine;
+use super::{Finish, Isa, Rows};
+use crate::backend::cpu::aligned::Aligned;
 #[cfg(target_arch = "x86_64")]
-use crate::backend::cpu::sixteen::Vectors;
+use crate::backend::cpu::f32x16::Vectors;
+use crate::backend::cpu::geometry::PANEL;
+use crate::backend::cpu::kernel_rows::{RowsOut, share_panels};
 use crate::compute::Claims;
 use std::ops::Range;
 
@@ -63,7 +64,7 @@ impl Call<'_> {
     }
 
     fn run_panel_by_panel(&self, pairs: Claims<'_>) {
-        let mut sums = OnLine([[0; PANEL]; ROWS_A_TIME]);
+        let mut sums = Aligned([[0; PANEL]; ROWS_A_TIME]);
         for index in pairs.flat_map(|claim| self.panels(claim.item)) {
             let panel = self.finish.linear.as_panel(index);
             for first in (0..self.out.rows()).step_by(ROWS_A_TIME) {
@@ -99,9 +100,9 @@ impl Call<'_> {
 mod x86 {
     use super::*;
     use crate::backend::cpu::amx::layer;
+    use crate::backend::cpu::f32x16::{F32x16, on_vectors};
     use crate::backend::cpu::int8::loops::{Next, VNNI_ROWS, dot_vnni, with_rows};
-    use crate::backend::cpu::kernel_rows::block;
-    use crate::backend::cpu::sixteen::{Sixteen, on_vectors};
+    use crate::backend::cpu::kernel_rows::even_block;
     use std::arch::x86_64::__m512;
 
     on_vectors! {
@@ -131,7 +132,7 @@ mod x86 {
             for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
                 let weights = [linear.panel(panel)];
                 let offsets = [linear.offset(panel)];
-                let mut sums = OnLine([[[0_i32; PANEL]; 1]; VNNI_ROWS]);
+                let mut sums = Aligned([[[0_i32; PANEL]; 1]; VNNI_ROWS]);
                 with_rows!(self.out.rows(), 1 2 3 4 5 6 7 8 9 10 11 12, |M| {
                     // SAFETY: the function's own condition.
                     unsafe { dot_vnni::<M, 1, true>(x, weights, offsets, depth, &mut sums.0, None) }
@@ -160,7 +161,7 @@ mod x86 {
                 let blocks = self.out.rows().div_ceil(VNNI_ROWS);
                 let (mut row, mut index) = (0, 0);
                 while row < self.out.rows() {
-                    let n = block(self.out.rows() - row, VNNI_ROWS);
+                    let n = even_block(self.out.rows() - row, VNNI_ROWS);
                     // Behind the first block, which asks for its own panels, each one asks for a part of the next pair.
                     let next = (claim.own && index > 0).then(|| Next {
                         every: blocks - 1,
@@ -168,7 +169,7 @@ mod x86 {
                     });
                     index += 1;
                     let x = &x[row * depth..(row + n) * depth];
-                    let mut sums = OnLine([[[0_i32; PANEL]; 2]; VNNI_ROWS]);
+                    let mut sums = Aligned([[[0_i32; PANEL]; 2]; VNNI_ROWS]);
                     with_rows!(n, 1 2 3 4 5 6 7 8 9 10 11 12, |M| {
                         // SAFETY: the function's own condition.
                         unsafe {
@@ -206,7 +207,7 @@ mod x86 {
         /// # Safety
         /// The processor has `S`.
         #[inline(always)]
-        unsafe fn put_on<S: Sixteen>(&self, sums: &[i32; PANEL], row: usize, panel: usize) {
+        unsafe fn put_on<S: F32x16>(&self, sums: &[i32; PANEL], row: usize, panel: usize) {
             let with = self.finish.linear.scale_and_bias(panel);
             // SAFETY: threads hold disjoint panels, and a thread writes one part at a time; the rest by the caller.
             unsafe {

@@ -1,6 +1,7 @@
 //! Sums of a block of rows and of one or two panels, a loop for each instruction set.
 
-use super::{GROUP, PANEL};
+use super::GROUP;
+use crate::backend::cpu::geometry::PANEL;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{AVX2_ROWS, Next, VNNI_ROWS, dot_avx_vnni, dot_avx2, dot_vnni};
 
@@ -37,12 +38,10 @@ pub(super) use with_rows;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{GROUP, PANEL};
+    use super::GROUP;
+    use crate::backend::cpu::geometry::{PANEL, STREAM_AHEAD_BYTES};
     use crate::backend::cpu::int8::DEPTH;
     use std::arch::x86_64::*;
-
-    /// How far ahead of their use weights are asked for: over the end of a page, where the processor's own prefetching stops.
-    const PREFETCH_BYTES: usize = 4096;
 
     /// Rows of a block: with two vectors of sums each they leave registers for weights and activations. Those of 256 bits are
     /// AVX-VNNI's too.
@@ -85,7 +84,7 @@ mod x86 {
                 let w = unsafe {
                     let at = weights.as_ptr().add(group * PANEL * GROUP + half * 32);
                     if half == 0 {
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES));
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(STREAM_AHEAD_BYTES));
                     }
                     [
                         _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())),
@@ -143,7 +142,7 @@ mod x86 {
             // SAFETY: `group * 64 + 64 <= PANEL * depth`, by the assertion inside `weights`.
             let w = unsafe {
                 let at = weights.as_ptr().add(group * PANEL * GROUP);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES));
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(STREAM_AHEAD_BYTES));
                 [
                     _mm256_loadu_si256(at.cast()),
                     _mm256_loadu_si256(at.add(HALF * GROUP).cast()),
@@ -197,7 +196,7 @@ mod x86 {
             let at = weights.map(|w| unsafe { w.as_ptr().add(group * PANEL * GROUP) });
             if STREAM {
                 for at in at {
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES));
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(STREAM_AHEAD_BYTES));
                 }
             } else if left == 0 {
                 left = every - 1;

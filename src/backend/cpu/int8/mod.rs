@@ -17,21 +17,19 @@ pub(super) mod neon;
 mod panel;
 mod rows;
 
+use crate::backend::cpu::geometry::PANEL;
 pub(super) use near::{Columns, Product};
 use panel::Panel;
 pub(super) use rows::{Activations, Rows, quantize_by, quantize_row};
 
+#[cfg(target_arch = "x86_64")]
+use super::f32x16::F32x16;
 use super::isa::Isa;
-use super::kernel_rows::put;
+use super::kernel_rows::write_panel;
 #[cfg(target_arch = "x86_64")]
-use super::kernel_rows::put_vector;
+use super::kernel_rows::write_vector;
 use super::pages::{Part, Pool};
-#[cfg(target_arch = "x86_64")]
-use super::sixteen::Sixteen;
 use crate::backend::Epilogue;
-
-/// Output channels that lie together.
-const PANEL: usize = 16;
 
 /// Input channels a kernel takes at once; `in_dim` is padded to a multiple.
 const DEPTH: usize = 64;
@@ -182,7 +180,7 @@ impl Finish<'_> {
         for i in 0..PANEL {
             y[i] = sums[i] as f32 * (row_scale * scale[i]) + bias[i];
         }
-        put(y, self.epilogue, out);
+        write_panel(y, self.epilogue, out);
     }
 
     /// As [`Finish::write`], on vectors, of a panel's `scale` and `bias`.
@@ -191,7 +189,7 @@ impl Finish<'_> {
     /// The processor has `S`.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn write_on<S: Sixteen>(
+    unsafe fn write_on<S: F32x16>(
         &self,
         sums: &[i32; PANEL],
         row: usize,
@@ -202,7 +200,7 @@ impl Finish<'_> {
         unsafe {
             let factor = S::splat(self.row_scale[row]).mul(S::load(scale.as_ptr()));
             let y = S::load_integers(sums.as_ptr()).mul(factor);
-            put_vector(y.add(S::load(bias.as_ptr())), self.epilogue, out);
+            write_vector(y.add(S::load(bias.as_ptr())), self.epilogue, out);
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Products of a few rows and panels that lie near: what attention multiplies, on each instruction set.
 
 use super::panel::{self, Panel, Sums};
-use super::{Isa, PANEL, Rows};
+use super::{Isa, Rows};
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::amx::Tiles;
+use crate::backend::cpu::geometry::PANEL;
 
 /// Panels of columns, one after the other.
 pub(in crate::backend::cpu) struct Columns<'a, P> {
@@ -84,10 +85,11 @@ impl Product {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Columns, PANEL, Rows, Tiles};
-    use crate::backend::cpu::amx::LINE;
+    use super::{Columns, Rows, Tiles};
     use crate::backend::cpu::amx::single::{add_products_of_bytes, load, store_rows, zero};
-    use crate::backend::cpu::int8::rows::ROW_STEP;
+    use crate::backend::cpu::geometry::CACHE_LINE;
+    use crate::backend::cpu::geometry::PANEL;
+    use crate::backend::cpu::geometry::TILE_ROWS;
     use crate::backend::cpu::int8::{DEPTH, GROUP};
     use crate::backend::cpu::isa::Isa;
 
@@ -101,22 +103,22 @@ mod x86 {
         stride: usize,
     ) {
         let (depth, row_bytes) = (columns.depth, Rows::stride(Isa::Amx, columns.depth));
-        let tiles = rows.div_ceil(ROW_STEP);
+        let tiles = rows.div_ceil(TILE_ROWS);
         assert!(depth.is_multiple_of(DEPTH) && columns.count * PANEL <= stride);
-        assert!(x.bytes().len() >= tiles * ROW_STEP * row_bytes);
-        assert!(sums.len() >= tiles * ROW_STEP * stride);
+        assert!(x.bytes().len() >= tiles * TILE_ROWS * row_bytes);
+        assert!(sums.len() >= tiles * TILE_ROWS * stride);
         for panel in 0..columns.count {
             let weights = &(columns.panel)(panel)[..PANEL * depth];
             for tile in 0..tiles {
-                let x = x.bytes()[tile * ROW_STEP * row_bytes..].as_ptr();
-                let to = sums[tile * ROW_STEP * stride + panel * PANEL..].as_mut_ptr();
+                let x = x.bytes()[tile * TILE_ROWS * row_bytes..].as_ptr();
+                let to = sums[tile * TILE_ROWS * stride + panel * PANEL..].as_mut_ptr();
                 // SAFETY: tiles are configured; sixteen rows of a step, as many lines of a panel, and places for sixteen
                 // sums in as many rows are there by the assertions.
                 unsafe {
                     zero!("tmm0");
                     for step in (0..depth).step_by(DEPTH) {
                         load!("tmm4", x.add(step), row_bytes);
-                        load!("tmm6", weights.as_ptr().add(step * PANEL), LINE);
+                        load!("tmm6", weights.as_ptr().add(step * PANEL), CACHE_LINE);
                         add_products_of_bytes!("tmm0", "tmm4", "tmm6");
                     }
                     store_rows!(to, stride * size_of::<i32>(), "tmm0");
@@ -125,5 +127,5 @@ mod x86 {
         }
     }
 
-    const _: () = assert!(DEPTH == LINE && GROUP * PANEL == LINE);
+    const _: () = assert!(DEPTH == CACHE_LINE && GROUP * PANEL == CACHE_LINE);
 }

@@ -3,7 +3,8 @@
 //! Neither instruction has a stable intrinsic, hence assembly of one instruction each; the rest are NEON intrinsics.
 //! They have run under an emulator only: their bits are tested, their speed has not been measured.
 
-use super::{DEPTH, GROUP, PANEL};
+use super::{DEPTH, GROUP};
+use crate::backend::cpu::geometry::PANEL;
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::array::from_fn;

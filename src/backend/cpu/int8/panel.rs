@@ -3,9 +3,10 @@
 use super::loops::dot_portable;
 #[cfg(target_arch = "x86_64")]
 use super::loops::{AVX2_ROWS, dot_avx_vnni, dot_avx2, with_rows};
-use super::{Isa, PANEL, Rows};
+use super::{Isa, Rows};
+use crate::backend::cpu::geometry::PANEL;
 #[cfg(target_arch = "x86_64")]
-use crate::backend::cpu::kernel_rows::block;
+use crate::backend::cpu::kernel_rows::even_block;
 use std::ops::Range;
 
 /// Sixteen columns.
@@ -93,7 +94,7 @@ unsafe fn by_256_bits(isa: Isa, x: &Rows, rows: Range<usize>, panel: Panel<'_>, 
     } = panel;
     let mut row = rows.start;
     while row < rows.end {
-        let n = block(rows.end - row, AVX2_ROWS);
+        let n = even_block(rows.end - row, AVX2_ROWS);
         let x_of = row * depth..(row + n) * depth;
         let to = &mut sums.to[(row - rows.start) * sums.stride..];
         with_rows!(n, 1 2 3 4 5 6, |M| {

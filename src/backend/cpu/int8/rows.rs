@@ -1,16 +1,14 @@
 //! Rows of quantised values, in the form that the kernels of an instruction set read.
 
 use super::{DEPTH, QUANTUM_MAX};
+use crate::backend::cpu::aligned::AlignedVec;
+use crate::backend::cpu::geometry::TILE_ROWS;
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::kernel_rows::{row_stride, rows_of_a_part};
-use crate::backend::cpu::lines::Lines;
 use crate::backend::cpu::math::ROUND;
 use crate::compute;
 use arrayvec::ArrayVec;
 use multiversion::multiversion;
-
-/// Rows that are padded to: a whole tile of the matrix extension.
-pub(super) const ROW_STEP: usize = 16;
 
 /// How kernels read a value.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,8 +34,8 @@ impl Form {
 /// See the module; grows to the largest call and stays.
 #[derive(Default)]
 pub(in crate::backend::cpu) struct Rows {
-    bytes: Lines<i8>,
-    words: Lines<i16>,
+    bytes: AlignedVec<i8>,
+    words: AlignedVec<i16>,
 }
 
 impl Rows {
@@ -52,7 +50,7 @@ impl Rows {
     /// For so many rows of `depth` values, whole steps. Rows beyond the last are read by whole tiles; what they give is not used.
     pub(in crate::backend::cpu) fn make_room(&mut self, isa: Isa, rows: usize, depth: usize) {
         assert!(depth.is_multiple_of(DEPTH), "whole steps");
-        let padded = rows.next_multiple_of(ROW_STEP) * Rows::stride(isa, depth);
+        let padded = rows.next_multiple_of(TILE_ROWS) * Rows::stride(isa, depth);
         match Form::of(isa) {
             Form::Words => self.words.resize(padded),
             Form::Bytes | Form::Unsigned => self.bytes.resize(padded),
@@ -85,7 +83,7 @@ impl Rows {
         depth: usize,
     ) {
         self.make_room(isa, rows, depth);
-        let padded = rows.next_multiple_of(ROW_STEP) * Rows::stride(isa, depth);
+        let padded = rows.next_multiple_of(TILE_ROWS) * Rows::stride(isa, depth);
         self.bytes.resize(padded);
     }
 

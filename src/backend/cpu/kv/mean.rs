@@ -1,6 +1,7 @@
 //! What is cached, read back: the mean of keys.
 
-use crate::backend::kv_cache::{KvCache, KvForm, Note, PANEL};
+use crate::backend::cpu::geometry::PANEL;
+use crate::backend::kv_cache::{KvCache, KvForm, SlotParam};
 use std::ops::Range;
 
 /// One of an element's numbers.
@@ -21,7 +22,7 @@ pub(in crate::backend::cpu) fn mean_keys_into(
     memory: &[f32],
     out: &mut [f32],
 ) {
-    let (layout, numbers) = (cache.layout, cache.layout.form.numbers());
+    let (layout, numbers) = (cache.layout, cache.layout.form.values_per_element());
     assert!(!slots.is_empty() && slots.end <= cache.slots() && out.len() == layout.width());
     out.fill(0.0);
     for (head, out) in out.chunks_exact_mut(layout.head_dim).enumerate() {
@@ -30,7 +31,9 @@ pub(in crate::backend::cpu) fn mean_keys_into(
             let columns = panel.chunks_exact(PANEL).map(|column| column[slot % PANEL]);
             let scale = match layout.form {
                 KvForm::F32 | KvForm::Bf16 => 1.0,
-                KvForm::Int8 => memory[cache.note(head, Note::KeyScale, slot) - cache.memory.start],
+                KvForm::Int8 => {
+                    memory[cache.param(head, SlotParam::KeyScale, slot) - cache.memory.start]
+                }
             };
             for (sums, element) in out.chunks_mut(numbers).zip(columns) {
                 for (i, sum) in sums.iter_mut().enumerate() {

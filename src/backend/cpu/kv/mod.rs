@@ -3,13 +3,14 @@
 mod mean;
 mod quantized;
 
+use crate::backend::cpu::geometry::PANEL;
 pub(super) use mean::mean_keys_into;
 pub(super) use quantized::Quantized;
 
 use super::bf16::Bf16;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use super::sixteen::{LANES, Sixteen, Vectors, on_vectors};
-use crate::backend::kv_cache::{KvCache, KvForm, Note, PANEL};
+use super::f32x16::{F32x16, LANES, Vectors, on_vectors};
+use crate::backend::kv_cache::{KvCache, KvForm, SlotParam};
 use multiversion::multiversion;
 use quantized::{log2_of_sixteenths, put_quarter};
 use std::ops::Range;
@@ -55,7 +56,7 @@ impl<'a> Store<'a> {
         assert!(slots.end <= cache.slots() && memory.len() == cache.memory.len);
         assert_eq!(
             rows.len(),
-            slots.len() * layout.kv_heads * layout.elements(),
+            slots.len() * layout.kv_heads * layout.elements_per_row(),
             "rows to cache"
         );
         Store {
@@ -71,7 +72,7 @@ impl<'a> Store<'a> {
 
     /// Elements of one head's key or value as they come.
     fn elements(&self) -> usize {
-        self.cache.layout.elements()
+        self.cache.layout.elements_per_row()
     }
 
     /// A head's part of a slot's row.
@@ -100,8 +101,8 @@ impl<'a> Store<'a> {
             }
         }
         if self.cache.layout.form == KvForm::Int8 {
-            self.note(Note::KeyScale, |_, scale| scale);
-            self.note(Note::KeyOffset, |row, _| {
+            self.param(SlotParam::KeyScale, |_, scale| scale);
+            self.param(SlotParam::KeyOffset, |row, _| {
                 let sum: i32 = row.iter().map(|&q| i32::from(q)).sum();
                 f32::from_bits((128 * sum).cast_unsigned())
             });
@@ -109,12 +110,12 @@ impl<'a> Store<'a> {
     }
 
     /// What `of` makes of each head's row and of its scale.
-    fn note(&mut self, note: Note, of: impl Fn(&[i8], f32) -> f32) {
+    fn param(&mut self, param: SlotParam, of: impl Fn(&[i8], f32) -> f32) {
         for slot in self.slots.clone() {
             for head in 0..self.cache.layout.kv_heads {
                 let row = (slot - self.slots.start) * self.cache.layout.kv_heads + head;
                 let value = of(bytemuck::cast_slice(self.row(head, slot)), self.scale[row]);
-                self.memory[self.cache.note(head, note, slot)] = value;
+                self.memory[self.cache.param(head, param, slot)] = value;
             }
         }
     }
@@ -160,10 +161,10 @@ impl<'a> Store<'a> {
             KvForm::Bf16 => self.paired_values(),
             KvForm::Int8 => {
                 put_quarters(self);
-                self.note(Note::ValueLog, |_, scale| log2_of_sixteenths(scale));
+                self.param(SlotParam::ValueLog, |_, scale| log2_of_sixteenths(scale));
                 // What is not a number shows in the logarithm, and there only where the slot is seen.
                 let inverse = |scale: f32| if scale.is_nan() { 1.0 } else { 1.0 / scale };
-                self.note(Note::ValueInverse, |_, scale| inverse(scale));
+                self.param(SlotParam::ValueInverse, |_, scale| inverse(scale));
             }
         }
     }
@@ -232,7 +233,7 @@ impl<'a> Store<'a> {
 /// Values in 8 bits: a slot's take one of four places in elements that other slots have the rest of.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
 fn put_quarters(store: &mut Store<'_>) {
-    let numbers = KvForm::Int8.numbers();
+    let numbers = KvForm::Int8.values_per_element();
     for head in 0..store.cache.layout.kv_heads {
         for slot in store.slots.clone() {
             let row: &[i8] = bytemuck::cast_slice(store.row(head, slot));
@@ -270,14 +271,14 @@ mod tests {
     /// What a slot holds of one head's key and value, read one number at a time.
     fn row_of(cache: &KvCache, memory: &[f32], head: usize, slot: usize) -> [Vec<f32>; 2] {
         let (layout, panel) = (cache.layout, cache.panel(head, slot));
-        let (hd, numbers) = (layout.head_dim, layout.form.numbers());
-        let note = |note| match layout.form {
-            KvForm::Int8 => memory[cache.note(head, note, slot)],
+        let (hd, numbers) = (layout.head_dim, layout.form.values_per_element());
+        let param = |param| match layout.form {
+            KvForm::Int8 => memory[cache.param(head, param, slot)],
             KvForm::F32 | KvForm::Bf16 => 1.0,
         };
         let key = |d: usize| {
             let element = memory[panel + d / numbers * PANEL + slot % PANEL];
-            number(layout.form, element, d % numbers) * note(Note::KeyScale)
+            number(layout.form, element, d % numbers) * param(SlotParam::KeyScale)
         };
         let value = |d: usize| {
             let element = memory[cache.column(head, d / PANEL, slot) + d % PANEL];
@@ -285,7 +286,7 @@ mod tests {
                 KvForm::Int8 => slot / PANEL % numbers,
                 KvForm::F32 | KvForm::Bf16 => slot % numbers,
             };
-            number(layout.form, element, index) / note(Note::ValueInverse)
+            number(layout.form, element, index) / param(SlotParam::ValueInverse)
         };
         [(0..hd).map(key).collect(), (0..hd).map(value).collect()]
     }

@@ -1,16 +1,17 @@
 //! Rows of keys and values in 8 bits, each head's row with a scale of its own.
 
 use super::Cached;
+use crate::backend::cpu::aligned::AlignedVec;
+use crate::backend::cpu::geometry::PANEL;
 use crate::backend::cpu::int8::quantize_by;
-use crate::backend::cpu::lines::Lines;
-use crate::backend::kv_cache::{KvLayout, PANEL};
+use crate::backend::kv_cache::KvLayout;
 use multiversion::multiversion;
 
 /// Rows on their way to a cache; grow to the largest call and stay.
 #[derive(Default)]
 pub(in crate::backend::cpu) struct Quantized {
     /// Four quanta to an element, `[rows][kv_heads][elements]`.
-    elements: Lines<f32>,
+    elements: AlignedVec<f32>,
     /// What one quantum is worth, `[rows][kv_heads]`.
     scale: Vec<f32>,
 }
@@ -25,11 +26,11 @@ impl Quantized {
         layout: KvLayout,
     ) -> (&[f32], &[f32]) {
         let of_heads = rows.len() / layout.head_dim;
-        let elements = layout.elements();
+        let elements = layout.elements_per_row();
         self.elements.resize(of_heads * elements);
         self.scale.resize(of_heads, 0.0);
         let quanta = bytemuck::cast_slice_mut(&mut self.elements);
-        let sizes = (layout.head_dim, elements * layout.form.numbers());
+        let sizes = (layout.head_dim, elements * layout.form.values_per_element());
         quantize(what, rows, quanta, sizes, &mut self.scale);
         (&self.elements, &self.scale)
     }

@@ -1,6 +1,7 @@
 //! Weights and sums in loops, for every processor: the definition for [`super::vectors`].
 
-use super::{Chunk, KEYS, LEAST, LOWEST, PANEL, PANELS, QUANTA, ROWS, Scratch, settle};
+use super::{Chunk, KEYS, LEAST, LOWEST, PANELS, QUANTA, ROWS, Scratch, raise_references};
+use crate::backend::cpu::geometry::PANEL;
 use crate::backend::cpu::math::{self, multiply_add};
 use multiversion::multiversion;
 use multiversion::target::target_cfg_f;
@@ -17,19 +18,19 @@ pub(super) fn weigh(chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch) {
 
 #[inline(always)]
 fn weigh_rows<const FUSED: bool>(chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch) {
-    let notes = chunk.notes(at);
+    let params = chunk.params(at);
     let state = &mut scratch.state;
     let exponents = scratch.exponents.as_chunks_mut::<KEYS>().0;
     for (row, exponents) in exponents.iter_mut().take(chunk.rows).enumerate() {
         let factor = state.factor[row];
         for (slot, t) in exponents.iter_mut().enumerate() {
             let logit = t.to_bits().cast_signed() as f32 * factor;
-            *t = multiply_add::<FUSED>(logit, notes.key_scale[slot], notes.value_log[slot]);
+            *t = multiply_add::<FUSED>(logit, params.key_scale[slot], params.value_log[slot]);
         }
         chunk.hide(at, row, exponents);
         state.largest[row] = math::max(LEAST, math::largest(exponents));
     }
-    settle::<FUSED>(state, chunk.rows);
+    raise_references::<FUSED>(state, chunk.rows);
     let weigh = math::Weigh::new(&QUANTA, LOWEST, 1.0);
     let weights = scratch.weights.unsigned_mut().chunks_mut(KEYS);
     for (row, (exponents, weights)) in exponents.iter().zip(weights).take(chunk.rows).enumerate() {
@@ -39,7 +40,7 @@ fn weigh_rows<const FUSED: bool>(chunk: &Chunk<'_>, at: usize, scratch: &mut Scr
         for (slot, exponent) in exponents.iter().enumerate() {
             let u = weigh.at::<FUSED>(exponent - state.largest[row]);
             let sum = &mut sums[slot % PANEL];
-            *sum = multiply_add::<FUSED>(u, notes.value_inverse[slot], *sum);
+            *sum = multiply_add::<FUSED>(u, params.value_inverse[slot], *sum);
             // As values lie: a lane's slots of all panels next to each other.
             let place = slot % PANEL * PANELS + slot / PANEL;
             let (all, quanta) = (&mut all[slot % PANEL], &mut quanta[slot % PANEL]);
@@ -48,9 +49,9 @@ fn weigh_rows<const FUSED: bool>(chunk: &Chunk<'_>, at: usize, scratch: &mut Scr
             *quanta = *all + math::ROUND;
             weights[place] = quanta.to_bits().wrapping_sub(before) as u8;
         }
-        let (kept, share) = (state.kept[row], state.share[row]);
+        let (rescale, block_scale) = (state.rescale[row], state.block_scale[row]);
         for (lane, sum) in state.lanes[row].iter_mut().zip(sums) {
-            *lane = multiply_add::<FUSED>(sum, share, *lane * kept);
+            *lane = multiply_add::<FUSED>(sum, block_scale, *lane * rescale);
         }
     }
 }
@@ -76,9 +77,9 @@ fn add_rows<const FUSED: bool>(rows: usize, scratch: &mut Scratch) {
     let stride = values.len() / ROWS;
     let of_rows = products.chunks(stride).zip(values.chunks_mut(stride));
     for (row, (products, values)) in of_rows.take(rows).enumerate() {
-        let (kept, share) = (state.kept[row], state.share[row]);
+        let (rescale, block_scale) = (state.rescale[row], state.block_scale[row]);
         for (value, product) in values.iter_mut().zip(products) {
-            *value = multiply_add::<FUSED>(*product as f32, share, *value * kept);
+            *value = multiply_add::<FUSED>(*product as f32, block_scale, *value * rescale);
         }
     }
 }

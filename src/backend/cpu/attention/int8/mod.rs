@@ -24,17 +24,18 @@ mod vectors;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
-use super::{PANEL, Queries, hide, inverse_of};
+use super::{Queries, hide, inverse_of};
+use crate::backend::cpu::aligned::AlignedVec;
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::amx::Tiles;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::backend::cpu::f32x16::Vectors;
+use crate::backend::cpu::geometry::PANEL;
 use crate::backend::cpu::int8::{Columns, Product, Rows};
 use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::kernel_rows::block;
-use crate::backend::cpu::lines::Lines;
+use crate::backend::cpu::kernel_rows::even_block;
 use crate::backend::cpu::math;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use crate::backend::cpu::sixteen::Vectors;
-use crate::backend::kv_cache::{KvForm, KvLayout, Note};
+use crate::backend::kv_cache::{KvForm, KvLayout, SlotParam};
 
 /// Most query rows worked on together: keys and values come by once for all of them. What becomes of rows lies further away then,
 /// but is touched once for all slots of a block.
@@ -67,30 +68,30 @@ const LEAST: f32 = -1e30;
 pub(super) struct Scratch {
     queries: Rows,
     /// Products with a block's keys, in the bits of integers, then exponents, `[ROWS][KEYS]`.
-    exponents: Lines<f32>,
+    exponents: AlignedVec<f32>,
     /// `[ROWS][KEYS]`.
     weights: Rows,
     /// Products with a block's values, `[ROWS][stride of values]`.
-    products: Lines<i32>,
+    products: AlignedVec<i32>,
     /// Sums of weighted values, `[ROWS][stride of values]`.
-    values: Lines<f32>,
+    values: AlignedVec<f32>,
     state: State,
     #[cfg(target_arch = "x86_64")]
     items: tiles::Items,
 }
 
-/// What rows have come to, each at its place.
+/// The online softmax of each row.
 struct State {
     /// What a product of quanta of the query and of a key of scale 1 is worth, as a logit to the base of 2.
     factor: [f32; ROWS],
     /// Largest exponent of the block.
     largest: [f32; ROWS],
-    /// Whole number that sums are taken from.
+    /// Whole number that exponents are taken from: sums are in units of `2^reference`.
     reference: [f32; ROWS],
-    /// What sums so far are multiplied with, for a new reference.
-    kept: [f32; ROWS],
-    /// What those of the block are multiplied with.
-    share: [f32; ROWS],
+    /// What sums so far are multiplied with, since the reference has risen: a power of two.
+    rescale: [f32; ROWS],
+    /// What the block's own sums are multiplied with.
+    block_scale: [f32; ROWS],
     /// Sums of weights, those of every sixteenth slot for themselves.
     lanes: [[f32; PANEL]; ROWS],
 }
@@ -101,8 +102,8 @@ impl Default for State {
             factor: [0.0; ROWS],
             largest: [LEAST; ROWS],
             reference: [LEAST; ROWS],
-            kept: [0.0; ROWS],
-            share: [0.0; ROWS],
+            rescale: [0.0; ROWS],
+            block_scale: [0.0; ROWS],
             lanes: [[0.0; PANEL]; ROWS],
         }
     }
@@ -138,24 +139,24 @@ fn stride_of_values(layout: KvLayout) -> usize {
 pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch) {
     scratch.make_room(isa, queries.head_dim());
     let product;
-    let way = match isa {
+    let kernel = match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni | Isa::Avx512Bf16 => {
             assert!(isa.available(), "no {} here", isa.name());
-            Way::Vnni
+            Kernel::Vnni
         }
         _ => {
             product = Product::new(isa);
-            Way::with(&product, isa, queries.head_dim())
+            Kernel::with(&product, isa, queries.head_dim())
         }
     };
     let mut first = 0;
     while first < queries.count() {
-        let rows = block(queries.count() - first, ROWS);
+        let rows = even_block(queries.count() - first, ROWS);
         let chunk = Chunk {
             queries,
             isa,
-            way,
+            kernel,
             first,
             rows,
             layout: layout(queries.head_dim()),
@@ -167,7 +168,7 @@ pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch) {
 
 /// What computes.
 #[derive(Clone, Copy)]
-enum Way<'a> {
+enum Kernel<'a> {
     Loops(&'a Product),
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     Vectors(Vectors, &'a Product),
@@ -179,19 +180,19 @@ enum Way<'a> {
     Tiles(&'a Tiles),
 }
 
-impl<'a> Way<'a> {
+impl<'a> Kernel<'a> {
     /// The best with the product of `isa`.
-    fn with(product: &'a Product, isa: Isa, head_dim: usize) -> Way<'a> {
+    fn with(product: &'a Product, isa: Isa, head_dim: usize) -> Kernel<'a> {
         #[cfg(target_arch = "x86_64")]
         if let Some(tiles) = product.tiles().filter(|_| tiles::takes(head_dim)) {
-            return Way::Tiles(tiles);
+            return Kernel::Tiles(tiles);
         }
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(vectors) = Vectors::best(isa) {
-            return Way::Vectors(vectors, product);
+            return Kernel::Vectors(vectors, product);
         }
         let _ = (isa, head_dim);
-        Way::Loops(product)
+        Kernel::Loops(product)
     }
 }
 
@@ -199,7 +200,7 @@ impl<'a> Way<'a> {
 struct Chunk<'a> {
     queries: &'a Queries<'a>,
     isa: Isa,
-    way: Way<'a>,
+    kernel: Kernel<'a>,
     first: usize,
     rows: usize,
     layout: KvLayout,
@@ -207,7 +208,7 @@ struct Chunk<'a> {
 
 /// What is known of a block's slots.
 #[derive(Clone, Copy)]
-struct Notes<'a> {
+struct SlotParams<'a> {
     key_offset: &'a [i32; KEYS],
     key_scale: &'a [f32; KEYS],
     value_log: &'a [f32; KEYS],
@@ -218,15 +219,15 @@ impl Chunk<'_> {
     fn attend(&self, scratch: &mut Scratch) {
         self.begin(scratch);
         let blocks = 0..self.queries.seen.blocks.len();
-        match self.way {
-            Way::Loops(product) => blocks.for_each(|at| {
+        match self.kernel {
+            Kernel::Loops(product) => blocks.for_each(|at| {
                 self.multiply_keys(product, at, scratch);
                 loops::weigh(self, at, scratch);
                 self.multiply_values(product, at, scratch);
                 loops::add(self.rows, scratch);
             }),
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            Way::Vectors(vectors, product) => blocks.for_each(|at| {
+            Kernel::Vectors(vectors, product) => blocks.for_each(|at| {
                 self.multiply_keys(product, at, scratch);
                 vectors::weigh(vectors, self, at, scratch);
                 self.multiply_values(product, at, scratch);
@@ -234,9 +235,9 @@ impl Chunk<'_> {
             }),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: whoever chose it asserts that the instruction set is there.
-            Way::Vnni => blocks.for_each(|at| unsafe { vnni::go_over(self, at, scratch) }),
+            Kernel::Vnni => blocks.for_each(|at| unsafe { vnni::go_over(self, at, scratch) }),
             #[cfg(target_arch = "x86_64")]
-            Way::Tiles(tiles) => tiles::attend(tiles, self, scratch),
+            Kernel::Tiles(tiles) => tiles::attend(tiles, self, scratch),
         }
         self.finish(scratch);
     }
@@ -265,7 +266,7 @@ impl Chunk<'_> {
             panel: |panel: usize| &keys[panel * of_panel..][..of_panel],
             count: PANELS,
             depth: self.layout.depth(),
-            offset: Some(self.notes(at).key_offset),
+            offset: Some(self.params(at).key_offset),
         };
         let products = bytemuck::cast_slice_mut(&mut scratch.exponents);
         product.multiply_into(&scratch.queries, self.rows, &columns, products, KEYS);
@@ -297,7 +298,7 @@ impl Chunk<'_> {
             };
             let sink = self.queries.sink(self.first + row);
             let weigh = math::Weigh {
-                less: -scratch.state.reference[row],
+                offset: -scratch.state.reference[row],
                 ..math::Weigh::new(&math::EXP2_NARROW, LOWEST, 1.0)
             };
             // Unfused, as no function for some processors is around it.
@@ -310,25 +311,25 @@ impl Chunk<'_> {
         }
     }
 
-    fn note(&self, at: usize, note: Note) -> &[f32] {
+    fn param(&self, at: usize, param: SlotParam) -> &[f32] {
         let queries = self.queries;
-        let place = queries.seen.blocks[at].notes(queries.kv_head, note);
+        let place = queries.seen.blocks[at].params(queries.kv_head, param);
         queries.call.arena.get(place)
     }
 
     /// # Panics
     /// When a block has other than [`KEYS`] slots.
     #[expect(clippy::expect_used, reason = "a block's slots")]
-    fn notes(&self, at: usize) -> Notes<'_> {
-        let of = |note| {
-            let notes = self.note(at, note).as_array();
-            notes.expect("as many notes as slots")
+    fn params(&self, at: usize) -> SlotParams<'_> {
+        let of = |param| {
+            let params = self.param(at, param).as_array();
+            params.expect("as many params as slots")
         };
-        Notes {
-            key_offset: bytemuck::cast_ref(of(Note::KeyOffset)),
-            key_scale: of(Note::KeyScale),
-            value_log: of(Note::ValueLog),
-            value_inverse: of(Note::ValueInverse),
+        SlotParams {
+            key_offset: bytemuck::cast_ref(of(SlotParam::KeyOffset)),
+            key_scale: of(SlotParam::KeyScale),
+            value_log: of(SlotParam::ValueLog),
+            value_inverse: of(SlotParam::ValueInverse),
         }
     }
 
@@ -344,26 +345,26 @@ impl Chunk<'_> {
 
 /// References of the first `rows` rows, raised for the block's largest exponents, and what comes of it. Rows beyond get anything.
 #[inline(always)]
-fn settle<const FUSED: bool>(state: &mut State, rows: usize) {
+fn raise_references<const FUSED: bool>(state: &mut State, rows: usize) {
     for sixteen in 0..rows.div_ceil(PANEL) {
-        settle_sixteen::<FUSED>(state, sixteen);
+        raise_sixteen_references::<FUSED>(state, sixteen);
     }
 }
 
 /// The same of sixteen rows.
 #[inline(always)]
-fn settle_sixteen<const FUSED: bool>(state: &mut State, sixteen: usize) {
+fn raise_sixteen_references<const FUSED: bool>(state: &mut State, sixteen: usize) {
     let largest = &state.largest.as_chunks::<PANEL>().0[sixteen];
     let reference = &mut state.reference.as_chunks_mut::<PANEL>().0[sixteen];
-    let kept = &mut state.kept.as_chunks_mut::<PANEL>().0[sixteen];
-    let share = &mut state.share.as_chunks_mut::<PANEL>().0[sixteen];
+    let rescale = &mut state.rescale.as_chunks_mut::<PANEL>().0[sixteen];
+    let block_scale = &mut state.block_scale.as_chunks_mut::<PANEL>().0[sixteen];
     for i in 0..PANEL {
         let before = reference[i];
         reference[i] = math::max(before, largest[i].ceil());
-        kept[i] = power_of_two(before - reference[i]);
+        rescale[i] = power_of_two(before - reference[i]);
         let t = largest[i] - reference[i];
         let weight = math::exp2::<FUSED, 4>(&math::EXP2_NARROW, t);
-        share[i] = if t < LOWEST {
+        block_scale[i] = if t < LOWEST {
             0.0
         } else {
             weight * (1.0 / ONE)

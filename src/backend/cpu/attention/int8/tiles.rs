@@ -7,16 +7,18 @@ mod beside;
 use super::vectors::{of_panels, weigh_row};
 use super::vnni::{add_row, exponents_of_row};
 use super::{
-    Chunk, KEYS, Notes, PANEL, PANELS, ROWS, Scratch, State, settle_sixteen, stride_of_values,
+    Chunk, KEYS, PANELS, ROWS, Scratch, SlotParams, State, raise_sixteen_references,
+    stride_of_values,
 };
-use crate::backend::cpu::amx::{LINE, ROW_STEP, TILE, Tiles};
+use crate::backend::cpu::aligned::Aligned;
+use crate::backend::cpu::amx::{TILE, Tiles};
 use crate::backend::cpu::avx512;
-use crate::backend::cpu::lines::OnLine;
-use beside::{Place, Work, asked_by};
+use crate::backend::cpu::geometry::{CACHE_LINE, PANEL, TILE_ROWS};
+use beside::{Place, Work, prefetch_part};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-const _: () = assert!(ROW_STEP == PANEL && KEYS == LINE);
+const _: () = assert!(TILE_ROWS == PANEL && KEYS == CACHE_LINE);
 
 /// Most columns of values.
 const COLUMNS: usize = 4;
@@ -29,28 +31,28 @@ pub(super) fn takes(head_dim: usize) -> bool {
 /// What an item has come to.
 struct Item {
     /// Products with keys, exponents in their place, then products with values.
-    products: OnLine<[[i32; KEYS]; ROW_STEP]>,
-    weights: OnLine<[[u8; KEYS]; ROW_STEP]>,
+    products: Aligned<[[i32; KEYS]; TILE_ROWS]>,
+    weights: Aligned<[[u8; KEYS]; TILE_ROWS]>,
     /// The first of its rows.
     first: usize,
-    kept: [f32; ROW_STEP],
-    share: [f32; ROW_STEP],
+    rescale: [f32; TILE_ROWS],
+    block_scale: [f32; TILE_ROWS],
 }
 
 impl Item {
     const NEW: Item = Item {
-        products: OnLine([[0; KEYS]; ROW_STEP]),
-        weights: OnLine([[0; KEYS]; ROW_STEP]),
+        products: Aligned([[0; KEYS]; TILE_ROWS]),
+        weights: Aligned([[0; KEYS]; TILE_ROWS]),
         first: 0,
-        kept: [1.0; ROW_STEP],
-        share: [0.0; ROW_STEP],
+        rescale: [1.0; TILE_ROWS],
+        block_scale: [0.0; TILE_ROWS],
     };
 
     /// What is added of it, to the first rows, is nothing.
     fn add_nothing(&mut self) {
         self.first = 0;
-        self.kept.fill(1.0);
-        self.share.fill(0.0);
+        self.rescale.fill(1.0);
+        self.block_scale.fill(0.0);
     }
 }
 
@@ -69,7 +71,7 @@ impl Default for Items {
 /// For queries that it does not [take](takes), and when sizes do not fit.
 pub(super) fn attend(_configured: &Tiles, chunk: &Chunk<'_>, scratch: &mut Scratch) {
     assert!(takes(chunk.layout.head_dim) && chunk.rows <= ROWS);
-    assert!(scratch.queries.unsigned().len() >= ROWS * LINE);
+    assert!(scratch.queries.unsigned().len() >= ROWS * CACHE_LINE);
     assert_eq!(scratch.values.len(), ROWS * stride_of_values(chunk.layout));
     // SAFETY: tiles are configured, so that the instruction set is there; sizes are as they should be.
     unsafe {
@@ -92,7 +94,7 @@ unsafe fn attend_all<const C: usize>(chunk: &Chunk<'_>, scratch: &mut Scratch) {
         ..
     } = scratch;
     let queries = queries.unsigned();
-    let tiles = chunk.rows.div_ceil(ROW_STEP);
+    let tiles = chunk.rows.div_ceil(TILE_ROWS);
     let items = chunk.queries.seen.blocks.len() * tiles;
     let [done, before, now, next] = &mut **four;
     done.add_nothing();
@@ -103,11 +105,11 @@ unsafe fn attend_all<const C: usize>(chunk: &Chunk<'_>, scratch: &mut Scratch) {
         next: Place::of(chunk, 0),
         before: Place::nowhere(),
         ahead: Place::of(chunk, 1),
-        asked: 0..0,
+        lines: 0..0,
     };
     // SAFETY: by the caller.
     unsafe {
-        for turn in 0..ROW_STEP {
+        for turn in 0..TILE_ROWS {
             work.multiply_keys(turn, order[2]);
         }
         let mut own = work.next;
@@ -120,11 +122,11 @@ unsafe fn attend_all<const C: usize>(chunk: &Chunk<'_>, scratch: &mut Scratch) {
                 work.ahead = Place::of(chunk, at + 2);
             }
             work.queries = queries.as_ptr().add(following * TILE);
-            work.asked = asked_by(tile, tiles);
+            work.lines = prefetch_part(tile, tiles);
             let [done, before, now, next] = &mut order;
-            if let Some(notes) = own.notes {
-                now.first = tile * ROW_STEP;
-                let block = Block { chunk, at, notes };
+            if let Some(params) = own.params {
+                now.first = tile * TILE_ROWS;
+                let block = Block { chunk, at, params };
                 if chunk.queries.seen.blocks[at].whole {
                     step::<C, true>(&block, &work, state, values, [done, before, now, next]);
                 } else {
@@ -132,7 +134,7 @@ unsafe fn attend_all<const C: usize>(chunk: &Chunk<'_>, scratch: &mut Scratch) {
                 }
             } else {
                 add::<C>(done, values);
-                for turn in 0..ROW_STEP {
+                for turn in 0..TILE_ROWS {
                     work.multiply_values::<C>(turn, before);
                 }
             }
@@ -160,7 +162,7 @@ macro_rules! each_row {
 struct Block<'a> {
     chunk: &'a Chunk<'a>,
     at: usize,
-    notes: Notes<'a>,
+    params: SlotParams<'a>,
 }
 
 impl Block<'_> {
@@ -184,14 +186,14 @@ unsafe fn step<const C: usize, const WHOLE: bool>(
     values: &mut [f32],
     [done, before, now, next]: [&mut Item; 4],
 ) {
-    let (notes, first) = (&block.notes, now.first);
+    let (params, first) = (&block.params, now.first);
     let products = &mut now.products.0;
     // SAFETY: an item's rows are of that many products and weights; the rest by the caller.
     unsafe {
-        let mut largest = [_mm512_setzero_ps(); ROW_STEP];
+        let mut largest = [_mm512_setzero_ps(); TILE_ROWS];
         each_row!(ROW, {
             work.multiply_keys(ROW, next);
-            work.ask::<C>(ROW);
+            work.prefetch::<C>(ROW);
             let mask = if WHOLE {
                 u64::MAX
             } else {
@@ -203,22 +205,24 @@ unsafe fn step<const C: usize, const WHOLE: bool>(
                 *own = _mm512_loadu_si512(row.add(panel * PANEL).cast());
             }
             let factor = state.factor[first + ROW];
-            let mut of_lanes = exponents_of_row::<WHOLE>(&own, factor, notes, mask, row.cast());
+            let mut of_lanes = exponents_of_row::<WHOLE>(&own, factor, params, mask, row.cast());
             // Now: kept until it is needed, what it is the largest of would be put aside.
             asm!("/* {0} */", inout(zmm_reg) of_lanes, options(nomem, nostack, preserves_flags));
             largest[ROW] = of_lanes;
         });
         let largest = avx512::largest_of_each(largest);
-        state.largest[first..][..ROW_STEP].copy_from_slice(&avx512::lanes(largest));
-        settle_sixteen::<true>(state, first / PANEL);
-        now.kept.copy_from_slice(&state.kept[first..][..ROW_STEP]);
-        now.share.copy_from_slice(&state.share[first..][..ROW_STEP]);
+        state.largest[first..][..TILE_ROWS].copy_from_slice(&avx512::lanes(largest));
+        raise_sixteen_references::<true>(state, first / PANEL);
+        now.rescale
+            .copy_from_slice(&state.rescale[first..][..TILE_ROWS]);
+        now.block_scale
+            .copy_from_slice(&state.block_scale[first..][..TILE_ROWS]);
         // While the largest are looked for.
         add::<C>(done, values);
-        let inverse = of_panels::<__m512>(notes.value_inverse);
+        let inverse = of_panels::<__m512>(params.value_inverse);
         each_row!(ROW, {
             work.multiply_values::<C>(ROW, before);
-            work.ask::<C>(ROW_STEP + ROW);
+            work.prefetch::<C>(TILE_ROWS + ROW);
             let exponents: &[f32] = bytemuck::cast_slice(&products[ROW]);
             weigh_row::<__m512>(
                 state,
@@ -238,7 +242,7 @@ unsafe fn step<const C: usize, const WHOLE: bool>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
 unsafe fn add<const C: usize>(item: &Item, values: &mut [f32]) {
     let stride = values.len() / ROWS;
-    let values = &mut values[item.first * stride..(item.first + ROW_STEP) * stride];
+    let values = &mut values[item.first * stride..(item.first + TILE_ROWS) * stride];
     for (row, products) in item.products.0.iter().enumerate() {
         let values = &mut values[row * stride..][..C * PANEL];
         // SAFETY: sixteen products and places for each column; the rest by the caller.
@@ -247,7 +251,12 @@ unsafe fn add<const C: usize>(item: &Item, values: &mut [f32]) {
             for (column, own) in own.iter_mut().enumerate() {
                 *own = _mm512_loadu_si512(products.as_ptr().add(column * PANEL).cast());
             }
-            add_row(&own, item.kept[row], item.share[row], values.as_mut_ptr());
+            add_row(
+                &own,
+                item.rescale[row],
+                item.block_scale[row],
+                values.as_mut_ptr(),
+            );
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Weights and sums on vectors: the bits of [`super::loops`].
 
-use super::{Chunk, KEYS, LEAST, LOWEST, PANEL, PANELS, QUANTA, ROWS, Scratch, State, settle};
+use super::{Chunk, KEYS, LEAST, LOWEST, PANELS, QUANTA, ROWS, Scratch, State, raise_references};
+use crate::backend::cpu::f32x16::{F32x16, LANES, Vectors, on_vectors};
+use crate::backend::cpu::geometry::PANEL;
 use crate::backend::cpu::math::ROUND;
-use crate::backend::cpu::sixteen::{LANES, Sixteen, Vectors, on_vectors};
 
 const _: () = assert!(PANEL == LANES && ROWS.is_multiple_of(LANES));
 
@@ -33,12 +34,12 @@ on_vectors! {
 /// # Safety
 /// The processor has `S`.
 #[inline(always)]
-pub(super) unsafe fn of_panels<S: Sixteen>(notes: &[f32; KEYS]) -> [S; PANELS] {
-    // SAFETY: by the caller; four times sixteen notes.
+pub(super) unsafe fn of_panels<S: F32x16>(params: &[f32; KEYS]) -> [S; PANELS] {
+    // SAFETY: by the caller; four times sixteen parameters.
     unsafe {
         let mut panels = [S::splat(0.0); PANELS];
         for (panel, vector) in panels.iter_mut().enumerate() {
-            *vector = S::load(notes.as_ptr().add(panel * PANEL));
+            *vector = S::load(params.as_ptr().add(panel * PANEL));
         }
         panels
     }
@@ -49,17 +50,17 @@ pub(super) unsafe fn of_panels<S: Sixteen>(notes: &[f32; KEYS]) -> [S; PANELS] {
 /// # Safety
 /// The processor has `S`.
 #[inline(always)]
-unsafe fn score_rows<S: Sixteen, const WHOLE: bool>(
+unsafe fn score_rows<S: F32x16, const WHOLE: bool>(
     chunk: &Chunk<'_>,
     at: usize,
     scratch: &mut Scratch,
 ) {
-    let (notes, state) = (chunk.notes(at), &mut scratch.state);
+    let (params, state) = (chunk.params(at), &mut scratch.state);
     let exponents = scratch.exponents.as_chunks_mut::<KEYS>().0;
     // SAFETY: sixteen places for each panel; the rest by the caller.
     unsafe {
-        let scale = of_panels::<S>(notes.key_scale);
-        let log = of_panels::<S>(notes.value_log);
+        let scale = of_panels::<S>(params.key_scale);
+        let log = of_panels::<S>(params.value_log);
         for (row, exponents) in exponents.iter_mut().take(chunk.rows).enumerate() {
             let factor = S::splat(state.factor[row]);
             let mut largest = S::splat(LEAST);
@@ -88,14 +89,14 @@ unsafe fn score_rows<S: Sixteen, const WHOLE: bool>(
 /// # Safety
 /// The processor has `S`.
 #[inline(always)]
-pub(super) unsafe fn weigh_rows<S: Sixteen>(chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch) {
-    let (notes, state) = (chunk.notes(at), &mut scratch.state);
-    settle::<true>(state, chunk.rows);
+pub(super) unsafe fn weigh_rows<S: F32x16>(chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch) {
+    let (params, state) = (chunk.params(at), &mut scratch.state);
+    raise_references::<true>(state, chunk.rows);
     let exponents = scratch.exponents.chunks_exact(KEYS);
     let weights = scratch.weights.unsigned_mut().chunks_exact_mut(KEYS);
     // SAFETY: by the caller; there are as many exponents and weights.
     unsafe {
-        let inverse = of_panels::<S>(notes.value_inverse);
+        let inverse = of_panels::<S>(params.value_inverse);
         for (row, (exponents, weights)) in exponents.zip(weights).take(chunk.rows).enumerate() {
             weigh_row::<S>(state, row, exponents, &inverse, weights);
         }
@@ -105,7 +106,7 @@ pub(super) unsafe fn weigh_rows<S: Sixteen>(chunk: &Chunk<'_>, at: usize, scratc
 /// # Safety
 /// The processor has `S`; `exponents` and `weights` are of [`KEYS`] slots.
 #[inline(always)]
-pub(super) unsafe fn weigh_row<S: Sixteen>(
+pub(super) unsafe fn weigh_row<S: F32x16>(
     state: &mut State,
     row: usize,
     exponents: &[f32],
@@ -126,8 +127,9 @@ pub(super) unsafe fn weigh_row<S: Sixteen>(
         }
         S::store_growth(quanta, weights.as_mut_ptr());
         let lanes = state.lanes[row].as_mut_ptr();
-        let kept = S::load(lanes).mul(S::splat(state.kept[row]));
-        sum.mul_add(S::splat(state.share[row]), kept).store(lanes);
+        let rescale = S::load(lanes).mul(S::splat(state.rescale[row]));
+        sum.mul_add(S::splat(state.block_scale[row]), rescale)
+            .store(lanes);
     }
 }
 
@@ -151,7 +153,7 @@ on_vectors! {
 /// # Safety
 /// The processor has `S`; there are as many products as values, whole vectors for each of [`ROWS`] rows.
 #[inline(always)]
-unsafe fn add_rows<S: Sixteen>(rows: usize, scratch: &mut Scratch) {
+unsafe fn add_rows<S: F32x16>(rows: usize, scratch: &mut Scratch) {
     let Scratch {
         products,
         values,
@@ -164,12 +166,15 @@ unsafe fn add_rows<S: Sixteen>(rows: usize, scratch: &mut Scratch) {
     for (row, (products, values)) in products.zip(values).take(rows).enumerate() {
         // SAFETY: sixteen places each; the rest by the caller.
         unsafe {
-            let [kept, share] = [S::splat(state.kept[row]), S::splat(state.share[row])];
+            let [rescale, block_scale] = [
+                S::splat(state.rescale[row]),
+                S::splat(state.block_scale[row]),
+            ];
             for column in (0..stride).step_by(LANES) {
                 let product = S::load_integers(products.as_ptr().add(column));
                 let value = values.as_mut_ptr().add(column);
-                let before = S::load(value).mul(kept);
-                product.mul_add(share, before).store(value);
+                let before = S::load(value).mul(rescale);
+                product.mul_add(block_scale, before).store(value);
             }
         }
     }

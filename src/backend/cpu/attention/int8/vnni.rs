@@ -2,9 +2,10 @@
 //! values, in registers from the first product to the exponent or the sum. The bits of [`super::vectors`].
 
 use super::vectors::weigh_rows;
-use super::{Chunk, KEYS, LEAST, Notes, PANEL, PANELS, ROWS, Scratch, State};
+use super::{Chunk, KEYS, LEAST, PANELS, ROWS, Scratch, SlotParams, State};
+use crate::backend::cpu::geometry::PANEL;
 use crate::backend::cpu::int8::GROUP;
-use crate::backend::cpu::kernel_rows::block as rows_of;
+use crate::backend::cpu::kernel_rows::even_block as rows_of;
 use crate::backend::cpu::tile::with_tile_rows;
 use std::arch::x86_64::*;
 
@@ -23,7 +24,7 @@ struct Bytes<'a> {
 
 /// [`Bytes::ahead`] for these rows of a chunk, where a block's part of a column has so many bytes: the first bring the next block from
 /// memory.
-fn asked_for(chunk: &Chunk<'_>, row: usize, block: usize) -> usize {
+fn prefetch_distance(chunk: &Chunk<'_>, row: usize, block: usize) -> usize {
     if chunk.first + row == 0 { block } else { 0 }
 }
 
@@ -32,7 +33,7 @@ struct Keys<'a> {
     chunk: &'a Chunk<'a>,
     at: usize,
     panels: [&'a [i8]; PANELS],
-    notes: Notes<'a>,
+    params: SlotParams<'a>,
 }
 
 impl<'a> Keys<'a> {
@@ -43,7 +44,7 @@ impl<'a> Keys<'a> {
             chunk,
             at,
             panels: std::array::from_fn(|panel| &keys[panel * of_panel..][..of_panel]),
-            notes: chunk.notes(at),
+            params: chunk.params(at),
         }
     }
 
@@ -100,7 +101,7 @@ unsafe fn score(
         let x = Bytes {
             rows,
             depth,
-            ahead: asked_for(chunk, row, PANELS * PANEL * depth),
+            ahead: prefetch_distance(chunk, row, PANELS * PANEL * depth),
         };
         with_tile_rows!(n, VNNI_ROWS, [1 2 3 4 5 6], |M| {
             // SAFETY: by the caller.
@@ -126,17 +127,17 @@ unsafe fn score_rows<const M: usize, const WHOLE: bool>(
     state: &mut State,
     exponents: &mut [f32],
 ) {
-    let notes = &block.notes;
+    let params = &block.params;
     let exponents = &mut exponents[first * KEYS..(first + M) * KEYS];
     let (factor, largest) = (
         &state.factor[first..][..M],
         &mut state.largest[first..][..M],
     );
-    // SAFETY: sixteen notes and places for each panel; the rest by the caller.
+    // SAFETY: sixteen parameters and places for each panel; the rest by the caller.
     unsafe {
         let mut begun = [_mm512_setzero_si512(); PANELS];
         for (panel, begun) in begun.iter_mut().enumerate() {
-            let offset = notes.key_offset.as_ptr().add(panel * PANEL);
+            let offset = params.key_offset.as_ptr().add(panel * PANEL);
             *begun = _mm512_sub_epi32(*begun, _mm512_loadu_si512(offset.cast()));
         }
         let products = multiply::<M, PANELS>(begun, x, block.panels);
@@ -147,7 +148,7 @@ unsafe fn score_rows<const M: usize, const WHOLE: bool>(
                 block.mask(first + m)
             };
             let to = exponents[m * KEYS..].as_mut_ptr();
-            let of_lanes = exponents_of_row::<WHOLE>(products, factor[m], notes, mask, to);
+            let of_lanes = exponents_of_row::<WHOLE>(products, factor[m], params, mask, to);
             largest[m] = _mm512_reduce_max_ps(of_lanes);
         }
     }
@@ -162,17 +163,17 @@ unsafe fn score_rows<const M: usize, const WHOLE: bool>(
 pub(super) unsafe fn exponents_of_row<const WHOLE: bool>(
     products: &[__m512i; PANELS],
     factor: f32,
-    notes: &Notes<'_>,
+    params: &SlotParams<'_>,
     mask: u64,
     to: *mut f32,
 ) -> __m512 {
     let factor = _mm512_set1_ps(factor);
     let mut largest = _mm512_set1_ps(LEAST);
     for (panel, products) in products.iter().enumerate() {
-        // SAFETY: sixteen notes and places for each panel; the rest by the caller.
+        // SAFETY: sixteen parameters and places for each panel; the rest by the caller.
         unsafe {
-            let [scale, log] = [notes.key_scale, notes.value_log]
-                .map(|notes| _mm512_loadu_ps(notes.as_ptr().add(panel * PANEL)));
+            let [scale, log] = [params.key_scale, params.value_log]
+                .map(|params| _mm512_loadu_ps(params.as_ptr().add(panel * PANEL)));
             let logit = _mm512_mul_ps(_mm512_cvtepi32_ps(*products), factor);
             let mut t = _mm512_fmadd_ps(logit, scale, log);
             if !WHOLE {
@@ -231,7 +232,7 @@ unsafe fn add_columns<const C: usize>(
         let x = Bytes {
             rows,
             depth: KEYS,
-            ahead: asked_for(chunk, row, PANEL * KEYS),
+            ahead: prefetch_distance(chunk, row, PANEL * KEYS),
         };
         let to = &mut values[row * stride + column * PANEL..];
         with_tile_rows!(n, VNNI_ROWS, [1 2 3 4 5 6], |M| {
@@ -255,13 +256,16 @@ unsafe fn add_rows<const M: usize, const C: usize>(
     stride: usize,
 ) {
     assert!(values.len() >= (M - 1) * stride + C * PANEL);
-    let (kept, share) = (&state.kept[first..][..M], &state.share[first..][..M]);
+    let (rescale, block_scale) = (
+        &state.rescale[first..][..M],
+        &state.block_scale[first..][..M],
+    );
     // SAFETY: sixteen places for each column, by the assertion; the rest by the caller.
     unsafe {
         let products = multiply::<M, C>([_mm512_setzero_si512(); C], x, columns);
         for (m, products) in products.iter().enumerate() {
             let to = values.as_mut_ptr().add(m * stride);
-            add_row(products, kept[m], share[m], to);
+            add_row(products, rescale[m], block_scale[m], to);
         }
     }
 }
@@ -272,20 +276,25 @@ unsafe fn add_rows<const M: usize, const C: usize>(
 /// The processor has AVX-512 F and FMA; there are places for as many vectors.
 #[inline]
 #[target_feature(enable = "avx512f,fma")]
-pub(super) unsafe fn add_row(products: &[__m512i], kept: f32, share: f32, values: *mut f32) {
+pub(super) unsafe fn add_row(
+    products: &[__m512i],
+    rescale: f32,
+    block_scale: f32,
+    values: *mut f32,
+) {
     // Once the largest have been seen.
-    let all_kept = kept == 1.0;
-    let [kept, share] = [kept, share].map(|v| _mm512_set1_ps(v));
+    let unchanged = rescale == 1.0;
+    let [rescale, block_scale] = [rescale, block_scale].map(|v| _mm512_set1_ps(v));
     for (column, products) in products.iter().enumerate() {
         // SAFETY: by the caller.
         unsafe {
             let value = values.add(column * PANEL);
             let mut before = _mm512_loadu_ps(value);
-            if !all_kept {
-                before = _mm512_mul_ps(before, kept);
+            if !unchanged {
+                before = _mm512_mul_ps(before, rescale);
             }
             let products = _mm512_cvtepi32_ps(*products);
-            _mm512_storeu_ps(value, _mm512_fmadd_ps(products, share, before));
+            _mm512_storeu_ps(value, _mm512_fmadd_ps(products, block_scale, before));
         }
     }
 }

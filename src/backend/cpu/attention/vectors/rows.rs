@@ -1,8 +1,9 @@
 //! What is done with the rows of a chunk beside their logits: weights, the largest logit, weighted values.
 
-use crate::backend::cpu::attention::{PANEL, weights_from};
-use crate::backend::cpu::sixteen::{LANES, Sixteen};
-use crate::backend::cpu::tile::{Ahead, ROW_STRIDE, tile};
+use crate::backend::cpu::attention::weights_from;
+use crate::backend::cpu::f32x16::{F32x16, LANES};
+use crate::backend::cpu::geometry::PANEL;
+use crate::backend::cpu::tile::{Prefetch, ROW_STRIDE, tile};
 
 /// What a row has come to.
 #[derive(Clone, Copy, Default)]
@@ -20,12 +21,12 @@ pub(super) struct Row {
 /// # Safety
 /// The processor has `S`; each `b` has `depth` vectors.
 #[inline(always)]
-pub(super) unsafe fn add<S: Sixteen, const M: usize, const V: usize>(
+pub(super) unsafe fn add<S: F32x16, const M: usize, const V: usize>(
     weights: &[f32],
     b: [*const f32; V],
     depth: usize,
     values: &mut [f32],
-    ahead: Ahead,
+    prefetch: Prefetch,
 ) {
     assert!(weights.len() >= (M - 1) * ROW_STRIDE + depth);
     assert!(values.len() >= (M - 1) * ROW_STRIDE + V * LANES);
@@ -38,7 +39,7 @@ pub(super) unsafe fn add<S: Sixteen, const M: usize, const V: usize>(
                 *sum = S::load(values.add(m * ROW_STRIDE + v * LANES));
             }
         }
-        tile(&mut sums, weights.as_ptr(), b, LANES, depth, ahead);
+        tile(&mut sums, weights.as_ptr(), b, LANES, depth, prefetch);
         for (m, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {
                 sum.store(values.add(m * ROW_STRIDE + v * LANES));
@@ -53,7 +54,7 @@ pub(super) unsafe fn add<S: Sixteen, const M: usize, const V: usize>(
 /// # Safety
 /// The processor has `S`.
 #[inline(always)]
-pub(super) unsafe fn weigh<S: Sixteen, const FROM: bool>(
+pub(super) unsafe fn weigh<S: F32x16, const FROM: bool>(
     rows: &mut [Row],
     logits: &mut [f32],
     blocks: usize,
@@ -62,11 +63,11 @@ pub(super) unsafe fn weigh<S: Sixteen, const FROM: bool>(
         let weigh = weights_from(row.reference);
         // SAFETY: sixteen elements each; the rest by the caller.
         unsafe {
-            let less = S::splat(weigh.less);
+            let offset = S::splat(weigh.offset);
             let mut sums = S::load(row.lanes.as_ptr());
             for logits in logits[..blocks * PANEL].chunks_exact_mut(LANES) {
                 let logit = S::load(logits.as_ptr());
-                let logit = if FROM { logit.add(less) } else { logit };
+                let logit = if FROM { logit.add(offset) } else { logit };
                 let weight = logit.exp2(weigh.polynomial, weigh.lowest);
                 weight.store(logits.as_mut_ptr());
                 sums = sums.add(weight);
@@ -81,7 +82,7 @@ pub(super) unsafe fn weigh<S: Sixteen, const FROM: bool>(
 /// # Safety
 /// The processor has `S`.
 #[inline(always)]
-pub(super) unsafe fn see<S: Sixteen>(rows: &mut [Row], logits: &[f32], blocks: usize) {
+pub(super) unsafe fn track_max<S: F32x16>(rows: &mut [Row], logits: &[f32], blocks: usize) {
     for (row, logits) in rows.iter_mut().zip(logits.chunks(ROW_STRIDE)) {
         // SAFETY: sixteen elements each; the rest by the caller.
         unsafe {

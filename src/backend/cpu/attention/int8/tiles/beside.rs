@@ -1,10 +1,11 @@
 //! What tiles do beside vectors: products of one item's queries with keys, and of another's weights with values, a little in each turn.
 
 use super::{COLUMNS, Item};
+use crate::backend::cpu::aligned::Aligned;
+use crate::backend::cpu::amx::TILE;
 use crate::backend::cpu::amx::single::{add_products_of_bytes, load, store_rows, zero};
-use crate::backend::cpu::amx::{LINE, ROW_STEP, TILE};
-use crate::backend::cpu::attention::int8::{Chunk, KEYS, Notes, PANEL, PANELS};
-use crate::backend::cpu::lines::OnLine;
+use crate::backend::cpu::attention::int8::{Chunk, KEYS, PANELS, SlotParams};
+use crate::backend::cpu::geometry::{CACHE_LINE, PANEL, TILE_ROWS};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -21,11 +22,11 @@ pub(super) struct Place<'a> {
     column: usize,
     /// Of the columns; in the place of those beyond it is multiplied again.
     last: usize,
-    pub notes: Option<Notes<'a>>,
+    pub params: Option<SlotParams<'a>>,
 }
 
 /// Keys or values where there are none: zeros.
-static NOTHING: OnLine<[u8; PANELS * TILE]> = OnLine([0; PANELS * TILE]);
+static NOTHING: Aligned<[u8; PANELS * TILE]> = Aligned([0; PANELS * TILE]);
 
 impl<'a> Place<'a> {
     /// Of the block `at`, if there is one.
@@ -45,7 +46,7 @@ impl<'a> Place<'a> {
             values: values[..apart + TILE].as_ptr(),
             column: apart / last.max(1),
             last,
-            notes: Some(chunk.notes(at)),
+            params: Some(chunk.params(at)),
         }
     }
 
@@ -55,7 +56,7 @@ impl<'a> Place<'a> {
             values: NOTHING.0.as_ptr(),
             column: 0,
             last: 0,
-            notes: None,
+            params: None,
         }
     }
 
@@ -80,7 +81,7 @@ pub(super) struct Work<'a> {
     /// What may be asked for.
     pub ahead: Place<'a>,
     /// The lines of a turn that the item asks for.
-    pub asked: Range<usize>,
+    pub lines: Range<usize>,
 }
 
 /// A turn's work on panel or column 0 to 3 with the sums in `$sums`.
@@ -89,7 +90,7 @@ macro_rules! multiply {
         $(
             if $turn == 2 * $n {
                 zero!($sums);
-                load!($column, $place.$columns($n), LINE);
+                load!($column, $place.$columns($n), CACHE_LINE);
             }
             if $turn == 2 * $n + 1 {
                 add_products_of_bytes!($sums, $rows, $column);
@@ -113,7 +114,7 @@ impl Work<'_> {
         // SAFETY: by the caller.
         unsafe {
             if turn == 0 {
-                load!("tmm4", self.queries, LINE);
+                load!("tmm4", self.queries, CACHE_LINE);
             }
             multiply!(turn, "tmm4", self.next, keys, to, 0 "tmm0" "tmm6" 1 "tmm1" "tmm7" 2 "tmm2" "tmm6" 3 "tmm3" "tmm7");
         }
@@ -129,7 +130,7 @@ impl Work<'_> {
         // SAFETY: by the caller.
         unsafe {
             if turn == 0 {
-                load!("tmm5", before.weights.0.as_ptr(), LINE);
+                load!("tmm5", before.weights.0.as_ptr(), CACHE_LINE);
             }
             multiply!(turn, "tmm5", self.before, values, to, 0 "tmm0" "tmm6" 1 "tmm1" "tmm7");
             if C > 2 {
@@ -138,9 +139,9 @@ impl Work<'_> {
         }
     }
 
-    /// Asks for a turn's share of the keys and values ahead. There are twice as many turns as rows.
+    /// Prefetches a turn's share of the keys and values ahead. There are twice as many turns as rows.
     #[inline(always)]
-    pub(super) fn ask<const C: usize>(&self, turn: usize) {
+    pub(super) fn prefetch<const C: usize>(&self, turn: usize) {
         let tile = turn / TURNS_A_TILE;
         let tile = if tile < PANELS {
             self.ahead.keys(tile)
@@ -150,21 +151,23 @@ impl Work<'_> {
             return;
         };
         let first = turn % TURNS_A_TILE * LINES_A_TURN;
-        for line in self.asked.clone() {
+        for line in self.lines.clone() {
             // SAFETY: prefetching reads nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add((first + line) * LINE).cast()) };
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(tile.wrapping_add((first + line) * CACHE_LINE).cast())
+            };
         }
     }
 }
 
 /// Turns in which a tile ahead is asked for, and lines asked for in each.
-const TURNS_A_TILE: usize = 2 * ROW_STEP / (PANELS + COLUMNS);
-const LINES_A_TURN: usize = ROW_STEP / TURNS_A_TILE;
+const TURNS_A_TILE: usize = 2 * TILE_ROWS / (PANELS + COLUMNS);
+const LINES_A_TURN: usize = TILE_ROWS / TURNS_A_TILE;
 
-const _: () = assert!(LINES_A_TURN * TURNS_A_TILE == ROW_STEP);
+const _: () = assert!(LINES_A_TURN * TURNS_A_TILE == TILE_ROWS);
 
 /// The share of an item of a block's `tiles` in the lines of each turn.
-pub(super) fn asked_by(tile: usize, tiles: usize) -> Range<usize> {
+pub(super) fn prefetch_part(tile: usize, tiles: usize) -> Range<usize> {
     let each = LINES_A_TURN.div_ceil(tiles);
     (tile * each).min(LINES_A_TURN)..((tile + 1) * each).min(LINES_A_TURN)
 }

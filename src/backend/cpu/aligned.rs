@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 /// Something on the stack that begins on a cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct OnLine<T>(pub T);
+pub(super) struct Aligned<T>(pub T);
 
 /// A cache line.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -15,15 +15,15 @@ pub(super) struct OnLine<T>(pub T);
 struct Line([u8; 64]);
 
 /// A slice that owns its memory, and grows.
-pub(super) struct Lines<T> {
+pub(super) struct AlignedVec<T> {
     lines: Vec<Line>,
     len: usize,
     element: PhantomData<T>,
 }
 
-impl<T> Default for Lines<T> {
-    fn default() -> Lines<T> {
-        Lines {
+impl<T> Default for AlignedVec<T> {
+    fn default() -> AlignedVec<T> {
+        AlignedVec {
             lines: Vec::new(),
             len: 0,
             element: PhantomData,
@@ -31,7 +31,7 @@ impl<T> Default for Lines<T> {
     }
 }
 
-impl<T: Pod> Lines<T> {
+impl<T: Pod> AlignedVec<T> {
     /// Makes it `len` elements long: what was there before stays, in places never used before are zeros. Memory is never
     /// given back.
     pub(super) fn resize(&mut self, len: usize) {
@@ -43,7 +43,7 @@ impl<T: Pod> Lines<T> {
     }
 }
 
-impl<T: Pod> Deref for Lines<T> {
+impl<T: Pod> Deref for AlignedVec<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -52,7 +52,7 @@ impl<T: Pod> Deref for Lines<T> {
     }
 }
 
-impl<T: Pod> DerefMut for Lines<T> {
+impl<T: Pod> DerefMut for AlignedVec<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.lines);
         bytemuck::cast_slice_mut(&mut bytes[..self.len * size_of::<T>()])
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn they_begin_on_a_line_and_keep_what_they_hold() {
-        let mut lines = Lines::<i16>::default();
+        let mut lines = AlignedVec::<i16>::default();
         assert!(lines.is_empty());
         for len in [1, 31, 32, 33, 1000] {
             let before = lines.len();
@@ -77,8 +77,8 @@ mod tests {
         }
         lines.resize(2);
         assert_eq!(*lines, [7, 7]);
-        let on_stack = [OnLine([0_u8; 3]); 2];
-        let aligned = |v: &OnLine<[u8; 3]>| (v.0.as_ptr() as usize).is_multiple_of(64);
+        let on_stack = [Aligned([0_u8; 3]); 2];
+        let aligned = |v: &Aligned<[u8; 3]>| (v.0.as_ptr() as usize).is_multiple_of(64);
         assert!(on_stack.iter().all(aligned));
     }
 }

@@ -1,11 +1,12 @@
 //! Softmax on 512-bit vectors that round to bf16: the bits of [`super::loops`].
 
-use super::{KEYS, NEAR, PANEL, Scores, TILE_ROWS, TileSums, weights_of};
+use super::{KEYS, NEAR, Scores, TileSums, weights_of};
 use crate::backend::cpu::attention::Queries;
 use crate::backend::cpu::avx512;
 use crate::backend::cpu::bf16::{Bf16, Order};
+use crate::backend::cpu::f32x16::LANES;
+use crate::backend::cpu::geometry::{PANEL, TILE_ROWS};
 use crate::backend::cpu::isa::bf16_vectors;
-use crate::backend::cpu::sixteen::LANES;
 use std::arch::x86_64::*;
 
 const _: () = assert!(LANES == PANEL);
@@ -24,7 +25,7 @@ pub(super) struct Softmax {
     pub(super) lanes: [[f32; PANEL]; TILE_ROWS],
     sinks: [f32; TILE_ROWS],
     /// What is added to each row's exponents: its reference, negated.
-    less: [f32; TILE_ROWS],
+    offset: [f32; TILE_ROWS],
     /// Rows that have something to attend to.
     any: __mmask16,
     pub(super) scale: f32,
@@ -41,7 +42,7 @@ impl Softmax {
         Softmax {
             lanes: [[f32::NEG_INFINITY; PANEL]; TILE_ROWS],
             sinks: std::array::from_fn(|row| queries.sink((first + row).min(last))),
-            less: [-0.0; TILE_ROWS],
+            offset: [-0.0; TILE_ROWS],
             any: 0,
             scale: queries.scale(),
         }
@@ -60,9 +61,9 @@ impl Softmax {
     }
 
     /// The rows' scores with some keys, `[panels]`.
-    pub(super) fn see(&mut self, scores: &[TileSums; 2]) {
+    pub(super) fn track_max(&mut self, scores: &[TileSums; 2]) {
         // SAFETY: available, as there is a value; so below.
-        unsafe { see(self, scores) }
+        unsafe { track_max(self, scores) }
     }
 
     /// Weights of all scores, which were seen, unnormalised, `[TILE_ROWS][row stride]` in [`Order::Halves`], or in the place of the
@@ -78,7 +79,7 @@ impl Softmax {
     ) -> [f32; TILE_ROWS] {
         // SAFETY: see above.
         unsafe {
-            settle(self);
+            finish_max(self);
             weigh_tile(self, scores, tile, weights);
             inverse(self)
         }
@@ -88,7 +89,7 @@ impl Softmax {
 /// # Safety
 /// AVX-512 is available.
 #[target_feature(enable = "avx512f")]
-unsafe fn see(softmax: &mut Softmax, [left, right]: &[TileSums; 2]) {
+unsafe fn track_max(softmax: &mut Softmax, [left, right]: &[TileSums; 2]) {
     for ((largest, left), right) in softmax.lanes.iter_mut().zip(left).zip(right) {
         // SAFETY: sixteen places each.
         unsafe {
@@ -103,7 +104,7 @@ unsafe fn see(softmax: &mut Softmax, [left, right]: &[TileSums; 2]) {
 /// # Safety
 /// As [`weigh_tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
-unsafe fn settle(softmax: &mut Softmax) {
+unsafe fn finish_max(softmax: &mut Softmax) {
     // SAFETY: sixteen places each; the rest by the caller.
     unsafe {
         let rows = softmax.lanes.map(|row| _mm512_loadu_ps(row.as_ptr()));
@@ -121,7 +122,7 @@ unsafe fn settle(softmax: &mut Softmax) {
         const NEAREST: i32 = 0;
         let reference = _mm512_maskz_roundscale_ps::<NEAREST>(softmax.any & far, max);
         let sign = _mm512_set1_ps(-0.0);
-        softmax.less = avx512::lanes(_mm512_xor_ps(reference, sign));
+        softmax.offset = avx512::lanes(_mm512_xor_ps(reference, sign));
     }
 }
 
@@ -173,7 +174,7 @@ unsafe fn weigh_tile(
             let from = from.cast::<Scores>().wrapping_add(pair).cast::<f32>();
             for (r, sum) in sums.iter_mut().enumerate() {
                 let row = first + r;
-                let less = _mm512_set1_ps(softmax.less[row]);
+                let offset = _mm512_set1_ps(softmax.offset[row]);
                 let mut halves = [_mm512_setzero_ps(); 2];
                 for (half, weights) in halves.iter_mut().enumerate() {
                     let from = from.wrapping_add((half * TILE_ROWS + row) * PANEL);
@@ -181,7 +182,7 @@ unsafe fn weigh_tile(
                     // SAFETY: sixteen scores, and prefetching reads nothing; the rest by the caller.
                     unsafe {
                         _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                        let t = _mm512_fmadd_ps(_mm512_loadu_ps(from), factor, less);
+                        let t = _mm512_fmadd_ps(_mm512_loadu_ps(from), factor, offset);
                         *weights = avx512::exp2(weigh.polynomial, weigh.lowest, t);
                     }
                 }
@@ -226,9 +227,9 @@ pub(super) unsafe fn sums(softmax: &Softmax) -> __m512 {
     unsafe {
         let rows = softmax.lanes.map(|row| _mm512_loadu_ps(row.as_ptr()));
         let sum = fold_rows(rows, |a, b| _mm512_add_ps(a, b));
-        let (sink, less) = (softmax.sinks, softmax.less);
-        let [sink, less] = [sink, less].map(|lanes| _mm512_loadu_ps(lanes.as_ptr()));
-        let t = _mm512_fmadd_ps(sink, _mm512_set1_ps(std::f32::consts::LOG2_E), less);
+        let (sink, offset) = (softmax.sinks, softmax.offset);
+        let [sink, offset] = [sink, offset].map(|lanes| _mm512_loadu_ps(lanes.as_ptr()));
+        let t = _mm512_fmadd_ps(sink, _mm512_set1_ps(std::f32::consts::LOG2_E), offset);
         let sink = avx512::exp2(weigh.polynomial, weigh.lowest, t);
         _mm512_add_ps(sum, sink)
     }

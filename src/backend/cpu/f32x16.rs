@@ -1,6 +1,6 @@
 //! Sixteen floats in registers, whatever their width: kernels in `f32` and bf16 are written once, over this trait.
 //!
-//! A kernel is an `#[inline(always)]` function over `S: Sixteen`, called from one function a width that enables the
+//! A kernel is an `#[inline(always)]` function over `S: F32x16`, called from one function a width that enables the
 //! instructions ([`on_vectors`]): what is inlined there becomes code of that width. Nothing else is asked of a caller, so
 //! nothing else is said of each method: every one of them is `unsafe` because the processor must have the instructions, see
 //! [`Vectors::available`], and places must be there. Closures are avoided on the way, since they may stay functions of their
@@ -16,7 +16,7 @@ use super::{avx2, avx512};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m512;
 
-/// Elements of [`Sixteen`].
+/// Elements of [`F32x16`].
 pub(super) const LANES: usize = 16;
 
 /// The upper half of 32 bits: the second of a pair in bf16.
@@ -64,24 +64,24 @@ impl Vectors {
         }
     }
 
-    /// [`Sixteen::ACROSS`] of them.
+    /// [`F32x16::ACROSS`] of them.
     #[cfg(target_arch = "x86_64")]
     pub(super) const fn across(self) -> usize {
         match self {
-            Vectors::Avx2 => avx2::Two::ACROSS,
+            Vectors::Avx2 => avx2::F32x8x2::ACROSS,
             Vectors::Avx512 => __m512::ACROSS,
         }
     }
 
-    /// [`Sixteen::ROWS_TOGETHER`] of them.
+    /// [`F32x16::ROWS_TOGETHER`] of them.
     pub(super) const fn rows_together(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Vectors::Avx2 => avx2::Two::ROWS_TOGETHER,
+            Vectors::Avx2 => avx2::F32x8x2::ROWS_TOGETHER,
             #[cfg(target_arch = "x86_64")]
             Vectors::Avx512 => __m512::ROWS_TOGETHER,
             #[cfg(target_arch = "aarch64")]
-            Vectors::Neon => neon::Four::ROWS_TOGETHER,
+            Vectors::Neon => neon::F32x4x4::ROWS_TOGETHER,
         }
     }
 
@@ -96,18 +96,18 @@ impl Vectors {
 }
 
 /// Sixteen floats, see the module.
-pub(super) trait Sixteen: Copy {
-    /// Rows of a tile of [`Sixteen::ACROSS`] of them side by side: sums, a vector of each column and one of a row's elements
+pub(super) trait F32x16: Copy {
+    /// Rows of a tile of [`F32x16::ACROSS`] of them side by side: sums, a vector of each column and one of a row's elements
     /// fill the registers.
     const ROWS: usize;
-    /// See [`Sixteen::ROWS`].
+    /// See [`F32x16::ROWS`].
     const ACROSS: usize;
-    /// Most of them side by side where columns are few, with [`Sixteen::ROWS_OF_WIDE`] rows then.
+    /// Most of them side by side where columns are few, with [`F32x16::ROWS_OF_WIDE`] rows then.
     const WIDE: usize;
-    /// See [`Sixteen::WIDE`].
+    /// See [`F32x16::WIDE`].
     const ROWS_OF_WIDE: usize;
     /// Rows of a tile whose even and odd channels have sums of their own side by side, where the registers hold them all beside
-    /// two vectors of each column; 0 where they are summed one after the other, [`Sixteen::ROWS`] at a time.
+    /// two vectors of each column; 0 where they are summed one after the other, [`F32x16::ROWS`] at a time.
     const ROWS_OF_HALVES: usize;
     /// Tiles of rows that attention takes together: keys and values come from the second cache once for all of them, whose own
     /// logits and sums stay in the first.
@@ -157,7 +157,7 @@ pub(super) trait Sixteen: Copy {
     /// `2^self`, 0 below `lowest`, the bits of [`super::math::Weigh`] where multiply-add is fused.
     unsafe fn exp2<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> Self;
 
-    /// As [`Sixteen::exp2`], of lanes no larger than [`super::math::EXP2_RANGE`].
+    /// As [`F32x16::exp2`], of lanes no larger than [`super::math::EXP2_RANGE`].
     #[inline(always)]
     unsafe fn exp2_within<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> Self {
         // SAFETY: by the caller.
@@ -213,14 +213,14 @@ macro_rules! on_vectors {
         /// # Safety
         /// The processor has the vectors; the rest as what is called asks.
         $visibility unsafe fn $name(
-            vectors: $crate::backend::cpu::sixteen::Vectors,
+            vectors: $crate::backend::cpu::f32x16::Vectors,
             $($argument: $type),*
         ) {
-            use $crate::backend::cpu::sixteen::Vectors;
+            use $crate::backend::cpu::f32x16::Vectors;
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             unsafe fn on_avx2($($argument: $type),*) {
-                type $S = $crate::backend::cpu::avx2::Two;
+                type $S = $crate::backend::cpu::avx2::F32x8x2;
                 // SAFETY: by the caller.
                 unsafe { $call }
             }
@@ -233,7 +233,7 @@ macro_rules! on_vectors {
             }
             #[cfg(target_arch = "aarch64")]
             unsafe fn on_neon($($argument: $type),*) {
-                type $S = $crate::backend::cpu::neon::Four;
+                type $S = $crate::backend::cpu::neon::F32x4x4;
                 // SAFETY: by the caller.
                 unsafe { $call }
             }

@@ -1,16 +1,12 @@
 //! Weights asked for before their turn, at the pace at which memory brings them.
 
-/// Bytes of a cache line, and of a row of a tile.
-const LINE: usize = 64;
-
-/// Rows, and output channels, of a tile.
-const PANEL: usize = 16;
+use super::geometry::{CACHE_LINE, PANEL};
 
 /// A schedule of prefetches: while one pair of panels is multiplied the next is asked for, spread evenly over the steps that takes. A
 /// step can ask at a few places, as often at each of them; where that is more than an even share asking ends before the last step. More
 /// at once would keep what is needed now waiting.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead {
+pub(super) struct PrefetchPlan {
     /// From the first panel in use to what is asked for next.
     offset: usize,
     /// Where asking ends.
@@ -19,16 +15,16 @@ pub(super) struct Ahead {
     lines: usize,
 }
 
-impl Ahead {
+impl PrefetchPlan {
     /// For pairs of `pair_bytes` that lie one behind the other, multiplied with `rows` rows, a line of each in a step that can ask at
     /// `parts` places. None for a single tile of rows, which reads as fast as memory brings: its own loop asks.
-    pub(super) fn new(pair_bytes: usize, rows: usize, parts: usize) -> Option<Ahead> {
+    pub(super) fn new(pair_bytes: usize, rows: usize, parts: usize) -> Option<PrefetchPlan> {
         // Of all whole pairs of row tiles.
-        let steps = rows.div_ceil(PANEL) / 2 * (pair_bytes / (2 * LINE * PANEL));
-        (steps > 0).then(|| Ahead {
+        let steps = rows.div_ceil(PANEL) / 2 * (pair_bytes / (2 * CACHE_LINE * PANEL));
+        (steps > 0).then(|| PrefetchPlan {
             offset: pair_bytes,
             end: 2 * pair_bytes,
-            lines: (pair_bytes / LINE).div_ceil(steps * parts) * parts,
+            lines: (pair_bytes / CACHE_LINE).div_ceil(steps * parts) * parts,
         })
     }
 
@@ -45,7 +41,7 @@ impl Ahead {
     pub(super) fn steps(&mut self, steps: usize) -> usize {
         let from = self.offset;
         // Beyond the end a few lines of the pair behind are asked for: their turn comes.
-        self.offset = (self.offset + steps * self.lines() * LINE).min(self.end);
+        self.offset = (self.offset + steps * self.lines() * CACHE_LINE).min(self.end);
         from
     }
 }

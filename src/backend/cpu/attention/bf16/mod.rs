@@ -10,12 +10,11 @@ mod vectors;
 use super::seen::Seen;
 use super::{Queries, hide};
 use crate::backend::Epilogue;
-use crate::backend::cpu::bf16::{
-    Bf16, Columns, Order, PANEL, Product, STEP, TILE_ROWS, TileSums, round_row_into,
-};
+use crate::backend::cpu::aligned::{Aligned, AlignedVec};
+use crate::backend::cpu::bf16::{Bf16, Columns, Order, Product, STEP, TileSums, round_row_into};
+use crate::backend::cpu::geometry::{PANEL, TILE_ROWS};
 use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::kernel_rows::{put, row_stride};
-use crate::backend::cpu::lines::{Lines, OnLine};
+use crate::backend::cpu::kernel_rows::{row_stride, write_panel};
 use crate::backend::cpu::math;
 use crate::backend::kv_cache::KvForm;
 use multiversion::multiversion;
@@ -36,11 +35,11 @@ type Scores = [[TileSums; 2]; 2];
 #[derive(Default)]
 pub(super) struct Scratch {
     /// `[ROWS][row stride]`.
-    queries: Lines<Bf16>,
+    queries: AlignedVec<Bf16>,
     /// Of a block of [`KEYS`] keys each.
-    scores: Lines<Scores>,
+    scores: AlignedVec<Scores>,
     /// `[ROWS][row stride]` of the keys.
-    weights: Lines<Bf16>,
+    weights: AlignedVec<Bf16>,
 }
 
 /// All queries.
@@ -93,7 +92,7 @@ fn attend_rows(
         if !seen.blocks[at].whole {
             hide_of_block(queries, at, block.clone(), scores);
         }
-        softmax.see(scores, rows);
+        softmax.track_max(scores, rows);
     }
     // Where there are tiles the softmax is on vectors, which can leave weights where scores were.
     let in_place = product.in_place();
@@ -129,7 +128,7 @@ impl Weights<'_> {
         let stride = row_stride::<Bf16>(seen.blocks.len() * KEYS);
         let columns = queries.head_dim().div_ceil(2 * PANEL);
         for pair in 0..columns {
-            let mut sums = OnLine([[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
+            let mut sums = Aligned([[[[0.0; PANEL]; TILE_ROWS]; 2]; 2]);
             for run in &seen.runs {
                 let depth = run.len() * KEYS;
                 let panels = [2 * pair, 2 * pair + 1].map(|column| {
@@ -202,13 +201,14 @@ impl Softmax {
         not(target_arch = "x86_64"),
         expect(unused_variables, reason = "loops look at all of them together")
     )]
-    fn see(&mut self, scores: &Scores, rows: usize) {
+    fn track_max(&mut self, scores: &Scores, rows: usize) {
         match self {
             Softmax::Loops => (),
             #[cfg(target_arch = "x86_64")]
             Softmax::Vectors(tiles) => {
                 let used = tiles.iter_mut().take(rows.div_ceil(TILE_ROWS));
-                used.zip(scores).for_each(|(tile, scores)| tile.see(scores));
+                used.zip(scores)
+                    .for_each(|(tile, scores)| tile.track_max(scores));
             }
         }
     }
@@ -300,7 +300,7 @@ fn write(
         let halves = &sums[row / TILE_ROWS];
         for (out, half) in out.chunks_mut(PANEL).zip(halves) {
             let sums = half[row % TILE_ROWS].map(|sum| sum * inverse[row]);
-            put(sums, Epilogue::Store, out);
+            write_panel(sums, Epilogue::Store, out);
         }
     }
 }

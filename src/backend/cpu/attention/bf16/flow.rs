@@ -6,15 +6,16 @@
 //! does shows in its sum, when all is done: then nothing is written, and its tile of queries is computed again there.
 
 use super::vectors::{self, ROWS_HELD};
-use super::{KEYS, NEAR, PANEL, TILE_ROWS, TileSums, hide_of_block, weights_of};
+use super::{KEYS, NEAR, TileSums, hide_of_block, weights_of};
+use crate::backend::cpu::aligned::Aligned;
+use crate::backend::cpu::amx::Tiles;
 use crate::backend::cpu::amx::single::{add_products, load, store, zero};
-use crate::backend::cpu::amx::{LINE, Tiles};
 use crate::backend::cpu::attention::Queries;
 use crate::backend::cpu::avx512;
 use crate::backend::cpu::bf16::{Bf16, STEP};
+use crate::backend::cpu::geometry::{CACHE_LINE, PANEL, TILE_ROWS};
 use crate::backend::cpu::isa::bf16_vectors;
 use crate::backend::cpu::kernel_rows::row_stride;
-use crate::backend::cpu::lines::OnLine;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -34,7 +35,7 @@ const COLUMNS: usize = 2 * MAX_STEPS;
 const TILE: usize = size_of::<TileSums>();
 
 /// Scores of sixteen rows, of which a pair of panels' weights take the first one's place.
-type Scores = OnLine<[TileSums; PANELS]>;
+type Scores = Aligned<[TileSums; PANELS]>;
 
 /// Whether heads are not too wide, and this processor has what there is here beside tiles.
 pub(super) fn takes(queries: &Queries<'_>) -> bool {
@@ -50,8 +51,8 @@ struct Place {
 }
 
 /// Two panels of keys, and values of a block, where there is none: zeros.
-static NOTHING: OnLine<[TileSums; 2 * MAX_STEPS]> =
-    OnLine([[[0.0; PANEL]; TILE_ROWS]; 2 * MAX_STEPS]);
+static NOTHING: Aligned<[TileSums; 2 * MAX_STEPS]> =
+    Aligned([[[0.0; PANEL]; TILE_ROWS]; 2 * MAX_STEPS]);
 
 impl Place {
     /// Of the blocks from `at` on, as far as there are any.
@@ -110,7 +111,7 @@ unsafe fn attend_rows<const STEPS: usize>(
 ) -> bool {
     let blocks = queries.seen.blocks.len();
     let mut softmax = vectors::Softmax::without_reference(queries, rows.start);
-    let mut lots = [OnLine([[[0.0; PANEL]; TILE_ROWS]; PANELS]); 3];
+    let mut lots = [Aligned([[[0.0; PANEL]; TILE_ROWS]; PANELS]); 3];
     let [before, now, next] = &mut lots;
     let mut lots = [before, now, next];
     let place = |at| Place::of(queries, STEPS, at);
@@ -196,12 +197,12 @@ impl Work {
                 0 => {
                     zero!("tmm7");
                     load!("tmm4", self.x, self.row_bytes);
-                    load!("tmm6", keys, LINE);
+                    load!("tmm6", keys, CACHE_LINE);
                 }
                 1 => add_products!("tmm7", "tmm4", "tmm6"),
                 4 if STEPS == 2 => {
-                    load!("tmm4", self.x.wrapping_add(LINE), self.row_bytes);
-                    load!("tmm6", keys.wrapping_add(TILE), LINE);
+                    load!("tmm4", self.x.wrapping_add(CACHE_LINE), self.row_bytes);
+                    load!("tmm6", keys.wrapping_add(TILE), CACHE_LINE);
                 }
                 5 if STEPS == 2 => add_products!("tmm7", "tmm4", "tmm6"),
                 7 => store!(scores.0[panel].as_mut_ptr(), "tmm7"),
@@ -223,11 +224,11 @@ impl Work {
             match turn {
                 2 => {
                     if half == 0 {
-                        load!("tmm5", weights.0[2 * block].as_ptr(), LINE);
+                        load!("tmm5", weights.0[2 * block].as_ptr(), CACHE_LINE);
                     }
-                    load!("tmm6", self.before.values[block][column], LINE);
+                    load!("tmm6", self.before.values[block][column], CACHE_LINE);
                 }
-                6 if STEPS == 2 => load!("tmm6", self.before.values[block][column], LINE),
+                6 if STEPS == 2 => load!("tmm6", self.before.values[block][column], CACHE_LINE),
                 3 => add_to(column),
                 7 if STEPS == 2 => add_to(column),
                 _ => (),
@@ -237,18 +238,18 @@ impl Work {
 
     /// A share of the keys and values ahead.
     #[inline(always)]
-    fn ask<const STEPS: usize>(&self, group: usize, turn: usize) {
+    fn prefetch<const STEPS: usize>(&self, group: usize, turn: usize) {
         let ahead = &self.ahead;
         let (block, half) = (group / 2, group % 2);
         let share = STEPS * TILE / TURNS;
         let keys = ahead.keys[block].wrapping_add(half * STEPS * TILE + turn * share);
-        for line in (0..share).step_by(LINE) {
+        for line in (0..share).step_by(CACHE_LINE) {
             // SAFETY: prefetching reads nothing; so below.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(keys.wrapping_add(line).cast()) };
         }
         for values in &ahead.values[block][half * STEPS..(half + 1) * STEPS] {
             let values = values.wrapping_add(turn * TILE / TURNS);
-            for line in (0..TILE / TURNS).step_by(LINE) {
+            for line in (0..TILE / TURNS).step_by(CACHE_LINE) {
                 // SAFETY: see above.
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(values.wrapping_add(line).cast()) };
             }
@@ -316,7 +317,7 @@ unsafe fn step<const STEPS: usize, const ASKS: bool>(
                     work.score::<STEPS>(GROUP, ROW, next);
                     work.weigh::<STEPS>(GROUP, ROW, before);
                     if ASKS {
-                        work.ask::<STEPS>(GROUP, ROW);
+                        work.prefetch::<STEPS>(GROUP, ROW);
                     }
                     let [a, b] = [from, from.wrapping_add(TILE_ROWS * PANEL)].map(|from| {
                         let t = _mm512_mul_ps(_mm512_loadu_ps(from), factor);

@@ -1,9 +1,10 @@
 //! Softmax in loops that the compiler turns into vectors, for every processor: the definition for
 //! [`super::vectors`].
 
-use super::{KEYS, PANEL, ROWS, Scores, TILE_ROWS, reference, weights_of};
+use super::{KEYS, ROWS, Scores, reference, weights_of};
 use crate::backend::cpu::attention::Queries;
 use crate::backend::cpu::bf16::Bf16;
+use crate::backend::cpu::geometry::{PANEL, TILE_ROWS};
 use crate::backend::cpu::kernel_rows::row_stride;
 use crate::backend::cpu::math;
 use multiversion::multiversion;
@@ -59,7 +60,7 @@ fn weigh_rows<const FUSED: bool>(
             // All keys and the sink at minus infinity: nothing to attend to.
             let any = max != f32::NEG_INFINITY;
             if any {
-                weigh.less = -reference(max);
+                weigh.offset = -reference(max);
             }
             let mut sum = math::Sum::default();
             for (scores, weights) in scores.iter().zip(weights.chunks_exact_mut(KEYS)) {
