@@ -33,6 +33,8 @@ pub mod align;
 pub mod ledger;
 // Shortens text from outside that an error quotes.
 mod cut;
+// An error with what caused it, in one line.
+mod causes;
 
 // ---- From a tick's samples to its results.
 
@@ -59,6 +61,8 @@ pub mod output;
 pub mod proto;
 // The `Sink` seam: an MCAP file, zenoh, or either on a thread of its own.
 pub mod sink;
+// Output files that take their name when they have something in them.
+mod new_file;
 
 // ---- All of it together.
 

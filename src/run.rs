@@ -146,6 +146,8 @@ pub struct Replayed {
     pub log: LogSummary,
     /// How it ended.
     pub end: LogEnd,
+    /// See [`Engine::signals_that_never_came`].
+    pub missing_signals: Vec<(usize, usize)>,
     /// Wall time of the replay alone, seconds; of logs replayed together, until this one's end.
     pub wall_s: f64,
     /// Log time covered, seconds.

@@ -215,23 +215,95 @@ fn a_device_is_not_replaced_by_weights() {
     assert!(!device.metadata().unwrap().is_file());
 }
 
-/// The log itself must not be overwritten by its own output.
+/// What is read must not be overwritten, whatever leads to it.
 #[test]
-fn a_log_is_not_its_own_output() {
+fn nothing_that_is_read_is_overwritten() {
     let dir = folder("cli_overwrite");
     drive(&dir.join("drive.mcap"), 1.0);
-    let before = std::fs::read(dir.join("drive.mcap")).unwrap();
-    fails(
-        &dir,
-        &[
-            "replay",
-            "drive.mcap",
-            "--config",
-            CONFIG,
-            "--out",
-            "./drive.mcap",
-        ],
-        &["drive.mcap"],
+    std::fs::copy(CONFIG, dir.join("car.toml")).unwrap();
+    succeeds(&dir, &["model", "init", "-o", "w.safetensors"]);
+    std::fs::hard_link(dir.join("drive.mcap"), dir.join("linked.mcap")).unwrap();
+    let read = ["drive.mcap", "car.toml", "w.safetensors", "whole.mcap"];
+    let replay = |more: &[&str]| {
+        let mut arguments = vec!["replay", "drive.mcap", "--config", "car.toml"];
+        arguments.extend(["--weights", "w.safetensors"]);
+        arguments.extend(more);
+        umm(&dir, &arguments)
+    };
+    assert!(
+        replay(&["--out", "whole.mcap", "--keyframes"])
+            .status
+            .success()
     );
-    assert!(std::fs::read(dir.join("drive.mcap")).unwrap() == before);
+    let before = read.map(|name| std::fs::read(dir.join(name)).unwrap());
+    for more in [
+        &["--out", "./drive.mcap"][..],
+        &["--out", "linked.mcap"],
+        &["--out", "car.toml"],
+        &["--out", "w.safetensors"],
+        &["--report", "drive.mcap"],
+        &["--report", "car.toml"],
+        &["--report", "w.safetensors"],
+        &["--report", "fused.mcap"],
+        &["--report", "fused.mcap.timing.json"],
+        &[
+            "--from",
+            "0.5",
+            "--keyframes-of",
+            "whole.mcap",
+            "--out",
+            "whole.mcap",
+        ],
+        &[
+            "--from",
+            "0.5",
+            "--keyframes-of",
+            "whole.mcap",
+            "--report",
+            "whole.mcap",
+        ],
+    ] {
+        let output = replay(more);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{more:?} succeeded");
+        assert!(said.contains("are the same file"), "{more:?} said {said}");
+        for (name, before) in read.iter().zip(&before) {
+            let now = std::fs::read(dir.join(name)).unwrap();
+            assert!(now == *before, "{more:?} overwrote {name}");
+        }
+    }
+}
+
+/// A run that does not begin leaves the outputs before as they were.
+#[test]
+fn a_run_that_does_not_begin_overwrites_nothing() {
+    let dir = folder("cli_not_begun");
+    drive(&dir.join("drive.mcap"), 1.0);
+    succeeds(&dir, &["replay", "drive.mcap", "--config", CONFIG]);
+    let out = std::fs::read(dir.join("fused.mcap")).unwrap();
+    let timing = std::fs::read(dir.join("fused.mcap.timing.json")).unwrap();
+    std::fs::write(dir.join("empty.mcap"), "").unwrap();
+    let text = std::fs::read_to_string(CONFIG).unwrap();
+    let small = text.replace("[engine]", "[engine]\nmemory_limit_mib = 1");
+    std::fs::write(dir.join("small.toml"), small).unwrap();
+    for (log, config) in [
+        ("typo.mcap", CONFIG),
+        ("empty.mcap", CONFIG),
+        (".", CONFIG),
+        ("drive.mcap", "small.toml"),
+    ] {
+        fails(&dir, &["replay", log, "--config", config], &[]);
+        assert!(
+            std::fs::read(dir.join("fused.mcap")).unwrap() == out,
+            "{log} {config}"
+        );
+        let now = std::fs::read(dir.join("fused.mcap.timing.json")).unwrap();
+        assert!(now == timing, "{log} {config}");
+    }
+    let names = std::fs::read_dir(&dir).unwrap();
+    let left = names.filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().ends_with(".new")
+    });
+    assert_eq!(left.count(), 0, "what was begun is left behind");
 }

@@ -111,6 +111,7 @@ fn values_that_no_run_can_have_are_refused() {
     const TOPIC: &str = "[[topic]]\nname = \"/a\"\nkind = \"audio\"\nrate_hz = 10\n";
     for (key, value) in [
         ("moments", "100000000"),
+        ("threads", "65"),
         ("valid_for_ms", "18446744073709551"),
         ("deadline_ms", "18446744073709551"),
         ("keyframe_every_ms", "18446744073709551"),
@@ -121,6 +122,14 @@ fn values_that_no_run_can_have_are_refused() {
         ("capacity", "4294967296"),
         ("context_capacity", "4294967296"),
         ("max_block_ms", "100000000"),
+        ("max_block_ms", "0"),
+        ("stuck_after_ms", "1000"),
+        ("encoding", "\"jsno\""),
+        ("audio", "{ rate_hz = 0, channels = 1, format = \"s16\" }"),
+        (
+            "audio",
+            "{ rate_hz = 16000, channels = 0, format = \"s16\" }",
+        ),
         ("max_pixels", "1000"),
     ] {
         refused(&format!("{TOPIC}{key} = {value}\n"), 5, &["/a", key]);
@@ -134,7 +143,10 @@ fn values_that_no_run_can_have_are_refused() {
         let text = format!("{TOPIC}[output]\nthumbnails_hz = {hz}\n");
         refused(&text, 6, &["thumbnails_hz"]);
     }
-    for prefix in ["", "**", "umm/*", "/umm", "a//b", "a?"] {
+    refused("[engine]\ndeadline_ms = 0\n", 2, &["deadline_ms must be"]);
+    let nameless = TOPIC.replace("/a", "");
+    refused(&nameless, 2, &["name is empty"]);
+    for prefix in ["", "**", "umm/*", "/umm", "a//b", "a?", "a b", "a\\n"] {
         let text = format!("{TOPIC}[live]\nprefix = \"{prefix}\"\n");
         refused(&text, 6, &["prefix", "no name for outputs"]);
     }

@@ -7,7 +7,7 @@ use prost::Message as _;
 use std::path::Path;
 use support::logs::{drive, faulty, folder, outputs, replay_to, rewrite, shipped};
 use support::shared_data;
-use umm::proto::{FusedFrame, JournalEntry, Ledger};
+use umm::proto::{FusedFrame, Health, JournalEntry, Ledger, health};
 use umm::run::Replayed;
 use umm::source::replay::Speed;
 
@@ -226,6 +226,88 @@ fn a_log_that_starts_again_begins_an_epoch() {
             .map(|f| &f.events)
     };
     assert!(lap(1).eq(lap(2)));
+    // But its moments are there, from the second lap's first tick on.
+    let earlier = |f: &FusedFrame| f.nearest.iter().filter(|m| m.epoch == 1).count();
+    assert_eq!(earlier(first), 3, "{:?}", first.nearest);
+    assert!(
+        frames
+            .iter()
+            .all(|f| f.epoch == 2 || earlier(f) == f.nearest.len())
+    );
+}
+
+/// For as long as messages are broken, and two seconds after.
+#[test]
+fn what_cannot_be_decoded_is_a_reason_of_health() {
+    const TOPIC: &str = "/vehicle/speed";
+    let dir = folder("undecodable");
+    let path = |name: &str| dir.join(name);
+    drive(&path("drive.mcap"), 6.0);
+    rewrite(&path("drive.mcap"), &path("bad.mcap"), |messages| {
+        let first_ns = messages[0].header.log_time;
+        let broken = first_ns + 1_000_000_000..first_ns + 2_000_000_000;
+        let of_topic = messages.iter_mut().filter(|m| m.topic == TOPIC);
+        for message in of_topic.filter(|m| broken.contains(&m.header.log_time)) {
+            message.data = b"garbage".to_vec();
+        }
+    });
+    demo(&path("bad.mcap"), &path("out.mcap"));
+    let health: Vec<Health> = outputs(&path("out.mcap"), "umm/health");
+    let said: Vec<bool> = health
+        .iter()
+        .map(|h| h.reasons.iter().any(|r| r.contains(TOPIC)))
+        .collect();
+    let begin = said.iter().position(|said| *said).unwrap();
+    let lasts = said[begin..].iter().take_while(|said| **said).count();
+    assert!((8..=12).contains(&begin), "{begin}");
+    assert!((28..=32).contains(&lasts), "{lasts}");
+    assert!(said[begin + lasts..].iter().all(|said| !said));
+    assert_eq!(health[begin].state(), health::State::Degraded);
+    assert_eq!(health.last().unwrap().state(), health::State::Nominal);
+}
+
+/// A path that no message has, among others that all have.
+#[test]
+fn a_signal_that_no_message_has_is_named() {
+    let dir = folder("missing_signal");
+    let path = |name: &str| dir.join(name);
+    drive(&path("drive.mcap"), 3.0);
+    let mut config = shipped("demo.toml");
+    let imu = config.topics.iter().position(|t| t.name == "/imu").unwrap();
+    let signal = config.topics[imu]
+        .signals
+        .keys()
+        .position(|name| name == "accel_x_mps2");
+    config.topics[imu]
+        .signals
+        .get_mut("accel_x_mps2")
+        .unwrap()
+        .path = "acel_x".to_owned();
+    let replayed = replay_to(
+        &path("drive.mcap"),
+        &config,
+        &path("out.mcap"),
+        Speed::Fastest,
+    );
+    assert_eq!(replayed.unwrap().missing_signals, [(imu, signal.unwrap())]);
+    let frames: Vec<FusedFrame> = outputs(&path("out.mcap"), "umm/fused");
+    let telemetry = |f: &FusedFrame| {
+        f.modalities
+            .iter()
+            .find(|m| m.modality == "telemetry")
+            .cloned()
+    };
+    let last = telemetry(frames.last().unwrap()).unwrap();
+    assert!(
+        last.quality_reasons.iter().any(|r| r == "incomplete"),
+        "{last:?}"
+    );
+    assert!(last.quality < 1.0);
+    assert!(
+        demo(&path("drive.mcap"), &path("whole.mcap"))
+            .missing_signals
+            .is_empty()
+    );
 }
 
 #[test]

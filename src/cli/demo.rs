@@ -30,7 +30,8 @@ pub fn run(arguments: &DemoArguments) -> Result<(), Failure> {
     if !(1.0..=600.0).contains(&arguments.seconds) {
         return Err(format!("--seconds {}: must lie in 1..=600", arguments.seconds).into());
     }
-    std::fs::create_dir_all(&arguments.output)?;
+    std::fs::create_dir_all(&arguments.output)
+        .map_err(|error| format!("--output {}: {error}", arguments.output.display()))?;
     let path = |name: &str| arguments.output.join(name);
     let (log, out, report) = (path("demo.mcap"), path("fused.mcap"), path("report.html"));
     make_drive(arguments, &log)?;
@@ -50,10 +51,12 @@ fn make_drive(arguments: &DemoArguments, log: &std::path::Path) -> Result<(), Fa
         seed: arguments.seed,
         duration_s: arguments.seconds,
     };
-    let file = BufWriter::new(File::create(log)?);
+    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", log.display());
+    let file = BufWriter::new(File::create(log).map_err(|e| named(&e))?);
     generate(file, &spec, &mut |done| {
         bar.set_position((done * STEPS as f64) as u64)
-    })?;
+    })
+    .map_err(|e| named(&e))?;
     bar.finish_and_clear();
     say!(
         "wrote {}: a drive of {} s, seed {}\n",

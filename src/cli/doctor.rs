@@ -3,6 +3,7 @@
 use super::Failure;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 use umm::doctor::{Subject, examine};
@@ -48,7 +49,8 @@ pub fn run(arguments: &DoctorArguments) -> Result<(), Failure> {
     bar.finish_and_clear();
     let report = examined?;
     if arguments.json {
-        say!("{}", report.json()?);
+        // For programs: what could not be written is an error, unlike with what people read.
+        writeln!(std::io::stdout(), "{}", report.json()?)?;
     } else {
         say!("{}", report.text().trim_end());
     }

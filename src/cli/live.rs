@@ -1,6 +1,6 @@
 //! `umm run`: live on zenoh.
 
-use super::{Failure, print, replay::same_file};
+use super::{Failure, files, print};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use umm::source::Inlet;
 use umm::source::recorder::{Recorder, Recording, RecordingEnd};
 use umm::source::sensor_clock::SensorClock;
 use umm::source::zenoh::ZenohSource;
-use umm::time::WallClock;
+use umm::time::{NS_PER_MS, WallClock};
 use umm::watchdog::{Pulse, Watchdog};
 use umm::zenoh_session;
 
@@ -103,24 +103,24 @@ fn check(arguments: &RunArguments) -> Result<(), Failure> {
     if !(0.0..=LONGEST_S).contains(&seconds) {
         return Err(format!("--seconds {seconds}: must lie in 0..={LONGEST_S}").into());
     }
-    let beside = arguments.state.as_deref().map(StateFile::beside);
-    let files = [
-        ("--out", &arguments.out),
-        ("--record", &arguments.record),
-        ("--state", &arguments.state),
-        ("--state with .new", &beside),
-    ];
-    for (i, (name, file)) in files.iter().enumerate() {
-        for (other_name, other) in &files[i + 1..] {
-            if let (Some(file), Some(other)) = (file, other)
-                && same_file(file, other)
-            {
-                let file = file.display();
-                return Err(format!("{name} and {other_name} are the same file, {file}").into());
-            }
-        }
-    }
     Ok(())
+}
+
+/// No file may be two of those that are read and written.
+fn check_files(arguments: &RunArguments, weights: Option<&Path>) -> Result<(), Failure> {
+    let beside = arguments.state.as_deref().map(StateFile::beside);
+    files::check(
+        &[
+            ("--config", Some(&arguments.config)),
+            ("the weights file", weights),
+        ],
+        &[
+            ("--out", arguments.out.as_deref()),
+            ("--record", arguments.record.as_deref()),
+            ("--state", arguments.state.as_deref()),
+            ("--state with .new", beside.as_deref()),
+        ],
+    )
 }
 
 pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
@@ -129,6 +129,13 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     arguments.endpoints.apply(&mut config.live);
     if let Some(weights) = &arguments.weights {
         config.engine.weights = Some(weights.clone());
+    }
+    check_files(arguments, config.engine.weights.as_deref())?;
+    let (wait_ms, deadline_ms) = (config.engine.max_wait_ms, config.deadline_ns() / NS_PER_MS);
+    if wait_ms >= deadline_ms {
+        say!(
+            "warning: max_wait_ms = {wait_ms} leaves nothing of the deadline of {deadline_ms} ms: a tick that waits for a late sensor misses it"
+        );
     }
     let weights = run::weights(&config)?;
     let stop = stop_flag()?;
@@ -414,4 +421,8 @@ fn print_end(config: &Config, runtime: &mut Runtime, clock: &SensorClock) {
         say!("capture times came from a clock {hours:.1} h behind this machine's");
     }
     print::ledger(config, runtime.ledger());
+    let missing = runtime.engine().signals_that_never_came();
+    for missing in print::missing_signals(config, missing) {
+        say!("warning: {missing}");
+    }
 }

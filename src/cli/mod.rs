@@ -10,6 +10,7 @@ macro_rules! say {
 
 mod demo;
 mod doctor;
+mod files;
 #[cfg(feature = "zenoh")]
 mod live;
 mod model;

@@ -1,5 +1,6 @@
 //! `umm model`: initial weights, weights packed to fewer bits, and what a weights file holds.
 
+use super::files::same_file;
 use super::{Failure, table};
 use clap::{Args, Subcommand, ValueEnum};
 use std::collections::BTreeMap;
@@ -104,11 +105,7 @@ fn pack(arguments: &PackArguments) -> Result<(), Failure> {
     let precision = Precision::from(arguments.precision);
     let default = || from.with_extension(format!("{}.safetensors", precision.name()));
     let path = arguments.output.clone().unwrap_or_else(default);
-    let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    };
-    if same(from, &path) {
+    if same_file(from, &path) {
         let path = path.display();
         return Err(format!("{path}: packed weights would take the place of those they are made from; name another file with -o").into());
     }

@@ -20,15 +20,19 @@ pub fn topics(config: &Config, log: &LogSummary, prefix: &str) {
             );
         }
     }
-    let known = |name: &str| {
-        let passed = config.output.ground_truth.as_deref() == Some(name);
-        passed || config.topics.iter().any(|t| t.name == name)
-    };
+    let ground_truth = config.output.ground_truth.as_deref();
+    if let Some(name) = ground_truth
+        && !log.channels.iter().any(|c| c.topic == name)
+    {
+        say!("{prefix}warning: the ground truth, {name}, is not in the log");
+    }
+    let known =
+        |name: &str| ground_truth == Some(name) || config.topics.iter().any(|t| t.name == name);
     let unknown: Vec<String> = log
         .channels
         .iter()
         .filter(|c| !known(&c.topic))
-        .map(|c| format!("{} ({})", c.topic, c.messages))
+        .map(|c| format!("{} ({})", c.topic.escape_debug(), c.messages))
         .collect();
     if !unknown.is_empty() {
         say!(
@@ -111,6 +115,9 @@ pub fn replayed(config: &Config, weights: &Weights, replayed: &Replayed) {
     }
     table::print(&["stage", "p50", "p99", "max"], &rows);
     ledger(config, &replayed.ledger);
+    for missing in missing_signals(config, replayed.missing_signals.iter().copied()) {
+        say!("warning: {missing}");
+    }
     let Some(frame) = &replayed.last_frame else {
         say!("\nno tick: the log has no usable sample of the configured topics");
         return;
@@ -181,6 +188,32 @@ pub fn ledger(config: &Config, ledger: &Ledger) {
             say!("  {}: {}", topic.name, entry.last_error);
         }
     }
+}
+
+/// What could not be decoded, a line a topic.
+pub fn losses<'a>(config: &'a Config, ledger: &'a Ledger) -> impl Iterator<Item = String> + 'a {
+    let topics = config.topics.iter().zip(&ledger.topics);
+    topics.filter(|(_, l)| l.undecodable > 0).map(|(topic, l)| {
+        format!(
+            "{}: {} of {} messages could not be decoded, the last one: {}",
+            topic.name, l.undecodable, l.received, l.last_error
+        )
+    })
+}
+
+/// Signals that none of a topic's messages had, a line each, as [`Engine`](umm::engine::Engine) names them.
+pub fn missing_signals<'a>(
+    config: &'a Config,
+    missing: impl Iterator<Item = (usize, usize)> + 'a,
+) -> impl Iterator<Item = String> + 'a {
+    missing.filter_map(|(topic, signal)| {
+        let topic = config.topics.get(topic)?;
+        let (name, signal) = topic.signals.iter().nth(signal)?;
+        Some(format!(
+            "{}: no message had the signal {name}, path {:?}",
+            topic.name, signal.path
+        ))
+    })
 }
 
 fn heads(weights: &Weights, frame: &umm::proto::FusedFrame) {

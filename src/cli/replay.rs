@@ -1,9 +1,10 @@
 //! `umm replay`: a log through the engine, with progress and a summary; several logs side by side are in `together`.
 
-use super::{Failure, print, together};
+use super::{Failure, files, print, together};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
+use umm::compute::MAX_THREADS;
 use umm::config::{self, Config};
 use umm::proto::Keyframe;
 use umm::run::{self, ReplayOptions, Replayed, Watch};
@@ -57,7 +58,10 @@ pub fn run(arguments: &ReplayArguments) -> Result<(), Failure> {
         config.engine.weights = Some(weights.clone());
     }
     if let Some(threads) = arguments.threads {
-        config.engine.threads = threads.max(1);
+        if !(1..=MAX_THREADS).contains(&threads) {
+            return Err(format!("--threads {threads}: must lie in 1..={MAX_THREADS}").into());
+        }
+        config.engine.threads = threads;
     }
     let [log] = arguments.logs.as_slice() else {
         return several(arguments, &config);
@@ -70,8 +74,22 @@ pub fn run(arguments: &ReplayArguments) -> Result<(), Failure> {
         (None, Some(dir)) => together::output_in(dir, log)?,
         (None, None) => PathBuf::from("fused.mcap"),
     };
+    let timing = umm::timing::sidecar_path(&out);
+    files::check(
+        &[
+            ("the log", Some(log)),
+            ("--config", Some(&arguments.config)),
+            ("the weights file", config.engine.weights.as_deref()),
+            ("--keyframes-of", arguments.keyframes_of.as_deref()),
+        ],
+        &[
+            ("--out", Some(&out)),
+            ("--report", arguments.report.as_deref()),
+            ("the measured times", Some(&timing)),
+        ],
+    )?;
     let from = match (arguments.from, &arguments.keyframes_of) {
-        (Some(seconds), Some(of)) => keyframe(log, &out, &config, seconds, of)?,
+        (Some(seconds), Some(of)) => keyframe(log, &config, seconds, of)?,
         _ => None,
     };
     let options = ReplayOptions {
@@ -124,16 +142,13 @@ fn several(arguments: &ReplayArguments, config: &Config) -> Result<(), Failure> 
 /// The keyframe at or before `seconds` into the log; none where the first one is later.
 fn keyframe(
     log: &Path,
-    out: &Path,
     config: &Config,
     seconds: f64,
     of: &Path,
 ) -> Result<Option<Keyframe>, Failure> {
-    if !(0.0..=1e9).contains(&seconds) {
-        return Err(format!("--from {seconds}: must be 0 or more").into());
-    }
-    if same_file(of, out) {
-        return Err(format!("--out {} would overwrite the keyframes", of.display()).into());
+    const LATEST_S: f64 = 1e9;
+    if !(0.0..=LATEST_S).contains(&seconds) {
+        return Err(format!("--from {seconds}: must lie in 0..={LATEST_S}").into());
     }
     let (first_ns, last_ns) = summarize(log)?.span_ns.unwrap_or_default();
     let at_ns = first_ns.saturating_add((seconds * 1e9) as u64);
@@ -164,6 +179,8 @@ fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
     if let Some(fault) = followed.journal_end.describe() {
         say!("warning: the journal is not whole: {fault}");
     }
+    let ends = [&followed.inputs_end, &followed.journal_end];
+    let whole = ends.iter().all(|end| end.describe().is_none());
     for gap in &followed.unchecked {
         say!("warning: {gap}");
     }
@@ -185,7 +202,7 @@ fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
         None if followed.ticks == 0 => {
             Err(format!("{} holds no journal", journal.display()).into())
         }
-        None if followed.unchecked_count > 0 => {
+        None if followed.unchecked_count > 0 || !whole => {
             say!("{so_far}: what of the run could be checked is repeated");
             Ok(())
         }
@@ -209,9 +226,6 @@ pub fn replay(
     out: &Path,
     options: &ReplayOptions,
 ) -> Result<Replayed, Failure> {
-    if same_file(log, out) {
-        return Err(format!("--out {} is the log itself", out.display()).into());
-    }
     let weights = run::weights(config)?;
     let facts = run::facts(config, &weights, &file_name(log));
     let sink = McapFile::create(out, &config.live.prefix, facts)?;
@@ -235,44 +249,33 @@ pub fn replay(
     );
     bar.finish_and_clear();
     let replayed = replayed?;
-    write_timing(config, out, &replayed, 1)?;
+    write_timing(config, out, &replayed, 1);
     print::replayed(config, &weights, &replayed);
     say!("\nwrote {}", out.display());
     Ok(replayed)
 }
 
-/// Writes the measured times beside an output log; `logs` were replayed together.
-pub fn write_timing(
-    config: &Config,
-    out: &Path,
-    replayed: &Replayed,
-    logs: usize,
-) -> Result<(), Failure> {
+/// Writes the measured times beside an output log; `logs` were replayed together. Where that fails the outputs are whole all the same,
+/// and it is said.
+pub fn write_timing(config: &Config, out: &Path, replayed: &Replayed, logs: usize) {
     let mut measured = replayed.timing.facts();
     measured.insert("wall_s".to_owned(), format!("{:.3}", replayed.wall_s));
     measured.insert("log_s".to_owned(), format!("{:.3}", replayed.log_s));
     measured.insert("threads".to_owned(), config.engine.threads.to_string());
     measured.insert("logs_together".to_owned(), logs.to_string());
-    umm::timing::write_sidecar(out, &measured)?;
-    Ok(())
+    if let Err(error) = umm::timing::write_sidecar(out, &measured) {
+        let path = umm::timing::sidecar_path(out);
+        say!(
+            "warning: the measured times are not kept: {}: {error}",
+            path.display()
+        );
+    }
 }
 
 /// The last part of a path.
 pub fn file_name(path: &Path) -> String {
     path.file_name()
         .map_or_else(String::new, |n| n.to_string_lossy().into_owned())
-}
-
-pub fn same_file(a: &Path, b: &Path) -> bool {
-    // A file that is still to be made has a folder.
-    let place = |path: &Path| {
-        path.canonicalize().ok().or_else(|| {
-            let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-            let folder = folder.unwrap_or(Path::new(".")).canonicalize().ok()?;
-            Some(folder.join(path.file_name()?))
-        })
-    };
-    matches!((place(a), place(b)), (Some(a), Some(b)) if a == b)
 }
 
 fn progress_bar() -> ProgressBar {

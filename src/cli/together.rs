@@ -1,6 +1,7 @@
 //! `umm replay` of several logs: side by side, with one line of progress each and one table at the end.
 
-use super::replay::{file_name, same_file, write_timing};
+use super::files::same_file;
+use super::replay::{file_name, write_timing};
 use super::{Failure, print, table};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::HashMap;
@@ -67,7 +68,7 @@ pub fn replay(
     let outcomes = replay_all(logs, &outs, config, &weights, options)?;
     for (out, outcome) in outs.iter().zip(&outcomes) {
         if let Ok(replayed) = outcome {
-            write_timing(config, out, replayed, logs.len())?;
+            write_timing(config, out, replayed, logs.len());
         }
     }
     print_outcomes(logs, config, &outcomes);
@@ -169,6 +170,9 @@ fn print_outcomes(logs: &[PathBuf], config: &Config, outcomes: &[Result<Replayed
         if let Some(fault) = r.end.describe() {
             warnings.push(format!("{name}: the log is not whole: {fault}"));
         }
+        warnings.extend(print::losses(config, &r.ledger).map(|lost| format!("{name}: {lost}")));
+        let missing = print::missing_signals(config, r.missing_signals.iter().copied());
+        warnings.extend(missing.map(|missing| format!("{name}: {missing}")));
         if !r.ledger.closes() {
             warnings.push(format!("{name}: the ledger does not close"));
         }

@@ -2,6 +2,7 @@
 
 use super::{Config, EngineConfig, TopicConfig};
 use crate::backend::MAX_TOPICS;
+use crate::compute::MAX_THREADS;
 use crate::frontend::image_codec::MAX_PIXELS;
 use crate::governor::Plan;
 use crate::model::spec::Modality;
@@ -171,6 +172,13 @@ fn check_engine(engine: &EngineConfig) -> Result<(), (&'static str, String)> {
             return Err((key, format!("{key} must be at least 1")));
         }
     }
+    if engine.threads > MAX_THREADS {
+        let reason = format!("threads = {} is over {MAX_THREADS}", engine.threads);
+        return Err(("threads", reason));
+    }
+    if engine.deadline_ms == Some(0) {
+        return Err(("deadline_ms", "deadline_ms must be at least 1".to_owned()));
+    }
     /// Moments: a gigabyte of embeddings.
     const MOST_MOMENTS: usize = 1_000_000;
     if engine.moments > MOST_MOMENTS {
@@ -227,10 +235,11 @@ fn check_outputs(config: &Config) -> Result<(), (&'static str, String)> {
     }
     // Zenoh's keys, without its wildcards: parts that are not empty, between slashes.
     let prefix = &config.live.prefix;
-    let is_name = |part: &str| !part.is_empty() && !part.contains(['*', '$', '?', '#']);
+    let outside = |c: char| c.is_control() || c.is_whitespace() || "*$?#".contains(c);
+    let is_name = |part: &str| !part.is_empty() && !part.contains(outside);
     if !prefix.split('/').all(is_name) {
         let reason = format!(
-            "prefix = {prefix:?} is no name for outputs: use parts between slashes, without * $ ? #"
+            "prefix = {prefix:?} is no name for outputs: use parts between slashes, without spaces and * $ ? #"
         );
         return Err(("prefix", reason));
     }
@@ -255,6 +264,9 @@ fn check_realtime(config: &Config) -> Result<(), (&'static str, String)> {
 fn check_topic(topic: &TopicConfig) -> Result<(), (&'static str, String)> {
     const HIGHEST_HZ: f64 = 100_000.0;
     const MOST_SAMPLES: usize = 4096;
+    if topic.name.is_empty() {
+        return Err(("name", "name is empty".to_owned()));
+    }
     if !(topic.rate_hz > 0.0 && topic.rate_hz <= HIGHEST_HZ) {
         return Err((
             "rate_hz",
@@ -274,18 +286,49 @@ fn check_topic(topic: &TopicConfig) -> Result<(), (&'static str, String)> {
         }
     }
     const LONGEST_BLOCK_MS: u64 = 10_000;
-    if topic.max_block_ms.is_some_and(|v| v > LONGEST_BLOCK_MS) {
-        let reason = format!("max_block_ms is over {LONGEST_BLOCK_MS}");
+    if let Some(longest_ms) = topic.max_block_ms
+        && !(1..=LONGEST_BLOCK_MS).contains(&longest_ms)
+    {
+        let reason = format!("max_block_ms must lie in 1..={LONGEST_BLOCK_MS}");
         return Err(("max_block_ms", reason));
+    }
+    const ENCODINGS: [&str; 3] = ["cdr", "protobuf", "json"];
+    if let Some(encoding) = &topic.encoding
+        && !ENCODINGS.contains(&encoding.as_str())
+    {
+        let known = ENCODINGS.join(", ");
+        let reason = format!("encoding = {encoding:?} is none of {known}");
+        return Err(("encoding", reason));
+    }
+    if let Some(audio) = &topic.audio
+        && (audio.rate_hz == 0 || audio.channels == 0)
+    {
+        let reason = "audio needs a `rate_hz` and `channels` of at least 1".to_owned();
+        return Err(("audio", reason));
     }
     let pixels = topic.max_pixels;
     if pixels.is_some_and(|v| v == 0 || v > MAX_PIXELS) {
         let reason = format!("max_pixels must lie in 1..={MAX_PIXELS}");
         return Err(("max_pixels", reason));
     }
-    if pixels.is_some() && topic.kind != Modality::Camera {
-        let reason = "only camera topics have `max_pixels`".to_owned();
-        return Err(("max_pixels", reason));
+    let of_one_kind = [
+        ("max_pixels", pixels.is_some(), Modality::Camera),
+        (
+            "max_block_ms",
+            topic.max_block_ms.is_some(),
+            Modality::Audio,
+        ),
+        (
+            "stuck_after_ms",
+            topic.stuck_after_ms.is_some(),
+            Modality::Telemetry,
+        ),
+    ];
+    for (key, given, kind) in of_one_kind {
+        if given && topic.kind != kind {
+            let reason = format!("only {} topics have `{key}`", kind.name());
+            return Err((key, reason));
+        }
     }
     let telemetry = topic.kind == Modality::Telemetry;
     if telemetry && topic.signals.is_empty() {

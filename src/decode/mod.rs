@@ -268,7 +268,7 @@ impl Decoder {
     /// One number for each bound signal path, in their order; NaN where this message does not have it.
     ///
     /// # Errors
-    /// [`DecodeError::Signal`] for a value that is there but is no finite number.
+    /// [`DecodeError::Signal`] for a value that is infinite, or in JSON is there but no number.
     pub fn signals_into(&self, payload: &[u8], out: &mut [f64]) -> Result<(), DecodeError> {
         out.fill(f64::NAN);
         match &self.message {
@@ -306,9 +306,9 @@ fn supported(kind: Modality) -> &'static str {
     }
 }
 
-/// A typed message's value for a signal: must be finite.
+/// A message's value for a signal; what is not a number is one it does not have, as an altitude that is not known is said.
 fn put_signal(path: &SignalPath, value: f64, out: &mut f64) -> Result<(), DecodeError> {
-    if !value.is_finite() {
+    if value.is_infinite() {
         return Err(DecodeError::Signal {
             path: path.text().to_owned(),
             reason: format!("{value} is no finite number"),

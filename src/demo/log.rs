@@ -4,6 +4,7 @@ use super::drive::{Drive, State};
 use super::scene::{HEIGHT, Scene, WIDTH};
 use super::sound::{RATE_HZ, Sound};
 use super::{DriveSpec, Random};
+use crate::causes::WithCauses;
 use foxglove::Encode;
 use foxglove::messages::log::Level;
 use foxglove::messages::{CompressedImage, LocationFix, Log, RawAudio, Timestamp};
@@ -28,7 +29,7 @@ const BLOCK: usize = 320;
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     /// The log.
-    #[error("writing the drive: {0}")]
+    #[error("writing the drive: {}", WithCauses(.0))]
     Log(#[from] mcap::McapError),
     /// A picture.
     #[error("encoding a picture: {0}")]

@@ -58,6 +58,8 @@ struct Signals {
     values: Vec<f64>,
     features: Vec<f32>,
     quality: TelemetryQuality,
+    /// Which signals have come at all in this run.
+    ever: Vec<bool>,
     /// Of the tick's newest message, whose values are in `values`.
     newest_ns: Option<u64>,
 }
@@ -135,6 +137,9 @@ impl TopicInput {
                 }
                 signals.newest_ns = Some(sample.capture_time_ns);
                 batch.begin_telemetry(topic);
+                for (ever, value) in signals.ever.iter_mut().zip(&signals.values) {
+                    *ever |= !value.is_nan();
+                }
                 let present = signals.scales.iter().zip(&signals.values);
                 for ((index, scale), value) in present.filter(|(_, value)| !value.is_nan()) {
                     fourier_into(scale.normalise(*value), &mut signals.features);
@@ -220,6 +225,16 @@ impl TopicInput {
         }
     }
 
+    /// Signals, as places in the configuration's order, of which messages have come and none had them.
+    pub fn never_came(&self) -> impl Iterator<Item = usize> {
+        let ever: &[bool] = match &self.kind {
+            Kind::Telemetry(signals) if signals.ever.contains(&true) => &signals.ever,
+            _ => &[],
+        };
+        let never = ever.iter().enumerate().filter(|(_, ever)| !**ever);
+        never.map(|(signal, _)| signal)
+    }
+
     /// 0..1 as of the last tick.
     pub fn quality(&self) -> f32 {
         self.judge().score
@@ -284,6 +299,7 @@ fn signals(topic: &TopicConfig, spec: &ModelSpec) -> Result<Signals, InputError>
     Ok(Signals {
         values: vec![f64::NAN; scales.len()],
         features: vec![0.0; 2 * spec.fourier + 1],
+        ever: vec![false; scales.len()],
         quality: TelemetryQuality::new(topic.rate_hz, scales.len(), stuck_after_ms * NS_PER_MS),
         scales,
         newest_ns: None,

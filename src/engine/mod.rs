@@ -357,6 +357,13 @@ impl Engine {
         self.report.digest = hasher.digest();
     }
 
+    /// Signals that none of a topic's messages have had in this run, though messages came: places of the topic and of the signal, in the
+    /// configuration's order.
+    pub fn signals_that_never_came(&self) -> impl Iterator<Item = (usize, usize)> {
+        let topics = self.inputs.iter().enumerate();
+        topics.flat_map(|(topic, input)| input.never_came().map(move |signal| (topic, signal)))
+    }
+
     /// The network and its outputs of the last tick.
     pub fn network(&self) -> &Network {
         &self.network

@@ -62,7 +62,12 @@ impl MomentRing {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.embeddings.len() * size_of::<f32>() + self.ids.len() * size_of::<MomentId>()
+        MomentRing::bytes_of(self.ids.len(), self.dim)
+    }
+
+    /// Bytes that so many embeddings of `dim` take.
+    pub fn bytes_of(capacity: usize, dim: usize) -> usize {
+        capacity * (dim * size_of::<f32>() + size_of::<MomentId>())
     }
 
     /// Forgets all.

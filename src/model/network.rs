@@ -146,7 +146,9 @@ impl Network {
         let first = own()?;
         let others_own = (0..others).map(|_| own()).collect::<Result<Vec<_>, _>>()?;
         let mut shared = Shared::new(weights, &config, backend, &mut plan, lanes)?;
-        plan.check(config.memory_limit_mib)
+        let moments = config.moments.max(1);
+        let moment_bytes = lanes * MomentRing::bytes_of(moments, spec.embedding_dim);
+        plan.check(moment_bytes, config.memory_limit_mib)
             .map_err(|source| match others {
                 0 => NetworkError::Memory(source),
                 _ => NetworkError::MemoryTogether { lanes, source },
@@ -156,7 +158,7 @@ impl Network {
         let (spec, plan, config) = (Rc::new(spec.clone()), Rc::new(plan), Rc::new(config));
         let assemble = |(context, caption)| Network {
             shared: Rc::clone(&shared),
-            moments: MomentRing::new(config.moments.max(1), spec.embedding_dim),
+            moments: MomentRing::new(moments, spec.embedding_dim),
             context,
             caption,
             origin_ns: 0,

@@ -143,6 +143,12 @@ impl Walk {
                 Err(mcap::McapError::UnexpectedEof) => {
                     return Ok(Some("it ends in the middle of a record".to_owned()));
                 }
+                Err(mcap::McapError::RecordTooLarge { len: u64::MAX, .. }) => {
+                    return Ok(Some(
+                        "it ends in a chunk that was not finished: its writer was stopped"
+                            .to_owned(),
+                    ));
+                }
                 Err(error) => return Ok(Some(clip(&error.to_string()))),
             }
         }

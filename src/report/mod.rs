@@ -22,6 +22,8 @@ mod thumbs;
 mod timeline;
 mod truth;
 
+use crate::new_file;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Entries read of a metadata record.
@@ -112,7 +114,11 @@ pub fn write(fused_log: &Path, out: &Path) -> Result<ReportSummary, ReportError>
         path: fused_log.to_owned(),
         source,
     })?;
-    std::fs::write(out, &page.html).map_err(|source| ReportError::Write {
+    let written = new_file::create(out).and_then(|(mut file, mut name)| {
+        file.write_all(page.html.as_bytes())?;
+        name.take()
+    });
+    written.map_err(|source| ReportError::Write {
         path: out.to_owned(),
         source,
     })?;

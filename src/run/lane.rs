@@ -110,6 +110,7 @@ impl Lane {
             last_frame: (runtime.ticks() > 0).then(|| runtime.last_frame().clone()),
             log: self.source.summary().clone(),
             end: self.source.end(),
+            missing_signals: runtime.engine().signals_that_never_came().collect(),
             wall_s: self.begin.elapsed().as_secs_f64(),
             log_s: span.1.saturating_sub(span.0) as f64 * 1e-9,
         }

@@ -4,6 +4,7 @@ use crate::archive::{Archive, Archived};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::governor::Plan;
+use crate::ledger::Ledger;
 use crate::proto::health::State;
 use crate::sink::watched::Fault;
 use std::fmt::Write;
@@ -17,6 +18,7 @@ const MISSES_TO_DEGRADE: u32 = 3;
 pub(super) struct Health {
     state: State,
     required: Vec<Required>,
+    undecodable: Vec<Undecodable>,
     shortened: Vec<Shortened>,
     misses_in_a_row: u32,
     /// Results that are no numbers.
@@ -32,6 +34,15 @@ struct Required {
     missing: bool,
     /// What is said while it is missing.
     reason: String,
+}
+
+/// A topic whose messages may be broken.
+struct Undecodable {
+    /// What is said for [`COUNTED_DEGRADES_FOR`] ticks after one was.
+    reason: String,
+    seen: u64,
+    /// Ticks since the last one.
+    ticks_since: u32,
 }
 
 /// A topic whose context may be shortened by its own rate.
@@ -86,6 +97,15 @@ impl Health {
         Health {
             state: State::Starting,
             required: required.collect(),
+            undecodable: config
+                .topics
+                .iter()
+                .map(|t| Undecodable {
+                    reason: format!("{}: messages that cannot be decoded", t.name),
+                    seen: 0,
+                    ticks_since: COUNTED_DEGRADES_FOR,
+                })
+                .collect(),
             shortened: config
                 .topics
                 .iter()
@@ -119,7 +139,12 @@ impl Health {
 
     /// To or from a keyframe: all that the next tick does not judge anew.
     pub fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
-        archive.number("misses", &mut self.misses_in_a_row)
+        archive.number("misses", &mut self.misses_in_a_row)?;
+        for topic in &mut self.undecodable {
+            archive.number("undecodable", &mut topic.seen)?;
+            archive.number("undecodable", &mut topic.ticks_since)?;
+        }
+        Ok(())
     }
 
     /// As of the last tick.
@@ -128,7 +153,7 @@ impl Health {
     }
 
     /// Judges the run after a tick.
-    pub fn update(&mut self, engine: &Engine, plan: Plan, deadline_met: bool) {
+    pub fn update(&mut self, engine: &Engine, ledger: &Ledger, plan: Plan, deadline_met: bool) {
         self.misses_in_a_row = match deadline_met {
             // In time with nothing: that says nothing about those that compute.
             true if !plan.computes() => self.misses_in_a_row,
@@ -137,11 +162,10 @@ impl Health {
         };
         for counted in &mut self.counted {
             let now = counted.count.load(Ordering::Relaxed);
-            counted.ticks_since = match now > counted.seen {
-                true => 0,
-                false => counted.ticks_since.saturating_add(1),
-            };
-            counted.seen = now;
+            note_growth(now, &mut counted.seen, &mut counted.ticks_since);
+        }
+        for (topic, entry) in self.undecodable.iter_mut().zip(&ledger.topics) {
+            note_growth(entry.undecodable, &mut topic.seen, &mut topic.ticks_since);
         }
         self.not_finite = !engine.network().outputs().is_finite();
         let topics = &engine.report().topics;
@@ -168,15 +192,27 @@ impl Health {
         let shortened = self.shortened.iter().filter(|s| s.now);
         let late = self.misses_in_a_row >= MISSES_TO_DEGRADE;
         let faults = self.faults.iter().filter_map(Fault::get);
-        let recent = |c: &&Counted| c.ticks_since < COUNTED_DEGRADES_FOR;
-        let recent = self.counted.iter().filter(recent);
+        let recent = |ticks_since: u32| ticks_since < COUNTED_DEGRADES_FOR;
+        let counted = self.counted.iter().filter(move |c| recent(c.ticks_since));
+        let broken = self.undecodable.iter();
+        let broken = broken.filter(move |t| recent(t.ticks_since));
         let not_finite = "results are not numbers: look at the weights";
         missing
             .map(|r| r.reason.as_str())
             .chain(self.not_finite.then_some(not_finite))
+            .chain(broken.map(|t| t.reason.as_str()))
             .chain(shortened.map(|s| s.reason.as_str()))
             .chain(late.then_some("deadlines missed in a row"))
             .chain(faults)
-            .chain(recent.map(|c| c.reason))
+            .chain(counted.map(|c| c.reason))
     }
+}
+
+/// Ticks since a count last grew.
+fn note_growth(now: u64, seen: &mut u64, ticks_since: &mut u32) {
+    *ticks_since = match now > *seen {
+        true => 0,
+        false => ticks_since.saturating_add(1),
+    };
+    *seen = now;
 }

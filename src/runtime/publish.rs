@@ -50,7 +50,8 @@ impl Runtime {
         });
         let met = !live || self.record.end_to_end_ns() <= self.deadline_ns;
         self.misses += u64::from(!met);
-        self.health.update(&self.engine, planned.plan, met);
+        let ledger = self.aligner.ledger();
+        self.health.update(&self.engine, ledger, planned.plan, met);
         let (state, reasons) = (self.health.state(), self.health.reasons());
         // This tick is done with its health message, the last thing it must say.
         self.record.set_health(state, reasons, self.ticks + 1);

@@ -3,7 +3,9 @@
 
 use super::until_failure::UntilFailure;
 use super::{Channel, Output, Sink, SinkError, thumbnail};
+use crate::new_file::{self, PendingName};
 use crate::proto;
+use crate::timing::sidecar_path;
 use foxglove::Encode;
 use foxglove::messages::CompressedImage;
 use std::borrow::Cow;
@@ -18,11 +20,12 @@ const CHUNK_BYTES: u64 = 1 << 20;
 /// Fused frames after which the file is flushed, a second at ten a second: what a crash may lose at most.
 const FLUSH_EVERY: u64 = 10;
 
-/// Writes one output log.
+/// Writes one output log, which takes its name with the first output: a run that never begins leaves the log before as it was.
 pub struct McapFile {
     path: PathBuf,
     prefix: String,
     writer: LogWriter,
+    name: PendingName,
     channels: HashMap<Channel, (u16, u32)>,
     frames: u64,
     /// Finished, or failed: nothing more is written, since after half a record nothing could be read.
@@ -32,13 +35,16 @@ pub struct McapFile {
 /// What writes a log; after a failure the file is left as it is.
 pub(crate) type LogWriter = mcap::Writer<BufWriter<UntilFailure<File>>>;
 
-/// Creates an MCAP file of compressed chunks, replacing an older one.
-pub(crate) fn create_log(path: &Path, chunk_bytes: u64) -> Result<LogWriter, SinkError> {
-    let file = File::create(path).map_err(|source| SinkError::Io {
+/// Creates an MCAP file of compressed chunks; with its name it replaces an older one.
+pub(crate) fn create_log(
+    path: &Path,
+    chunk_bytes: u64,
+) -> Result<(LogWriter, PendingName), SinkError> {
+    let (file, name) = new_file::create(path).map_err(|source| SinkError::Io {
         path: path.to_owned(),
         source,
     })?;
-    mcap::WriteOptions::new()
+    let writer = mcap::WriteOptions::new()
         .chunk_size(Some(chunk_bytes))
         .compression(Some(mcap::Compression::Lz4))
         .profile("")
@@ -47,11 +53,12 @@ pub(crate) fn create_log(path: &Path, chunk_bytes: u64) -> Result<LogWriter, Sin
         .map_err(|source| SinkError::Mcap {
             path: path.to_owned(),
             source,
-        })
+        })?;
+    Ok((writer, name))
 }
 
 impl McapFile {
-    /// Creates the file, replacing an older one. `facts` become the metadata record `umm.run`.
+    /// Creates the file; with the first output it replaces an older one. `facts` become the metadata record `umm.run`.
     ///
     /// # Errors
     /// [`SinkError`] when the file cannot be written.
@@ -60,7 +67,7 @@ impl McapFile {
         prefix: &str,
         facts: BTreeMap<String, String>,
     ) -> Result<McapFile, SinkError> {
-        let mut writer = create_log(path, CHUNK_BYTES)?;
+        let (mut writer, name) = create_log(path, CHUNK_BYTES)?;
         writer
             .write_metadata(&mcap::records::Metadata {
                 name: "umm.run".to_owned(),
@@ -74,6 +81,7 @@ impl McapFile {
             path: path.to_owned(),
             prefix: prefix.to_owned(),
             writer,
+            name,
             channels: HashMap::new(),
             frames: 0,
             closed: false,
@@ -122,6 +130,7 @@ impl Sink for McapFile {
                 path: self.path.clone(),
             });
         }
+        self.take_name()?;
         let written = self.write(output);
         self.closed = written.is_err();
         written
@@ -130,6 +139,7 @@ impl Sink for McapFile {
     fn finish(&mut self) -> Result<(), SinkError> {
         if !self.closed {
             self.closed = true;
+            self.take_name()?;
             self.writer.finish().map_err(|e| self.error(e))?;
         }
         Ok(())
@@ -137,6 +147,19 @@ impl Sink for McapFile {
 }
 
 impl McapFile {
+    /// Replaces an older log, and its measured times with it: they would be taken for this one's.
+    fn take_name(&mut self) -> Result<(), SinkError> {
+        let taken = self.name.take().map_err(|source| SinkError::Io {
+            path: self.path.clone(),
+            source,
+        })?;
+        if taken {
+            // One that cannot be removed cannot be written either, which is said at the end.
+            let _ = std::fs::remove_file(sidecar_path(&self.path));
+        }
+        Ok(())
+    }
+
     fn write(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
         let payload = match output.channel {
             Channel::Thumbnail => Cow::Owned(thumbnail::encode(output)),

@@ -13,6 +13,7 @@ pub mod watched;
 #[cfg(feature = "zenoh")]
 pub mod zenoh;
 
+use crate::causes::WithCauses;
 use crate::output::Messages;
 use crate::output::record::TickRecord;
 use std::path::PathBuf;
@@ -131,7 +132,7 @@ pub enum SinkError {
         source: std::io::Error,
     },
     /// Writing MCAP.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", path.display(), WithCauses(source))]
     Mcap {
         /// The file.
         path: PathBuf,

@@ -1,6 +1,8 @@
 //! Records what a live run receives, as an MCAP log of its own: any tool reads it, and a replay that follows the run's
 //! journal needs it. Callbacks hand messages over without waiting; a thread writes them.
 
+use crate::causes::WithCauses;
+use crate::new_file::PendingName;
 use crate::sink::SinkError;
 use crate::sink::mcap_file::{LogWriter, create_log};
 use crate::sink::watched::Fault;
@@ -109,7 +111,7 @@ impl Recording {
     /// # Errors
     /// [`SinkError`] when the file cannot be created.
     pub fn create(path: &Path) -> Result<(Recorder, Recording), SinkError> {
-        let writer = create_log(path, CHUNK_BYTES)?;
+        let (writer, name) = create_log(path, CHUNK_BYTES)?;
         let shared = Arc::new(Shared {
             queue: ArrayQueue::new(MAX_WAITING),
             counts: Counts::default(),
@@ -119,6 +121,7 @@ impl Recording {
         let mut file = RecordingFile {
             path: path.to_owned(),
             writer,
+            name,
             channels: Vec::new(),
             written: 0,
         };
@@ -159,6 +162,8 @@ impl Recording {
 struct RecordingFile {
     path: PathBuf,
     writer: LogWriter,
+    /// Taken with the first message, or at the end.
+    name: PendingName,
     channels: Vec<(Arc<RecordedChannel>, u16)>,
     written: u64,
 }
@@ -185,12 +190,14 @@ impl RecordingFile {
             }
             if let Some(failure) = &failure {
                 let path = self.path.display();
-                shared.fault.set(format!("recording: {path}: {failure}"));
+                let why = WithCauses(failure);
+                shared.fault.set(format!("recording: {path}: {why}"));
             }
             if stopping {
                 // After half a record nothing could be read: a failed file is left as it is.
                 if failure.is_none() {
-                    failure = self.writer.finish().err();
+                    let named = self.name.take().map_err(mcap::McapError::from);
+                    failure = named.and_then(|_| self.writer.finish()).err();
                 }
                 return RecordingEnd {
                     written: self.written,
@@ -214,6 +221,7 @@ impl RecordingFile {
         let Some(channel_id) = self.channel(&message.channel)? else {
             return Ok(false);
         };
+        self.name.take()?;
         let header = mcap::records::MessageHeader {
             channel_id,
             // MCAP counts in 32 bits.

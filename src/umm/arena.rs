@@ -28,14 +28,15 @@ pub struct Reservation {
     pub bytes: usize,
 }
 
-/// The arena does not fit its limit.
+/// Arena and moments do not fit their limit.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(
-    "the arena needs {needed_mib} MiB, over `engine.memory_limit_mib` = {limit_mib}; largest: {largest}. \
-     Raise the limit, or lower `window_ms`, `capacity` or the topics' rates"
+    "the arena needs {arena_mib} MiB and the moments {moments_mib}, over `engine.memory_limit_mib` = {limit_mib}; largest of the arena: \
+     {largest}. Raise the limit, or lower `window_ms`, `capacity`, `moments` or the topics' rates"
 )]
 pub struct ArenaTooLarge {
-    needed_mib: usize,
+    arena_mib: usize,
+    moments_mib: usize,
     limit_mib: usize,
     largest: String,
 }
@@ -87,18 +88,19 @@ impl ArenaPlan {
         &self.reservations
     }
 
-    /// Checks the sum against a limit in MiB.
+    /// Checks the sum, and the bytes of moments that lie beside the arena, against a limit in MiB.
     ///
     /// # Errors
     /// [`ArenaTooLarge`], naming the largest reservation.
-    pub fn check(&self, limit_mib: usize) -> Result<(), ArenaTooLarge> {
-        let needed_mib = self.bytes().div_ceil(1 << 20);
-        if needed_mib <= limit_mib {
+    pub fn check(&self, moment_bytes: usize, limit_mib: usize) -> Result<(), ArenaTooLarge> {
+        let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+        if mib(self.bytes().saturating_add(moment_bytes)) <= limit_mib {
             return Ok(());
         }
         let largest = self.reservations.iter().max_by_key(|r| r.bytes);
         Err(ArenaTooLarge {
-            needed_mib,
+            arena_mib: mib(self.bytes()),
+            moments_mib: mib(moment_bytes),
             limit_mib,
             largest: largest.map_or_else(String::new, |r| {
                 format!("{} ({} MiB)", r.name, r.bytes.div_ceil(1 << 20))

@@ -29,11 +29,13 @@ pub enum Reason {
     Jitter,
     /// Telemetry: all values the same for long.
     Stuck,
+    /// Telemetry: messages without one of the signals.
+    Incomplete,
 }
 
 impl Reason {
     /// All.
-    pub const ALL: [Reason; 10] = [
+    pub const ALL: [Reason; 11] = [
         Reason::UnderExposed,
         Reason::OverExposed,
         Reason::Blurred,
@@ -44,6 +46,7 @@ impl Reason {
         Reason::Gap,
         Reason::Jitter,
         Reason::Stuck,
+        Reason::Incomplete,
     ];
 
     /// As outputs name it.
@@ -59,6 +62,7 @@ impl Reason {
             Reason::Gap => "gap",
             Reason::Jitter => "jitter",
             Reason::Stuck => "stuck",
+            Reason::Incomplete => "incomplete",
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Telemetry quality: gaps, jitter, stuck values.
+//! Telemetry quality: gaps, jitter, stuck values, signals that do not come.
 
 use super::{Quality, Reason};
 use crate::archive::{Archive, Archived};
@@ -8,6 +8,9 @@ const GAP_PERIODS: f64 = 5.0;
 
 /// Pauses are never gaps below this: a tick may take the newest of many messages.
 const LEAST_GAP_NS: u64 = 250_000_000;
+
+/// A signal that has not come for so long, while messages did, is missing: messages may bring their signals in turns.
+const INCOMPLETE_AFTER_NS: u64 = 1_000_000_000;
 
 /// Mean deviation of the spacing, relative to its mean, beyond which messages come unevenly.
 const UNEVEN: f64 = 0.75;
@@ -26,6 +29,8 @@ pub struct TelemetryQuality {
     deviation_ns: f64,
     spacings: u32,
     values: Vec<f64>,
+    /// When each signal came last; before it ever did, the first message.
+    came_ns: Vec<u64>,
     unchanged_since_ns: u64,
     gap: bool,
     stuck: bool,
@@ -42,6 +47,7 @@ impl TelemetryQuality {
             deviation_ns: 0.0,
             spacings: 0,
             values: vec![f64::NAN; signals],
+            came_ns: vec![0; signals],
             unchanged_since_ns: 0,
             gap: false,
             stuck: false,
@@ -57,6 +63,17 @@ impl TelemetryQuality {
             if !self.gap {
                 self.observe_spacing(spacing_ns as f64);
             }
+        }
+        if self.last_ns.is_none() {
+            self.came_ns.fill(capture_ns);
+        }
+        for (came_ns, _) in self
+            .came_ns
+            .iter_mut()
+            .zip(values)
+            .filter(|(_, v)| !v.is_nan())
+        {
+            *came_ns = capture_ns;
         }
         let same = |(a, b): (&f64, &f64)| a.to_bits() == b.to_bits();
         if self.last_ns.is_none() || !self.values.iter().zip(values).all(same) {
@@ -91,6 +108,14 @@ impl TelemetryQuality {
         if self.spacings > SETTLED && self.deviation_ns > UNEVEN * self.mean_ns {
             quality.lower(0.7, Reason::Jitter);
         }
+        let incomplete_after_ns = self.gap_after_ns.max(INCOMPLETE_AFTER_NS);
+        let missing = |came_ns: &u64| {
+            self.last_ns
+                .is_some_and(|last| last.saturating_sub(*came_ns) > incomplete_after_ns)
+        };
+        if self.came_ns.iter().any(missing) {
+            quality.lower(0.5, Reason::Incomplete);
+        }
         if self.stuck {
             quality.lower(0.3, Reason::Stuck);
         }
@@ -104,6 +129,7 @@ impl TelemetryQuality {
         archive.number("spacing", &mut self.deviation_ns)?;
         archive.number("spacing", &mut self.spacings)?;
         archive.slice("values", &mut self.values)?;
+        archive.slice("values", &mut self.came_ns)?;
         archive.number("unchanged", &mut self.unchanged_since_ns)?;
         archive.flag("gap", &mut self.gap)?;
         archive.flag("stuck", &mut self.stuck)
@@ -120,6 +146,7 @@ impl TelemetryQuality {
             gap: false,
             stuck: false,
             values: std::mem::take(&mut self.values),
+            came_ns: std::mem::take(&mut self.came_ns),
             ..*self
         };
     }
@@ -156,5 +183,24 @@ mod tests {
         let uneven = (0..100).map(|i| i / 10 * 10 * PERIOD_NS + i % 10);
         let (state, last) = run(uneven, moving);
         assert!(state.quality(last).has(Reason::Jitter));
+    }
+
+    #[test]
+    fn a_signal_that_does_not_come_is_noticed() {
+        // Which of two signals a message has.
+        let run = |has: &dyn Fn(u64) -> [bool; 2]| {
+            let mut state = TelemetryQuality::new(50.0, 2, 0);
+            for i in 0..200 {
+                let value = |has: bool| if has { i as f64 } else { f64::NAN };
+                state.observe(i * PERIOD_NS, &has(i).map(value));
+            }
+            state.quality(199 * PERIOD_NS)
+        };
+        assert_eq!(run(&|_| [true, true]), Quality::GOOD);
+        assert!(run(&|_| [true, false]).has(Reason::Incomplete));
+        assert!(run(&|i| [true, i < 100]).has(Reason::Incomplete));
+        // In turns, and after a pause.
+        assert_eq!(run(&|i| [i % 2 == 0, i % 2 == 1]), Quality::GOOD);
+        assert_eq!(run(&|i| [true, i > 190]), Quality::GOOD);
     }
 }

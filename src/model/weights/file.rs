@@ -3,6 +3,7 @@
 use super::{NarrowMatrix, SCALE_SUFFIX, Tensor, Values, Weights, WeightsError, is_matrix};
 use crate::backend::narrow::NarrowWeights;
 use crate::model::spec::{ModelSpec, SPEC_KEY};
+use crate::new_file;
 use bytemuck::Pod;
 use memmap2::{Advice, Mmap};
 use safetensors::SafeTensorError;
@@ -148,15 +149,22 @@ impl Weights {
                 source,
             });
         }
+        let io = |source| WeightsError::Io {
+            path: path.to_owned(),
+            source,
+        };
         let (views, metadata) = self.as_file()?;
-        let written = safetensors::serialize_to_file(views, Some(metadata), path);
+        let (file, mut name) = new_file::create(path).map_err(io)?;
+        let permissions = file.metadata().map_err(io)?.permissions();
+        // The library puts a file of its own there, which only its owner may read.
+        let written = safetensors::serialize_to_file(views, Some(metadata), name.place());
         written.map_err(|error| match error {
-            SafeTensorError::IoError(source) => WeightsError::Io {
-                path: path.to_owned(),
-                source,
-            },
+            SafeTensorError::IoError(source) => io(source),
             error => unwritable(error),
-        })
+        })?;
+        std::fs::set_permissions(name.place(), permissions).map_err(io)?;
+        name.take().map_err(io)?;
+        Ok(())
     }
 
     /// Tensors and metadata as the library takes them.
