@@ -5,7 +5,7 @@
 
 pub mod record;
 
-use crate::config::Config;
+use crate::config::{Config, TopicConfig};
 use crate::frontend::quality;
 use crate::governor::Plan;
 use crate::model::network::DIGEST_STAGES;
@@ -48,55 +48,51 @@ pub struct Messages {
 /// How many messages a tick has.
 pub const MESSAGES: u64 = 4;
 
+/// A frame with all that stays from tick to tick.
+fn frame_of(config: &Config, spec: &ModelSpec) -> proto::FusedFrame {
+    let scores = |names: &[String]| {
+        let score = |name: &String| proto::ClassScore {
+            name: name.clone(),
+            score: 0.0,
+        };
+        names.iter().map(score).collect()
+    };
+    let value = |name: &String| proto::NamedValue {
+        name: name.clone(),
+        value: 0.0,
+    };
+    let modality = |m: &Modality| proto::ModalityState {
+        modality: m.name().to_owned(),
+        quality_reasons: Vec::with_capacity(quality::Reason::ALL.len()),
+        ..Default::default()
+    };
+    let topic = |t: &TopicConfig| proto::TopicState {
+        topic: t.name.clone(),
+        modality: t.kind.name().to_owned(),
+        ..Default::default()
+    };
+    proto::FusedFrame {
+        model: spec.name.clone(),
+        trained: spec.trained,
+        events: scores(&spec.events),
+        scene: scores(&spec.scenes),
+        motion: spec.motion.iter().map(value).collect(),
+        caption: Some(proto::Caption::default()),
+        embedding: vec![0.0; spec.embedding_dim],
+        modalities: Modality::ALL.iter().map(modality).collect(),
+        topics: config.topics.iter().map(topic).collect(),
+        plan: Some(proto::Plan::default()),
+        budget: Some(proto::Budget {
+            deadline_ns: config.deadline_ns(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
 impl Messages {
     /// Messages for a configuration and a model.
     pub fn new(config: &Config, spec: &ModelSpec) -> Messages {
-        let scores = |names: &[String]| {
-            let score = |name: &String| proto::ClassScore {
-                name: name.clone(),
-                score: 0.0,
-            };
-            names.iter().map(score).collect()
-        };
-        let frame = proto::FusedFrame {
-            model: spec.name.clone(),
-            trained: spec.trained,
-            events: scores(&spec.events),
-            scene: scores(&spec.scenes),
-            motion: spec
-                .motion
-                .iter()
-                .map(|name| proto::NamedValue {
-                    name: name.clone(),
-                    value: 0.0,
-                })
-                .collect(),
-            caption: Some(proto::Caption::default()),
-            embedding: vec![0.0; spec.embedding_dim],
-            modalities: Modality::ALL
-                .iter()
-                .map(|m| proto::ModalityState {
-                    modality: m.name().to_owned(),
-                    quality_reasons: Vec::with_capacity(quality::Reason::ALL.len()),
-                    ..Default::default()
-                })
-                .collect(),
-            topics: config
-                .topics
-                .iter()
-                .map(|t| proto::TopicState {
-                    topic: t.name.clone(),
-                    modality: t.kind.name().to_owned(),
-                    ..Default::default()
-                })
-                .collect(),
-            plan: Some(proto::Plan::default()),
-            budget: Some(proto::Budget {
-                deadline_ns: config.deadline_ns(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
         let ledger = proto::Ledger {
             topics: config
                 .topics
@@ -119,7 +115,7 @@ impl Messages {
             digest: String::with_capacity(16),
         };
         Messages {
-            frame,
+            frame: frame_of(config, spec),
             journal: proto::JournalEntry {
                 stage_digests: DIGEST_STAGES.iter().map(stage_digest).collect(),
                 ..Default::default()

@@ -1,38 +1,28 @@
 //! `umm run`: live on zenoh.
 
-use super::{Failure, files, print};
+mod disk;
+mod ticks;
+
+use super::{Failure, files};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
-use umm::backend::Backend;
-use umm::backend::cpu::{Cpu, Path as CpuPath};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use ticks::{Begin, Received, run_live};
 use umm::config::{self, Config, LiveConfig};
 use umm::keyframe::Identity;
 use umm::model::weights::Weights;
 use umm::proto::Keyframe;
 use umm::run::{self, on_realtime_thread};
-use umm::runtime::{Mode, RunError, Runtime, run as drive};
-use umm::sink::mcap_file::McapFile;
+use umm::sink::Sink;
 use umm::sink::state_file::StateFile;
 use umm::sink::threaded::ThreadedSink;
-use umm::sink::watched::{Fault, Watched};
-use umm::sink::zenoh::{ZenohSink, health_reporter};
-use umm::sink::{Channel, Output, Sink, SinkError, Tee};
-use umm::source::Inlet;
-use umm::source::recorder::{Recorder, Recording, RecordingEnd};
-use umm::source::sensor_clock::SensorClock;
-use umm::source::zenoh::ZenohSource;
-use umm::time::{NS_PER_MS, WallClock};
-use umm::watchdog::{Pulse, Watchdog};
+use umm::sink::watched::Watched;
+use umm::sink::zenoh::ZenohSink;
+use umm::source::recorder::{Recording, RecordingEnd};
+use umm::time::NS_PER_MS;
 use umm::zenoh_session;
-
-/// Periods for which the tick loop may stand still before the watchdog speaks.
-const WATCHDOG_PERIODS: u32 = 5;
-
-/// At least this long: the loop sleeps up to 50 ms.
-const LEAST_PATIENCE: Duration = Duration::from_millis(250);
 
 #[derive(Args)]
 pub struct Endpoints {
@@ -131,48 +121,23 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
         config.engine.weights = Some(weights.clone());
     }
     check_files(arguments, config.engine.weights.as_deref())?;
-    let (wait_ms, deadline_ms) = (config.engine.max_wait_ms, config.deadline_ns() / NS_PER_MS);
-    if wait_ms >= deadline_ms {
-        say!(
-            "warning: max_wait_ms = {wait_ms} leaves nothing of the deadline of {deadline_ms} ms: a tick that waits for a late sensor misses it"
-        );
-    }
+    warn_of_waiting(&config);
     let weights = run::weights(&config)?;
     let stop = stop_flag()?;
     let session = zenoh_session::open(&config.live)?;
-    let network = Watched::new(ZenohSink::declare(&session, &config.live.prefix)?);
-    let mut faults = vec![network.fault()];
-    let mut disk: Vec<Box<dyn Sink>> = Vec::new();
     let restored = restored(arguments, &config, &weights);
-    if let Some(out) = &arguments.out {
-        let mut facts = run::facts(&config, &weights, "live");
-        // Digests depend on fused multiply-add; a live run is of one machine anyway.
-        facts.insert(
-            "backend".to_owned(),
-            Cpu::with_precision(CpuPath::Fast, config.engine.precision).name(),
-        );
-        let mut file = McapFile::create(out, &config.live.prefix, facts)?;
-        if let Some(keyframe) = &restored {
-            // What the run begins with is an input of it.
-            file.publish(&keyframe_output(keyframe, &umm::keyframe::encode(keyframe)))?;
-        }
-        let file = Watched::new(OutputLog {
-            file,
-            keyframes: arguments.keyframes,
-        });
-        faults.push(file.fault());
-        disk.push(Box::new(file));
-    }
-    if let Some(state) = &arguments.state {
-        let state = Watched::new(StateFile::new(state));
-        faults.push(state.fault());
-        disk.push(Box::new(state));
-    }
+    let mut faults = Vec::new();
+    let network = Watched::new(ZenohSink::declare(&session, &config.live.prefix)?);
+    faults.push(network.fault());
     // The disk may stand still: the network does not wait for it.
     let mut stages: Vec<Box<dyn Sink>> = vec![Box::new(network)];
-    if !disk.is_empty() {
-        stages.push(Box::new(Tee(disk)));
-    }
+    stages.extend(disk::sinks(
+        arguments,
+        &config,
+        &weights,
+        restored.as_ref(),
+        &mut faults,
+    )?);
     let sink = ThreadedSink::stages(stages, &config, &weights.spec)?;
     let dropped = sink.dropped();
     let (recorder, recording) = match &arguments.record {
@@ -201,7 +166,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
             session: &session,
             recorder: recorder.as_ref(),
         };
-        live(&config, weights, &received, sink, &begin, &stop).map_err(|e| e.to_string())
+        run_live(&config, weights, &received, sink, &begin, &stop).map_err(|e| e.to_string())
     })?;
     // Whatever the run came to, what was received is kept.
     if let (Some(recording), Some(path)) = (recording, &arguments.record) {
@@ -212,6 +177,16 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
         say!("wrote {}", out.display());
     }
     Ok(())
+}
+
+/// Says so where a tick that waits for a late sensor cannot keep its deadline.
+fn warn_of_waiting(config: &Config) {
+    let (wait_ms, deadline_ms) = (config.engine.max_wait_ms, config.deadline_ns() / NS_PER_MS);
+    if wait_ms >= deadline_ms {
+        say!(
+            "warning: max_wait_ms = {wait_ms} leaves nothing of the deadline of {deadline_ms} ms: a tick that waits for a late sensor misses it"
+        );
+    }
 }
 
 fn print_recording(end: RecordingEnd, path: &Path) {
@@ -228,52 +203,6 @@ fn print_recording(end: RecordingEnd, path: &Path) {
     }
 }
 
-/// Where a live run's messages come from, and where they are recorded.
-struct Received<'a> {
-    session: &'a zenoh::Session,
-    recorder: Option<&'a Recorder>,
-}
-
-/// How a live run begins and ends.
-struct Begin {
-    faults: Vec<Fault>,
-    /// Outputs that found no buffer free.
-    dropped: Arc<AtomicU64>,
-    /// Messages that were not recorded.
-    not_recorded: Option<Arc<AtomicU64>>,
-    restored: Option<Keyframe>,
-    keyframes: bool,
-    limit: Option<Duration>,
-}
-
-/// The output log, which may leave keyframes to the state file.
-struct OutputLog {
-    file: McapFile,
-    keyframes: bool,
-}
-
-impl Sink for OutputLog {
-    fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
-        match output.channel {
-            Channel::Keyframe if !self.keyframes => Ok(()),
-            _ => self.file.publish(output),
-        }
-    }
-
-    fn finish(&mut self) -> Result<(), SinkError> {
-        self.file.finish()
-    }
-}
-
-fn keyframe_output<'a>(keyframe: &Keyframe, payload: &'a [u8]) -> Output<'a> {
-    Output {
-        channel: Channel::Keyframe,
-        publish_time_ns: keyframe.clock_ns,
-        about_time_ns: keyframe.tick_time_ns,
-        payload,
-    }
-}
-
 /// The keyframe of an earlier run, where there is a usable one; why not is said, and the run begins cold.
 fn restored(arguments: &RunArguments, config: &Config, weights: &Weights) -> Option<Keyframe> {
     let state = arguments.state.as_ref()?;
@@ -286,143 +215,4 @@ fn restored(arguments: &RunArguments, config: &Config, weights: &Weights) -> Opt
         say!("warning: begins without the earlier context: {error}");
         None
     })
-}
-
-/// The live tick thread, start to end.
-fn live(
-    config: &Config,
-    weights: Weights,
-    received: &Received<'_>,
-    sink: ThreadedSink,
-    how: &Begin,
-    stop: &Arc<AtomicBool>,
-) -> Result<(), run::Error> {
-    let (inlet, queues) = Inlet::new(config);
-    let clock = SensorClock::new(config);
-    let backend = Box::new(Cpu::with_precision(CpuPath::Fast, config.engine.precision));
-    let stopwatch = Box::new(WallClock::new());
-    let mut runtime = Runtime::new(
-        config,
-        &weights,
-        backend,
-        queues,
-        Box::new(sink),
-        Mode::Live,
-        stopwatch,
-    )?;
-    print::engine(&weights, &runtime);
-    // The backend has its own: the file's pages are not to be locked with them.
-    drop(weights);
-    for fault in &how.faults {
-        runtime.watch(fault.clone());
-    }
-    runtime.watch_count(
-        "outputs are dropped: a disk or the network is too slow",
-        Arc::clone(&how.dropped),
-    );
-    runtime.watch_count(
-        "the sensors' clock was set anew: their stamps have leapt, or all of them came late",
-        clock.steps(),
-    );
-    if let Some(dropped) = &how.not_recorded {
-        runtime.watch_count(
-            "messages are not recorded: the disk is too slow for them, or full",
-            Arc::clone(dropped),
-        );
-    }
-    if let Some(keyframe) = &how.restored {
-        match runtime.restart(keyframe) {
-            Ok(()) => say!(
-                "goes on after tick {} of epoch {}",
-                keyframe.tick,
-                keyframe.epoch
-            ),
-            Err(error) => say!("warning: begins without the earlier context: {error}"),
-        }
-    }
-    if how.keyframes {
-        runtime.take_keyframes(config.keyframe_every_ticks())?;
-    }
-    let mut source = ZenohSource::subscribe(
-        received.session,
-        &inlet,
-        clock.clone(),
-        Arc::clone(stop),
-        received.recorder,
-    )?;
-    say!(
-        "running: {} topics, outputs under {}/",
-        config.topics.len(),
-        config.live.prefix
-    );
-    if config.realtime.lock_memory {
-        match umm::realtime::lock_memory() {
-            Ok(()) => say!("memory is locked"),
-            Err(line) => say!("warning: {line}"),
-        }
-    }
-    let pulse = Pulse::default();
-    let patience = WATCHDOG_PERIODS * Duration::from_millis(config.engine.period_ms);
-    let reporter =
-        health_reporter(received.session, &config.live.prefix).map_err(RunError::from)?;
-    let _watchdog = Watchdog::start(&pulse, patience.max(LEAST_PATIENCE), reporter)
-        .map_err(|e| RunError::Sink(SinkError::Transport(format!("no watchdog thread: {e}"))))?;
-    let begin = Instant::now();
-    let mut announced = false;
-    let ended = drive(&mut source, &clock, &mut runtime, &mut |_, runtime| {
-        pulse.beat(runtime.ticks());
-        if !announced && runtime.ticks() > 0 {
-            announced = true;
-            say!("first tick published");
-        }
-        if how.limit.is_some_and(|limit| begin.elapsed() >= limit) {
-            stop.store(true, Ordering::Release);
-        }
-        Ok(())
-    });
-    print_end(config, &mut runtime, &clock);
-    let dropped = how.dropped.load(Ordering::Relaxed);
-    if dropped > 0 {
-        say!("warning: {dropped} outputs were dropped: sinks were too slow");
-    }
-    for fault in how.faults.iter().filter_map(Fault::get) {
-        say!("warning: {fault}");
-    }
-    Ok(ended?)
-}
-
-/// What the run has come to.
-fn print_end(config: &Config, runtime: &mut Runtime, clock: &SensorClock) {
-    let total = runtime.timing().total();
-    let lead = runtime.timing().lead();
-    say!(
-        "\nstopped after {} ticks: {:.1} ms a tick (p99 {:.1}), capture to publish {:.1} ms (p99 {:.1}), {} deadlines missed",
-        runtime.ticks(),
-        total.p50_us * 1e-3,
-        total.p99_us * 1e-3,
-        lead.p50_us * 1e-3,
-        lead.p99_us * 1e-3,
-        runtime.misses()
-    );
-    let plans = runtime.ticks_of_plan().filter(|(_, ticks)| *ticks > 0);
-    let plans: Vec<String> = plans
-        .map(|(plan, ticks)| format!("{} {ticks}", plan.name()))
-        .collect();
-    say!("ticks of each plan: {}", plans.join(", "));
-    let heap = runtime.heap_use();
-    if let Some(last) = heap.last {
-        say!(
-            "ticks whose thread allocated: {}, all of them among the first {last}",
-            heap.ticks
-        );
-    }
-    if clock.offset_ns() != 0 {
-        let hours = clock.offset_ns() as f64 * 1e-9 / 3600.0;
-        say!("capture times came from a clock {hours:.1} h behind this machine's");
-    }
-    print::ledger(config, runtime.ledger());
-    let missing = runtime.engine().signals_that_never_came();
-    for missing in print::missing_signals(config, missing) {
-        say!("warning: {missing}");
-    }
 }

@@ -126,19 +126,27 @@ fn nobody_waits_for_a_thread_that_has_not_begun() {
 #[test]
 fn a_part_that_panics_is_heard_of_after_all_have_ended() {
     let pool = pool(2);
-    for bad in [0, 1] {
-        let mut parts = [0, 1, 0, 0];
+    for bad in 0..4 {
+        let (begun, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             pool.enter(|| {
-                let count = AtomicUsize::new(0);
-                for_each_part(&mut parts, |part| {
-                    assert!(
-                        count.fetch_add(1, Ordering::Relaxed) > 4 || *part != bad,
-                        "as told"
-                    );
+                for_each_part(&mut [0, 1, 2, 3], |part| {
+                    assert!(*part != bad, "as told");
+                    begun.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                    ended.fetch_add(1, Ordering::Relaxed);
                 });
             });
         }));
         assert!(result.is_err(), "part {bad}");
+        // Nobody works on parts that are gone by now.
+        let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+        assert_eq!(count(&begun), count(&ended), "part {bad}");
+        // And the pool is as good as before.
+        pool.enter(|| {
+            let mut parts = [0; 9];
+            for_each_part(&mut parts, |part| *part += 1);
+            assert_eq!(parts, [1; 9]);
+        });
     }
 }

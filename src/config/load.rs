@@ -185,6 +185,10 @@ fn check_engine(engine: &EngineConfig) -> Result<(), (&'static str, String)> {
         let reason = format!("moments = {} is over {MOST_MOMENTS}", engine.moments);
         return Err(("moments", reason));
     }
+    check_times(engine)
+}
+
+fn check_times(engine: &EngineConfig) -> Result<(), (&'static str, String)> {
     const LONGEST_MS: u64 = 3_600_000;
     for (key, value) in [
         ("deadline_ms", engine.deadline_ms.unwrap_or(0)),
@@ -311,8 +315,22 @@ fn check_topic(topic: &TopicConfig) -> Result<(), (&'static str, String)> {
         let reason = format!("max_pixels must lie in 1..={MAX_PIXELS}");
         return Err(("max_pixels", reason));
     }
+    check_kind(topic)?;
+    for (name, signal) in &topic.signals {
+        if !(signal.scale.is_finite() && signal.scale != 0.0 && signal.offset.is_finite()) {
+            return Err((
+                "signals",
+                format!("signal {name}: `scale` must be finite and not 0, `offset` finite"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What topics of one kind need, and those of others must not have.
+fn check_kind(topic: &TopicConfig) -> Result<(), (&'static str, String)> {
     let of_one_kind = [
-        ("max_pixels", pixels.is_some(), Modality::Camera),
+        ("max_pixels", topic.max_pixels.is_some(), Modality::Camera),
         (
             "max_block_ms",
             topic.max_block_ms.is_some(),
@@ -346,14 +364,6 @@ fn check_topic(topic: &TopicConfig) -> Result<(), (&'static str, String)> {
             "audio",
             "only audio topics have an `audio` format".to_owned(),
         ));
-    }
-    for (name, signal) in &topic.signals {
-        if !(signal.scale.is_finite() && signal.scale != 0.0 && signal.offset.is_finite()) {
-            return Err((
-                "signals",
-                format!("signal {name}: `scale` must be finite and not 0, `offset` finite"),
-            ));
-        }
     }
     Ok(())
 }

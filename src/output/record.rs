@@ -17,12 +17,12 @@ const USUAL_ERROR_BYTES: usize = 192;
 /// Longest reason of a run's health, the topic's name in it left out.
 pub(super) const MAX_REASON_BYTES: usize = 64;
 
-/// Reasons in a health message that are about no topic, beside two of each: missing, context shortened.
+/// Reasons in a health message that are about no topic, beside three of each: missing, not decodable, context shortened.
 const RUN_REASONS: usize = 8;
 
 /// Reasons a health message can have at once.
 pub(super) fn most_reasons(topics: usize) -> usize {
-    2 * topics + RUN_REASONS
+    3 * topics + RUN_REASONS
 }
 
 /// The caption as far as it is written.

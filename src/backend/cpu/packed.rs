@@ -151,38 +151,57 @@ impl Call<'_> {
                 };
                 let weights = &weights[from * width..to * width];
                 let x = &self.x[from / DEPTH_BLOCK * out.rows() * ROW_STRIDE..];
-                let next = weights.as_ptr_range().end;
-                let alone = out.rows() <= S::ROWS;
-                let (mut row, mut asked) = (0, 0);
-                while row < out.rows() {
-                    let n = even_block(out.rows() - row, S::ROWS);
-                    // The next weights are asked for over the first tiles, or along with these where there is only one.
-                    let prefetch = match asked {
-                        _ if alone => Prefetch::Stream,
-                        _ if own && asked < ACROSS => {
-                            Prefetch::Lines(next.wrapping_add(asked * DEPTH_BLOCK * LANES))
-                        }
-                        _ => Prefetch::Nothing,
-                    };
-                    asked += 1;
-                    let rows = &x[row * ROW_STRIDE..(row + n) * ROW_STRIDE];
-                    with_tile_rows!(n, S::ROWS, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
-                        // SAFETY: `rows` holds `M` rows, `weights` `to - from` times `ACROSS` vectors; the rest by the caller.
-                        unsafe {
-                            let mut b = [weights.as_ptr(); ACROSS];
-                            for (across, b) in b.iter_mut().enumerate() {
-                                *b = b.add(across * LANES);
-                            }
-                            let mut sums = [[S::splat(0.0); ACROSS]; M];
-                            tile(&mut sums, rows.as_ptr(), b, width, to - from, prefetch);
-                            for (m, sums) in sums.iter().enumerate() {
-                                finish.write(sums, out.part(row + m, panel * width, width));
-                            }
-                        }
-                    });
-                    row += n;
-                }
+                // SAFETY: by the caller.
+                unsafe { self.multiply_rows::<S, ACROSS>(panel, weights, x, own, &finish) };
             }
+        }
+    }
+
+    /// All rows, `x`, by a panel's weights of one block of channels. The next ones are asked for if the panel is the thread's `own`.
+    ///
+    /// # Safety
+    /// As [`Call::run`].
+    #[inline(always)]
+    unsafe fn multiply_rows<S: F32x16, const ACROSS: usize>(
+        &self,
+        panel: usize,
+        weights: &[f32],
+        x: &[f32],
+        own: bool,
+        finish: &Finish<'_>,
+    ) {
+        let (out, width) = (&self.out, ACROSS * LANES);
+        let depth = weights.len() / width;
+        let next = weights.as_ptr_range().end;
+        let alone = out.rows() <= S::ROWS;
+        let (mut row, mut tiles) = (0, 0);
+        while row < out.rows() {
+            let n = even_block(out.rows() - row, S::ROWS);
+            // Over the first tiles, or along with these weights where there is only one.
+            let prefetch = match tiles {
+                _ if alone => Prefetch::Stream,
+                _ if own && tiles < ACROSS => {
+                    Prefetch::Lines(next.wrapping_add(tiles * DEPTH_BLOCK * LANES))
+                }
+                _ => Prefetch::Nothing,
+            };
+            tiles += 1;
+            let rows = &x[row * ROW_STRIDE..(row + n) * ROW_STRIDE];
+            with_tile_rows!(n, S::ROWS, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
+                // SAFETY: `rows` holds `M` rows, `weights` `depth` times `ACROSS` vectors; the rest by the caller.
+                unsafe {
+                    let mut b = [weights.as_ptr(); ACROSS];
+                    for (across, b) in b.iter_mut().enumerate() {
+                        *b = b.add(across * LANES);
+                    }
+                    let mut sums = [[S::splat(0.0); ACROSS]; M];
+                    tile(&mut sums, rows.as_ptr(), b, width, depth, prefetch);
+                    for (m, sums) in sums.iter().enumerate() {
+                        finish.write(sums, out.part(row + m, panel * width, width));
+                    }
+                }
+            });
+            row += n;
         }
     }
 }
