@@ -89,6 +89,8 @@ pub mod follow;
 
 // The built-in drive, made from a seed.
 pub mod demo;
+// Numbers from a seed: initial weights, and what is measured and compared with.
+pub mod noise;
 // What this machine can do, measured, and what holds it back.
 pub mod doctor;
 // An output log as one self-contained HTML page.

@@ -1,10 +1,10 @@
 //! Whole runs: logs replayed into output logs. What the command line and the tests call.
 
 mod lane;
+mod threads;
 
 use crate::backend::cpu::{Cpu, Path as CpuPath};
-use crate::compute::ComputePool;
-use crate::config::{Config, RealtimeConfig};
+use crate::config::Config;
 use crate::engine::Engine;
 use crate::ledger::Ledger;
 use crate::model::init::initial_weights;
@@ -13,7 +13,6 @@ use crate::model::spec::{DEFAULT_COMPRESSION, ModelSpec, SpecError};
 use crate::model::weights::{Weights, WeightsError};
 use crate::proto::{FusedFrame, Keyframe};
 use crate::queue::QueueReceiver;
-use crate::realtime;
 use crate::runtime::{DueTick, Mode, RunError, Runtime, run_together};
 use crate::sink::{Sink, SinkError};
 use crate::source::mcap_log::{LogEnd, LogSummary};
@@ -23,9 +22,10 @@ use crate::time::{LogClock, WallClock};
 use crate::timing::Timing;
 use arrayvec::ArrayVec;
 use lane::Lane;
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
+
+pub use threads::{on_realtime_thread, on_tick_thread};
 
 /// A run that cannot be started or has failed.
 #[derive(Debug, thiserror::Error)]
@@ -355,64 +355,4 @@ fn assemble(
         opened.clock,
         runtime,
     ))
-}
-
-/// Runs `work` on a new thread that is the first of a pool of `threads`, in which its matrix products run.
-///
-/// # Errors
-/// [`Error::Threads`] when threads cannot be started.
-pub fn on_tick_thread<R: Send>(
-    threads: usize,
-    work: impl FnOnce() -> R + Send,
-) -> Result<R, Error> {
-    on_realtime_thread(threads, &RealtimeConfig::default(), |_| work())
-}
-
-/// As [`on_tick_thread`], its threads scheduled and pinned as configured; `work` is told what the system refused.
-///
-/// # Errors
-/// [`Error::Threads`] when threads cannot be started.
-pub fn on_realtime_thread<R: Send>(
-    threads: usize,
-    realtime: &RealtimeConfig,
-    work: impl FnOnce(Vec<String>) -> R + Send,
-) -> Result<R, Error> {
-    let error = |reason: String| Error::Threads { threads, reason };
-    std::thread::scope(|scope| {
-        let body = move || {
-            let refused = realtime::apply_to_thread(realtime, 0).err();
-            let of_compute = realtime.clone();
-            let pool = ComputePool::start(threads, move |i| {
-                // What it refuses here it has refused the tick thread as well, and that is said.
-                let _ = realtime::apply_to_thread(&of_compute, i);
-                products_stay_on_this_thread();
-            })
-            .map_err(|e| e.to_string())?;
-            products_stay_on_this_thread();
-            Ok(pool.enter(|| work(refused.unwrap_or_default())))
-        };
-        let thread = std::thread::Builder::new()
-            .name("umm-tick".to_owned())
-            .spawn_scoped(scope, body)
-            .map_err(|e| error(e.to_string()))?;
-        match thread.join() {
-            Ok(result) => result.map_err(error),
-            // A defect of ours: let it be seen with its own message and backtrace.
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
-}
-
-/// `rten-gemm` shares its work with the rayon pool it is called in: here one of this thread alone. The parts were made before.
-fn products_stay_on_this_thread() {
-    thread_local! {
-        static ALONE: OnceCell<Option<rayon::ThreadPool>> = const { OnceCell::new() };
-    }
-    let alone = || {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(1)
-            .use_current_thread()
-    };
-    // A thread that is in a pool already stays there.
-    ALONE.with(|pool| pool.get_or_init(|| alone().build().ok()).is_some());
 }

@@ -109,9 +109,9 @@ fn gelu_has_the_same_bits_on_every_instruction_set() {
 fn small_layers_are_as_in_f32_and_attention_is_near() {
     let arena = |path| int8(path, Isa::best(), ARENA_LEN);
     let differences = |tolerance| check(&mut arena(Path::Plain), &mut arena(Path::Fast), tolerance);
-    let mut but_attention = differences(2e-5);
-    but_attention.retain(|d| !d.case.contains("attention"));
-    assert!(but_attention.is_empty(), "{but_attention:#?}");
+    let mut others = differences(2e-5);
+    others.retain(|d| !d.case.contains("attention") && !d.case.contains("cached"));
+    assert!(others.is_empty(), "{others:#?}");
     // Its queries, keys, values and weights are in 8 bits: values of up to 1, a few keys.
     assert!(differences(3e-2).is_empty(), "{:#?}", differences(3e-2));
 }

@@ -274,6 +274,7 @@ fn a_keyframe_holds_it() {
     let other = support::tiny::weights(Some(sizes(2, 4, 2)));
     let error = thaw(&mut network(&other, 24, Path::Fast), last).unwrap_err();
     assert!(matches!(error, ArchiveError::Mismatch { .. }), "{error}");
+    let mut fresh = network(&weights, 24, Path::Fast);
     let mut network = network(&weights, 24, Path::Fast);
     for cut in (0..last.state.len()).step_by(97) {
         let mut short = last.clone();
@@ -286,6 +287,13 @@ fn a_keyframe_holds_it() {
         short.rows.truncate(cut);
         assert!(thaw(&mut network, &short).is_err());
         network.forget();
+    }
+    network.begin_epoch(ORIGIN_NS);
+    // Nothing of them is left: what is kept from now on is what a new network keeps.
+    for tick in &ticks[..9] {
+        let bits = [&mut network, &mut fresh].map(|network| bits(&[step(network, tick)]));
+        assert_eq!(bits[0], bits[1]);
+        assert!(freeze(&mut network) == freeze(&mut fresh));
     }
 }
 

@@ -1,6 +1,8 @@
 //! One checker for every backend: the same calls with the same numbers at boundary sizes, compared
 //! with a reference backend operation by operation.
 
+pub use crate::noise::noise;
+
 use super::kv_cache::KvCache;
 use super::{
     Backend, Epilogue, HeadShape, KvSegment, NormIds, Region, Segments, TableId, Visibility,
@@ -11,6 +13,9 @@ pub const ROWS: [usize; 8] = [0, 1, 2, 3, 7, 16, 17, 49];
 
 /// Widths every operation is tried with, multiples of eight as head sizes are.
 pub const WIDTHS: [usize; 5] = [8, 24, 32, 128, 136];
+
+/// More input channels than a kernel sums at once.
+const MANY_CHANNELS: usize = 512;
 
 /// Elements of arena a backend under test must have.
 pub const ARENA_LEN: usize = 1 << 17;
@@ -60,7 +65,7 @@ pub fn check(
 
 type Case = fn(&mut dyn Backend, usize, usize) -> Vec<f32>;
 
-const CASES: [(&str, Case); 13] = [
+const CASES: [(&str, Case); 15] = [
     ("linear_into store", |b, rows, w| {
         linear(b, rows, w, Epilogue::Store)
     }),
@@ -69,6 +74,9 @@ const CASES: [(&str, Case); 13] = [
     }),
     ("linear_into add", |b, rows, w| {
         linear(b, rows, w, Epilogue::Add)
+    }),
+    ("linear_into of many channels", |b, rows, w| {
+        linear(b, rows, MANY_CHANNELS + w, Epilogue::Gelu)
     }),
     ("layer_norm_into", layer_norm),
     ("rotary_in_place", rotary),
@@ -86,23 +94,10 @@ const CASES: [(&str, Case); 13] = [
     }),
     ("compress_into", compress),
     ("block_scores_into", block_scores),
+    ("mean_cached_keys_into", mean_of_keys),
     ("add_rows and gather_rows", rows_of_table),
     ("mean, gate, scale_shift, scaled_add", gating),
 ];
-
-/// Numbers in `[-1, 1)` that differ from call to call of one seed (SplitMix64, Steele et al. 2014).
-pub fn noise(seed: u64, n: usize) -> Vec<f32> {
-    let mut state = seed;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
 
 /// Hands out consecutive regions of the arena.
 struct Layout(usize);
@@ -237,6 +232,20 @@ fn block_scores(b: &mut dyn Backend, rows: usize, width: usize) -> Vec<f32> {
         all.extend(read(b, out));
     }
     all
+}
+
+fn mean_of_keys(b: &mut dyn Backend, rows: usize, width: usize) -> Vec<f32> {
+    let shape = HeadShape {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: width,
+    };
+    let rows = rows.max(1);
+    let mut layout = Layout(0);
+    let cache = layout.cached(b, 1, shape, 3, rows);
+    let out = layout.filled(b, 3, shape.kv_width());
+    b.mean_cached_keys_into(cache, 3..3 + rows, out);
+    read(b, out)
 }
 
 fn rows_of_table(b: &mut dyn Backend, rows: usize, width: usize) -> Vec<f32> {

@@ -4,9 +4,9 @@
 use super::repeat::median_us;
 use super::{PRESETS, ROWS};
 use crate::backend::cpu::{Cpu, Path, Precision};
-use crate::backend::parity::noise;
 use crate::backend::{Backend, Epilogue, LinearId, Region};
 use crate::model::spec::ModelSpec;
+use crate::noise::noise;
 use crate::run::{Error, on_tick_thread};
 use serde::Serialize;
 

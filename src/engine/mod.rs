@@ -6,6 +6,7 @@ mod freeze;
 mod input;
 mod rehearsal;
 mod report;
+mod sizes;
 
 use crate::align::{Taken, Tick};
 use crate::config::{Config, TopicConfig};
@@ -13,12 +14,13 @@ use crate::frontend::quality::Reason;
 use crate::governor::Plan;
 use crate::ledger::{Ledger, TopicLedger};
 use crate::model::adapter::{PoolWork, TokenBatch};
-use crate::model::network::{LaneStep, Network, NetworkConfig, Stream, TickMoment};
-use crate::model::spec::{Modality, ModelSpec};
+use crate::model::network::{LaneStep, Network, Stream, TickMoment};
+use crate::model::spec::Modality;
 use crate::model::stage::{Stage, StageProbe};
 use crate::time::NS_PER_MS;
 use context_span::ContextSpan;
 use input::TopicInput;
+use sizes::network_config;
 use xxhash_rust::xxh3::Xxh3;
 
 pub use freeze::FrozenSizes;
@@ -398,49 +400,4 @@ fn takes(plan: Plan, modality: Modality, tick: u64) -> bool {
             Modality::Text => plan.reads_text(),
             Modality::Audio | Modality::Telemetry => true,
         }
-}
-
-/// Sizes of the network's context, from the configuration and the weights' specification.
-fn network_config(config: &Config, spec: &ModelSpec) -> NetworkConfig {
-    let engine = &config.engine;
-    let streams = config
-        .topics
-        .iter()
-        .map(|topic| {
-            let tokens = input::tokens_per_sample(topic, spec);
-            let max_tokens_per_tick = topic.max_tokens_per_tick(tokens);
-            Stream {
-                name: topic.name.clone(),
-                modality: topic.kind,
-                capacity: topic.capacity(engine, tokens).max(max_tokens_per_tick),
-                max_tokens_per_tick,
-                context_capacity: context_capacity(config, topic, spec, max_tokens_per_tick),
-            }
-        })
-        .collect();
-    NetworkConfig {
-        streams,
-        window_ns: (engine.window_ms * NS_PER_MS) as i64,
-        period_ns: (engine.period_ms * NS_PER_MS) as i64,
-        caption_steps: engine.caption_bytes_per_tick,
-        moments: engine.moments,
-        recall_gap_ticks: (engine.recall_gap_ms / engine.period_ms).max(1),
-        memory_limit_mib: engine.memory_limit_mib,
-    }
-}
-
-/// Pooled tokens of a topic's long context; 0 for none. Weights without one are refused later, by the network.
-fn context_capacity(
-    config: &Config,
-    topic: &TopicConfig,
-    spec: &ModelSpec,
-    max_tokens_per_tick: usize,
-) -> usize {
-    let tokens_per_sample = input::tokens_per_sample(topic, spec);
-    let tokens = topic.context_tokens(&config.engine, tokens_per_sample);
-    if tokens == 0 {
-        return 0;
-    }
-    let sizes = spec.compression();
-    sizes.map_or(tokens, |s| s.capacity(tokens, max_tokens_per_tick))
 }

@@ -118,7 +118,7 @@ pub fn initial_weights(spec: &ModelSpec) -> Weights {
         let seed = xxhash_rust::xxh3::xxh3_64_with_seed(name.as_bytes(), spec.seed);
         let values = match initial_spread(&name, &shape) {
             Spread::Constant(value) => vec![value; n],
-            Spread::Uniform(bound) => crate::backend::parity::noise(seed, n)
+            Spread::Uniform(bound) => crate::noise::noise(seed, n)
                 .into_iter()
                 .map(|u| u * bound)
                 .collect(),

@@ -70,9 +70,11 @@ impl MomentRing {
         capacity * (dim * size_of::<f32>() + size_of::<MomentId>())
     }
 
-    /// Forgets all.
-    pub fn clear(&mut self) {
-        self.ring.clear();
+    /// Forgets all, as if there had been none.
+    pub fn erase(&mut self) {
+        self.ring.restart();
+        self.embeddings.fill(0.0);
+        self.ids.fill(MomentId::default());
     }
 
     /// To or from a keyframe.

@@ -189,8 +189,9 @@ impl Network {
 
     /// Forgets everything: context, caption and moments.
     pub fn forget(&mut self) {
+        self.context.erase(self.shared.borrow_mut().backend_mut());
         self.begin_epoch(0);
-        self.moments.clear();
+        self.moments.erase();
     }
 
     /// The state between two steps, to or from a keyframe: context, caption, moments and the last results. What lies in the

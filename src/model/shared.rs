@@ -4,6 +4,8 @@
 //! attention, gates and moments are each lane's own. A row's bits do not depend on how many rows share a product, which
 //! the backend promises, so that a lane comes to what it would have come to alone.
 
+mod rotary_table;
+
 use super::adapter::{Adapters, TokenBatch};
 use super::caption::{CaptionDecoder, CaptionTurn};
 use super::digest::{digest_batch, digest_heads, update_f32};
@@ -13,7 +15,7 @@ use super::heads::Heads;
 use super::layers::Loader;
 use super::layout::{Lanes, Layout};
 use super::network::{LaneStep, NetworkConfig};
-use super::rotary::{Position, Rotary};
+use super::rotary::Rotary;
 use super::sizes::{max_blocks, max_rows};
 use super::spec::{MODALITIES, Modality, ModelSpec};
 use super::stage::{Stage, StageProbe};
@@ -229,52 +231,6 @@ impl Shared {
             own.push(ring.append(&host.fusion_times_ns)?);
         }
         Ok(own)
-    }
-
-    fn upload_rotary(&mut self, steps: &[LaneStep<'_>], layout: &Layout) {
-        self.host.rotary.clear();
-        self.host.rotary.resize(layout.rows() * self.head_dim, 0.0);
-        for (lane, step) in steps.iter().enumerate() {
-            let parts = step.batch.modalities.iter().zip(layout.of_lane(lane));
-            for (part, rows) in parts {
-                self.fill_rotary(&part.positions, step.network.origin_ns, rows.start);
-            }
-        }
-        let rows = layout.rows();
-        let region = self.rotary_table.rows(0, rows, self.head_dim);
-        self.backend.upload(region, &self.host.rotary);
-    }
-
-    /// Of what the tokens are pooled to, where there is a long context.
-    fn upload_long_context_rotary(&mut self, steps: &mut [LaneStep<'_>]) {
-        let Some(long) = self.encoder.long_context() else {
-            return;
-        };
-        let table = &mut self.host.rotary;
-        table.clear();
-        for step in steps {
-            let network = &mut *step.network;
-            let topics = &mut network.context.topics;
-            long.append_rotary(&self.rotary, network.origin_ns, topics, table);
-        }
-        long.upload_rotary(self.backend.as_mut(), table);
-    }
-
-    /// Rows of the rotary table from `first` on.
-    fn fill_rotary(&mut self, positions: &[Position], origin_ns: i64, first: usize) {
-        let (width, table) = (self.head_dim, &mut self.host.rotary);
-        let mut previous: Option<(Position, usize)> = None;
-        for (row, &position) in positions.iter().enumerate() {
-            let at = (first + row) * width;
-            match previous {
-                // Equal neighbours, the signals of a message, cost a copy instead of sines.
-                Some((same, from)) if same == position => table.copy_within(from..from + width, at),
-                _ => self
-                    .rotary
-                    .table_into(position, origin_ns, &mut table[at..at + width]),
-            }
-            previous = Some((position, at));
-        }
     }
 
     /// Keeps the adapter outputs in the topics' feature rings.

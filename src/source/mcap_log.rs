@@ -18,6 +18,7 @@
 //! can hide a chunk unseen. No length is trusted before it is checked against the file and a limit.
 
 mod chunk;
+mod open;
 mod parse;
 mod scan;
 mod section;
@@ -28,6 +29,7 @@ pub(crate) use chunk::ChunkReader;
 pub use summary::{ChannelSummary, LogSummary, summarize};
 
 use bytes::Bytes;
+use open::Open;
 use parse::Tables;
 use scan::{Layout, Segment};
 use section::Section;
@@ -389,45 +391,3 @@ impl McapLog {
         self.end.clone()
     }
 }
-
-/// An open segment, in a heap whose greatest is the one with the next message.
-struct Open {
-    /// Log time of its next message.
-    time_ns: u64,
-    /// Where it lies in the file.
-    offset: u64,
-    segment: usize,
-    next: usize,
-    unpacked: Unpacked,
-}
-
-impl Open {
-    /// Goes on to the next message, if there is one.
-    fn advance(&mut self) -> bool {
-        self.next += 1;
-        let time_ns = self.unpacked.log_time_ns(self.next);
-        self.time_ns = time_ns.unwrap_or(u64::MAX);
-        time_ns.is_some()
-    }
-}
-
-impl Ord for Open {
-    fn cmp(&self, other: &Open) -> std::cmp::Ordering {
-        // The heap gives its greatest: earliest first, then file order.
-        (other.time_ns, other.offset).cmp(&(self.time_ns, self.offset))
-    }
-}
-
-impl PartialOrd for Open {
-    fn partial_cmp(&self, other: &Open) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Open {
-    fn eq(&self, other: &Open) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Open {}

@@ -291,9 +291,17 @@ impl CompressedRing {
 
     /// Forgets everything; the topic's next token has the position 0.
     pub fn clear(&mut self, backend: &mut dyn Backend) {
-        let held = self.ring.view();
+        self.restart(backend, &self.ring.view());
+    }
+
+    /// As [`CompressedRing::clear`], whatever the ring says that it holds.
+    pub fn erase(&mut self, backend: &mut dyn Backend) {
+        self.restart(backend, &Spans::one(0..self.ring.capacity()));
+    }
+
+    fn restart(&mut self, backend: &mut dyn Backend, zeroed: &Spans) {
         for layer in &self.layers {
-            layer.pooled.zero(backend, &held);
+            layer.pooled.zero(backend, zeroed);
         }
         self.ring.restart();
         self.waiting.clear();

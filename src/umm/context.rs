@@ -115,9 +115,17 @@ impl LayeredRing {
     /// Forgets every token, as if there had been none: the next ones take the first slots again, since a sum's order goes by
     /// slots, and what is no number does not stay behind in a block that they share.
     pub fn clear(&mut self, backend: &mut dyn Backend) {
-        let held = self.ring.view();
+        self.restart(backend, &self.ring.view());
+    }
+
+    /// As [`LayeredRing::clear`], whatever the ring says that it holds.
+    pub fn erase(&mut self, backend: &mut dyn Backend) {
+        self.restart(backend, &Spans::one(0..self.ring.capacity()));
+    }
+
+    fn restart(&mut self, backend: &mut dyn Backend, zeroed: &Spans) {
         for layer in &self.layers {
-            layer.zero(backend, &held);
+            layer.zero(backend, zeroed);
         }
         self.ring.restart();
     }
@@ -224,6 +232,18 @@ impl Context {
             }
         }
         self.fusion.clear(backend);
+    }
+
+    /// As [`Context::clear`], after what rings say that they hold was read from a keyframe that turned out to be none.
+    pub fn erase(&mut self, backend: &mut dyn Backend) {
+        for topic in &mut self.topics {
+            topic.rings.erase(backend);
+            backend.zero(topic.features);
+            if let Some(compressed) = &mut topic.compressed {
+                compressed.erase(backend);
+            }
+        }
+        self.fusion.erase(backend);
     }
 
     /// The whole context but its rows, to or from a keyframe.

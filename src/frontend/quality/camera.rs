@@ -202,7 +202,7 @@ fn laplacian_sums(rows: &[i32], width: usize) -> (i64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::parity::noise;
+    use crate::noise::noise;
 
     const SIDE: usize = 64;
 
