@@ -28,6 +28,8 @@ pub struct TopicLedger {
     pub superseded: u64,
     /// Could not be stamped or decoded.
     pub undecodable: u64,
+    /// Of these: whole, but without any of the configured signals.
+    pub without_signal: u64,
     /// Waiting for their tick.
     pub pending: u64,
     /// Of the fused ones: taken a tick late.
@@ -95,6 +97,7 @@ impl Ledger {
                 overflowed,
                 superseded,
                 undecodable,
+                without_signal,
                 pending,
                 late_folded,
                 sequence_gaps,
@@ -107,6 +110,7 @@ impl Ledger {
                 overflowed,
                 superseded,
                 undecodable,
+                without_signal,
                 pending,
                 late_folded,
                 sequence_gaps,

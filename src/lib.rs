@@ -61,8 +61,8 @@ pub mod output;
 pub mod proto;
 // The `Sink` seam: an MCAP file, zenoh, or either on a thread of its own.
 pub mod sink;
-// Output files that take their name when they have something in them.
-mod new_file;
+// Output files that take their name when there is something to keep.
+pub mod new_file;
 
 // ---- All of it together.
 

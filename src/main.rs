@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("umm: {error}");
+            umm::new_file::remove_unnamed();
             ExitCode::FAILURE
         }
     }

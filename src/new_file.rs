@@ -1,71 +1,205 @@
-//! Output files that take their name when they have something in them: whatever had it stays until then, and stays whole for
-//! whoever reads or maps it.
+//! Output files that take their name when there is something to keep: whatever had it stays until then, and stays whole for whoever reads
+//! or maps it.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Error, ErrorKind, Result};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
-/// Files of one name that may be left behind by processes that were killed.
-const MOST_LEFT_BEHIND: u32 = 100;
+/// Processes that may write a file of one name at once.
+const MOST_WRITERS: u32 = 64;
+
+/// Links followed from a name to a file.
+const MOST_LINKS: u32 = 40;
+
+/// Bytes of a name that are repeated in the one a file has meanwhile: names have a limit.
+const MOST_NAME_BYTES: usize = 100;
+
+/// Files of this process that have not got their name.
+static UNNAMED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// The name a new file will take. Dropped before, the file is removed.
 #[derive(Debug)]
 pub(crate) struct PendingName {
-    /// Links resolved.
+    /// Links followed.
     path: PathBuf,
     /// Where it lies meanwhile; none once it has the name.
     beside: Option<PathBuf>,
+    taken: bool,
 }
 
-/// Creates a file that will be called `path`, in the same folder, as readable as what it replaces. What is no file, a device or a pipe, is
-/// opened itself, and so is a file in a folder that takes no new ones.
+/// Creates a file that will be called `path`, in the same folder, as readable as what it replaces. Where that cannot be, the file itself
+/// is opened and emptied: a device or a pipe, a file that is mounted, one in a folder that takes no new files.
 ///
 /// # Errors
-/// As the file system gives them, with the cause.
+/// As the file system gives them; also where a file is there that may not be written.
 pub(crate) fn create(path: &Path) -> Result<(File, PendingName)> {
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let before = std::fs::metadata(&path).ok();
-    let itself = |path: PathBuf| Ok((File::create(&path)?, PendingName { path, beside: None }));
-    if before.as_ref().is_some_and(|facts| !facts.is_file()) {
-        return itself(path);
-    }
-    let (file, beside) = match create_beside(&path) {
-        Ok(created) => created,
-        Err(error) if error.kind() == ErrorKind::PermissionDenied && before.is_some() => {
-            return itself(path);
+    match create_beside(path) {
+        Err(error) if refuses_new_files(&error) && path.exists() => {
+            let path = followed(path);
+            Ok((File::create(&path)?, pending(path, None)))
         }
-        Err(error) => return Err(error),
-    };
+        created => created,
+    }
+}
+
+/// As [`create`]; where it cannot be, what is there stays.
+///
+/// # Errors
+/// As [`create`].
+pub(crate) fn create_beside(path: &Path) -> Result<(File, PendingName)> {
+    let path = followed(path);
+    let before = std::fs::metadata(&path).ok();
+    if let Some(before) = &before {
+        // Whoever may not write it may not replace it.
+        OpenOptions::new().write(true).open(&path)?;
+        if !before.is_file() || is_mounted(&path, before) {
+            return Err(ErrorKind::Unsupported.into());
+        }
+    }
+    let (file, beside) = first_free(&path)?;
     if let Some(facts) = before {
         // Where it may not, it has the permissions of any new file.
         let _ = file.set_permissions(facts.permissions());
     }
-    let beside = Some(beside);
-    Ok((file, PendingName { path, beside }))
+    unnamed(|files| files.push(beside.clone()));
+    Ok((file, pending(path, Some(beside))))
 }
 
-fn create_beside(path: &Path) -> Result<(File, PathBuf)> {
+fn pending(path: PathBuf, beside: Option<PathBuf>) -> PendingName {
+    PendingName {
+        path,
+        beside,
+        taken: false,
+    }
+}
+
+fn refuses_new_files(error: &Error) -> bool {
+    use ErrorKind::{PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    matches!(
+        error.kind(),
+        PermissionDenied | ReadOnlyFilesystem | Unsupported
+    )
+}
+
+/// Where a path leads, whether there is something or not.
+fn followed(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        let Ok(target) = path.read_link() else {
+            break;
+        };
+        path = path.parent().unwrap_or(Path::new("")).join(target);
+    }
+    path
+}
+
+/// Whether a file is of another file system than its folder: it cannot be replaced by one of that.
+fn is_mounted(path: &Path, facts: &std::fs::Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let of_folder = std::fs::metadata(folder(path));
+        of_folder.is_ok_and(|folder| folder.dev() != facts.dev())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (path, facts);
+        false
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    folder.unwrap_or(Path::new("."))
+}
+
+/// The first file beside `path` that no process writes, emptied: those of processes that were killed are used again.
+fn first_free(path: &Path) -> Result<(File, PathBuf)> {
     let name = path
         .file_name()
         .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "names no file"))?;
-    for attempt in 0..MOST_LEFT_BEHIND {
-        let mut beside = std::ffi::OsString::from(".");
-        beside.push(name);
-        beside.push(format!(".{}-{attempt}.new", std::process::id()));
-        let beside = path.with_file_name(beside);
+    for number in 0..MOST_WRITERS {
+        let beside = path.with_file_name(name_beside(name, number));
         let mut options = OpenOptions::new();
-        match options
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&beside)
-        {
-            Ok(file) => return Ok((file, beside)),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let file = options.open(&beside)?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => continue,
+            // A file system without locks has one writer, it is to be hoped.
+            Ok(()) | Err(TryLockError::Error(_)) => {}
         }
+        // Since it was opened it may have got its name, from a process that has ended.
+        if !same_file(&beside, &file) {
+            continue;
+        }
+        file.set_len(0)?;
+        return Ok((file, beside));
     }
-    Err(ErrorKind::AlreadyExists.into())
+    Err(Error::new(
+        ErrorKind::ResourceBusy,
+        format!("{MOST_WRITERS} processes write it already"),
+    ))
+}
+
+fn name_beside(name: &OsStr, number: u32) -> OsString {
+    let mut beside = OsString::from(".");
+    match name.to_string_lossy() {
+        short if short.len() <= MOST_NAME_BYTES => beside.push(name),
+        long => beside.push(&long[..long.floor_char_boundary(MOST_NAME_BYTES)]),
+    }
+    if number > 0 {
+        beside.push(format!(".{number}"));
+    }
+    beside.push(".new");
+    beside
+}
+
+fn same_file(path: &Path, file: &File) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let place = |facts: std::fs::Metadata| (facts.dev(), facts.ino());
+        let of_path = path.metadata().map(place).ok();
+        of_path.is_some() && of_path == file.metadata().map(place).ok()
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        path.exists()
+    }
+}
+
+/// Whether two paths lead to one file, by whatever links; of files that are still to be made, to one name in one folder.
+pub fn lead_to_one_file(a: &Path, b: &Path) -> bool {
+    #[cfg(unix)]
+    if let (Ok(a), Ok(b)) = (a.metadata(), b.metadata()) {
+        use std::os::unix::fs::MetadataExt;
+        return a.is_file() && (a.dev(), a.ino()) == (b.dev(), b.ino());
+    }
+    let place = |path: &Path| {
+        let path = followed(path);
+        Some(folder(&path).canonicalize().ok()?.join(path.file_name()?))
+    };
+    matches!((place(a), place(b)), (Some(a), Some(b)) if a == b)
+}
+
+/// Removes what has not got its name: for a process that ends while other threads still hold files.
+pub fn remove_unnamed() {
+    unnamed(|files| {
+        for file in files.drain(..) {
+            let _ = std::fs::remove_file(file);
+        }
+    });
+}
+
+fn unnamed<T>(work: impl FnOnce(&mut Vec<PathBuf>) -> T) -> T {
+    let mut files = match UNNAMED.lock() {
+        Ok(files) => files,
+        Err(poisoned) => poisoned.into_inner(),
+    };
+    work(&mut files)
 }
 
 impl PendingName {
@@ -74,23 +208,39 @@ impl PendingName {
         self.beside.as_deref().unwrap_or(&self.path)
     }
 
-    /// Gives the file its name, in the place of what had it; whether it had not got it before.
+    /// Has the file's bytes written to its disk, where it is one.
     ///
     /// # Errors
-    /// As the file system gives them; it can be tried again.
+    /// As the file system gives them.
+    pub fn sync(&self, file: &File) -> Result<()> {
+        match self.beside {
+            Some(_) => file.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives the file its name, in the place of what had it; whether this is the first time.
+    ///
+    /// # Errors
+    /// As the file system gives them, with where the file lies: it stays there.
     pub fn take(&mut self) -> Result<bool> {
-        let Some(beside) = &self.beside else {
-            return Ok(false);
+        let first = !std::mem::replace(&mut self.taken, true);
+        let Some(beside) = self.beside.take() else {
+            return Ok(first);
         };
-        std::fs::rename(beside, &self.path)?;
-        self.beside = None;
-        Ok(true)
+        unnamed(|files| files.retain(|file| *file != beside));
+        std::fs::rename(&beside, &self.path).map_err(|error| {
+            let reason = format!("{error}; it stays in {}", beside.display());
+            Error::new(error.kind(), reason)
+        })?;
+        Ok(first)
     }
 }
 
 impl Drop for PendingName {
     fn drop(&mut self) {
         if let Some(beside) = &self.beside {
+            unnamed(|files| files.retain(|file| file != beside));
             let _ = std::fs::remove_file(beside);
         }
     }
@@ -101,7 +251,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    fn folder(name: &str) -> PathBuf {
+    fn dir(name: &str) -> PathBuf {
         let dir = std::env::temp_dir().join(format!("umm-new-file-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).unwrap();
@@ -119,7 +269,7 @@ mod tests {
 
     #[test]
     fn what_was_there_stays_until_the_name_is_taken() {
-        let dir = folder("stays");
+        let dir = dir("stays");
         let path = dir.join("out.mcap");
         std::fs::write(&path, "before").unwrap();
         let (mut file, name) = create(&path).unwrap();
@@ -141,24 +291,51 @@ mod tests {
         std::fs::remove_dir_all(dir).unwrap();
     }
 
+    #[test]
+    fn what_a_killed_process_left_is_used_again_and_two_writers_do_not_meet() {
+        let dir = dir("left");
+        let path = dir.join("out.mcap");
+        std::fs::write(dir.join(".out.mcap.new"), "left behind").unwrap();
+        let (mut first, mut name) = create(&path).unwrap();
+        let (mut second, mut other) = create(&path).unwrap();
+        assert_eq!(names(&dir), [".out.mcap.1.new", ".out.mcap.new"]);
+        first.write_all(b"first").unwrap();
+        second.write_all(b"second").unwrap();
+        assert!(other.take().unwrap() && name.take().unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), b"first");
+        assert_eq!(names(&dir), ["out.mcap"]);
+        let long = "x".repeat(250);
+        let (_, mut name) = create(&dir.join(&long)).unwrap();
+        assert!(name.take().unwrap());
+        assert!(dir.join(long).exists());
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
     #[cfg(unix)]
     #[test]
     fn links_and_permissions_stay_and_devices_are_not_replaced() {
         use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
-        let dir = folder("links");
-        let (target, link) = (dir.join("target"), dir.join("link"));
-        std::fs::write(&target, "before").unwrap();
-        std::fs::set_permissions(&target, PermissionsExt::from_mode(0o640)).unwrap();
-        symlink(&target, &link).unwrap();
-        let (mut file, mut name) = create(&link).unwrap();
-        file.write_all(b"new").unwrap();
+        let dir = dir("links");
+        let (target, link, first) = (dir.join("target"), dir.join("link"), dir.join("first"));
+        symlink("target", &link).unwrap();
+        symlink(&link, &first).unwrap();
+        // Whether there is something at its end or not.
+        for text in ["one", "two"] {
+            assert!(lead_to_one_file(&first, &target));
+            let (mut file, mut name) = create(&first).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            assert!(name.take().unwrap());
+            assert!(link.is_symlink() && first.is_symlink());
+            assert_eq!(std::fs::read_to_string(&target).unwrap(), text);
+            std::fs::set_permissions(&target, PermissionsExt::from_mode(0o640)).unwrap();
+        }
+        let (_, mut name) = create(&link).unwrap();
         assert!(name.take().unwrap());
-        assert!(link.is_symlink());
-        assert_eq!(std::fs::read(&target).unwrap(), b"new");
         let mode = target.metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o640);
         let (_, mut name) = create(Path::new("/dev/null")).unwrap();
-        assert!(!name.take().unwrap());
+        assert!(name.take().unwrap() && !name.take().unwrap());
+        assert!(create_beside(Path::new("/dev/null")).is_err());
         let kind = Path::new("/dev/null").metadata().unwrap().file_type();
         assert!(kind.is_char_device());
         std::fs::remove_dir_all(dir).unwrap();

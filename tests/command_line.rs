@@ -201,6 +201,34 @@ fn a_run_that_cannot_be_is_refused_at_once() {
     assert!(!dir.join("a.mcap").exists());
 }
 
+/// A run that ends before its first tick leaves what earlier ones have written.
+#[cfg(feature = "zenoh")]
+#[test]
+fn a_live_run_that_does_not_begin_overwrites_nothing() {
+    let dir = folder("cli_run_not_begun");
+    let text = std::fs::read_to_string(CONFIG).unwrap();
+    let small = text.replace("[engine]", "[engine]\nmemory_limit_mib = 1");
+    std::fs::write(dir.join("small.toml"), small).unwrap();
+    let files = ["live.mcap", "live.mcap.timing.json", "inputs.mcap", "state"];
+    for file in files {
+        std::fs::write(dir.join(file), format!("of an earlier run: {file}")).unwrap();
+    }
+    let run = |more: &[&str]| {
+        let mut arguments = vec!["run", "--listen", "tcp/127.0.0.1:0", "--seconds", "1"];
+        arguments.extend(["--out", "live.mcap", "--config"]);
+        arguments.extend(more);
+        fails(&dir, &arguments, &[]);
+    };
+    run(&["small.toml", "--record", "inputs.mcap", "--state", "state"]);
+    run(&[CONFIG, "--record", "no/such/folder/inputs.mcap"]);
+    for file in files {
+        let now = std::fs::read_to_string(dir.join(file)).unwrap();
+        assert_eq!(now, format!("of an earlier run: {file}"));
+    }
+    let count = std::fs::read_dir(&dir).unwrap().count();
+    assert_eq!(count, files.len() + 1, "something is left behind");
+}
+
 /// Weights are put in the place of what was there, which must not be a device.
 #[cfg(unix)]
 #[test]

@@ -516,7 +516,7 @@ fn what_finds_no_room_in_the_recording_is_counted() {
             payload: payload.clone(),
         });
     }
-    let end = recording.finish();
+    let end = recording.finish(true);
     // More than can wait, sooner than a disk takes it.
     assert!(end.dropped > 0);
     assert_eq!(end.written + end.dropped, SENT);

@@ -266,6 +266,43 @@ fn what_cannot_be_decoded_is_a_reason_of_health() {
     assert_eq!(health.last().unwrap().state(), health::State::Nominal);
 }
 
+/// Signals may come in messages of their own, the newest of a tick always the same.
+#[test]
+fn signals_that_come_in_turns_are_there() {
+    let dir = folder("signals_in_turns");
+    let path = |name: &str| dir.join(name);
+    drive(&path("drive.mcap"), 3.0);
+    rewrite(&path("drive.mcap"), &path("turns.mcap"), |messages| {
+        for (i, message) in messages
+            .iter_mut()
+            .filter(|m| m.topic == "/imu")
+            .enumerate()
+        {
+            let text = String::from_utf8(std::mem::take(&mut message.data)).unwrap();
+            // What a tick's last message has not, the ones before have.
+            let without = if i % 10 == 9 { "accel_x" } else { "accel_y" };
+            message.data = text.replace(without, "other").into_bytes();
+        }
+    });
+    let mut config = shipped("demo.toml");
+    let imu = config.topics.iter_mut().find(|t| t.name == "/imu").unwrap();
+    (imu.per_tick, imu.capacity) = (Some(16), Some(4096));
+    let replayed = replay_to(
+        &path("turns.mcap"),
+        &config,
+        &path("out.mcap"),
+        Speed::Fastest,
+    )
+    .unwrap();
+    assert!(replayed.missing_signals.is_empty());
+    let frames: Vec<FusedFrame> = outputs(&path("out.mcap"), "umm/fused");
+    let incomplete = frames
+        .iter()
+        .flat_map(|f| &f.modalities)
+        .flat_map(|m| &m.quality_reasons);
+    assert_eq!(incomplete.filter(|r| *r == "incomplete").count(), 0);
+}
+
 /// A path that no message has, among others that all have.
 #[test]
 fn a_signal_that_no_message_has_is_named() {

@@ -22,6 +22,7 @@ use umm::sink::watched::Watched;
 use umm::sink::zenoh::ZenohSink;
 use umm::source::recorder::{Recording, RecordingEnd};
 use umm::time::NS_PER_MS;
+use umm::timing::sidecar_path;
 use umm::zenoh_session;
 
 #[derive(Args)]
@@ -99,6 +100,7 @@ fn check(arguments: &RunArguments) -> Result<(), Failure> {
 /// No file may be two of those that are read and written.
 fn check_files(arguments: &RunArguments, weights: Option<&Path>) -> Result<(), Failure> {
     let beside = arguments.state.as_deref().map(StateFile::beside);
+    let timing = arguments.out.as_deref().map(sidecar_path);
     files::check(
         &[
             ("--config", Some(&arguments.config)),
@@ -106,6 +108,7 @@ fn check_files(arguments: &RunArguments, weights: Option<&Path>) -> Result<(), F
         ],
         &[
             ("--out", arguments.out.as_deref()),
+            ("the measured times of --out", timing.as_deref()),
             ("--record", arguments.record.as_deref()),
             ("--state", arguments.state.as_deref()),
             ("--state with .new", beside.as_deref()),
@@ -170,7 +173,10 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     })?;
     // Whatever the run came to, what was received is kept.
     if let (Some(recording), Some(path)) = (recording, &arguments.record) {
-        print_recording(recording.finish(), path);
+        let end = recording.finish(ended.is_ok());
+        if ended.is_ok() || end.written > 0 {
+            print_recording(end, path);
+        }
     }
     ended?;
     if let Some(out) = &arguments.out {

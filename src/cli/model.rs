@@ -1,6 +1,5 @@
 //! `umm model`: initial weights, weights packed to fewer bits, and what a weights file holds.
 
-use super::files::same_file;
 use super::{Failure, table};
 use clap::{Args, Subcommand, ValueEnum};
 use std::collections::BTreeMap;
@@ -105,7 +104,7 @@ fn pack(arguments: &PackArguments) -> Result<(), Failure> {
     let precision = Precision::from(arguments.precision);
     let default = || from.with_extension(format!("{}.safetensors", precision.name()));
     let path = arguments.output.clone().unwrap_or_else(default);
-    if same_file(from, &path) {
+    if umm::new_file::lead_to_one_file(from, &path) {
         let path = path.display();
         return Err(format!("{path}: packed weights would take the place of those they are made from; name another file with -o").into());
     }

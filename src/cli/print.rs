@@ -210,7 +210,7 @@ pub fn missing_signals<'a>(
         let topic = config.topics.get(topic)?;
         let (name, signal) = topic.signals.iter().nth(signal)?;
         Some(format!(
-            "{}: no message had the signal {name}, path {:?}",
+            "{}: no message used had the signal {name}, path {:?}",
             topic.name, signal.path
         ))
     })

@@ -136,7 +136,11 @@ fn several(arguments: &ReplayArguments, config: &Config) -> Result<(), Failure> 
     }
     let here = PathBuf::from(".");
     let dir = arguments.out_dir.as_ref().unwrap_or(&here);
-    together::replay(&arguments.logs, config, dir, &options(arguments)?)
+    let read = [
+        ("--config", Some(arguments.config.as_path())),
+        ("the weights file", config.engine.weights.as_deref()),
+    ];
+    together::replay(&arguments.logs, config, dir, &options(arguments)?, &read)
 }
 
 /// The keyframe at or before `seconds` into the log; none where the first one is later.

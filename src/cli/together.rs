@@ -1,6 +1,6 @@
 //! `umm replay` of several logs: side by side, with one line of progress each and one table at the end.
 
-use super::files::same_file;
+use super::files;
 use super::replay::{file_name, write_timing};
 use super::{Failure, print, table};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 use umm::config::Config;
 use umm::model::layout::MAX_LANES;
 use umm::model::weights::Weights;
+use umm::new_file::lead_to_one_file;
 use umm::run::{self, Error, ReplayOptions, Replayed, WatchTogether};
 use umm::sink::mcap_file::McapFile;
 use umm::sink::{Sink, SinkError};
+use umm::timing::sidecar_path;
 
 /// Where a log's outputs go in a folder, which is made.
 pub fn output_in(dir: &Path, log: &Path) -> Result<PathBuf, Failure> {
@@ -39,7 +41,7 @@ fn outputs_in(dir: &Path, logs: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
             )
             .into());
         }
-        if let Some(read) = logs.iter().find(|read| same_file(read, &out)) {
+        if let Some(read) = logs.iter().find(|read| lead_to_one_file(read, &out)) {
             return Err(format!(
                 "the outputs of {} would overwrite {}: give another --out-dir",
                 log.display(),
@@ -52,18 +54,30 @@ fn outputs_in(dir: &Path, logs: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     Ok(outs)
 }
 
-/// Replays the logs together into `dir`. A log that fails is named at the end; the others are complete.
+/// Replays the logs together into `dir`. A log that fails is named at the end; the others are complete. `read` are files that are read
+/// beside the logs.
 pub fn replay(
     logs: &[PathBuf],
     config: &Config,
     dir: &Path,
     options: &ReplayOptions,
+    read: &[files::Named<'_>],
 ) -> Result<(), Failure> {
     if logs.len() > MAX_LANES {
         let n = logs.len();
         return Err(format!("{n} logs: at most {MAX_LANES} are replayed together").into());
     }
     let outs = outputs_in(dir, logs)?;
+    let timings: Vec<PathBuf> = outs.iter().map(|out| sidecar_path(out)).collect();
+    let logs_read = logs.iter().map(|log| ("a log", Some(log.as_path())));
+    let read: Vec<files::Named<'_>> = read.iter().copied().chain(logs_read).collect();
+    let outputs = outs
+        .iter()
+        .map(|out| ("an output log", Some(out.as_path())));
+    let times = timings
+        .iter()
+        .map(|out| ("measured times", Some(out.as_path())));
+    files::check(&read, &outputs.chain(times).collect::<Vec<_>>())?;
     let weights = run::weights(config)?;
     let outcomes = replay_all(logs, &outs, config, &weights, options)?;
     for (out, outcome) in outs.iter().zip(&outcomes) {

@@ -24,8 +24,8 @@ impl Engine {
 
     /// How large a frozen state is.
     pub fn frozen_sizes(&mut self) -> FrozenSizes {
-        /// Beside a slot's row: times, and a moment's number.
-        const SLOT_BYTES: usize = 2 * size_of::<u64>();
+        /// Beside a slot's row: times, or which moment it is.
+        const SLOT_BYTES: usize = 3 * size_of::<u64>();
         /// Front ends, results, counts.
         const OTHER_BYTES: usize = 256 << 10;
         let mut rows = Rows::Measure(Sizes::default());

@@ -56,9 +56,12 @@ struct Signals {
     /// Index in the model's list, and scale, in the order of the decoder's values.
     scales: Vec<(u32, Scale)>,
     values: Vec<f64>,
+    /// Of the message that is decoded, which may turn out to be broken.
+    decoded: Vec<f64>,
     features: Vec<f32>,
     quality: TelemetryQuality,
-    /// Which signals have come at all in this run.
+    /// Which signals have come in this tick, and in this run.
+    came: Vec<bool>,
     ever: Vec<bool>,
     /// Of the tick's newest message, whose values are in `values`.
     newest_ns: Option<u64>,
@@ -131,14 +134,17 @@ impl TopicInput {
                 batch.push_text(topic, time_ns, text::tokens(bytes));
             }
             Kind::Telemetry(signals) => {
-                decoder.signals_into(payload, &mut signals.values)?;
-                if signals.values.iter().all(|v| v.is_nan()) {
+                decoder.signals_into(payload, &mut signals.decoded)?;
+                if signals.decoded.iter().all(|v| v.is_nan()) {
                     return Err(InputError::NoSignal);
                 }
+                std::mem::swap(&mut signals.values, &mut signals.decoded);
                 signals.newest_ns = Some(sample.capture_time_ns);
                 batch.begin_telemetry(topic);
-                for (ever, value) in signals.ever.iter_mut().zip(&signals.values) {
-                    *ever |= !value.is_nan();
+                let has = signals.values.iter().map(|value| !value.is_nan());
+                for ((came, ever), has) in signals.came.iter_mut().zip(&mut signals.ever).zip(has) {
+                    *came |= has;
+                    *ever |= has;
                 }
                 let present = signals.scales.iter().zip(&signals.values);
                 for ((index, scale), value) in present.filter(|(_, value)| !value.is_nan()) {
@@ -209,8 +215,15 @@ impl TopicInput {
             // Once a tick: several messages of one tick are not spaced as their publisher spaces them.
             Kind::Telemetry(signals) => {
                 if let Some(newest_ns) = signals.newest_ns.take() {
-                    signals.quality.observe(newest_ns, &signals.values);
+                    let Signals {
+                        quality,
+                        values,
+                        came,
+                        ..
+                    } = &mut **signals;
+                    quality.observe(newest_ns, values, came);
                 }
+                signals.came.fill(false);
             }
             Kind::Camera(_) | Kind::Text => {}
         }
@@ -225,7 +238,7 @@ impl TopicInput {
         }
     }
 
-    /// Signals, as places in the configuration's order, of which messages have come and none had them.
+    /// Signals, as places in the configuration's order, that none of the messages used had.
     pub fn never_came(&self) -> impl Iterator<Item = usize> {
         let ever: &[bool] = match &self.kind {
             Kind::Telemetry(signals) if signals.ever.contains(&true) => &signals.ever,
@@ -298,6 +311,8 @@ fn signals(topic: &TopicConfig, spec: &ModelSpec) -> Result<Signals, InputError>
     let stuck_after_ms = topic.stuck_after_ms.unwrap_or(DEFAULT_STUCK_AFTER_MS);
     Ok(Signals {
         values: vec![f64::NAN; scales.len()],
+        decoded: vec![f64::NAN; scales.len()],
+        came: vec![false; scales.len()],
         features: vec![0.0; 2 * spec.fourier + 1],
         ever: vec![false; scales.len()],
         quality: TelemetryQuality::new(topic.rate_hz, scales.len(), stuck_after_ms * NS_PER_MS),

@@ -266,6 +266,7 @@ impl Engine {
         let index = sample.topic;
         if let Err(error) = self.inputs[index].take(index, sample, &mut self.batch) {
             entry.undecodable += 1;
+            entry.without_signal += u64::from(matches!(error, InputError::NoSignal));
             entry.set_error(sample.sequence, format_args!("{error}"));
             return Err(());
         }
@@ -359,7 +360,7 @@ impl Engine {
         self.report.digest = hasher.digest();
     }
 
-    /// Signals that none of a topic's messages have had in this run, though messages came: places of the topic and of the signal, in the
+    /// Signals that none of a topic's messages used in this run had, though some were: places of the topic and of the signal, in the
     /// configuration's order.
     pub fn signals_that_never_came(&self) -> impl Iterator<Item = (usize, usize)> {
         let topics = self.inputs.iter().enumerate();

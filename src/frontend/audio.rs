@@ -170,7 +170,7 @@ impl AudioFrontEnd {
 
     /// The stream, to or from a keyframe.
     pub(crate) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
-        /// Values of tokens that wait for their tick: never more in practice than a tick's.
+        /// Values of tokens that wait for their tick: in practice a few ticks' at most.
         const MOST: usize = 1 << 20;
         let mut rate_hz = self.resample.as_ref().map(Resample::rate_hz);
         archive.option("sample rate", &mut rate_hz)?;

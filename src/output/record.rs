@@ -18,7 +18,7 @@ const USUAL_ERROR_BYTES: usize = 192;
 pub(super) const MAX_REASON_BYTES: usize = 64;
 
 /// Reasons in a health message that are about no topic, beside three of each: missing, not decodable, context shortened.
-const RUN_REASONS: usize = 8;
+const RUN_REASONS: usize = 10;
 
 /// Reasons a health message can have at once.
 pub(super) fn most_reasons(topics: usize) -> usize {

@@ -103,7 +103,7 @@ pub enum ReportError {
 /// # Errors
 /// See [`ReportError`]. A log that is cut, damaged or empty is no error as long as umm wrote it.
 pub fn write(fused_log: &Path, out: &Path) -> Result<ReportSummary, ReportError> {
-    if is_same_file(fused_log, out) {
+    if new_file::lead_to_one_file(fused_log, out) {
         return Err(ReportError::WouldOverwriteLog {
             path: fused_log.to_owned(),
         });
@@ -116,6 +116,7 @@ pub fn write(fused_log: &Path, out: &Path) -> Result<ReportSummary, ReportError>
     })?;
     let written = new_file::create(out).and_then(|(mut file, mut name)| {
         file.write_all(page.html.as_bytes())?;
+        name.sync(&file)?;
         name.take()
     });
     written.map_err(|source| ReportError::Write {
@@ -129,8 +130,4 @@ pub fn write(fused_log: &Path, out: &Path) -> Result<ReportSummary, ReportError>
         bytes: page.html.len() as u64,
         notes: page.notes,
     })
-}
-
-fn is_same_file(a: &Path, b: &Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }

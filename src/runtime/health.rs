@@ -101,7 +101,7 @@ impl Health {
                 .topics
                 .iter()
                 .map(|t| Undecodable {
-                    reason: format!("{}: messages that cannot be decoded", t.name),
+                    reason: format!("{}: messages that cannot be used", t.name),
                     seen: 0,
                     ticks_since: COUNTED_DEGRADES_FOR,
                 })
@@ -165,7 +165,9 @@ impl Health {
             note_growth(now, &mut counted.seen, &mut counted.ticks_since);
         }
         for (topic, entry) in self.undecodable.iter_mut().zip(&ledger.topics) {
-            note_growth(entry.undecodable, &mut topic.seen, &mut topic.ticks_since);
+            // A sensor without a fix says so; that is no fault of its messages.
+            let broken = entry.undecodable - entry.without_signal;
+            note_growth(broken, &mut topic.seen, &mut topic.ticks_since);
         }
         self.not_finite = !engine.network().outputs().is_finite();
         let topics = &engine.report().topics;

@@ -26,6 +26,7 @@ pub struct McapFile {
     prefix: String,
     writer: LogWriter,
     name: PendingName,
+    begun: bool,
     channels: HashMap<Channel, (u16, u32)>,
     frames: u64,
     /// Finished, or failed: nothing more is written, since after half a record nothing could be read.
@@ -82,6 +83,7 @@ impl McapFile {
             prefix: prefix.to_owned(),
             writer,
             name,
+            begun: false,
             channels: HashMap::new(),
             frames: 0,
             closed: false,
@@ -138,8 +140,8 @@ impl Sink for McapFile {
 
     fn finish(&mut self) -> Result<(), SinkError> {
         if !self.closed {
-            self.closed = true;
             self.take_name()?;
+            self.closed = true;
             self.writer.finish().map_err(|e| self.error(e))?;
         }
         Ok(())
@@ -149,6 +151,11 @@ impl Sink for McapFile {
 impl McapFile {
     /// Replaces an older log, and its measured times with it: they would be taken for this one's.
     fn take_name(&mut self) -> Result<(), SinkError> {
+        if !self.begun {
+            // The header with it: an empty file would be none.
+            self.begun = true;
+            self.writer.flush().map_err(|e| self.error(e))?;
+        }
         let taken = self.name.take().map_err(|source| SinkError::Io {
             path: self.path.clone(),
             source,

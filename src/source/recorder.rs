@@ -63,6 +63,8 @@ struct Counts {
     waiting_bytes: AtomicUsize,
     dropped: Arc<AtomicU64>,
     stop: AtomicBool,
+    /// Read after `stop`.
+    keep_empty: AtomicBool,
 }
 
 struct Shared {
@@ -146,8 +148,11 @@ impl Recording {
         Arc::clone(&self.shared.counts.dropped)
     }
 
-    /// Writes what still waits and closes the file.
-    pub fn finish(self) -> RecordingEnd {
+    /// Writes what still waits and closes the file. A recording without messages is kept only where `keep_empty` says so: of a run that has not
+    /// begun, it would take the place of an earlier one.
+    pub fn finish(self, keep_empty: bool) -> RecordingEnd {
+        let counts = &self.shared.counts;
+        counts.keep_empty.store(keep_empty, Ordering::Relaxed);
         self.shared.counts.stop.store(true, Ordering::Release);
         self.thread.join().unwrap_or_else(|_| RecordingEnd {
             written: 0,
@@ -195,7 +200,8 @@ impl RecordingFile {
             }
             if stopping {
                 // After half a record nothing could be read: a failed file is left as it is.
-                if failure.is_none() {
+                let keep = self.written > 0 || counts.keep_empty.load(Ordering::Relaxed);
+                if failure.is_none() && keep {
                     let named = self.name.take().map_err(mcap::McapError::from);
                     failure = named.and_then(|_| self.writer.finish()).err();
                 }

@@ -171,7 +171,7 @@ impl F32x16 for __m512 {
     }
 }
 
-/// `2^t`, 0 below `lowest`, the bits of [`math::Weigh`](super::math::Weigh) where multiply-add is fused.
+/// `2^t`, 0 below `lowest`, the bits of [`math::SoftmaxWeight`](super::math::SoftmaxWeight) where multiply-add is fused.
 ///
 /// # Safety
 /// AVX-512 F and DQ are available.

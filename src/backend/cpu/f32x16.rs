@@ -154,7 +154,7 @@ pub(super) trait F32x16: Copy {
     /// The larger of each; `other` where `self` is not a number.
     unsafe fn max(self, other: Self) -> Self;
 
-    /// `2^self`, 0 below `lowest`, the bits of [`super::math::Weigh`] where multiply-add is fused.
+    /// `2^self`, 0 below `lowest`, the bits of [`super::math::SoftmaxWeight`] where multiply-add is fused.
     unsafe fn exp2<const N: usize>(self, polynomial: &[f32; N], lowest: f32) -> Self;
 
     /// As [`F32x16::exp2`], of lanes no larger than [`super::math::EXP2_RANGE`].

@@ -150,22 +150,23 @@ pub(super) fn exp2<const FUSED: bool, const N: usize>(polynomial: &[f32; N], t: 
     p * power
 }
 
-/// Unnormalised weights of a softmax, `e^(score - reference)`.
-pub(super) struct Weigh<const N: usize> {
-    /// `score * factor + less` is the logarithm of its weight to the base of 2.
+/// Unnormalised weights of a softmax: `exp2(score * factor + offset)`, zero where that exponent is below `lowest`.
+pub(super) struct SoftmaxWeight<const N: usize> {
+    /// What a score is multiplied with: its scale and `log2(e)`.
     pub(super) factor: f32,
+    /// Minus the reference: the largest exponent, or whatever number is subtracted from all.
     pub(super) offset: f32,
-    /// Of `2^f`.
+    /// `2^f`, see [`EXP2`].
     pub(super) polynomial: &'static [f32; N],
-    /// Logarithms below it weigh nothing.
+    /// Least exponent that weighs anything.
     pub(super) lowest: f32,
 }
 
-impl<const N: usize> Weigh<N> {
-    /// Of scores still to be multiplied with `scale`, taken as they are.
+impl<const N: usize> SoftmaxWeight<N> {
+    /// Of scores to the base of e that are still to be multiplied with `scale`; no reference.
     #[inline(always)]
     pub(super) fn new(polynomial: &'static [f32; N], lowest: f32, scale: f32) -> Self {
-        Weigh {
+        SoftmaxWeight {
             factor: scale * std::f32::consts::LOG2_E,
             offset: -0.0,
             polynomial,
@@ -186,7 +187,7 @@ impl<const N: usize> Weigh<N> {
         self.at::<FUSED>(t)
     }
 
-    /// The weight whose logarithm to the base of 2 is `t`.
+    /// The weight of an exponent, to the base of 2, from which the reference is subtracted already.
     #[inline(always)]
     pub(super) fn at<const FUSED: bool>(&self, t: f32) -> f32 {
         let weight = exp2::<FUSED, N>(self.polynomial, t);
@@ -211,7 +212,7 @@ mod tests {
 
     /// The largest relative error of weights of `polynomial`, beyond what rounding the exponent costs.
     fn worst<const FUSED: bool, const N: usize>(polynomial: &'static [f32; N]) -> f64 {
-        let weigh = Weigh::new(polynomial, -EXP2_RANGE, 1.0);
+        let weigh = SoftmaxWeight::new(polynomial, -EXP2_RANGE, 1.0);
         assert_eq!(weigh.of::<FUSED>(-100.0), 0.0);
         assert_eq!(weigh.of::<FUSED>(f32::NEG_INFINITY), 0.0);
         assert!(weigh.of::<FUSED>(f32::NAN).is_nan());

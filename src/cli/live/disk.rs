@@ -29,13 +29,9 @@ pub(super) fn sinks(
             "backend".to_owned(),
             Cpu::with_precision(CpuPath::Fast, config.engine.precision).name(),
         );
-        let mut file = McapFile::create(out, &config.live.prefix, facts)?;
-        if let Some(keyframe) = restored {
-            // What the run begins with is an input of it.
-            file.publish(&keyframe_output(keyframe, &umm::keyframe::encode(keyframe)))?;
-        }
         let file = Watched::new(OutputLog {
-            file,
+            file: McapFile::create(out, &config.live.prefix, facts)?,
+            restored: restored.cloned(),
             keyframes: arguments.keyframes,
         });
         faults.push(file.fault());
@@ -52,11 +48,17 @@ pub(super) fn sinks(
 /// The output log, which may leave keyframes to the state file.
 struct OutputLog {
     file: McapFile,
+    /// What the run begins with, an input of it: before its first output.
+    restored: Option<Keyframe>,
     keyframes: bool,
 }
 
 impl Sink for OutputLog {
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
+        if let Some(keyframe) = self.restored.take() {
+            let payload = umm::keyframe::encode(&keyframe);
+            self.file.publish(&keyframe_output(&keyframe, &payload))?;
+        }
         match output.channel {
             Channel::Keyframe if !self.keyframes => Ok(()),
             _ => self.file.publish(output),

@@ -54,8 +54,8 @@ impl TelemetryQuality {
         }
     }
 
-    /// Looks at a message's values; NaN stands for one it does not have.
-    pub fn observe(&mut self, capture_ns: u64, values: &[f64]) {
+    /// Looks at the values of a tick's newest message, NaN for one it does not have, and at which signals any of the tick's messages had.
+    pub fn observe(&mut self, capture_ns: u64, values: &[f64], came: &[bool]) {
         if let Some(last_ns) = self.last_ns {
             let spacing_ns = capture_ns.saturating_sub(last_ns);
             self.gap = spacing_ns > self.gap_after_ns;
@@ -67,12 +67,7 @@ impl TelemetryQuality {
         if self.last_ns.is_none() {
             self.came_ns.fill(capture_ns);
         }
-        for (came_ns, _) in self
-            .came_ns
-            .iter_mut()
-            .zip(values)
-            .filter(|(_, v)| !v.is_nan())
-        {
+        for (came_ns, _) in self.came_ns.iter_mut().zip(came).filter(|(_, came)| **came) {
             *came_ns = capture_ns;
         }
         let same = |(a, b): (&f64, &f64)| a.to_bits() == b.to_bits();
@@ -165,7 +160,7 @@ mod tests {
         let mut state = TelemetryQuality::new(50.0, 1, 1_000_000_000);
         let mut last = 0;
         for t in times {
-            state.observe(t, &[value(t)]);
+            state.observe(t, &[value(t)], &[true]);
             last = t;
         }
         (state, last)
@@ -192,7 +187,7 @@ mod tests {
             let mut state = TelemetryQuality::new(50.0, 2, 0);
             for i in 0..200 {
                 let value = |has: bool| if has { i as f64 } else { f64::NAN };
-                state.observe(i * PERIOD_NS, &has(i).map(value));
+                state.observe(i * PERIOD_NS, &has(i).map(value), &has(i));
             }
             state.quality(199 * PERIOD_NS)
         };

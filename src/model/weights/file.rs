@@ -154,7 +154,7 @@ impl Weights {
             source,
         };
         let (views, metadata) = self.as_file()?;
-        let (file, mut name) = new_file::create(path).map_err(io)?;
+        let (file, mut name) = new_file::create_beside(path).map_err(io)?;
         let permissions = file.metadata().map_err(io)?.permissions();
         // The library puts a file of its own there, which only its owner may read.
         let written = safetensors::serialize_to_file(views, Some(metadata), name.place());
@@ -162,7 +162,11 @@ impl Weights {
             SafeTensorError::IoError(source) => io(source),
             error => unwritable(error),
         })?;
-        std::fs::set_permissions(name.place(), permissions).map_err(io)?;
+        let settle = || {
+            std::fs::set_permissions(name.place(), permissions)?;
+            File::open(name.place())?.sync_all()
+        };
+        settle().map_err(io)?;
         name.take().map_err(io)?;
         Ok(())
     }

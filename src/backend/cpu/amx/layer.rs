@@ -1,6 +1,6 @@
-//! A linear layer on tiles: while they multiply thirty-two rows and a pair of panels, vectors write the results of those before, and
-//! the next pair is asked for between one tile and the next. All three take turns on the way to memory, where each by itself
-//! would leave it idle.
+//! A linear layer on tiles, as a software pipeline: while they multiply a block of thirty-two rows by a pair of panels, vectors write the
+//! results of the block before, and prefetches for the next pair lie between one tile instruction and the next. All three take turns on
+//! the way to memory, where each by itself would leave it idle.
 
 use super::loops::{Element, INSTRUCTIONS, Step, store_sums, zero_sums};
 use super::{TILE, TileSums, Tiles};
@@ -11,7 +11,7 @@ use crate::backend::cpu::prefetch::PrefetchPlan;
 use crate::compute::{Claim, Claims};
 use std::ops::Range;
 
-/// Lines asked for in a step: one, two or four after each instruction.
+/// Cache lines prefetched in a step: one, two or four after each instruction.
 const ONE_EACH: usize = INSTRUCTIONS;
 const TWO_EACH: usize = 2 * INSTRUCTIONS;
 const FOUR_EACH: usize = 4 * INSTRUCTIONS;
@@ -129,7 +129,7 @@ pub(in crate::backend::cpu) unsafe fn multiply<E: Element, L: Layer<E>>(
     }
 }
 
-/// What vectors do meanwhile.
+/// What vectors do meanwhile: the block before.
 struct Beside<'a, E: Element, L: Layer<E>> {
     layer: &'a L,
     sums: &'a Sums<E::Sum>,

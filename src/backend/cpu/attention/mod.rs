@@ -220,10 +220,10 @@ const NEAR: RangeInclusive<f32> = 1.0 / FAR..=FAR;
 /// Weights in `f32` of logits to the base of 2, unnormalised. They are taken from a reference, a whole number, which makes no result
 /// another: zero, so that weights can be made before all logits are known, unless their sum is not [`NEAR`]; then the largest logit, rounded.
 #[inline(always)]
-fn weights_from(reference: f32) -> math::Weigh<6> {
-    math::Weigh {
+fn weights_from(reference: f32) -> math::SoftmaxWeight<6> {
+    math::SoftmaxWeight {
         offset: -reference,
-        ..math::Weigh::new(&math::EXP2, -math::EXP2_RANGE, 1.0)
+        ..math::SoftmaxWeight::new(&math::EXP2, -math::EXP2_RANGE, 1.0)
     }
 }
 

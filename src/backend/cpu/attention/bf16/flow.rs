@@ -1,6 +1,6 @@
-//! Heads of up to 64 elements on matrix tiles: sixteen queries at a time go over the keys once, and three things are done side by
-//! side: weights of some keys, scores of the next ones, and the values of those before. Tiles work on while vectors do, scores
-//! stay in the nearest cache, and weighted sums never leave their tiles.
+//! Heads of up to 64 elements on matrix tiles, as a software pipeline: sixteen queries at a time go over the keys once; while vectors make the
+//! weights of some keys, tiles compute the scores of the next ones and add up the values of those before. Scores stay in the nearest
+//! cache, and weighted sums never leave their tiles.
 //!
 //! The bits are those of [`super::attend_rows`], for queries whose weights need no reference ([`super::reference`]). Whether one
 //! does shows in its sum, when all is done: then nothing is written, and its tile of queries is computed again there.

@@ -264,8 +264,8 @@ fn reference(largest: f32) -> f32 {
 
 /// Weights of scores still to be multiplied with `scale`, without a reference.
 #[inline(always)]
-fn weights_of(scale: f32) -> math::Weigh<4> {
-    math::Weigh::new(&math::EXP2_NARROW, LOWEST, scale)
+fn weights_of(scale: f32) -> math::SoftmaxWeight<4> {
+    math::SoftmaxWeight::new(&math::EXP2_NARROW, LOWEST, scale)
 }
 
 /// What each row does not see of a block.

@@ -31,7 +31,7 @@ fn weigh_rows<const FUSED: bool>(chunk: &Chunk<'_>, at: usize, scratch: &mut Scr
         state.largest[row] = math::max(LEAST, math::largest(exponents));
     }
     raise_references::<FUSED>(state, chunk.rows);
-    let weigh = math::Weigh::new(&QUANTA, LOWEST, 1.0);
+    let weigh = math::SoftmaxWeight::new(&QUANTA, LOWEST, 1.0);
     let weights = scratch.weights.unsigned_mut().chunks_mut(KEYS);
     for (row, (exponents, weights)) in exponents.iter().zip(weights).take(chunk.rows).enumerate() {
         let mut sums = [0.0_f32; PANEL];

@@ -297,9 +297,9 @@ impl Chunk<'_> {
                 tail: 0.0,
             };
             let sink = self.queries.sink(self.first + row);
-            let weigh = math::Weigh {
+            let weigh = math::SoftmaxWeight {
                 offset: -scratch.state.reference[row],
-                ..math::Weigh::new(&math::EXP2_NARROW, LOWEST, 1.0)
+                ..math::SoftmaxWeight::new(&math::EXP2_NARROW, LOWEST, 1.0)
             };
             // Unfused, as no function for some processors is around it.
             let inverse = inverse_of(lanes.total() + weigh.of_sink::<false>(sink));

@@ -1,6 +1,14 @@
-//! Heads of up to 64 elements on matrix tiles. Sixteen queries and a block of slots are an item, and four items are worked on side by side:
-//! weights of one are made while tiles multiply the keys of the next and the values of the one before; products of the one before that
-//! are added to its sums. Tiles work on while vectors do. The bits of [`super::vectors`].
+//! Heads of up to 64 elements on matrix tiles, as a software pipeline: tiles multiply for two items while vectors work on two others. An
+//! *item* is sixteen queries by a block of slots.
+//!
+//! | item | tiles | vectors |
+//! |---|---|---|
+//! | `next` | products with keys | |
+//! | `now` | | exponents, then weights |
+//! | `before` | products of weights with values | |
+//! | `done` | | added to the rows' sums |
+//!
+//! After each turn every item moves on by one. The bits of [`super::vectors`].
 
 mod beside;
 
@@ -28,7 +36,7 @@ pub(super) fn takes(head_dim: usize) -> bool {
     head_dim <= COLUMNS * PANEL
 }
 
-/// What an item has come to.
+/// An item's buffers.
 struct Item {
     /// Products with keys, exponents in their place, then products with values.
     products: Aligned<[[i32; KEYS]; TILE_ROWS]>,
@@ -56,7 +64,7 @@ impl Item {
     }
 }
 
-/// Those side by side.
+/// Those in flight.
 pub(super) struct Items(Box<[Item; 4]>);
 
 impl Default for Items {

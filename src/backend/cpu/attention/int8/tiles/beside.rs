@@ -78,9 +78,9 @@ pub(super) struct Work<'a> {
     pub queries: *const u8,
     pub next: Place<'a>,
     pub before: Place<'a>,
-    /// What may be asked for.
+    /// Which is prefetched, for the items after the next.
     pub ahead: Place<'a>,
-    /// The lines of a turn that the item asks for.
+    /// The item's share of the cache lines prefetched in a turn.
     pub lines: Range<usize>,
 }
 
