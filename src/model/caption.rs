@@ -307,9 +307,9 @@ impl CaptionDecoder {
         backend.linear_into(attended, rows, ids.o, Epilogue::Add, x);
 
         let ffn = self.buffers.ffn.rows(0, rows, self.ffn_width);
-        backend.layer_norm_into(x, rows, layer.norm3, h);
-        backend.linear_into(h, rows, layer.ffn.fc1, Epilogue::Gelu, ffn);
-        backend.linear_into(ffn, rows, layer.ffn.fc2, Epilogue::Add, x);
+        layer
+            .ffn
+            .add_in_place(backend, rows, layer.norm3, x, [h, ffn]);
     }
 
     /// Row `row` of the queries over the first `keys` of a cache.

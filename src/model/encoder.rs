@@ -152,9 +152,9 @@ impl Encoder {
             self.attend(backend, input, contexts, index, &layer.attention, h);
             let attended = self.buffers.attended.rows(0, rows, self.shape.q_width());
             backend.linear_into(attended, rows, layer.attention.o, Epilogue::Add, x);
-            backend.layer_norm_into(x, rows, layer.norm2, h);
-            backend.linear_into(h, rows, layer.ffn.fc1, Epilogue::Gelu, ffn);
-            backend.linear_into(ffn, rows, layer.ffn.fc2, Epilogue::Add, x);
+            layer
+                .ffn
+                .add_in_place(backend, rows, layer.norm2, x, [h, ffn]);
         }
         backend.layer_norm_into(x, rows, self.norm, out);
     }
@@ -268,9 +268,9 @@ impl Encoder {
             segments.push(self.alone.segment(0..rows, times_ns, Visibility::All));
             backend.attention_into(q, times_ns, shape, &segments, ids.sink, attended);
             backend.linear_into(attended, rows, ids.o, Epilogue::Add, x);
-            backend.layer_norm_into(x, rows, layer.norm2, h);
-            backend.linear_into(h, rows, layer.ffn.fc1, Epilogue::Gelu, ffn);
-            backend.linear_into(ffn, rows, layer.ffn.fc2, Epilogue::Add, x);
+            layer
+                .ffn
+                .add_in_place(backend, rows, layer.norm2, x, [h, ffn]);
         }
         backend.layer_norm_into(x, rows, self.norm, out);
     }

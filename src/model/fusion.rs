@@ -170,9 +170,9 @@ impl Fusion {
             let ids = &layer.self_attention;
             backend.linear_into(attended, rows, ids.o, Epilogue::Add, x);
 
-            backend.layer_norm_into(x, rows, layer.norm3, h);
-            backend.linear_into(h, rows, layer.ffn.fc1, Epilogue::Gelu, ffn);
-            backend.linear_into(ffn, rows, layer.ffn.fc2, Epilogue::Add, x);
+            layer
+                .ffn
+                .add_in_place(backend, rows, layer.norm3, x, [h, ffn]);
         }
         backend.layer_norm_into(x, rows, self.norm, out.rows(0, rows, self.d));
     }

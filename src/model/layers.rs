@@ -1,7 +1,7 @@
 //! Groups of weights that occur more than once, by their ids in a backend.
 
 use super::weights::{Tensor, Weights, WeightsError};
-use crate::backend::{Backend, LinearId, NormIds, TableId};
+use crate::backend::{Backend, Epilogue, LinearId, NormIds, Region, TableId};
 
 /// Hands the tensors of a weights file over to a backend.
 pub(super) struct Loader<'a> {
@@ -98,4 +98,20 @@ pub(super) struct AttentionIds {
 pub(super) struct FfnIds {
     pub fc1: LinearId,
     pub fc2: LinearId,
+}
+
+impl FfnIds {
+    /// The feed-forward part of a layer, `x += fc2(gelu(fc1(norm(x))))`. `x` and `h`: `[rows, d]`; `hidden`: `[rows, width]`.
+    pub fn add_in_place(
+        self,
+        backend: &mut dyn Backend,
+        rows: usize,
+        norm: NormIds,
+        x: Region,
+        [h, hidden]: [Region; 2],
+    ) {
+        backend.layer_norm_into(x, rows, norm, h);
+        backend.linear_into(h, rows, self.fc1, Epilogue::Gelu, hidden);
+        backend.linear_into(hidden, rows, self.fc2, Epilogue::Add, x);
+    }
 }
