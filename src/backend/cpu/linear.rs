@@ -1,7 +1,7 @@
 //! Linear layers of the CPU backend: their weights in the form of a path and a precision, and their products.
 
 use super::int8::Int8Linear;
-use super::{Cpu, Path, Precision, bf16, fast, int8, pair, plain};
+use super::{Cpu, Path, Precision, bf16, gemm, int8, pair, plain};
 #[cfg(target_arch = "x86_64")]
 use super::{f32x16, packed};
 use crate::backend::{Epilogue, LinearId, Region};
@@ -161,7 +161,7 @@ impl Cpu {
             return LinearWeights::Vectors(packed);
         }
         let _ = bias;
-        LinearWeights::Packed(fast::pack(&self.gemm, weight, in_dim, out_dim))
+        LinearWeights::Packed(gemm::pack(&self.gemm, weight, in_dim, out_dim))
     }
 
     /// A linear layer of rows that are, or are not, prepared for its kind of weights already.
@@ -211,7 +211,7 @@ impl Cpu {
                 packed::linear_into(packed, copied, rows, epilogue, out);
             }
             LinearWeights::Packed(packed) => {
-                fast::linear_into(&self.gemm, packed, &linear.bias, x, rows, epilogue, out);
+                gemm::linear_into(&self.gemm, packed, &linear.bias, x, rows, epilogue, out);
             }
             LinearWeights::Plain(weight) => {
                 plain::linear_into(linear, weight, x, rows, epilogue, out);

@@ -2,7 +2,7 @@
 //!
 //! [`operations`] leads from the operations' names to who computes them. [`plain`] is written to be read; [`Path`] chooses it or the
 //! quick ones, once, at construction, as [`Precision`] chooses what linear layers and attention are computed in and [`Isa`] the
-//! instructions. Linear layers are in [`linear`]: [`packed`] and [`fast`] for `f32`, [`bf16`], [`int8`]; [`attention`] has
+//! instructions. Linear layers are in [`linear`]: [`packed`] and [`gemm`] for `f32`, [`bf16`], [`int8`]; [`attention`] has
 //! a folder for each precision, [`kv`] writes what it reads.
 
 mod aligned;
@@ -15,14 +15,15 @@ mod avx2;
 mod avx512;
 mod bf16;
 mod block_scores;
+mod epilogue;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod f32x16;
-mod fast;
+mod gemm;
 mod geometry;
 mod int8;
 mod isa;
-mod kernel_rows;
 mod kv;
+mod layer_norm;
 mod linear;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
@@ -38,6 +39,9 @@ mod plain;
     expect(dead_code, reason = "nothing is asked for there")
 )]
 mod prefetch;
+mod rotary;
+mod rows;
+mod share;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
 

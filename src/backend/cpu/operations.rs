@@ -4,7 +4,8 @@ use super::kv::Cached;
 use super::linear::Linear;
 use super::pages::Pages;
 use super::{
-    Cpu, Path, Precision, Table, attention, block_scores, fast, is_narrowed, kv, pair, plain,
+    Cpu, Path, Precision, Table, attention, block_scores, is_narrowed, kv, layer_norm, pair, plain,
+    rotary,
 };
 use crate::backend::kv_cache::{KvCache, KvForm};
 use crate::backend::narrow::NarrowWeights;
@@ -162,7 +163,7 @@ impl Backend for Cpu {
         let bias = &self.tables[norm.bias.0].values;
         match self.path {
             Path::Plain => plain::layer_norm_into(x, weight, bias, out),
-            Path::Fast => fast::layer_norm_into(x, weight, bias, out),
+            Path::Fast => layer_norm::layer_norm_into(x, weight, bias, out),
         }
     }
 
@@ -183,7 +184,7 @@ impl Backend for Cpu {
         let (table, x) = pair(&mut self.arena, table, x);
         match path {
             Path::Plain => plain::rotary_in_place(x, heads, head_dim, table),
-            Path::Fast => fast::rotary_in_place(x, heads, head_dim, table),
+            Path::Fast => rotary::rotary_in_place(x, heads, head_dim, table),
         }
     }
 

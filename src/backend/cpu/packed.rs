@@ -1,12 +1,13 @@
 //! Linear layers in `f32`: weights packed once, in panels that are read from end to end.
 //!
 //! The sums are those of `rten-gemm`, to the bit: blocks of [`DEPTH_BLOCK`] input channels, the bias after the first.
-//! Where there are no [`Vectors`], or fewer than sixteen input channels, that crate computes them ([`super::fast`]).
+//! Where there are no [`Vectors`], or fewer than sixteen input channels, that crate computes them ([`super::gemm`]).
 
 use super::aligned::AlignedVec;
 use super::f32x16::{F32x16, LANES, Vectors, on_vectors};
-use super::kernel_rows::{RowsOut, even_block, rows_of_a_part, share_panels};
 use super::pages::{Part, Pool};
+use super::rows::{RowsOut, even_block};
+use super::share::{rows_of_a_part, share_panels};
 use super::tile::{DEPTH_BLOCK, Prefetch, ROW_STRIDE, tile, with_tile_rows};
 use crate::backend::Epilogue;
 use crate::compute::{self, Claim, Claims};

@@ -6,8 +6,8 @@ use super::loops::{Element, INSTRUCTIONS, Step, store_sums, zero_sums};
 use super::{TILE, TileSums, Tiles};
 use crate::backend::cpu::aligned::Aligned;
 use crate::backend::cpu::geometry::{CACHE_LINE, PANEL, TILE_ROWS};
-use crate::backend::cpu::kernel_rows::row_stride;
 use crate::backend::cpu::prefetch::PrefetchPlan;
+use crate::backend::cpu::rows::row_stride;
 use crate::compute::{Claim, Claims};
 use std::ops::Range;
 

@@ -18,9 +18,9 @@ pub(super) mod vectors;
 
 use super::f32x16::Vectors;
 use super::isa::Isa;
-use super::kernel_rows::RowsOut;
 use super::math;
 use super::plain::Attention;
+use super::rows::RowsOut;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::backend::cpu::geometry::PANEL;
 use crate::compute;

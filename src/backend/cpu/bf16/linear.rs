@@ -5,16 +5,16 @@ use crate::backend::Epilogue;
 use crate::backend::cpu::aligned::{Aligned, AlignedVec};
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::amx::layer;
+use crate::backend::cpu::epilogue::write_panel;
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::epilogue::write_vector;
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::f32x16::{F32x16, Vectors, on_vectors};
 use crate::backend::cpu::geometry::{PANEL, TILE_ROWS};
 use crate::backend::cpu::isa::Isa;
-#[cfg(target_arch = "x86_64")]
-use crate::backend::cpu::kernel_rows::write_vector;
-use crate::backend::cpu::kernel_rows::{
-    RowsOut, for_each_rows, row_stride, rows_of_a_part, share_panels, write_panel,
-};
 use crate::backend::cpu::pages::{Part, Pool};
+use crate::backend::cpu::rows::{RowsOut, row_stride};
+use crate::backend::cpu::share::{for_each_rows, rows_of_a_part, share_panels};
 use crate::compute::{Claim, Claims};
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__m512;

@@ -8,7 +8,7 @@ use crate::backend::cpu::f32x16::{F32x16, LANES, Vectors, on_vectors};
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::geometry::STREAM_AHEAD_BYTES;
 use crate::backend::cpu::geometry::{PANEL, TILE_ROWS};
-use crate::backend::cpu::kernel_rows::even_block;
+use crate::backend::cpu::rows::even_block;
 use crate::backend::cpu::tile::{DEPTH_BLOCK, ROW_STRIDE, with_tile_rows};
 use std::mem::MaybeUninit;
 use std::ops::Range;

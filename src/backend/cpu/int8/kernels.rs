@@ -9,7 +9,8 @@ use crate::backend::cpu::aligned::Aligned;
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::f32x16::Vectors;
 use crate::backend::cpu::geometry::PANEL;
-use crate::backend::cpu::kernel_rows::{RowsOut, share_panels};
+use crate::backend::cpu::rows::RowsOut;
+use crate::backend::cpu::share::share_panels;
 use crate::compute::Claims;
 use std::ops::Range;
 
@@ -102,7 +103,7 @@ mod x86 {
     use crate::backend::cpu::amx::layer;
     use crate::backend::cpu::f32x16::{F32x16, on_vectors};
     use crate::backend::cpu::int8::loops::{Next, VNNI_ROWS, dot_vnni, with_rows};
-    use crate::backend::cpu::kernel_rows::even_block;
+    use crate::backend::cpu::rows::even_block;
     use std::arch::x86_64::__m512;
 
     on_vectors! {

@@ -22,12 +22,12 @@ pub(super) use near::{Columns, Product};
 use panel::Panel;
 pub(super) use rows::{Activations, Rows, quantize_by, quantize_row};
 
+use super::epilogue::write_panel;
+#[cfg(target_arch = "x86_64")]
+use super::epilogue::write_vector;
 #[cfg(target_arch = "x86_64")]
 use super::f32x16::F32x16;
 use super::isa::Isa;
-use super::kernel_rows::write_panel;
-#[cfg(target_arch = "x86_64")]
-use super::kernel_rows::write_vector;
 use super::pages::{Part, Pool};
 use crate::backend::Epilogue;
 

@@ -6,7 +6,7 @@ use super::loops::{AVX2_ROWS, dot_avx_vnni, dot_avx2, with_rows};
 use super::{Isa, Rows};
 use crate::backend::cpu::geometry::PANEL;
 #[cfg(target_arch = "x86_64")]
-use crate::backend::cpu::kernel_rows::even_block;
+use crate::backend::cpu::rows::even_block;
 use std::ops::Range;
 
 /// Sixteen columns.

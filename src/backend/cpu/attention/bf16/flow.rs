@@ -15,7 +15,7 @@ use crate::backend::cpu::avx512;
 use crate::backend::cpu::bf16::{Bf16, STEP};
 use crate::backend::cpu::geometry::{CACHE_LINE, PANEL, TILE_ROWS};
 use crate::backend::cpu::isa::bf16_vectors;
-use crate::backend::cpu::kernel_rows::row_stride;
+use crate::backend::cpu::rows::row_stride;
 use std::arch::x86_64::*;
 use std::ops::Range;
 

@@ -5,8 +5,8 @@ use super::{KEYS, ROWS, Scores, reference, weights_of};
 use crate::backend::cpu::attention::Queries;
 use crate::backend::cpu::bf16::Bf16;
 use crate::backend::cpu::geometry::{PANEL, TILE_ROWS};
-use crate::backend::cpu::kernel_rows::row_stride;
 use crate::backend::cpu::math;
+use crate::backend::cpu::rows::row_stride;
 use multiversion::multiversion;
 use multiversion::target::target_cfg_f;
 

@@ -33,8 +33,8 @@ use crate::backend::cpu::f32x16::Vectors;
 use crate::backend::cpu::geometry::PANEL;
 use crate::backend::cpu::int8::{Columns, Product, Rows};
 use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::kernel_rows::even_block;
 use crate::backend::cpu::math;
+use crate::backend::cpu::rows::even_block;
 use crate::backend::kv_cache::{KvForm, KvLayout, SlotParam};
 
 /// Most query rows worked on together: keys and values come by once for all of them. What becomes of rows lies further away then,

@@ -5,7 +5,7 @@ use super::vectors::weigh_rows;
 use super::{Chunk, KEYS, LEAST, PANELS, ROWS, Scratch, SlotParams, State};
 use crate::backend::cpu::geometry::PANEL;
 use crate::backend::cpu::int8::GROUP;
-use crate::backend::cpu::kernel_rows::even_block as rows_of;
+use crate::backend::cpu::rows::even_block as rows_of;
 use crate::backend::cpu::tile::with_tile_rows;
 use std::arch::x86_64::*;
 

@@ -1,0 +1,49 @@
+//! What is done with a product's results on their way to the output.
+
+#[cfg(target_arch = "x86_64")]
+use super::f32x16::{F32x16, LANES};
+use super::math;
+use crate::backend::Epilogue;
+
+/// Writes a panel's results for a row; `out` is as much of the panel as there is.
+#[inline(always)]
+pub(super) fn write_panel<const N: usize>(mut y: [f32; N], epilogue: Epilogue, out: &mut [f32]) {
+    if epilogue == Epilogue::Gelu {
+        for y in &mut y {
+            *y = math::gelu(*y);
+        }
+    }
+    match out.as_mut_array::<N>() {
+        // Whole vectors, but for the last panel.
+        Some(out) if epilogue == Epilogue::Add => (0..N).for_each(|i| out[i] += y[i]),
+        Some(out) => *out = y,
+        None if epilogue == Epilogue::Add => out.iter_mut().zip(&y).for_each(|(o, y)| *o += y),
+        None => out.copy_from_slice(&y[..out.len()]),
+    }
+}
+
+/// As [`write_panel`], of a vector; of sixteen places at most.
+///
+/// # Safety
+/// The processor has `S`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) unsafe fn write_vector<S: F32x16>(mut y: S, epilogue: Epilogue, out: &mut [f32]) {
+    let place = out.as_mut_ptr();
+    // Most panels are whole, and masks cost.
+    let whole = out.len() >= LANES;
+    // SAFETY: as many places as there are; the rest by the caller.
+    unsafe {
+        match epilogue {
+            Epilogue::Store => (),
+            Epilogue::Gelu => y = y.gelu(),
+            Epilogue::Add if whole => y = S::load(place).add(y),
+            Epilogue::Add => y = S::load_first(place, out.len()).add(y),
+        }
+        if whole {
+            y.store(place);
+        } else {
+            y.store_first(place, out.len());
+        }
+    }
+}
