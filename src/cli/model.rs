@@ -176,17 +176,28 @@ fn show(arguments: &ShowArguments) -> Result<(), Failure> {
     say!("  motion: {}", spec.motion.join(", "));
     say!("  signals: {}", spec.signals.join(", "));
     if arguments.tensors {
-        let row = |(name, (precision, shape)): (&str, (Precision, &[usize]))| {
-            vec![
-                name.to_owned(),
-                format!("{shape:?}"),
-                precision.name().to_owned(),
-            ]
-        };
-        let rows: Vec<Vec<String>> = weights.shapes().into_iter().map(row).collect();
-        table::print(&["tensor", "shape", "stored in"], &rows);
-        return Ok(());
+        print_tensors(&weights);
+    } else {
+        print_parts(&weights);
     }
+    Ok(())
+}
+
+/// Every tensor, a line each.
+fn print_tensors(weights: &Weights) {
+    let row = |(name, (precision, shape)): (&str, (Precision, &[usize]))| {
+        vec![
+            name.to_owned(),
+            format!("{shape:?}"),
+            precision.name().to_owned(),
+        ]
+    };
+    let rows: Vec<Vec<String>> = weights.shapes().into_iter().map(row).collect();
+    table::print(&["tensor", "shape", "stored in"], &rows);
+}
+
+/// How many parameters each part of the model has.
+fn print_parts(weights: &Weights) {
     let mut parts: BTreeMap<&str, usize> = BTreeMap::new();
     let shapes = weights.shapes();
     for (name, (_, shape)) in &shapes {
@@ -198,7 +209,6 @@ fn show(arguments: &ShowArguments) -> Result<(), Failure> {
         .map(|(part, n)| vec![part.to_owned(), millions(n)])
         .collect();
     table::print(&["part", "parameters"], &rows);
-    Ok(())
 }
 
 fn millions(n: usize) -> String {

@@ -72,14 +72,7 @@ pub(super) fn run_live(
     drop(weights);
     watch(&mut runtime, how, &clock);
     if let Some(keyframe) = &how.restored {
-        match runtime.restart(keyframe) {
-            Ok(()) => say!(
-                "goes on after tick {} of epoch {}",
-                keyframe.tick,
-                keyframe.epoch
-            ),
-            Err(error) => say!("warning: begins without the earlier context: {error}"),
-        }
+        restart(&mut runtime, keyframe);
     }
     if how.keyframes {
         runtime.take_keyframes(config.keyframe_every_ticks())?;
@@ -103,11 +96,7 @@ pub(super) fn run_live(
         }
     }
     let pulse = Pulse::default();
-    let patience = WATCHDOG_PERIODS * Duration::from_millis(config.engine.period_ms);
-    let reporter =
-        health_reporter(received.session, &config.live.prefix).map_err(RunError::from)?;
-    let _watchdog = Watchdog::start(&pulse, patience.max(LEAST_PATIENCE), reporter)
-        .map_err(|e| RunError::Sink(SinkError::Transport(format!("no watchdog thread: {e}"))))?;
+    let _watchdog = watchdog(config, received, &pulse)?;
     let begin = Instant::now();
     let mut announced = false;
     let ended = drive(&mut source, &clock, &mut runtime, &mut |_, runtime| {
@@ -130,6 +119,32 @@ pub(super) fn run_live(
         say!("warning: {fault}");
     }
     Ok(ended?)
+}
+
+/// Goes on from an earlier run's keyframe, or says why not.
+fn restart(runtime: &mut Runtime, keyframe: &Keyframe) {
+    match runtime.restart(keyframe) {
+        Ok(()) => say!(
+            "goes on after tick {} of epoch {}",
+            keyframe.tick,
+            keyframe.epoch
+        ),
+        Err(error) => say!("warning: begins without the earlier context: {error}"),
+    }
+}
+
+/// The thread that speaks for the tick loop where it does not.
+fn watchdog(
+    config: &Config,
+    received: &Received<'_>,
+    pulse: &Pulse,
+) -> Result<Watchdog, run::Error> {
+    let patience = WATCHDOG_PERIODS * Duration::from_millis(config.engine.period_ms);
+    let reporter =
+        health_reporter(received.session, &config.live.prefix).map_err(RunError::from)?;
+    let started = Watchdog::start(pulse, patience.max(LEAST_PATIENCE), reporter);
+    Ok(started
+        .map_err(|e| RunError::Sink(SinkError::Transport(format!("no watchdog thread: {e}"))))?)
 }
 
 /// What else the run's health is about: sinks, the recording, the sensors' clock.
