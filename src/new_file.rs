@@ -52,11 +52,12 @@ pub(crate) fn create_beside(path: &Path) -> Result<(File, PendingName)> {
     let path = followed(path);
     let before = std::fs::metadata(&path).ok();
     if let Some(before) = &before {
-        // Whoever may not write it may not replace it.
-        OpenOptions::new().write(true).open(&path)?;
+        // Not opened to see: a pipe's reader would take its closing for the end.
         if !before.is_file() || is_mounted(&path, before) {
             return Err(ErrorKind::Unsupported.into());
         }
+        // Whoever may not write it may not replace it.
+        OpenOptions::new().write(true).open(&path)?;
     }
     let (file, beside) = first_free(&path)?;
     if let Some(facts) = before {
@@ -219,21 +220,25 @@ impl PendingName {
         }
     }
 
-    /// Gives the file its name, in the place of what had it; whether this is the first time.
+    /// Whether [`PendingName::take`] has been called.
+    pub fn is_taken(&self) -> bool {
+        self.taken
+    }
+
+    /// Gives the file its name, in the place of what had it; a second time it does nothing.
     ///
     /// # Errors
     /// As the file system gives them, with where the file lies: it stays there.
-    pub fn take(&mut self) -> Result<bool> {
-        let first = !std::mem::replace(&mut self.taken, true);
+    pub fn take(&mut self) -> Result<()> {
+        self.taken = true;
         let Some(beside) = self.beside.take() else {
-            return Ok(first);
+            return Ok(());
         };
         unnamed(|files| files.retain(|file| *file != beside));
         std::fs::rename(&beside, &self.path).map_err(|error| {
             let reason = format!("{error}; it stays in {}", beside.display());
             Error::new(error.kind(), reason)
-        })?;
-        Ok(first)
+        })
     }
 }
 
@@ -281,8 +286,10 @@ mod tests {
         let (mut file, mut name) = create(&path).unwrap();
         file.write_all(b"new").unwrap();
         let mut read = File::open(&path).unwrap();
-        assert!(name.take().unwrap());
-        assert!(!name.take().unwrap());
+        assert!(!name.is_taken());
+        name.take().unwrap();
+        assert!(name.is_taken());
+        name.take().unwrap();
         drop(name);
         // Whoever has the file open goes on reading it.
         assert_eq!(std::io::read_to_string(&mut read).unwrap(), "before");
@@ -301,13 +308,33 @@ mod tests {
         assert_eq!(names(&dir), [".out.mcap.1.new", ".out.mcap.new"]);
         first.write_all(b"first").unwrap();
         second.write_all(b"second").unwrap();
-        assert!(other.take().unwrap() && name.take().unwrap());
+        other.take().unwrap();
+        name.take().unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"first");
         assert_eq!(names(&dir), ["out.mcap"]);
         let long = "x".repeat(250);
         let (_, mut name) = create(&dir.join(&long)).unwrap();
-        assert!(name.take().unwrap());
+        name.take().unwrap();
         assert!(dir.join(long).exists());
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// Its reader sees what is written, and one end.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_pipe_is_opened_once() {
+        let dir = dir("pipe");
+        let pipe = dir.join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let reader = {
+            let pipe = pipe.clone();
+            std::thread::spawn(move || std::fs::read_to_string(pipe).unwrap())
+        };
+        let (mut file, mut name) = create(&pipe).unwrap();
+        name.take().unwrap();
+        file.write_all(b"all of it").unwrap();
+        drop((file, name));
+        assert_eq!(reader.join().unwrap(), "all of it");
         std::fs::remove_dir_all(dir).unwrap();
     }
 
@@ -324,17 +351,17 @@ mod tests {
             assert!(lead_to_one_file(&first, &target));
             let (mut file, mut name) = create(&first).unwrap();
             file.write_all(text.as_bytes()).unwrap();
-            assert!(name.take().unwrap());
+            name.take().unwrap();
             assert!(link.is_symlink() && first.is_symlink());
             assert_eq!(std::fs::read_to_string(&target).unwrap(), text);
             std::fs::set_permissions(&target, PermissionsExt::from_mode(0o640)).unwrap();
         }
         let (_, mut name) = create(&link).unwrap();
-        assert!(name.take().unwrap());
+        name.take().unwrap();
         let mode = target.metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o640);
         let (_, mut name) = create(Path::new("/dev/null")).unwrap();
-        assert!(name.take().unwrap() && !name.take().unwrap());
+        name.take().unwrap();
         assert!(create_beside(Path::new("/dev/null")).is_err());
         let kind = Path::new("/dev/null").metadata().unwrap().file_type();
         assert!(kind.is_char_device());

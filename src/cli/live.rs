@@ -128,7 +128,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let weights = run::weights(&config)?;
     let stop = stop_flag()?;
     let session = zenoh_session::open(&config.live)?;
-    let restored = restored(arguments, &config, &weights);
+    let restored = restored(arguments, &config, &weights).map(Arc::new);
     let mut faults = Vec::new();
     let network = Watched::new(ZenohSink::declare(&session, &config.live.prefix)?);
     faults.push(network.fault());
@@ -138,7 +138,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
         arguments,
         &config,
         &weights,
-        restored.as_ref(),
+        restored.clone(),
         &mut faults,
     )?);
     let sink = ThreadedSink::stages(stages, &config, &weights.spec)?;

@@ -341,6 +341,7 @@ fn check_kind(topic: &TopicConfig) -> Result<(), (&'static str, String)> {
             topic.stuck_after_ms.is_some(),
             Modality::Telemetry,
         ),
+        ("signals", !topic.signals.is_empty(), Modality::Telemetry),
     ];
     for (key, given, kind) in of_one_kind {
         if given && topic.kind != kind {
@@ -348,16 +349,12 @@ fn check_kind(topic: &TopicConfig) -> Result<(), (&'static str, String)> {
             return Err((key, reason));
         }
     }
-    let telemetry = topic.kind == Modality::Telemetry;
-    if telemetry && topic.signals.is_empty() {
+    if topic.kind == Modality::Telemetry && topic.signals.is_empty() {
         return Err((
             "kind",
             "telemetry needs `signals`, e.g. signals.speed_mps = { path = \"linear.x\", scale = 30 }"
                 .to_owned(),
         ));
-    }
-    if !telemetry && !topic.signals.is_empty() {
-        return Err(("signals", "only telemetry topics have `signals`".to_owned()));
     }
     if topic.audio.is_some() && topic.kind != Modality::Audio {
         return Err((

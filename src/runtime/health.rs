@@ -38,11 +38,9 @@ struct Required {
 
 /// A topic whose messages may be broken.
 struct Undecodable {
-    /// What is said for [`COUNTED_DEGRADES_FOR`] ticks after one was.
+    /// What is said while there are any.
     reason: String,
-    seen: u64,
-    /// Ticks since the last one.
-    ticks_since: u32,
+    growth: Growth,
 }
 
 /// A topic whose context may be shortened by its own rate.
@@ -58,13 +56,38 @@ struct Counted {
     /// What is said while it grows.
     reason: &'static str,
     count: Arc<AtomicU64>,
+    growth: Growth,
+}
+
+/// How long ago a count last grew.
+struct Growth {
     seen: u64,
-    /// Ticks since the last one.
     ticks_since: u32,
 }
 
-/// Ticks for which a run is degraded after it has happened.
+/// Ticks for which a run is degraded after a count has grown.
 const COUNTED_DEGRADES_FOR: u32 = 20;
+
+impl Growth {
+    /// Of a count that has not grown yet.
+    const NONE: Growth = Growth {
+        seen: 0,
+        ticks_since: COUNTED_DEGRADES_FOR,
+    };
+
+    /// What the count is after another tick.
+    fn note(&mut self, now: u64) {
+        self.ticks_since = match now > self.seen {
+            true => 0,
+            false => self.ticks_since.saturating_add(1),
+        };
+        self.seen = now;
+    }
+
+    fn is_recent(&self) -> bool {
+        self.ticks_since < COUNTED_DEGRADES_FOR
+    }
+}
 
 /// Room for [`Shortened::reason`], the topic's name left out.
 const SHORTENED_BYTES: usize = 64;
@@ -102,8 +125,7 @@ impl Health {
                 .iter()
                 .map(|t| Undecodable {
                     reason: format!("{}: messages that cannot be used", t.name),
-                    seen: 0,
-                    ticks_since: COUNTED_DEGRADES_FOR,
+                    growth: Growth::NONE,
                 })
                 .collect(),
             shortened: config
@@ -132,8 +154,7 @@ impl Health {
         self.counted.push(Counted {
             reason,
             count,
-            seen: 0,
-            ticks_since: COUNTED_DEGRADES_FOR,
+            growth: Growth::NONE,
         });
     }
 
@@ -141,8 +162,8 @@ impl Health {
     pub fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.number("misses", &mut self.misses_in_a_row)?;
         for topic in &mut self.undecodable {
-            archive.number("undecodable", &mut topic.seen)?;
-            archive.number("undecodable", &mut topic.ticks_since)?;
+            archive.number("undecodable", &mut topic.growth.seen)?;
+            archive.number("undecodable", &mut topic.growth.ticks_since)?;
         }
         Ok(())
     }
@@ -161,13 +182,11 @@ impl Health {
             false => self.misses_in_a_row.saturating_add(1),
         };
         for counted in &mut self.counted {
-            let now = counted.count.load(Ordering::Relaxed);
-            note_growth(now, &mut counted.seen, &mut counted.ticks_since);
+            counted.growth.note(counted.count.load(Ordering::Relaxed));
         }
         for (topic, entry) in self.undecodable.iter_mut().zip(&ledger.topics) {
             // A sensor without a fix says so; that is no fault of its messages.
-            let broken = entry.undecodable - entry.without_signal;
-            note_growth(broken, &mut topic.seen, &mut topic.ticks_since);
+            topic.growth.note(entry.undecodable - entry.without_signal);
         }
         self.not_finite = !engine.network().outputs().is_finite();
         let topics = &engine.report().topics;
@@ -194,10 +213,9 @@ impl Health {
         let shortened = self.shortened.iter().filter(|s| s.now);
         let late = self.misses_in_a_row >= MISSES_TO_DEGRADE;
         let faults = self.faults.iter().filter_map(Fault::get);
-        let recent = |ticks_since: u32| ticks_since < COUNTED_DEGRADES_FOR;
-        let counted = self.counted.iter().filter(move |c| recent(c.ticks_since));
+        let counted = self.counted.iter().filter(|c| c.growth.is_recent());
         let broken = self.undecodable.iter();
-        let broken = broken.filter(move |t| recent(t.ticks_since));
+        let broken = broken.filter(|t| t.growth.is_recent());
         let not_finite = "results are not numbers: look at the weights";
         missing
             .map(|r| r.reason.as_str())
@@ -208,13 +226,4 @@ impl Health {
             .chain(faults)
             .chain(counted.map(|c| c.reason))
     }
-}
-
-/// Ticks since a count last grew.
-fn note_growth(now: u64, seen: &mut u64, ticks_since: &mut u32) {
-    *ticks_since = match now > *seen {
-        true => 0,
-        false => ticks_since.saturating_add(1),
-    };
-    *seen = now;
 }

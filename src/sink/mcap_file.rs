@@ -26,7 +26,6 @@ pub struct McapFile {
     prefix: String,
     writer: LogWriter,
     name: PendingName,
-    begun: bool,
     channels: HashMap<Channel, (u16, u32)>,
     frames: u64,
     /// Finished, or failed: nothing more is written, since after half a record nothing could be read.
@@ -83,7 +82,6 @@ impl McapFile {
             prefix: prefix.to_owned(),
             writer,
             name,
-            begun: false,
             channels: HashMap::new(),
             frames: 0,
             closed: false,
@@ -151,19 +149,17 @@ impl Sink for McapFile {
 impl McapFile {
     /// Replaces an older log, and its measured times with it: they would be taken for this one's.
     fn take_name(&mut self) -> Result<(), SinkError> {
-        if !self.begun {
-            // The header with it: an empty file would be none.
-            self.begun = true;
-            self.writer.flush().map_err(|e| self.error(e))?;
+        if self.name.is_taken() {
+            return Ok(());
         }
-        let taken = self.name.take().map_err(|source| SinkError::Io {
+        // The header with it: an empty file would be none.
+        self.writer.flush().map_err(|e| self.error(e))?;
+        self.name.take().map_err(|source| SinkError::Io {
             path: self.path.clone(),
             source,
         })?;
-        if taken {
-            // One that cannot be removed cannot be written either, which is said at the end.
-            let _ = std::fs::remove_file(sidecar_path(&self.path));
-        }
+        // One that cannot be removed cannot be written either, which is said at the end.
+        let _ = std::fs::remove_file(sidecar_path(&self.path));
         Ok(())
     }
 

@@ -1,6 +1,20 @@
 //! Weights asked for before their turn, at the pace at which memory brings them.
 
 use super::geometry::{CACHE_LINE, PANEL};
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::_mm_prefetch;
+#[cfg(target_arch = "x86_64")]
+use std::ops::Range;
+
+/// Asks for some of the cache lines from `first` on.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) fn prefetch_lines<const HINT: i32>(first: *const u8, lines: Range<usize>) {
+    for line in lines {
+        // SAFETY: prefetching reads nothing.
+        unsafe { _mm_prefetch::<HINT>(first.wrapping_add(line * CACHE_LINE).cast()) };
+    }
+}
 
 /// A schedule of prefetches: while one pair of panels is multiplied the next is asked for, spread evenly over the steps that takes. A
 /// step can ask at a few places, as often at each of them; where that is more than an even share asking ends before the last step. More

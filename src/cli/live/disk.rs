@@ -2,6 +2,7 @@
 
 use super::RunArguments;
 use crate::cli::Failure;
+use std::sync::Arc;
 use umm::backend::Backend;
 use umm::backend::cpu::{Cpu, Path as CpuPath};
 use umm::config::Config;
@@ -18,7 +19,7 @@ pub(super) fn sinks(
     arguments: &RunArguments,
     config: &Config,
     weights: &Weights,
-    restored: Option<&Keyframe>,
+    restored: Option<Arc<Keyframe>>,
     faults: &mut Vec<Fault>,
 ) -> Result<Option<Box<dyn Sink>>, Failure> {
     let mut disk: Vec<Box<dyn Sink>> = Vec::new();
@@ -31,7 +32,7 @@ pub(super) fn sinks(
         );
         let file = Watched::new(OutputLog {
             file: McapFile::create(out, &config.live.prefix, facts)?,
-            restored: restored.cloned(),
+            restored,
             keyframes: arguments.keyframes,
         });
         faults.push(file.fault());
@@ -49,7 +50,7 @@ pub(super) fn sinks(
 struct OutputLog {
     file: McapFile,
     /// What the run begins with, an input of it: before its first output.
-    restored: Option<Keyframe>,
+    restored: Option<Arc<Keyframe>>,
     keyframes: bool,
 }
 

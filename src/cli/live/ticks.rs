@@ -40,7 +40,7 @@ pub(super) struct Begin {
     pub dropped: Arc<AtomicU64>,
     /// Messages that were not recorded.
     pub not_recorded: Option<Arc<AtomicU64>>,
-    pub restored: Option<Keyframe>,
+    pub restored: Option<Arc<Keyframe>>,
     pub keyframes: bool,
     pub limit: Option<Duration>,
 }

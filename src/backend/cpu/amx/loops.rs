@@ -3,14 +3,10 @@
 use super::TILE;
 use super::single::{load, multiply, store, zero};
 use crate::backend::cpu::bf16::Bf16;
-use crate::backend::cpu::geometry::CACHE_LINE;
+use crate::backend::cpu::geometry::{CACHE_LINE, STREAM_AHEAD_BYTES};
+use crate::backend::cpu::prefetch::prefetch_lines;
 use std::arch::asm;
-use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-use std::ops::Range;
-
-/// How far ahead of their use weights are asked for when few rows make memory the limit: into the second cache, since more lines
-/// can be on their way there than to the first.
-const PREFETCH_BYTES: usize = 4096;
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1};
 
 /// How far ahead of their use panels are asked for that lie in the second cache: behind the pair that is multiplied, where a step
 /// is short.
@@ -60,21 +56,13 @@ impl Step {
 /// Instructions of a step.
 pub(super) const INSTRUCTIONS: usize = 8;
 
-/// Asks for some of the lines from `first` on.
-#[inline(always)]
-fn prefetch_lines<const HINT: i32>(first: *const u8, lines: Range<usize>) {
-    for line in lines {
-        // SAFETY: prefetching reads nothing.
-        unsafe { _mm_prefetch::<HINT>(first.wrapping_add(line * CACHE_LINE).cast()) };
-    }
-}
-
 /// What tiles can be multiplied of.
 pub(in crate::backend::cpu) trait Element: Copy {
     /// Of their products.
     type Sum: Copy + Default;
 
-    /// Sums of sixteen rows, added to those that are there if they go on. Asks for both panels [`PREFETCH_BYTES`] ahead.
+    /// Sums of sixteen rows, added to those that are there if they go on. Asks for both panels [`STREAM_AHEAD_BYTES`] ahead, into the second cache,
+    /// since more lines can be on their way there than to the first.
     ///
     /// # Safety
     /// Tiles are configured, and the block is as it says.
@@ -216,7 +204,7 @@ macro_rules! element {
                         line = in(reg) CACHE_LINE,
                         sums = in(reg) block.sums,
                         accumulate = in(reg) u32::from(accumulate),
-                        ahead = const PREFETCH_BYTES,
+                        ahead = const STREAM_AHEAD_BYTES,
                         out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
                         options(nostack),
                     );

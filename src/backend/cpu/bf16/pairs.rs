@@ -11,7 +11,7 @@ use super::product::{Columns, TileSums};
 use super::{Bf16, STEP};
 use crate::backend::cpu::geometry::{CACHE_LINE, PANEL, STREAM_AHEAD_BYTES, TILE_ROWS};
 use crate::backend::cpu::isa::{Isa, bf16_vectors};
-use crate::backend::cpu::prefetch::PrefetchPlan;
+use crate::backend::cpu::prefetch::{PrefetchPlan, prefetch_lines};
 use crate::backend::cpu::rows::even_block;
 use crate::backend::cpu::tile::{DEPTH_BLOCK, with_tile_rows};
 use std::arch::x86_64::*;
@@ -137,23 +137,15 @@ impl PrefetchLines {
     #[inline(always)]
     fn run(self, panel: *const u32, step: usize) {
         let from = panel
-            .cast::<i8>()
+            .cast::<u8>()
             .wrapping_add(self.from + step * self.lines * CACHE_LINE);
         // Known numbers: a loop would take registers, which are all taken.
         match self.lines {
-            1 => prefetch_lines::<1>(from),
-            2 => prefetch_lines::<2>(from),
-            3 => prefetch_lines::<3>(from),
-            _ => prefetch_lines::<6>(from),
+            1 => prefetch_lines::<_MM_HINT_T1>(from, 0..1),
+            2 => prefetch_lines::<_MM_HINT_T1>(from, 0..2),
+            3 => prefetch_lines::<_MM_HINT_T1>(from, 0..3),
+            _ => prefetch_lines::<_MM_HINT_T1>(from, 0..6),
         }
-    }
-}
-
-#[inline(always)]
-fn prefetch_lines<const LINES: usize>(from: *const i8) {
-    for line in 0..LINES {
-        // SAFETY: prefetching reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line * CACHE_LINE)) };
     }
 }
 

@@ -102,8 +102,9 @@ mod x86 {
     use super::*;
     use crate::backend::cpu::amx::layer;
     use crate::backend::cpu::f32x16::{F32x16, on_vectors};
-    use crate::backend::cpu::int8::loops::{Next, VNNI_ROWS, dot_vnni, with_rows};
+    use crate::backend::cpu::int8::loops::{Next, VNNI_ROWS, dot_vnni};
     use crate::backend::cpu::rows::even_block;
+    use crate::backend::cpu::tile::with_tile_rows;
     use std::arch::x86_64::__m512;
 
     on_vectors! {
@@ -134,7 +135,7 @@ mod x86 {
                 let weights = [linear.panel(panel)];
                 let offsets = [linear.offset(panel)];
                 let mut sums = Aligned([[[0_i32; PANEL]; 1]; VNNI_ROWS]);
-                with_rows!(self.out.rows(), 1 2 3 4 5 6 7 8 9 10 11 12, |M| {
+                with_tile_rows!(self.out.rows(), VNNI_ROWS, [1 2 3 4 5 6 7 8 9 10 11 12], |M| {
                     // SAFETY: the function's own condition.
                     unsafe { dot_vnni::<M, 1, true>(x, weights, offsets, depth, &mut sums.0, None) }
                 });
@@ -171,7 +172,7 @@ mod x86 {
                     index += 1;
                     let x = &x[row * depth..(row + n) * depth];
                     let mut sums = Aligned([[[0_i32; PANEL]; 2]; VNNI_ROWS]);
-                    with_rows!(n, 1 2 3 4 5 6 7 8 9 10 11 12, |M| {
+                    with_tile_rows!(n, VNNI_ROWS, [1 2 3 4 5 6 7 8 9 10 11 12], |M| {
                         // SAFETY: the function's own condition.
                         unsafe {
                             if row == 0 {

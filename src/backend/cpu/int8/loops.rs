@@ -23,19 +23,6 @@ pub(super) fn dot_portable(x: &[i8], weights: &[i8]) -> [i32; PANEL] {
     sums
 }
 
-/// Calls `$call` with the constant `$m` that equals `$rows`.
-#[cfg(target_arch = "x86_64")]
-macro_rules! with_rows {
-    ($rows:expr, $($n:literal)*, |$m:ident| $call:expr) => {
-        match $rows {
-            $($n => { const $m: usize = $n; $call })*
-            rows => unreachable!("a block of {rows} rows"),
-        }
-    };
-}
-#[cfg(target_arch = "x86_64")]
-pub(super) use with_rows;
-
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::GROUP;

@@ -87,9 +87,7 @@ impl Product {
 mod x86 {
     use super::{Columns, Rows, Tiles};
     use crate::backend::cpu::amx::single::{add_products_of_bytes, load, store_rows, zero};
-    use crate::backend::cpu::geometry::CACHE_LINE;
-    use crate::backend::cpu::geometry::PANEL;
-    use crate::backend::cpu::geometry::TILE_ROWS;
+    use crate::backend::cpu::geometry::{CACHE_LINE, PANEL, TILE_ROWS};
     use crate::backend::cpu::int8::{DEPTH, GROUP};
     use crate::backend::cpu::isa::Isa;
 

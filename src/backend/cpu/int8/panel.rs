@@ -2,11 +2,13 @@
 
 use super::loops::dot_portable;
 #[cfg(target_arch = "x86_64")]
-use super::loops::{AVX2_ROWS, dot_avx_vnni, dot_avx2, with_rows};
+use super::loops::{AVX2_ROWS, dot_avx_vnni, dot_avx2};
 use super::{Isa, Rows};
 use crate::backend::cpu::geometry::PANEL;
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::rows::even_block;
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::tile::with_tile_rows;
 use std::ops::Range;
 
 /// Sixteen columns.
@@ -97,7 +99,7 @@ unsafe fn by_256_bits(isa: Isa, x: &Rows, rows: Range<usize>, panel: Panel<'_>, 
         let n = even_block(rows.end - row, AVX2_ROWS);
         let x_of = row * depth..(row + n) * depth;
         let to = &mut sums.to[(row - rows.start) * sums.stride..];
-        with_rows!(n, 1 2 3 4 5 6, |M| {
+        with_tile_rows!(n, AVX2_ROWS, [1 2 3 4 5 6], |M| {
             // SAFETY: by the caller.
             unsafe {
                 match isa {
