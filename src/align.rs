@@ -2,8 +2,8 @@
 //!
 //! Tick `k` covers capture times in `(T(k-1), T(k)]` with `T(k) = T0 + k * period`. It closes when every required topic
 //! has shown a sample newer than `T(k)`, or at `T(k) + max_wait` on the clock, whichever is first. What comes later is
-//! late: folded into the next tick at its true capture time, or dropped; counted either way. The clock is an
-//! argument: a replay passes log times, a live run the wall clock.
+//! late: folded into the next tick at its true capture time, or dropped; counted either way. The clock is an argument:
+//! a replay passes log times, a live run the sensors' clock.
 
 mod freeze;
 mod tick;
@@ -26,7 +26,7 @@ pub enum Refused {
     },
     /// Too late, or older than the window.
     Late,
-    /// No room.
+    /// The topic's buffer is full.
     Full,
 }
 
@@ -56,14 +56,14 @@ pub struct Aligner {
     tick: u64,
     empty_ticks: u64,
     begun: bool,
-    /// No tick closes before the first sample.
+    /// Set by a restart: no tick closes before the first sample.
     awaits_first: bool,
-    /// The clock has leapt: empty ticks before this time are passed over.
+    /// Where the clock has leapt to: empty ticks before this time are skipped.
     leapt_to_ns: Option<u64>,
 }
 
 impl Aligner {
-    /// Nothing received yet.
+    /// Creates an aligner that has received nothing.
     pub fn new(config: AlignConfig) -> Aligner {
         let topics = config
             .topics
@@ -88,34 +88,34 @@ impl Aligner {
         }
     }
 
-    /// Where every sample went. The fates of samples handed out in a [`Tick`] are added by whoever decodes them,
-    /// through [`Aligner::ledger_mut`].
+    /// Returns where every sample went. Whoever decodes the samples handed out in a [`Tick`] adds their
+    /// fates through [`Aligner::ledger_mut`].
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
-    /// For the fates decided outside.
+    /// Returns the ledger, for fates decided outside.
     pub fn ledger_mut(&mut self) -> &mut Ledger {
         &mut self.ledger
     }
 
-    /// The running epoch.
+    /// Returns the running epoch.
     pub fn epoch(&self) -> u32 {
         self.epoch
     }
 
-    /// Whether a run that goes on has seen nothing yet: its clock may still be another than the sensors'.
+    /// Returns whether a restarted run has seen no sample yet: its clock may not be the sensors' yet.
     pub fn awaits_first(&self) -> bool {
         self.awaits_first && self.earliest_waiting_ns().is_none()
     }
 
-    /// By how much this clock reading goes back, if it is far enough for a new epoch.
+    /// Returns by how much this clock reading goes back, if that is far enough for a new epoch.
     pub fn jumps_back(&self, now_ns: u64) -> Option<u64> {
         let back = self.now_ns.saturating_sub(now_ns);
         (back > self.config.epoch_jump_ns).then_some(back)
     }
 
-    /// Begins a new epoch: what still waits is dropped as late, times start anew.
+    /// Begins a new epoch: samples still waiting are dropped as late, and times start anew.
     pub fn begin_epoch(&mut self, now_ns: u64) {
         for (topic, ledger) in self.topics.iter_mut().zip(&mut self.ledger.topics) {
             ledger.late_dropped += topic.waiting.len() as u64;
@@ -134,14 +134,14 @@ impl Aligner {
         self.leapt_to_ns = None;
     }
 
-    /// Adds samples lost before they reached the aligner.
+    /// Counts samples lost before they reached the aligner.
     pub fn count_overflowed(&mut self, topic: TopicIndex, samples: u64) {
         let ledger = &mut self.ledger.topics[topic];
         ledger.received += samples;
         ledger.overflowed += samples;
     }
 
-    /// Lets a sample in, or says why not; counted either way.
+    /// Lets a sample in, or says why not; counts it either way.
     ///
     /// # Errors
     /// [`Refused`]; the ledger has the entry.
@@ -161,7 +161,7 @@ impl Aligner {
             return Err(Refused::Future { ahead_ns });
         }
         let late = closed_ns.is_some_and(|closed| capture_ns <= closed);
-        // An epoch does not begin with a sample that is of no use: a live run's ticks would begin where it was captured.
+        // A sample that is of no use does not begin an epoch: a live run's ticks would begin at its capture time.
         let used_from_ns = next_ns.or(self.config.live.then_some(self.now_ns));
         let until_ns = capture_ns.saturating_add(self.config.window_ns);
         let too_old = used_from_ns.is_some_and(|used_from_ns| until_ns < used_from_ns);
@@ -169,7 +169,7 @@ impl Aligner {
             ledger.late_dropped += 1;
             return Err(Refused::Late);
         }
-        // A stamp ahead of the clock, as far as it is let in, says nothing about what has come until then.
+        // A stamp ahead of the clock, even one that is let in, does not show that all before it has come.
         topic.newest_ns = topic.newest_ns.max(Some(capture_ns.min(self.now_ns)));
         if topic.waiting.len() >= rule.capacity {
             ledger.overflowed += 1;
@@ -210,7 +210,8 @@ impl Aligner {
         self.now_ns = self.now_ns.max(now_ns);
     }
 
-    /// The clock reading at which the next tick closes at the latest; none before the first sample and in a gap.
+    /// Returns the clock reading at which the next tick closes at the latest; none before the first sample and
+    /// in a gap.
     pub fn next_deadline_ns(&self) -> Option<u64> {
         self.origin_ns?;
         let idle = self.idle() && self.next_needed_ns().is_none();
@@ -218,11 +219,11 @@ impl Aligner {
         (!idle).then(|| next.saturating_add(self.config.max_wait_ns))
     }
 
-    /// Closes the next tick if it is due; call until it says no.
+    /// Closes the next tick if it is due; to be called until it returns false.
     pub fn close_into(&mut self, now_ns: u64, out: &mut Tick) -> bool {
         let deadline_ns = self.next_deadline_ns();
         if deadline_ns.is_none() {
-            // Nothing has come yet: the clock may still be another than the sensors'.
+            // Nothing has come yet: the clock may not be the sensors' yet.
             return false;
         }
         self.note_now(now_ns);
@@ -242,7 +243,7 @@ impl Aligner {
         true
     }
 
-    /// Closes the next tick without waiting, while samples still wait: the end of the input.
+    /// Closes the next tick without waiting, if samples still wait, at the end of the input.
     pub fn flush_into(&mut self, out: &mut Tick) -> bool {
         if self.earliest_waiting_ns().is_none() {
             return false;
@@ -256,14 +257,14 @@ impl Aligner {
         self.origin_ns.unwrap_or(0).saturating_add(since)
     }
 
-    /// Whether empty ticks are passed over just now.
+    /// Returns whether empty ticks are currently skipped.
     fn idle(&self) -> bool {
         let empty_ns = self.empty_ticks.saturating_mul(self.config.period_ns);
         let gap = !self.config.live && empty_ns >= self.config.max_gap_ns;
         gap || self.awaits_first || self.leapt_to_ns.is_some()
     }
 
-    /// The first time that must be covered: of a sample that waits, or where the clock has leapt to.
+    /// Returns the first time that must be covered: that of a waiting sample, or where the clock has leapt to.
     fn next_needed_ns(&self) -> Option<u64> {
         let earliest_ns = self.earliest_waiting_ns();
         earliest_ns.into_iter().chain(self.leapt_to_ns).min()
@@ -274,7 +275,7 @@ impl Aligner {
         fronts.map(|w| w.sample.capture_time_ns).min()
     }
 
-    /// The tick to close next: the following one, or in a gap the one that covers what is needed next.
+    /// Returns the tick to close next: the following one, or in a gap the one that covers what is needed next.
     fn next_tick(&self) -> u64 {
         let following = self.tick + 1;
         let Some(origin_ns) = self.origin_ns.filter(|_| self.idle()) else {
@@ -351,10 +352,10 @@ impl Aligner {
     }
 }
 
-/// Numbers missing between the last sequence and this one; a count that stands, goes back or leaps is a restart or a
-/// publisher that does not count.
+/// Returns how many numbers are missing between the last sequence and this one. A count that stands still, goes back or
+/// leaps is a restart, or a publisher that does not count.
 fn count_gap(last: &mut Option<u64>, sequence: u64) -> u64 {
-    /// More are not lost between two messages of one publisher.
+    /// No publisher loses more between two messages.
     const MOST: u64 = 1 << 16;
     let gap = match *last {
         Some(last) if sequence > last && sequence - last <= MOST => sequence - last - 1,

@@ -1,4 +1,5 @@
-//! State to bytes and back, by one function each: what a component writes in a freeze it reads in the same order in a thaw.
+//! State to bytes and back, with one function for both directions: what a component writes in a freeze it reads in the
+//! same order in a thaw.
 //!
 //! Little endian, no padding. Every length read is checked against a limit before anything is allocated for it.
 
@@ -11,10 +12,10 @@ pub enum ArchiveError {
     /// They go on after the end.
     #[error("{0} bytes are left over")]
     Long(usize),
-    /// Something is not as it must be here.
+    /// A value is not what it must be here.
     #[error("{what} is {found}, expected {expected}")]
     Mismatch {
-        /// What.
+        /// Its name.
         what: &'static str,
         /// In the bytes.
         found: u64,
@@ -27,7 +28,7 @@ pub enum ArchiveError {
 pub trait Plain: Copy + Default {
     /// Appends its bytes.
     fn write(self, out: &mut Vec<u8>);
-    /// From the front of `bytes`, which moves on; none when there are too few.
+    /// Reads one from the front of `bytes`, which moves on; returns none if there are too few.
     fn read(bytes: &mut &[u8]) -> Option<Self>;
 }
 
@@ -52,23 +53,23 @@ plain!(u8, u16, u32, u64, i64, f32, f64);
 pub enum Archive<'a> {
     /// A freeze.
     Write(&'a mut Vec<u8>),
-    /// A thaw; what is left to read.
+    /// A thaw, with what is left to read.
     Read(&'a [u8]),
 }
 
-/// What archiving gives.
+/// The result of archiving.
 pub type Archived = Result<(), ArchiveError>;
 
 impl Archive<'_> {
-    /// Whether this is a thaw.
+    /// Returns whether this is a thaw.
     pub fn reads(&self) -> bool {
         matches!(self, Archive::Read(_))
     }
 
-    /// A number.
+    /// Writes or reads a number.
     ///
     /// # Errors
-    /// [`ArchiveError::Short`], as of all of these; `what` names it.
+    /// [`ArchiveError::Short`], here and below; `what` names the value.
     pub fn number<T: Plain>(&mut self, what: &'static str, value: &mut T) -> Archived {
         match self {
             Archive::Write(out) => value.write(out),
@@ -77,7 +78,7 @@ impl Archive<'_> {
         Ok(())
     }
 
-    /// A size or a place.
+    /// Writes or reads a size or place.
     ///
     /// # Errors
     /// [`ArchiveError::Mismatch`] when it is over `most`.
@@ -89,7 +90,7 @@ impl Archive<'_> {
         Ok(())
     }
 
-    /// Yes or no.
+    /// Writes or reads a flag.
     ///
     /// # Errors
     /// [`ArchiveError`].
@@ -101,7 +102,7 @@ impl Archive<'_> {
         Ok(())
     }
 
-    /// A value that must be the same here and there.
+    /// Writes a value, or checks that the one read is the same.
     ///
     /// # Errors
     /// [`ArchiveError::Mismatch`].
@@ -118,7 +119,7 @@ impl Archive<'_> {
         })
     }
 
-    /// Perhaps a number.
+    /// Writes or reads a number that may be absent.
     ///
     /// # Errors
     /// [`ArchiveError`].
@@ -133,7 +134,7 @@ impl Archive<'_> {
         }
     }
 
-    /// As many numbers as there are here.
+    /// Writes or reads as many numbers as `values` has.
     ///
     /// # Errors
     /// [`ArchiveError`].
@@ -141,7 +142,7 @@ impl Archive<'_> {
         values.iter_mut().try_for_each(|v| self.number(what, v))
     }
 
-    /// Any number of numbers up to `most`.
+    /// Writes or reads a list of up to `most` numbers.
     ///
     /// # Errors
     /// [`ArchiveError`].
@@ -157,7 +158,7 @@ impl Archive<'_> {
         self.slice(what, values)
     }
 
-    /// Text.
+    /// Writes or reads text of up to `most` bytes.
     ///
     /// # Errors
     /// [`ArchiveError`].
@@ -173,7 +174,7 @@ impl Archive<'_> {
         Ok(())
     }
 
-    /// The end of a thaw.
+    /// Ends a thaw: nothing may be left over.
     ///
     /// # Errors
     /// [`ArchiveError::Long`].
@@ -185,10 +186,10 @@ impl Archive<'_> {
     }
 }
 
-/// The first `len` of `bytes`, which move on; `what` names them.
+/// Takes the first `len` of `bytes`, which moves on; `what` names them.
 ///
 /// # Errors
-/// [`ArchiveError::Short`] when there are fewer.
+/// [`ArchiveError::Short`] if there are fewer.
 pub(crate) fn take<'a>(
     bytes: &mut &'a [u8],
     len: usize,

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt::{Display, Formatter, Result};
 
-/// Shows an error and, behind it, what caused it, as far as the error does not say so itself.
+/// Shows an error followed by its causes, except those that the text before names already.
 pub(crate) struct WithCauses<'a>(pub &'a dyn Error);
 
 impl Display for WithCauses<'_> {

@@ -1,10 +1,10 @@
-//! The compute threads: one operation's parts done side by side, for loops of tens of microseconds that follow each other.
+//! Compute threads: they run one operation's parts side by side, for loops of tens of microseconds in quick succession.
 //!
-//! [`ComputePool::enter`] makes a pool the thread's own; operations ask how many [`threads`] there are and hand out items
-//! with [`share`] or [`for_each_part`]. A thread that has nothing left to do looks out for the next round of work for a while
-//! before it sleeps, so that within a tick none has to be woken. Nobody waits for a thread that has not begun: what it would
-//! have done the others do, and it finds the round closed. Handing out takes no lock and no memory. Which thread does an item
-//! depends on how quick they are, and no result may depend on it.
+//! [`ComputePool::enter`] makes a pool the calling thread's; operations ask how many [`threads`] there are and hand
+//! out items with [`share`] or [`for_each_part`]. An idle thread spins for a while before it sleeps, so that none has
+//! to be woken within a tick. Nobody waits for a thread that has not begun: the others do its share, and it finds the
+//! round closed. Handing out work takes no lock and allocates nothing. Which thread does an item is a matter of
+//! timing, and no result may depend on it.
 
 mod claims;
 
@@ -19,21 +19,21 @@ use std::thread::JoinHandle;
 /// Most threads of a pool.
 pub const MAX_THREADS: usize = 64;
 
-/// How often an idle thread looks for work before it sleeps: some hundred microseconds.
+/// How many times an idle thread looks for work before it sleeps: some hundred microseconds in all.
 const LOOKS: usize = 1 << 13;
 
-/// How often the first thread looks for the others' end before it lets the system run something else in between.
+/// How many times the first thread looks whether the others have finished before it yields to the system once.
 const LOOKS_AT_END: usize = 1 << 10;
 
-/// A thread's work, by its number.
+/// The work of a round, called with each thread's number.
 type Work<'a> = &'a (dyn Fn(usize) + Sync);
 
 thread_local! {
-    /// The pool of this thread; none while a round's work runs, so that work does not hand out work.
+    /// The pool of this thread; none while a round's work runs, so that work cannot hand out work.
     static CURRENT: RefCell<Option<Arc<Shared>>> = const { RefCell::new(None) };
 }
 
-/// On a cache line of its own: threads that write it do not slow down those that read its neighbours.
+/// A value on a cache line of its own: threads that write it do not slow down those that read its neighbours.
 #[repr(align(128))]
 struct Apart<T>(T);
 
@@ -43,49 +43,51 @@ struct Worker {
 }
 
 struct Shared {
-    /// Rounds handed out, times [`ROUND`], and the number of threads of the last.
+    /// Rounds handed out, times [`ROUND`], plus the number of threads of the last one.
     round: Apart<AtomicU64>,
-    /// The last round's number, times [`GATE`]; whether it is [`CLOSED`]; how many of the other threads are inside.
+    /// The last round's number, times [`GATE`]; plus [`CLOSED`] if it is closed; plus how many
+    /// of the other threads are inside.
     gate: Apart<AtomicU64>,
-    /// The round's work. Written by the first thread while the gate is closed and nobody inside; read by those inside.
+    /// The round's work. Written by the first thread while the gate is closed and nobody
+    /// is inside; read by those inside.
     work: UnsafeCell<Option<Work<'static>>>,
     panicked: AtomicBool,
     /// Whether a thread has entered the pool: it alone hands out rounds.
     entered: AtomicBool,
     stop: AtomicBool,
-    /// Threads beside the first.
+    /// The threads besides the first.
     workers: Vec<Worker>,
-    /// Items of the round, for each thread. Set by the first thread as `work` is.
+    /// Each thread's share of the round's items, set by the first thread as `work` is.
     shares: Vec<Share>,
 }
 
-// SAFETY: `work` is the only field that is not `Sync`; its readers and its writer are kept apart as its comment says: `gate` is
-// opened after the write, and left after the last read.
+// SAFETY: `work` is the only field that is not `Sync`. Its writer and its readers are kept apart as its comment says:
+// the gate opens after the write, and each reader leaves it after its last read.
 unsafe impl Sync for Shared {}
 // SAFETY: the work is `Sync`, so it may be used from any thread.
 unsafe impl Send for Shared {}
 
-/// Room for the number of threads in [`Shared::round`].
+/// Unit of the round's number in [`Shared::round`]; what lies below holds the number of threads.
 const ROUND: u64 = 256;
 
-/// Room for [`CLOSED`] and the threads inside in [`Shared::gate`].
+/// Unit of the round's number in [`Shared::gate`]; what lies below holds [`CLOSED`] and the number of threads inside.
 const GATE: u64 = 1 << 16;
 
-/// Nobody may come in any more.
+/// Flag in [`Shared::gate`]: nobody may come in any more.
 const CLOSED: u64 = GATE >> 1;
 
-/// Threads that wait for parts of work.
+/// A pool of threads that wait for parts of work.
 pub struct ComputePool {
     shared: Arc<Shared>,
     handles: Vec<JoinHandle<()>>,
 }
 
 impl ComputePool {
-    /// A pool of `threads`, 1 to [`MAX_THREADS`], the caller's among them. Each of the others calls `on_start` with its number
-    /// first.
+    /// Starts a pool of `threads` threads, 1 to [`MAX_THREADS`], including the caller's. Each of the others first
+    /// calls `on_start` with its number.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// When the system cannot start a thread.
     pub fn start(
         threads: usize,
         on_start: impl Fn(usize) + Send + Sync + 'static,
@@ -126,12 +128,12 @@ impl ComputePool {
         Ok(pool)
     }
 
-    /// Runs `work` with this pool as the thread's own.
+    /// Runs `work` with this pool as the calling thread's.
     ///
     /// # Panics
-    /// While a thread, this one or another, has entered the pool already.
+    /// When a thread, this one or another, is in the pool already.
     pub fn enter<R>(&self, work: impl FnOnce() -> R) -> R {
-        /// Puts back what was there before, also when `work` panics.
+        /// Restores the state from before, also when `work` panics.
         struct Before<'a>(&'a Shared, Option<Arc<Shared>>);
         impl Drop for Before<'_> {
             fn drop(&mut self) {
@@ -159,7 +161,7 @@ impl Drop for ComputePool {
     }
 }
 
-/// Threads that parts of work can be given to, the caller's own among them.
+/// Returns how many threads can share work, including the caller's own.
 pub fn threads() -> usize {
     CURRENT.with_borrow(|current| current.as_ref().map_or(1, |pool| pool.workers.len() + 1))
 }
@@ -167,23 +169,23 @@ pub fn threads() -> usize {
 /// Calls `work` once for each of `parts`, side by side as far as there are threads, and returns when all are done.
 ///
 /// # Panics
-/// When a part does, after all have ended.
+/// When `work` panics for a part, after all have ended.
 pub fn for_each_part<T: Send>(parts: &mut [T], work: impl Fn(&mut T) + Sync) {
     let (count, parts) = (parts.len(), Apiece(parts.as_mut_ptr()));
     share(&mut [(); MAX_THREADS], count, |(), claims| {
         for claim in claims {
-            // SAFETY: inside the slice, which is borrowed until `share` returns; an item is taken once.
+            // SAFETY: the item is inside the slice, which stays borrowed until `share` returns, and is taken only once.
             work(unsafe { &mut *parts.at(claim.item) });
         }
     });
 }
 
-/// Calls `work` on as many threads as there are, and no more than `states` or `items`; each has a state and takes items, of
-/// which there are `items`, until there are none left. Returns when all are done. Items are handed out in order: a thread
-/// begins with its own share of them.
+/// Calls `work` on each of the pool's threads, but on no more than there are `states` or `items`. Each call gets a
+/// state of its own and claims items, numbered from 0 to `items`, until none are left: first its own share, consecutive
+/// items in order, then what others have left. Returns when all are done.
 ///
 /// # Panics
-/// Without a state, and when `work` does, after all have ended.
+/// When there are items but no state, and when `work` panics, after all have ended.
 pub fn share<T: Send>(states: &mut [T], items: usize, work: impl Fn(&mut T, Claims<'_>) + Sync) {
     assert!(items == 0 || !states.is_empty(), "nobody to do it");
     let pool = CURRENT.take();
@@ -200,7 +202,8 @@ pub fn share<T: Send>(states: &mut [T], items: usize, work: impl Fn(&mut T, Clai
             }
             let states = Apiece(states.as_mut_ptr());
             let each = |thread: usize| {
-                // SAFETY: inside the slice, which is borrowed until `run` returns; a thread has a number of its own.
+                // SAFETY: the state is inside the slice, which stays borrowed until `run` returns, and
+                // no two threads share a number.
                 let state = unsafe { &mut *states.at(thread) };
                 work(state, Claims::new(shares, thread));
             };
@@ -218,10 +221,10 @@ pub fn share<T: Send>(states: &mut [T], items: usize, work: impl Fn(&mut T, Clai
     }
 }
 
-/// A slice, of which threads each use other elements.
+/// A slice of which each thread uses different elements.
 struct Apiece<T>(*mut T);
 
-// SAFETY: used by several threads for different elements only, and `T` may be sent.
+// SAFETY: threads only ever use different elements, and `T` may be sent to them.
 unsafe impl<T: Send> Sync for Apiece<T> {}
 
 impl<T> Apiece<T> {
@@ -240,10 +243,11 @@ impl Drop for Restore {
 }
 
 impl Shared {
-    /// Does `work(0)` here, and `work(1..threads)` on those of the others that come in while it lasts; `threads` is 2 or more and
-    /// no more than there are.
+    /// Does `work(0)` here, and `work(1..threads)` on those of the others that come in while it lasts; `threads` is at
+    /// least 2 and at most the pool's.
     fn run(&self, threads: usize, work: Work<'_>) {
-        /// Lets nobody in any more and waits for those inside, even if the own work panics: they use what the caller lent.
+        /// Closes the gate and waits for those inside, even if this thread's work panics:
+        /// they use what the caller lent.
         struct Close<'a>(&'a Shared);
         impl Drop for Close<'_> {
             fn drop(&mut self) {
@@ -264,7 +268,7 @@ impl Shared {
 
         // SAFETY: only the lifetime changes: `Close` keeps this call from returning before every use has ended.
         let work: Work<'static> = unsafe { std::mem::transmute::<Work<'_>, Work<'static>>(work) };
-        // SAFETY: between calls the gate is closed and nobody inside, so no other thread reads it.
+        // SAFETY: between calls the gate is closed and nobody is inside, so no other thread reads it.
         unsafe { *self.work.get() = Some(work) };
         self.panicked.store(false, Ordering::Relaxed);
         let number = self.round.0.load(Ordering::Relaxed) / ROUND + 1;
@@ -273,7 +277,8 @@ impl Shared {
         self.round.0.store(round, Ordering::SeqCst);
         let close = Close(self);
         for worker in &self.workers[..threads - 1] {
-            // Either it sees the round before it sleeps, or it is seen asleep here: both sides write before they read.
+            // Either the worker sees the round before it sleeps, or it is seen asleep here:
+            // each side writes before it reads.
             if worker.asleep.load(Ordering::SeqCst)
                 && let Some(thread) = worker.thread.get()
             {
@@ -288,7 +293,7 @@ impl Shared {
         );
     }
 
-    /// Goes in, if that round has not been closed.
+    /// Goes in unless that round has been closed; returns whether it did.
     fn goes_in(&self, number: u64) -> bool {
         let gate = &self.gate.0;
         let open = |gate: u64| (gate / GATE == number && gate & CLOSED == 0).then_some(gate + 1);
@@ -296,7 +301,7 @@ impl Shared {
         went.is_ok()
     }
 
-    /// A thread's life: `work(index + 1)` of every round that has so many, if it comes in time.
+    /// Does `work(index + 1)` of every round with that many threads, if it comes in time, until the pool ends.
     fn serve(&self, index: usize) {
         let mut seen = 0;
         while let Some(round) = self.next_round(index, seen) {
@@ -319,7 +324,7 @@ impl Shared {
         }
     }
 
-    /// Waits for a round other than `seen`; none when the pool ends.
+    /// Waits for a round other than `seen`; returns `None` when the pool ends.
     fn next_round(&self, index: usize, seen: u64) -> Option<u64> {
         let mut looks = 0;
         loop {

@@ -1,4 +1,4 @@
-//! Text that quotes what came from outside, and must not become as long.
+//! Text that quotes outside input and must not become as long.
 
 use std::fmt::{Arguments, Error, Result, Write};
 
@@ -20,6 +20,6 @@ pub(crate) fn write_cut(to: &mut impl Write, room: usize, what: Arguments<'_>) {
             }
         }
     }
-    // An error here is the end of the room.
+    // An error means that the room is used up.
     let _ = Cut { to, room }.write_fmt(what);
 }

@@ -1,6 +1,8 @@
-//! Repeats a recorded run: the journal says which samples every tick took, the recorded inputs give their bytes, and the
-//! engine must come to the same digests. The first tick and stage that differ are named. Behind a hole in the journal it goes on
-//! from the next keyframe, or from the first tick of an epoch, and says which ticks were not checked.
+//! Repeats a recorded run: the journal says which samples every tick took, the recorded inputs hold their bytes, and
+//! the engine must arrive at the same digests.
+//!
+//! The first tick and stage that differ are named. After a hole in the journal or the recording, following continues at
+//! the next keyframe or at the first tick of an epoch, and the ticks not checked are named.
 
 mod inputs;
 mod journal;
@@ -27,13 +29,13 @@ use std::path::Path;
 
 pub use result::{Difference, Followed, MAX_DESCRIBED_GAPS, Unchecked, What};
 
-/// The first tick of an epoch: it needs no context from before.
+/// Number of an epoch's first tick, which needs no earlier context.
 const FIRST_TICK: u64 = 1;
 
-/// Of [`DIGEST_STAGES`], those before the heads, which recall moments of earlier epochs as well.
+/// How many of [`DIGEST_STAGES`] come before the heads: only the heads recall moments of earlier epochs.
 const STAGES_WITHOUT_MOMENTS: usize = DIGEST_STAGES.len() - 1;
 
-/// Gives the caption as much time as the journal says it had.
+/// Gives the caption as many bytes as the journal says it wrote.
 struct Repeat {
     caption_steps: usize,
 }
@@ -46,7 +48,7 @@ impl StageProbe for Repeat {
     }
 }
 
-/// Follows the journal of the output log `journal` with the inputs of `log`.
+/// Follows the journal in the output log `journal` with the inputs in `log`.
 ///
 /// # Errors
 /// [`Error`]; a difference is a result, not an error.
@@ -98,7 +100,7 @@ fn follow_here(
     }
     let mut followed = follower.followed;
     if let Some(hole) = follower.hole {
-        // Nothing to go on from came.
+        // Nothing to continue from came after it.
         followed.difference = Some(hole.first);
     }
     followed.journal_end = journal.end();
@@ -111,15 +113,15 @@ fn follow_here(
 enum Known {
     /// All of it.
     All,
-    /// All but the moments from before a hole, which the heads recall: an epoch's first tick needs nothing else.
+    /// All but the moments from before a hole, which the heads recall. An epoch's first tick needs nothing else.
     AllButMoments,
 }
 
-/// A hole that is being passed over: in the journal, or in what was recorded.
+/// A hole that is being skipped, in the journal or in the recording.
 struct Hole {
     /// The first entry that could not be repeated, and why.
     first: Difference,
-    /// Entries passed over since.
+    /// Entries skipped since.
     entries: u64,
 }
 
@@ -139,7 +141,8 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    /// Checks the next entry, or passes it over; what differs, if anything. `keyframe` was taken just before it.
+    /// Checks the next entry or skips it; returns what differs, if anything. `keyframe` was taken just
+    /// before the entry.
     fn entry(
         &mut self,
         entry: &JournalEntry,
@@ -152,7 +155,7 @@ impl Follower<'_> {
         let found = assemble(entry, self.config, &mut self.inputs, &mut self.tick)?;
         let what = match found {
             Some(what @ What::NotRecorded { .. }) if !self.inputs_were_cut(entry, &what) => {
-                // Those before the missing one have been taken.
+                // The samples before the missing one have been taken already.
                 let rest = self.tick.taken.len() + 1;
                 self.pass_over(entry, &entry.samples[rest..], what);
                 return Ok(None);
@@ -166,7 +169,7 @@ impl Follower<'_> {
         Ok(what)
     }
 
-    /// Whether an entry cannot be repeated because the recording ends before it.
+    /// Returns whether an entry cannot be repeated because the recording was cut before one of its samples.
     fn inputs_were_cut(&self, entry: &JournalEntry, what: &What) -> bool {
         let What::NotRecorded { topic, sequence } = what else {
             return false;
@@ -176,7 +179,7 @@ impl Follower<'_> {
         missing.is_some_and(|missing| self.inputs.were_cut_before(missing))
     }
 
-    /// This entry cannot be repeated, nor what builds on it: none of its `samples` is needed.
+    /// Skips an entry that cannot be repeated, beginning a hole if none is open. Its `samples` are no longer needed.
     fn pass_over(&mut self, entry: &JournalEntry, samples: &[SampleRef], because: What) {
         let hole = self.hole.get_or_insert(Hole {
             first: Difference {
@@ -194,7 +197,7 @@ impl Follower<'_> {
         }
     }
 
-    /// Whether the state before this tick is known; takes it over where there is something to take it from.
+    /// Returns whether the state before this tick is known, after taking it over if possible.
     fn knows_before(
         &mut self,
         entry: &JournalEntry,
@@ -202,18 +205,18 @@ impl Follower<'_> {
     ) -> Result<bool, Error> {
         let begins = self.last.is_none() && self.hole.is_none();
         if let Some(bytes) = keyframe.filter(|_| begins) {
-            // The run did not begin a new epoch with its first tick.
+            // The run continued from this keyframe instead of beginning an epoch with its first tick.
             let keyframe = crate::keyframe::decode(bytes).map_err(RunError::from)?;
             self.thaw(&keyframe).map_err(RunError::from)?;
         }
-        // Journals from before there was this field leave it empty.
+        // Journals older than this field leave it empty.
         let previous = &entry.previous_digest;
         let here = |engine: &Engine| *previous == hex(engine.report().digest);
         let follows = self.hole.is_none() && (previous.is_empty() || here(&self.engine));
         if follows && self.known == Known::All {
             return Ok(true);
         }
-        // A keyframe that cannot be read, or of another place, is none.
+        // A keyframe that cannot be read, or that is from another place in the run, does not count.
         let keyframe = keyframe.and_then(|bytes| crate::keyframe::decode(bytes).ok());
         let of_here = |k: &Keyframe| {
             let last = self.last.unwrap_or_default();
@@ -227,7 +230,7 @@ impl Follower<'_> {
         if follows {
             return Ok(true);
         }
-        // A tick that holds repeats results from before.
+        // A tick that holds repeats earlier results, which are not known here.
         let computes = Plan::named(&entry.plan).unwrap_or_default().computes();
         let Ok(digest) = u64::from_str_radix(previous, 16) else {
             return Ok(false);
@@ -250,7 +253,7 @@ impl Follower<'_> {
         Ok(())
     }
 
-    /// Computes the tick as it was put together; what differs, if anything.
+    /// Computes the assembled tick; returns what differs, if anything.
     fn step(&mut self, entry: &JournalEntry) -> Result<Option<What>, Error> {
         let plan = Plan::named(&entry.plan).unwrap_or_default();
         let mut probe = Repeat {
@@ -270,13 +273,14 @@ impl Follower<'_> {
         if self.known == Known::All {
             return Ok(what.or_else(|| compare_ticks(entry, &self.engine)));
         }
-        // The heads' digest goes into the tick's: the next one is chained to the run's own.
+        // The tick's digest covers the heads, which may differ here: chain the next tick to the
+        // journal's digest instead.
         self.engine
             .set_digest(u64::from_str_radix(&entry.digest, 16).unwrap_or_default());
         Ok(what)
     }
 
-    /// Counts a tick that came to the same digests.
+    /// Counts a tick with the journal's digests.
     fn passed(&mut self, entry: &JournalEntry) {
         let followed = &mut self.followed;
         followed.ticks += 1;
@@ -302,7 +306,7 @@ fn topic_of(config: &Config, wanted: &SampleRef) -> Option<TopicIndex> {
     config.topics.iter().position(|t| t.name == wanted.topic)
 }
 
-/// Puts the tick together as the journal has it; what is in the way, if anything.
+/// Assembles the tick as the journal records it; returns what prevents that, if anything.
 fn assemble(
     entry: &JournalEntry,
     config: &Config,
@@ -338,7 +342,7 @@ fn assemble(
     Ok(None)
 }
 
-/// The first of these stages whose digest is not the journal's.
+/// Compares the digests of the first `stages` stages with the journal's; returns the first that differs.
 fn compare_stages(entry: &JournalEntry, engine: &Engine, stages: usize) -> Option<What> {
     let digests = engine.network().outputs().digests.map(hex);
     for (i, repeated) in digests.into_iter().enumerate().take(stages) {
@@ -355,7 +359,7 @@ fn compare_stages(entry: &JournalEntry, engine: &Engine, stages: usize) -> Optio
     None
 }
 
-/// The digest chained over all ticks, where it is not the journal's.
+/// Compares the digest chained over all ticks with the journal's.
 fn compare_ticks(entry: &JournalEntry, engine: &Engine) -> Option<What> {
     let repeated = hex(engine.report().digest);
     (entry.digest != repeated).then(|| What::Stage {

@@ -1,7 +1,7 @@
 //! Keyframes: the whole state between two ticks, written into the output log or to a file, and read back.
 //!
-//! A replay that begins at one gives the bytes of the whole run from there on; a live run that was killed goes on from the
-//! last one, as far as its context still lies within the window. [`image`] is how one is made without holding up the ticks.
+//! A replay that begins at one gives the bytes of the whole run from there on. A live run that was killed goes on from
+//! the last one, as far as its context still lies within the window. [`image`] makes one without holding up the ticks.
 
 pub mod image;
 
@@ -15,10 +15,11 @@ use prost::Message;
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Program and arrangement of the states: the second number goes up with every change of what a state holds or where.
+/// Version of the program and of the states' layout: the second number goes up with every change of what a state
+/// holds or where.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " layout 5");
 
-/// A state file larger than this is none.
+/// Largest state file; a larger one is no keyframe.
 const MAX_FILE_BYTES: u64 = 4 << 30;
 
 /// A keyframe that cannot be used.
@@ -41,14 +42,14 @@ pub enum KeyframeError {
         /// The log.
         file: String,
     },
-    /// It is of something else.
+    /// It belongs to something else.
     #[error(
         "the keyframe is of {what} {found}, this run has {here}: use the same, or start without it"
     )]
     Other {
-        /// Program, weights or configuration.
+        /// What differs: version, weights or configuration.
         what: &'static str,
-        /// Its own.
+        /// The keyframe's.
         found: String,
         /// This run's.
         here: String,
@@ -56,7 +57,7 @@ pub enum KeyframeError {
     /// Its bytes are not what was written.
     #[error("the keyframe is damaged: {0}")]
     Damaged(String),
-    /// Its state is not of this engine.
+    /// Its state does not fit this engine.
     #[error("the keyframe does not fit: {0}")]
     Misfit(#[from] ArchiveError),
     /// A sample that waited when it was taken is not in the log.
@@ -69,7 +70,7 @@ pub enum KeyframeError {
         topic: String,
         /// The sample.
         sequence: u64,
-        /// How far was looked.
+        /// How many messages were searched.
         delivered: u64,
     },
 }
@@ -82,7 +83,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Of a run.
+    /// Creates the identity of a run.
     pub fn new(config: &Config, weights: &Weights) -> Identity {
         Identity {
             weights_digest: format!("{:016x}", weights.digest()),
@@ -90,7 +91,7 @@ impl Identity {
         }
     }
 
-    /// A keyframe of this run without its states.
+    /// Returns a keyframe of this run without its states.
     pub fn keyframe(&self) -> proto::Keyframe {
         proto::Keyframe {
             version: VERSION.to_owned(),
@@ -100,7 +101,7 @@ impl Identity {
         }
     }
 
-    /// Whether a run may use the keyframe.
+    /// Checks whether a run may use the keyframe.
     ///
     /// # Errors
     /// [`KeyframeError::Other`], [`KeyframeError::Damaged`].
@@ -125,8 +126,8 @@ impl Identity {
     }
 }
 
-/// Of all that decides what a state looks like and how it goes on: the configuration without file names, threads, sinks
-/// and transport.
+/// Digests all that decides what a state looks like and how it goes on: the configuration without weights file,
+/// threads, memory limit, keyframe interval, sinks and transport.
 fn config_digest(config: &Config) -> u64 {
     let mut engine = config.engine.clone();
     engine.weights = None;
@@ -136,11 +137,11 @@ fn config_digest(config: &Config) -> u64 {
     xxh3_64(format!("{engine:?} {:?}", config.topics).as_bytes())
 }
 
-/// Decodes one.
+/// Decodes a keyframe.
 ///
 /// # Errors
-/// [`KeyframeError::Damaged`], also where its checksum differs; [`KeyframeError::Other`] for one of another version, whose
-/// checksum may be another one.
+/// [`KeyframeError::Damaged`], also if its checksum differs; [`KeyframeError::Other`] for one of another version, whose
+/// checksum may be computed otherwise.
 pub fn decode(bytes: &[u8]) -> Result<proto::Keyframe, KeyframeError> {
     let keyframe = proto::Keyframe::decode(bytes);
     let keyframe = keyframe.map_err(|e| KeyframeError::Damaged(e.to_string()))?;
@@ -157,7 +158,7 @@ pub fn decode(bytes: &[u8]) -> Result<proto::Keyframe, KeyframeError> {
     Ok(keyframe)
 }
 
-/// Encodes one.
+/// Encodes a keyframe.
 pub fn encode(keyframe: &proto::Keyframe) -> Vec<u8> {
     let unsealed = proto::Keyframe {
         checksum: 0,
@@ -168,7 +169,7 @@ pub fn encode(keyframe: &proto::Keyframe) -> Vec<u8> {
     bytes
 }
 
-/// Reads the file a live run keeps its last keyframe in; none when there is no such file.
+/// Reads the file in which a live run keeps its last keyframe; returns none if there is no such file.
 ///
 /// # Errors
 /// [`KeyframeError`].
@@ -191,7 +192,8 @@ pub fn read_file(path: &Path) -> Result<Option<proto::Keyframe>, KeyframeError> 
     decode(&bytes).map(Some)
 }
 
-/// The last keyframe of an output log taken at or before the clock reading `at_ns`; none where all are later.
+/// Reads the last keyframe of an output log taken at or before the clock reading `at_ns`; returns none if
+/// all are later.
 ///
 /// # Errors
 /// [`KeyframeError`].

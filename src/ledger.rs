@@ -1,16 +1,16 @@
 //! The ledger: where every received sample went.
 //!
-//! `received = fused + late_dropped + overflowed + superseded + undecodable + pending`, for every topic, at every
-//! tick. The entries are counted where the fates are decided and `pending` where the samples lie, so the equation can
-//! fail; a sample that vanishes without an entry is a defect.
+//! `received = fused + late_dropped + overflowed + superseded + undecodable + pending`, for every topic, at every tick.
+//! Entries are counted where fates are decided, and `pending` where the samples wait, so the equation can fail: a
+//! sample that vanishes without an entry is a defect.
 
 use crate::archive::{Archive, Archived};
 use crate::cut::write_cut;
 
-/// Longest error kept; what is longer, as what quotes a message may be, is cut.
+/// Longest error kept; a longer one, such as one that quotes a message, is cut.
 const MAX_ERROR_BYTES: usize = 1 << 10;
 
-/// Longest error in a keyframe: some have kept longer ones.
+/// Longest error in a keyframe: some keyframes hold longer ones than are kept now.
 const MAX_ARCHIVED_ERROR_BYTES: usize = 1 << 16;
 
 /// Totals of one topic since start.
@@ -41,14 +41,14 @@ pub struct TopicLedger {
 }
 
 impl TopicLedger {
-    /// What is wrong with a sample, in the memory of the last error.
+    /// Records what is wrong with a sample, in the memory of the last error.
     pub fn set_error(&mut self, sequence: u64, what: std::fmt::Arguments<'_>) {
         self.last_error.clear();
         let what = format_args!("sequence {sequence}: {what}");
         write_cut(&mut self.last_error, MAX_ERROR_BYTES, what);
     }
 
-    /// Whether every received sample has exactly one fate.
+    /// Returns whether every received sample has exactly one fate.
     pub fn closes(&self) -> bool {
         self.received
             == self.fused
@@ -60,7 +60,7 @@ impl TopicLedger {
     }
 }
 
-/// All topics.
+/// The entries of all topics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// In the configuration's order.
@@ -68,14 +68,14 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// For `topics` topics, all zero.
+    /// Creates a ledger for `topics` topics, all zero.
     pub fn new(topics: usize) -> Ledger {
         Ledger {
             topics: vec![TopicLedger::default(); topics],
         }
     }
 
-    /// Becomes that one, in the memory it has.
+    /// Copies another ledger into the memory this one has.
     pub fn copy_from(&mut self, other: &Ledger) {
         for (own, topic) in self.topics.iter_mut().zip(&other.topics) {
             let mut last_error = std::mem::take(&mut own.last_error);
@@ -87,7 +87,7 @@ impl Ledger {
         }
     }
 
-    /// To or from a keyframe.
+    /// Writes the ledger to a keyframe, or reads it back.
     pub(crate) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         for topic in &mut self.topics {
             let TopicLedger {
@@ -122,7 +122,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Whether it closes for every topic.
+    /// Returns whether it closes for every topic.
     pub fn closes(&self) -> bool {
         self.topics.iter().all(TopicLedger::closes)
     }

@@ -20,9 +20,9 @@ pub mod time;
 pub mod source;
 // Message bytes to borrowed views: ROS 2 CDR, Foxglove protobuf and JSON, plain JSON.
 pub mod decode;
-// One message of one topic, not yet decoded, with what orders it.
+// One message of one topic, not yet decoded, with its times and sequence number.
 pub mod sample;
-// One bounded lock-free queue a topic; what it drops is counted.
+// One bounded lock-free queue per topic; what it drops is counted.
 pub mod queue;
 
 // ---- From queues to ticks of event time.
@@ -33,7 +33,7 @@ pub mod align;
 pub mod ledger;
 // Shortens text from outside that an error quotes.
 mod cut;
-// An error with what caused it, in one line.
+// Shows an error and its causes on one line.
 mod causes;
 
 // ---- From a tick's samples to its results.
@@ -61,7 +61,7 @@ pub mod output;
 pub mod proto;
 // The `Sink` seam: an MCAP file, zenoh, or either on a thread of its own.
 pub mod sink;
-// Output files that take their name when there is something to keep.
+// Output files that take their name once there is something to keep.
 pub mod new_file;
 
 // ---- All of it together.
@@ -89,14 +89,14 @@ pub mod follow;
 
 // The built-in drive, made from a seed.
 pub mod demo;
-// Numbers from a seed: initial weights, and what is measured and compared with.
+// Numbers from a seed: initial weights, and inputs for measurements and comparisons.
 pub mod noise;
 // What this machine can do, measured, and what holds it back.
 pub mod doctor;
 // An output log as one self-contained HTML page.
 pub mod report;
 
-// A log's messages on zenoh, at their pace.
+// Plays a log's messages on zenoh at their recorded pace.
 #[cfg(feature = "zenoh")]
 pub mod play;
 // What publisher and subscriber share on zenoh: session, keys, attachments.

@@ -1,10 +1,10 @@
-//! The program's allocator: it counts what a thread asks the system for, and lends a pool to libraries that want working
-//! memory of their own inside a tick.
+//! The program's allocator: it counts what each thread asks the system for, and lends a pool to libraries that want
+//! working memory of their own inside a tick.
 //!
-//! JPEG and PNG decoders allocate for every image, up to 8 bytes a pixel where a JPEG has several scans, and free it all when
-//! they are done. Within [`lent`] that comes from a pool of the calling thread that stays, is touched already, and begins
-//! anew each time; [`settle`] makes it as large as it needs to be. A program that does not name [`Memory`] as its
-//! `#[global_allocator]` decodes as well; each image then costs allocations.
+//! JPEG and PNG decoders allocate for every image, up to 8 bytes per pixel where a JPEG has several scans, and free it
+//! all when they are done. Within [`lent`] this memory comes from a pool of the calling thread, which persists, has its
+//! pages touched already and starts over each time; [`settle`] grows it to the size needed. A program that does not
+//! name [`Memory`] as its `#[global_allocator]` decodes just as well, but every image costs allocations.
 
 mod pool;
 
@@ -15,10 +15,12 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ptr::NonNull;
 
-/// A pool grows up to this, enough for a progressive JPEG of 8 megapixels in YCbCr. What finds no room is the system's.
+/// Largest size of a pool, enough for a progressive JPEG of 8 megapixels in YCbCr. What does
+/// not fit comes from the system.
 pub const MAX_POOL_BYTES: usize = 64 << 20;
 
-/// A thread's count and its pool. Nothing here is dropped, so an allocator may look at it at any time of a thread's life.
+/// A thread's count and its pool. Nothing here has a destructor, so the allocator may use it
+/// at any time in a thread's life.
 struct Thread {
     allocations: Cell<u64>,
     /// Whether allocations are served by the pool.
@@ -26,9 +28,9 @@ struct Thread {
     pool: Cell<Option<Pool>>,
     /// Bytes of the pool given out.
     top: Cell<usize>,
-    /// Bytes that a loan has needed at most.
+    /// Most bytes that a loan has needed.
     needed: Cell<usize>,
-    /// Bytes that found no room since the pool began anew.
+    /// Bytes that did not fit since the pool last started over.
     missed: Cell<usize>,
 }
 
@@ -52,7 +54,7 @@ struct GiveBack;
 impl Drop for GiveBack {
     fn drop(&mut self) {
         THREAD.with(|thread| {
-            // Where somebody still holds a block of it, it stays where it is.
+            // If anybody still holds a block of the pool, it stays where it is.
             if let Some(pool) = thread.pool.get().filter(|pool| pool.is_free()) {
                 thread.pool.set(None);
                 pool.unmake();
@@ -62,13 +64,14 @@ impl Drop for GiveBack {
     }
 }
 
-/// Allocations that the calling thread has asked the system for since it began; always 0 where the program's allocator is
-/// another one.
+/// Returns how many allocations the calling thread has asked the system for since it began; always 0 if the
+/// program's allocator is another one.
 pub fn allocations() -> u64 {
     THREAD.with(|thread| thread.allocations.get())
 }
 
-/// Runs `work`, which may allocate from the thread's pool. Blocks may outlive it: the pool waits for them.
+/// Runs `work`, which may allocate from the thread's pool. Blocks may outlive it: the pool
+/// starts over only once all are freed.
 pub fn lent<R>(work: impl FnOnce() -> R) -> R {
     struct Close;
     impl Drop for Close {
@@ -86,7 +89,8 @@ pub fn lent<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// Makes the thread's pool as large as loans have needed: for when nobody waits, since it takes memory from the system.
+/// Grows the thread's pool to what loans have needed. It takes memory from the system, so
+/// call it when nobody is waiting.
 pub fn settle() {
     THREAD.with(|thread| {
         if !thread.open.get() {
@@ -96,7 +100,7 @@ pub fn settle() {
 }
 
 impl Thread {
-    /// From the pool's start on again, if nobody holds a block of it: whether it is.
+    /// Starts the pool over if nobody holds a block of it; returns whether nobody does.
     fn begin(&self) -> bool {
         let free = self.pool.get().is_none_or(Pool::is_free);
         if free {
@@ -117,7 +121,7 @@ impl Thread {
         }
     }
 
-    /// Replaces the pool, of which nobody holds a block, by one of `len` bytes.
+    /// Replaces the pool, of which nobody holds a block, with one of `len` bytes.
     fn grow(&self, len: usize) {
         let number = match self.pool.take() {
             Some(pool) => {
@@ -128,7 +132,8 @@ impl Thread {
                 let Some(number) = Number::take() else {
                     return;
                 };
-                // The first use of it: from now on it is dropped with the thread, unless that is ending.
+                // The first use of this thread-local: from now on it is dropped with the thread,
+                // unless the thread is ending already.
                 if UNTIL_ITS_END.try_with(|_| ()).is_err() {
                     return number.give_back();
                 }
@@ -169,11 +174,11 @@ impl Thread {
     }
 }
 
-/// An allocator over another one; see the module.
+/// An allocator on top of another one; see the module.
 pub struct Memory<A = System>(pub A);
 
 impl<A> Memory<A> {
-    /// Memory from the pool, or a count of what comes from the system.
+    /// Returns memory from the pool, or counts an allocation that must come from the system.
     fn lend(layout: Layout) -> Option<NonNull<u8>> {
         THREAD.with(|thread| {
             let lent = thread.lend(layout);
@@ -211,7 +216,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Memory<A> {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         match Number::of(block) {
             Some(pool) => pool.freed(),
-            // SAFETY: the caller's contract is passed on; the block is no pool's, so the inner allocator gave it.
+            // SAFETY: the caller's contract is passed on; the block is not in a pool, so the inner allocator gave it.
             None => unsafe { self.0.dealloc(block, layout) },
         }
     }
@@ -234,7 +239,8 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Memory<A> {
         let new =
             unsafe { self.alloc(Layout::from_size_align_unchecked(new_size, layout.align())) };
         if !new.is_null() {
-            // SAFETY: both are at least `layout.size()` bytes, and apart: the old one is not freed yet.
+            // SAFETY: both blocks have at least `layout.size()` bytes; they do not overlap,
+            // as the old one is not freed yet.
             unsafe {
                 new.copy_from_nonoverlapping(block, layout.size());
                 self.dealloc(block, layout);

@@ -1,5 +1,5 @@
-//! Output files that take their name when there is something to keep: whatever had it stays until then, and stays whole for whoever reads
-//! or maps it.
+//! Output files that take their name when there is something to keep: an earlier file of that name stays until then,
+//! and stays whole for anyone who reads or maps it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -7,33 +7,34 @@ use std::io::{Error, ErrorKind, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// Processes that may write a file of one name at once.
+/// Most processes that may write files of one name at once.
 const MOST_WRITERS: u32 = 64;
 
-/// Links followed from a name to a file.
+/// Most links followed from a name to a file.
 const MOST_LINKS: u32 = 40;
 
-/// Bytes of a name that are repeated in the one a file has meanwhile: names have a limit.
+/// Most bytes of a name repeated in the file's temporary one: names have a limit.
 const MOST_NAME_BYTES: usize = 100;
 
-/// Files of this process that have not got their name.
+/// Files of this process that do not have their name yet.
 static UNNAMED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// The name a new file will take. Dropped before, the file is removed.
+/// The name a new file will take. If it is dropped before that, the file is removed.
 #[derive(Debug)]
 pub(crate) struct PendingName {
-    /// Links followed.
+    /// The name, with links followed.
     path: PathBuf,
-    /// Where it lies meanwhile; none once it has the name.
+    /// Where the file lies meanwhile; none if it lies at `path`.
     beside: Option<PathBuf>,
     taken: bool,
 }
 
-/// Creates a file that will be called `path`, in the same folder, as readable as what it replaces. Where that cannot be, the file itself
-/// is opened and emptied: a device or a pipe, a file that is mounted, one in a folder that takes no new files.
+/// Creates a file in the same folder that will be called `path`, with the permissions of the one it replaces. Where
+/// that is impossible, the existing file is opened and emptied: a device or pipe, a mounted file, one in a folder that
+/// takes no new files.
 ///
 /// # Errors
-/// As the file system gives them; also where a file is there that may not be written.
+/// Those of the file system, also for an existing file that may not be written.
 pub(crate) fn create(path: &Path) -> Result<(File, PendingName)> {
     match create_beside(path) {
         Err(error) if refuses_new_files(&error) && path.exists() => {
@@ -44,7 +45,7 @@ pub(crate) fn create(path: &Path) -> Result<(File, PendingName)> {
     }
 }
 
-/// As [`create`]; where it cannot be, what is there stays.
+/// Like [`create`], but fails where it would empty the existing file.
 ///
 /// # Errors
 /// As [`create`].
@@ -52,7 +53,7 @@ pub(crate) fn create_beside(path: &Path) -> Result<(File, PendingName)> {
     let path = followed(path);
     let before = std::fs::metadata(&path).ok();
     if let Some(before) = &before {
-        // Not opened to see: a pipe's reader would take its closing for the end.
+        // It is not opened to find out: a pipe's reader would take the closing for the end.
         if !before.is_file() || is_mounted(&path, before) {
             return Err(ErrorKind::Unsupported.into());
         }
@@ -61,7 +62,7 @@ pub(crate) fn create_beside(path: &Path) -> Result<(File, PendingName)> {
     }
     let (file, beside) = first_free(&path)?;
     if let Some(facts) = before {
-        // Where it may not, it has the permissions of any new file.
+        // If that is refused, the file has the permissions of any new one.
         let _ = file.set_permissions(facts.permissions());
     }
     unnamed(|files| files.push(beside.clone()));
@@ -84,7 +85,7 @@ fn refuses_new_files(error: &Error) -> bool {
     )
 }
 
-/// Where a path leads, whether there is something or not.
+/// Returns where a path leads, whether anything is there or not.
 fn followed(path: &Path) -> PathBuf {
     let mut path = path.to_owned();
     for _ in 0..MOST_LINKS {
@@ -96,7 +97,7 @@ fn followed(path: &Path) -> PathBuf {
     path
 }
 
-/// Whether a file is of another file system than its folder: it cannot be replaced by one of that.
+/// Returns whether a file is on another file system than its folder: no file of the folder can replace it.
 fn is_mounted(path: &Path, facts: &std::fs::Metadata) -> bool {
     #[cfg(unix)]
     {
@@ -116,7 +117,8 @@ fn folder(path: &Path) -> &Path {
     folder.unwrap_or(Path::new("."))
 }
 
-/// The first file beside `path` that no process writes, emptied: those of processes that were killed are used again.
+/// Opens the first file beside `path` that no process is writing, and empties it. Files left by killed
+/// processes are reused.
 fn first_free(path: &Path) -> Result<(File, PathBuf)> {
     let name = path
         .file_name()
@@ -128,10 +130,10 @@ fn first_free(path: &Path) -> Result<(File, PathBuf)> {
         let file = options.open(&beside)?;
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => continue,
-            // A file system without locks has one writer, it is to be hoped.
+            // On a file system without locks, a single writer is assumed.
             Ok(()) | Err(TryLockError::Error(_)) => {}
         }
-        // Since it was opened it may have got its name, from a process that has ended.
+        // After it was opened here, a process that has since ended may have renamed it.
         if !same_file(&beside, &file) {
             continue;
         }
@@ -172,7 +174,7 @@ fn same_file(path: &Path, file: &File) -> bool {
     }
 }
 
-/// Whether two paths lead to one file, by whatever links; of files that are still to be made, to one name in one folder.
+/// Returns whether two paths lead to one file, through whatever links; if not yet created, to one name in one folder.
 pub fn lead_to_one_file(a: &Path, b: &Path) -> bool {
     #[cfg(unix)]
     if let (Ok(a), Ok(b)) = (a.metadata(), b.metadata()) {
@@ -186,7 +188,7 @@ pub fn lead_to_one_file(a: &Path, b: &Path) -> bool {
     matches!((place(a), place(b)), (Some(a), Some(b)) if a == b)
 }
 
-/// Removes what has not got its name: for a process that ends while other threads still hold files.
+/// Removes the files that do not have their name yet, for a process that ends while other threads still hold them.
 pub fn remove_unnamed() {
     unnamed(|files| {
         for file in files.drain(..) {
@@ -204,15 +206,15 @@ fn unnamed<T>(work: impl FnOnce(&mut Vec<PathBuf>) -> T) -> T {
 }
 
 impl PendingName {
-    /// Where the file lies.
+    /// Returns where the file lies.
     pub fn place(&self) -> &Path {
         self.beside.as_deref().unwrap_or(&self.path)
     }
 
-    /// Has the file's bytes written to its disk, where it is one.
+    /// Forces the file's bytes to disk before it takes its name. A file written in place is left to the system.
     ///
     /// # Errors
-    /// As the file system gives them.
+    /// Those of the file system.
     pub fn sync(&self, file: &File) -> Result<()> {
         match self.beside {
             Some(_) => file.sync_all(),
@@ -220,15 +222,15 @@ impl PendingName {
         }
     }
 
-    /// Whether [`PendingName::take`] has been called.
+    /// Returns whether [`PendingName::take`] has been called.
     pub fn is_taken(&self) -> bool {
         self.taken
     }
 
-    /// Gives the file its name, in the place of what had it; a second time it does nothing.
+    /// Gives the file its name, replacing what had it; a second call does nothing.
     ///
     /// # Errors
-    /// As the file system gives them, with where the file lies: it stays there.
+    /// Those of the file system, saying where the file lies: it stays there.
     pub fn take(&mut self) -> Result<()> {
         self.taken = true;
         let Some(beside) = self.beside.take() else {
@@ -319,7 +321,7 @@ mod tests {
         std::fs::remove_dir_all(dir).unwrap();
     }
 
-    /// Its reader sees what is written, and one end.
+    /// The reader sees all that is written, and a single end.
     #[cfg(target_os = "linux")]
     #[test]
     fn a_pipe_is_opened_once() {
@@ -346,7 +348,7 @@ mod tests {
         let (target, link, first) = (dir.join("target"), dir.join("link"), dir.join("first"));
         symlink("target", &link).unwrap();
         symlink(&link, &first).unwrap();
-        // Whether there is something at its end or not.
+        // Whether anything is at the link's end or not.
         for text in ["one", "two"] {
             assert!(lead_to_one_file(&first, &target));
             let (mut file, mut name) = create(&first).unwrap();

@@ -1,6 +1,6 @@
-//! Numbers from a seed: initial weights, and what is measured and compared with.
+//! Numbers from a seed, for initial weights, measurements and comparisons.
 
-/// Numbers in `[-1, 1)` that differ from call to call of one seed (SplitMix64, Steele et al. 2014).
+/// Returns `n` numbers in `[-1, 1)`, the same in every call with one seed (SplitMix64, Steele et al. 2014).
 pub fn noise(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed;
     (0..n)

@@ -1,7 +1,7 @@
 //! The outputs of a tick: fused frame, journal entry, ledger and health.
 //!
-//! The tick's thread takes them down in a [`TickRecord`]; [`Messages`] makes messages of it, encoded. They are kept and
-//! overwritten, and the buffer reused: after the first ticks nothing is allocated.
+//! The tick thread fills a [`TickRecord`]; [`Messages`] turns it into encoded messages. Messages and buffer are reused,
+//! so that nothing is allocated after the first ticks.
 
 pub mod record;
 
@@ -17,7 +17,7 @@ use prost::Message;
 use record::{MAX_REASON_BYTES, TickRecord, most_reasons};
 use std::fmt::Write;
 
-/// Stages whose times a frame can carry. Always all of them: a list that changes its length allocates.
+/// Stages whose times a live frame carries: always all but publication, since a list that changes its length allocates.
 const BEFORE_PUBLISH: &[Stage] = Stage::ALL.split_at(Stage::ALL.len() - 1).0;
 
 /// The plan of a tick.
@@ -25,11 +25,11 @@ const BEFORE_PUBLISH: &[Stage] = Stage::ALL.split_at(Stage::ALL.len() - 1).0;
 pub struct Planned {
     /// What was computed.
     pub plan: Plan,
-    /// Why no more.
+    /// Why no more was computed.
     pub reason: &'static str,
 }
 
-/// The messages of a run.
+/// The output messages of a run, reused from tick to tick.
 pub struct Messages {
     frame: proto::FusedFrame,
     journal: proto::JournalEntry,
@@ -39,16 +39,16 @@ pub struct Messages {
     valid_for_ns: u64,
     deadline_ns: u64,
     topic_names: Vec<String>,
-    /// Sample references not in use, kept with their strings' memory.
+    /// Unused sample references, kept for the memory of their strings.
     spare_refs: Vec<proto::SampleRef>,
-    /// Reasons not in use, likewise.
+    /// Unused reasons, likewise.
     spare_strings: Vec<String>,
 }
 
-/// How many messages a tick has.
+/// Messages per tick.
 pub const MESSAGES: u64 = 4;
 
-/// A frame with all that stays from tick to tick.
+/// Creates a frame with everything that stays the same from tick to tick.
 fn frame_of(config: &Config, spec: &ModelSpec) -> proto::FusedFrame {
     let scores = |names: &[String]| {
         let score = |name: &String| proto::ClassScore {
@@ -91,7 +91,7 @@ fn frame_of(config: &Config, spec: &ModelSpec) -> proto::FusedFrame {
 }
 
 impl Messages {
-    /// Messages for a configuration and a model.
+    /// Creates the messages for a configuration and a model.
     pub fn new(config: &Config, spec: &ModelSpec) -> Messages {
         let ledger = proto::Ledger {
             topics: config
@@ -130,7 +130,7 @@ impl Messages {
             deadline_ns: config.deadline_ns(),
             topic_names: config.topics.iter().map(|t| t.name.clone()).collect(),
             spare_refs: Vec::new(),
-            // As many as can be needed at once, each with room for a reason.
+            // As many as can be needed at once, each with room for a usual reason.
             spare_strings: (0..MODALITIES * quality::Reason::ALL.len()
                 + most_reasons(config.topics.len()))
                 .map(|_| String::with_capacity(MAX_REASON_BYTES + longest_name))
@@ -138,11 +138,10 @@ impl Messages {
         }
     }
 
-    /// Publishes all that a tick says, its health last. Where one message fails the others still go out; the first failure is
-    /// the result.
+    /// Publishes a tick's messages, health last. If one fails, the others still go out.
     ///
     /// # Errors
-    /// What `publish` fails with.
+    /// The first failure of `publish`.
     pub fn publish(
         &mut self,
         record: &TickRecord,
@@ -173,7 +172,7 @@ impl Messages {
         if record.planned.plan.computes() {
             frame.valid_until_ns = record.tick_time_ns.saturating_add(self.valid_for_ns);
         } else if next_epoch {
-            // Nothing has been computed on this clock.
+            // Nothing has been computed in this epoch yet.
             frame.valid_until_ns = record.tick_time_ns;
         }
         frame.skipped_ticks = record.skipped_ticks;
@@ -262,7 +261,7 @@ impl Messages {
         encode(&self.health, &mut self.buffer)
     }
 
-    /// The fused frame built last.
+    /// Returns the fused frame built last.
     pub fn last_frame(&self) -> &proto::FusedFrame {
         &self.frame
     }
@@ -313,7 +312,7 @@ fn fill_states(frame: &mut proto::FusedFrame, spare: &mut Vec<String>, record: &
         out.missing = state.missing;
         out.age_ns = state.age_ns;
         out.tokens = state.tokens;
-        // Results that are held may be from when there still was something.
+        // Held results may date from a tick in which the modality was still present.
         out.gate = if state.missing { 0.0 } else { gate };
         out.quality = state.quality;
         let reasons = state.reasons.iter().copied();
@@ -331,7 +330,7 @@ fn set_string(out: &mut String, text: &str) {
     out.push_str(text);
 }
 
-/// Makes `list` these texts. Strings that are left over go to `spare` and come back when the list grows.
+/// Replaces the contents of `list` with `texts`. Surplus strings go to `spare` and come back when the list grows.
 fn set_strings<'t>(
     list: &mut Vec<String>,
     spare: &mut Vec<String>,
@@ -354,7 +353,8 @@ fn set_hex(out: &mut String, digest: u64) {
     let _ = write!(out, "{digest:016x}");
 }
 
-/// The bytes as text, those that are not UTF-8 replaced; a character at the end that is not whole yet is left for later.
+/// Sets `out` to the bytes as text, those that are not UTF-8 replaced. An incomplete character at the end is left out:
+/// the rest of it may follow.
 fn set_lossy(out: &mut String, bytes: &[u8]) {
     out.clear();
     let mut chunks = bytes.utf8_chunks().peekable();

@@ -1,4 +1,4 @@
-//! Playing a log on zenoh: its messages with their topics, encodings, sequences and time stamps, at their pace.
+//! Plays a log on zenoh: its messages with their topics, encodings, sequence numbers and time stamps, at their pace.
 
 use crate::source::mcap_log::{LogEnd, LogError, LogMessage, McapLog, summarize};
 use crate::zenoh_session::{Attachment, encoding, key};
@@ -16,19 +16,19 @@ const MAX_SLEEP: Duration = Duration::from_millis(50);
 /// How a log is played.
 #[derive(Clone, Copy, Debug)]
 pub struct PlayOptions {
-    /// Times real time.
+    /// As a multiple of real time.
     pub speed: f64,
     /// How long to wait for a subscriber of any topic before beginning.
     pub wait: Duration,
 }
 
-/// A log that cannot be played.
+/// Why a log cannot be played.
 #[derive(Debug, thiserror::Error)]
 pub enum PlayError {
-    /// The log.
+    /// The log cannot be read.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// The transport.
+    /// The transport failed.
     #[error("zenoh: {0}")]
     Transport(String),
     /// Nobody listens.
@@ -47,7 +47,7 @@ pub struct Played {
     pub end: LogEnd,
 }
 
-/// Publishes a log until its end or until `stop`. `progress` gets messages so far and in all.
+/// Publishes a log until its end or until `stop`. `progress` gets the messages published so far and the total.
 ///
 /// # Errors
 /// [`PlayError`].
@@ -114,7 +114,7 @@ fn wait_for_subscriber(
     patience: Duration,
     stop: &AtomicBool,
 ) -> Result<(), PlayError> {
-    /// Declarations of several topics arrive one by one: the others get this long after the first.
+    /// Subscribers' declarations arrive topic by topic: the others get this long after the first.
     const SETTLE: Duration = Duration::from_millis(200);
     let until = Instant::now() + patience;
     loop {
@@ -132,7 +132,7 @@ fn wait_for_subscriber(
     }
 }
 
-/// False when stopped before `due`.
+/// Sleeps until `due`; returns false if stopped before.
 fn sleep_until(due: Instant, stop: &AtomicBool) -> bool {
     loop {
         if stop.load(Ordering::Acquire) {

@@ -1,7 +1,7 @@
-//! One bounded, lock-free queue a topic, between the thread that receives and the thread that ticks.
+//! One bounded, lock-free queue per topic, between the thread that receives and the thread that ticks.
 //!
-//! Full means something is lost, and this is where it is counted: `keep = "newest"` drops the oldest sample to make
-//! room, `keep = "all"` refuses the new one.
+//! A full queue loses a sample and counts it: `keep = "newest"` drops the oldest to make room, `keep = "all"` refuses
+//! the new one.
 
 use crate::sample::Sample;
 use crossbeam_queue::ArrayQueue;
@@ -25,14 +25,14 @@ struct Shared {
     overflowed: AtomicU64,
 }
 
-/// The receiving side; may be cloned into several callbacks.
+/// The receiving threads' end; may be cloned into several callbacks.
 #[derive(Clone)]
 pub struct QueueSender(Arc<Shared>);
 
-/// The ticking side.
+/// The ticking thread's end.
 pub struct QueueReceiver(Arc<Shared>);
 
-/// A queue of `capacity` samples.
+/// Creates a queue of `capacity` samples, at least one.
 pub fn bounded(capacity: usize, keep: Keep) -> (QueueSender, QueueReceiver) {
     let shared = Arc::new(Shared {
         ring: ArrayQueue::new(capacity.max(1)),
@@ -43,7 +43,7 @@ pub fn bounded(capacity: usize, keep: Keep) -> (QueueSender, QueueReceiver) {
 }
 
 impl QueueSender {
-    /// Hands a sample over; never blocks.
+    /// Hands a sample over without blocking.
     pub fn push(&self, sample: Sample) {
         let lost = match self.0.keep {
             Keep::Newest => self.0.ring.force_push(sample).is_some(),
@@ -56,17 +56,17 @@ impl QueueSender {
 }
 
 impl QueueReceiver {
-    /// The oldest sample, if any.
+    /// Takes the oldest sample, if any.
     pub fn pop(&self) -> Option<Sample> {
         self.0.ring.pop()
     }
 
-    /// Whether there is none just now.
+    /// Returns whether the queue is empty just now.
     pub fn is_empty(&self) -> bool {
         self.0.ring.is_empty()
     }
 
-    /// Samples lost to a full queue since the last call.
+    /// Returns how many samples were lost to a full queue since the last call.
     pub fn take_overflowed(&self) -> u64 {
         self.0.overflowed.swap(0, Ordering::Acquire)
     }
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn nothing_is_lost_uncounted_between_threads() {
-        // The interpreter that looks for data races is slow.
+        // Miri is slow.
         const PUSHED: u64 = if cfg!(miri) { 500 } else { 200_000 };
         let (sender, receiver) = bounded(64, Keep::Newest);
         let producer = std::thread::spawn(move || {

@@ -1,12 +1,12 @@
-//! Real-time hygiene of a live run: scheduling, cores, locked memory. The system may refuse each; that is said, and the run
-//! goes on without.
+//! Real-time settings of a live run: scheduling, cores, locked memory. The system may refuse each; a refusal is
+//! reported, and the run goes on without.
 
 use crate::config::RealtimeConfig;
 
-/// A thread's part: the tick thread is 0, compute threads follow.
+/// Applies scheduling and core to the calling thread: 0 is the tick thread, compute threads follow.
 ///
 /// # Errors
-/// One line for each thing refused, with what to do.
+/// One line for each refusal, with what to do.
 pub fn apply_to_thread(config: &RealtimeConfig, thread: usize) -> Result<(), Vec<String>> {
     let mut refused = Vec::new();
     if config.priority > 0 {
@@ -22,7 +22,7 @@ pub fn apply_to_thread(config: &RealtimeConfig, thread: usize) -> Result<(), Vec
     }
 }
 
-/// Locks every page the process has, faulting in what was not there yet.
+/// Locks every page the process has, faulting in those not present yet.
 ///
 /// # Errors
 /// Why the system refuses, and what to do.
@@ -71,7 +71,7 @@ mod system {
     }
 
     pub fn lock_memory() -> Result<(), String> {
-        // Not what comes later: where the limit is short, a later allocation would fail instead of not being locked.
+        // Not future pages: under a low limit, later allocations would fail instead of staying unlocked.
         mlockall(MlockAllFlags::MCL_CURRENT).map_err(|e| {
             format!(
                 "lock_memory: mlockall is refused ({}); allow it with CAP_IPC_LOCK or a higher memlock limit",

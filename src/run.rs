@@ -1,4 +1,4 @@
-//! Whole runs: logs replayed into output logs. What the command line and the tests call.
+//! Whole runs: logs replayed into output logs, for the command line and the tests.
 
 mod lane;
 mod threads;
@@ -64,7 +64,7 @@ impl From<SourceError> for Error {
     }
 }
 
-/// The weights a configuration names: a file, or seeded initial ones.
+/// Loads the weights a configuration names, or makes seeded initial ones.
 ///
 /// # Errors
 /// [`Error`].
@@ -83,7 +83,7 @@ pub fn weights(config: &Config) -> Result<Weights, Error> {
     }
 }
 
-/// Facts written into an output log as metadata `umm.run`. Nothing of the machine is among them: the same log,
+/// Returns the facts written into an output log as metadata `umm.run`. None of them is about the machine: the same log,
 /// configuration and weights give the same bytes.
 pub fn facts(config: &Config, weights: &Weights, source: &str) -> BTreeMap<String, String> {
     let engine = &config.engine;
@@ -116,7 +116,7 @@ pub struct ReplayOptions {
     pub path: CpuPath,
     /// Whether keyframes are written.
     pub keyframes: bool,
-    /// Begins here instead of at the log's first message.
+    /// The keyframe to begin at, instead of the log's first message.
     pub from: Option<Keyframe>,
 }
 
@@ -131,7 +131,7 @@ impl Default for ReplayOptions {
     }
 }
 
-/// What a replay has come to.
+/// The result of a replay.
 #[derive(Clone, Debug)]
 pub struct Replayed {
     /// Ticks run.
@@ -148,17 +148,17 @@ pub struct Replayed {
     pub end: LogEnd,
     /// See [`Engine::signals_that_never_came`].
     pub missing_signals: Vec<(usize, usize)>,
-    /// Wall time of the replay alone, seconds; of logs replayed together, until this one's end.
+    /// Wall time of the replay alone in seconds; for logs replayed together, until this one's end.
     pub wall_s: f64,
     /// Log time covered, seconds.
     pub log_s: f64,
 }
 
-/// What to call while a replay goes on; every call is on the tick thread.
+/// Callbacks during a replay, all called on the tick thread.
 pub struct Watch<'a> {
     /// Sees the assembled run before its first tick.
     pub started: &'a mut (dyn FnMut(&Runtime, &LogSummary) + Send),
-    /// Messages read, messages in all.
+    /// Given the messages read and the messages in all.
     pub progress: &'a mut (dyn FnMut(u64, u64) + Send),
 }
 
@@ -186,25 +186,29 @@ pub fn replay(
     replayed.pop().ok_or(Error::NoLog)?
 }
 
-/// What to call while several logs are replayed together, the first argument being which of them; every call is on the
-/// tick thread.
+/// Callbacks while several logs are replayed together, all called on the tick thread. The first argument is
+/// the log's index.
 pub struct WatchTogether<'a> {
-    /// Where a log's outputs go; asked once a log, after it has been opened. Without one the log is passed over.
+    /// Returns where a log's outputs go; called once a log, after it has been opened. Without a sink the
+    /// log is skipped.
     pub sink: &'a mut (dyn FnMut(usize) -> Result<Option<Box<dyn Sink>>, SinkError> + Send),
     /// Sees each assembled run before the first tick of any.
     pub started: &'a mut (dyn FnMut(usize, &Runtime, &LogSummary) + Send),
-    /// Messages read of a log, messages in all of it.
+    /// Given the messages read of a log and the messages in all of it.
     pub progress: &'a mut (dyn FnMut(usize, u64, u64) + Send),
-    /// A log is complete or cannot go on.
+    /// Called when a log is complete or cannot go on.
     pub ended: &'a mut (dyn FnMut(usize, &Result<Replayed, Error>) + Send),
 }
 
-/// Replays logs side by side, on a thread of their own: each round takes the next tick of every log that has one, and all of
-/// them share one product a layer. Each log's outputs are the bytes it gives alone. What a log comes to is at its place in
-/// the list; one that fails does not stop the others.
+/// Replays logs side by side, on a thread of their own.
+///
+/// Each round takes the next tick of every log that has one, and all of them share one matrix product a layer. Each
+/// log's outputs are the bytes it gives alone. The results are in the order of `logs`; a log that fails does not
+/// stop the others.
 ///
 /// # Errors
-/// [`Error`] for what concerns them all: weights, memory, threads, more than [`MAX_LANES`] logs that can be read, none given.
+/// [`Error`] for what concerns them all: weights, memory, threads, the keyframe to begin at, more than [`MAX_LANES`]
+/// logs that can be read, no log given.
 pub fn replay_together(
     logs: &[&Path],
     config: &Config,
@@ -233,7 +237,7 @@ fn replay_here(
     let mut outcomes: Vec<Result<Replayed, Error>> = Vec::new();
     let mut opened = Vec::new();
     for (index, log) in logs.iter().enumerate() {
-        // Stands there until the log has come to something.
+        // A placeholder until the log has its result.
         outcomes.push(Err(Error::NoLog));
         match open(log, index, config, options) {
             Ok(open) => opened.push(open),
@@ -311,7 +315,7 @@ fn open(
     })
 }
 
-/// An engine for each log, all on one network.
+/// Builds an engine for each log, all sharing weights and work space.
 fn with_engines(
     opened: Vec<Opened>,
     config: &Config,
@@ -327,7 +331,7 @@ fn with_engines(
     Ok(opened.into_iter().zip(engines).collect())
 }
 
-/// A log's run. Only now its outputs are begun: nothing else can be in the way.
+/// Assembles a log's run. Its outputs begin only now, when log and engine are ready.
 fn assemble(
     opened: Opened,
     engine: Engine,

@@ -1,4 +1,4 @@
-//! A sample: one message of one topic, not yet decoded, with what orders it.
+//! A sample: one message of one topic, not yet decoded, with its times and sequence number.
 
 use crate::decode::Decoder;
 use bytes::Bytes;
@@ -15,9 +15,9 @@ pub type Format = Result<Arc<Decoder>, Arc<str>>;
 pub struct Sample {
     /// Which topic.
     pub topic: TopicIndex,
-    /// The publisher's count; 0 throughout where it does not count.
+    /// The publisher's sequence number. If it sends none, most logs have 0 throughout and a live run counts arrivals.
     pub sequence: u64,
-    /// The sensor's stamp, or the publish time where the message has none.
+    /// Capture time: the stamp that the topic's configuration names, see [`Inlet::stamp`](crate::source::Inlet::stamp).
     pub capture_time_ns: u64,
     /// Arrival.
     pub log_time_ns: u64,

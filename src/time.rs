@@ -15,12 +15,12 @@ pub const NS_PER_S: u64 = 1_000_000_000;
 
 /// A source of "now", nanoseconds since the Unix epoch (or since the simulator's start).
 pub trait Clock: Send {
-    /// The present.
+    /// Returns the present time.
     fn now_ns(&self) -> u64;
 }
 
-/// The machine's clock: wall time at start, advanced by the monotonic clock, so that a step of the system time is
-/// never seen as one.
+/// The machine's clock: wall time at start, advanced by the monotonic clock, so that it never shows a step of the
+/// system time.
 #[derive(Clone, Debug)]
 pub struct WallClock {
     start_ns: u64,

@@ -1,25 +1,25 @@
-//! How long the stages took: exact quantiles in fixed memory, kept apart from the outputs so that these depend on the
-//! inputs alone.
+//! How long the stages took: quantiles to three digits in fixed memory, kept apart from the outputs so that these
+//! depend on the inputs alone.
 
 use crate::model::stage::{Stage, StageTimes};
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Longest time told apart, a minute.
+/// Longest time told apart, a minute: longer ones count as this.
 const MAX_NS: u64 = 60_000_000_000;
 
 /// Significant digits of a quantile.
 const DIGITS: u8 = 3;
 
-/// Ticks that can be noted at most before the histograms have them.
+/// Most ticks noted before they go to the histograms.
 const NOTED: usize = 256;
 
-/// So many are worth going to the histograms for between two ticks.
+/// Noted ticks for which it is worth going to the histograms between two ticks.
 const WORTH_COUNTING: usize = 32;
 
-/// Notes the times of ticks. The histograms lie far apart in memory, and a tick that went to all of them would wait longer for it
-/// than for all else it notes: they get many ticks at once, between two.
+/// Notes the times of ticks. The histograms lie far apart in memory, and updating them all would hold up a tick longer
+/// than everything else it notes, so they get many ticks at once, between two.
 #[derive(Clone, Debug)]
 pub struct TimeNotes {
     noted: Vec<Noted>,
@@ -55,14 +55,14 @@ impl TimeNotes {
         }
     }
 
-    /// No tick is running: what is noted may be counted.
+    /// Moves noted times to the histograms if there are enough; to be called while no tick is running.
     pub fn rest(&mut self) {
         if self.noted.len() >= WORTH_COUNTING {
             self.timing();
         }
     }
 
-    /// The histograms of all ticks so far.
+    /// Returns the histograms of all ticks so far.
     pub fn timing(&mut self) -> &Timing {
         for tick in self.noted.drain(..) {
             self.timing
@@ -77,7 +77,7 @@ impl TimeNotes {
 pub struct Timing {
     stages: Vec<(&'static str, Histogram<u64>)>,
     total: Histogram<u64>,
-    /// Publish time less capture time of the newest sample, on the run's clock.
+    /// Publish time minus capture time of the newest sample, on the run's clock.
     lead: Histogram<u64>,
 }
 
@@ -123,7 +123,7 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// Nothing measured.
+    /// Creates empty histograms.
     pub fn new() -> Timing {
         Timing {
             stages: Stage::ALL.map(|s| (s.name(), histogram())).into(),
@@ -143,22 +143,22 @@ impl Timing {
         }
     }
 
-    /// Every stage, in order.
+    /// Returns the quantiles of every stage, in order.
     pub fn stages(&self) -> impl Iterator<Item = (&'static str, Quantiles)> {
         self.stages.iter().map(|(name, h)| (*name, quantiles(h)))
     }
 
-    /// Whole ticks.
+    /// Returns the quantiles of whole ticks.
     pub fn total(&self) -> Quantiles {
         quantiles(&self.total)
     }
 
-    /// Capture of the newest sample to publication, on the run's clock.
+    /// Returns the quantiles of the time from the newest sample's capture to publication, on the run's clock.
     pub fn lead(&self) -> Quantiles {
         quantiles(&self.lead)
     }
 
-    /// As keys and values, e.g. `stage.encoder.p50_us`.
+    /// Returns stages and total as keys and values, e.g. `stage.encoder.p50_us`.
     pub fn facts(&self) -> BTreeMap<String, String> {
         let mut facts = BTreeMap::new();
         let mut add = |name: &str, q: Quantiles| {
@@ -180,7 +180,7 @@ impl Timing {
     }
 }
 
-/// Where a run's measured times lie: beside its output log, which must not depend on them.
+/// Returns where a run's measured times lie: beside its output log, which must not depend on them.
 pub fn sidecar_path(output_log: &Path) -> PathBuf {
     let mut name = output_log.as_os_str().to_owned();
     name.push(".timing.json");
@@ -190,7 +190,7 @@ pub fn sidecar_path(output_log: &Path) -> PathBuf {
 /// Writes the sidecar.
 ///
 /// # Errors
-/// As the file system gives them.
+/// Those of the file system.
 pub fn write_sidecar(output_log: &Path, facts: &BTreeMap<String, String>) -> std::io::Result<()> {
     let json = serde_json::to_string_pretty(facts)?;
     std::fs::write(sidecar_path(output_log), json)

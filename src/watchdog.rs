@@ -1,4 +1,4 @@
-//! The watchdog: speaks for a live run whose tick loop does not. A thread of its own looks at the loop's [`Pulse`] and
+//! The watchdog: speaks for a live run whose tick loop is silent. A thread of its own looks at the loop's [`Pulse`] and
 //! reports `failed` when the loop stands still or closes no tick, `starting` while it waits for its first sample.
 
 use crate::proto::health::State;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Looks at the pulse this often within its patience.
+/// How often it looks at the pulse within its patience.
 const LOOKS: u32 = 4;
 
 #[derive(Default)]
@@ -17,26 +17,26 @@ struct Beats {
     stop: AtomicBool,
 }
 
-/// What the tick loop shows of itself; costs two atomic stores a turn.
+/// The tick loop's sign of life; costs two atomic operations a turn.
 #[derive(Clone, Default)]
 pub struct Pulse(Arc<Beats>);
 
 impl Pulse {
-    /// The loop has turned once more, `ticks` ticks having been run.
+    /// Notes that the loop has turned once more, after `ticks` ticks in all.
     pub fn beat(&self, ticks: u64) {
         self.0.turns.fetch_add(1, Ordering::Relaxed);
         self.0.ticks.store(ticks, Ordering::Relaxed);
     }
 }
 
-/// What a silent run is, and why.
+/// The state of a silent run, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Silence {
     /// [`State::Failed`] or [`State::Starting`].
     pub state: State,
     /// For the health message.
     pub reason: String,
-    /// Ticks the loop has done: the heartbeat, which stands still with it.
+    /// Ticks that the loop has run: the heartbeat, which stands still with it.
     pub ticks: u64,
 }
 
@@ -47,7 +47,7 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches `pulse`; whatever is silent for `patience` is reported, again and again while it lasts.
+    /// Watches `pulse`; reports a silence that has lasted for `patience`, again and again until it ends.
     ///
     /// # Errors
     /// When no thread can be started.

@@ -44,12 +44,12 @@ pub fn open(live: &LiveConfig) -> Result<Session, String> {
     })
 }
 
-/// The key of a topic: its name without the leading slash.
+/// Returns the key of a topic: its name without the leading slash.
 pub fn key(topic: &str) -> &str {
     topic.trim_start_matches('/')
 }
 
-/// A message encoding and schema as zenoh's encoding, e.g. `application/cdr;sensor_msgs/msg/Image`.
+/// Converts a message encoding and schema to zenoh's encoding, e.g. `application/cdr;sensor_msgs/msg/Image`.
 pub fn encoding(message_encoding: &str, schema: Option<&str>) -> Encoding {
     let base = match message_encoding {
         "cdr" => Encoding::APPLICATION_CDR,
@@ -63,7 +63,7 @@ pub fn encoding(message_encoding: &str, schema: Option<&str>) -> Encoding {
     }
 }
 
-/// The reverse of [`encoding`]: message encoding and schema, empty where it does not say.
+/// Reverses [`encoding`]: returns the message encoding, empty if unknown, and the schema.
 pub fn split_encoding(encoding: &Encoding) -> (String, Option<String>) {
     let text = encoding.to_string();
     let (base, schema) = match text.split_once(';') {
@@ -74,7 +74,7 @@ pub fn split_encoding(encoding: &Encoding) -> (String, Option<String>) {
         "application/cdr" => "cdr",
         "application/protobuf" => "protobuf",
         "application/json" => "json",
-        // Zenoh's default says nothing.
+        // Zenoh's default encoding says nothing about the content.
         "zenoh/bytes" => "",
         other => other,
     };
@@ -85,7 +85,7 @@ pub fn split_encoding(encoding: &Encoding) -> (String, Option<String>) {
 /// length and bytes of a 16-byte publisher id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attachment {
-    /// The publisher's count.
+    /// The publisher's sequence number.
     pub sequence: i64,
     /// Publication time.
     pub source_time_ns: i64,
@@ -97,7 +97,7 @@ impl Attachment {
     /// Encoded size.
     pub const LEN: usize = 33;
 
-    /// As bytes.
+    /// Encodes the attachment.
     pub fn to_bytes(self) -> [u8; Attachment::LEN] {
         let mut bytes = [0; Attachment::LEN];
         bytes[..8].copy_from_slice(&self.sequence.to_le_bytes());
@@ -107,7 +107,7 @@ impl Attachment {
         bytes
     }
 
-    /// From bytes; none when they are something else.
+    /// Decodes an attachment; none if the bytes are something else.
     pub fn from_bytes(bytes: &[u8]) -> Option<Attachment> {
         let bytes: &[u8; Attachment::LEN] = bytes.try_into().ok()?;
         let number = |at: usize| {

@@ -14,14 +14,14 @@ pub struct Awaited {
     pub sequence: u64,
     /// Its arrival.
     pub log_time_ns: u64,
-    /// xxh3 of its bytes: samples alike in all of this are one as good as the other.
+    /// xxh3 of its bytes: samples that agree in all of these are interchangeable.
     pub digest: u64,
-    /// Its tick had closed before it came.
+    /// Whether its tick had closed before it came.
     pub late: bool,
 }
 
 impl Awaited {
-    /// Whether this is the sample.
+    /// Returns whether this is the sample.
     pub fn is(&self, sample: &Sample) -> bool {
         self.topic == sample.topic
             && self.sequence == sample.sequence
@@ -31,8 +31,8 @@ impl Awaited {
 }
 
 impl Aligner {
-    /// Goes on in the epoch of an earlier run, after its tick `tick`: what lay between is a gap. A first sample from before
-    /// that tick begins the next epoch.
+    /// Continues the epoch of an earlier run after its tick `tick`; the time in between is a gap. If the clock is back
+    /// before that tick when the first sample comes, the next epoch begins.
     pub fn go_on(&mut self, epoch: u32, origin_ns: u64, tick: u64) {
         self.epoch = epoch;
         self.origin_ns = Some(origin_ns);
@@ -42,8 +42,8 @@ impl Aligner {
         self.awaits_first = true;
     }
 
-    /// The state between two ticks, to or from a keyframe; the samples that wait, in order, as `awaited`. After a thaw they
-    /// are to be given to [`Aligner::restore`].
+    /// Writes the state between two ticks to a keyframe, or reads it back. The samples that wait are appended to
+    /// `awaited`, in order; after a thaw they are to be given to [`Aligner::restore`].
     ///
     /// # Errors
     /// [`crate::archive::ArchiveError`].
@@ -87,7 +87,7 @@ impl Aligner {
         self.ledger.archive(archive)
     }
 
-    /// Puts a sample back that waited when the keyframe was taken, in its order.
+    /// Puts back a sample that waited when the keyframe was taken; to be called in the samples' order.
     pub fn restore(&mut self, sample: Sample, late: bool) {
         let topic = &mut self.topics[sample.topic];
         topic.waiting.push_back(Waiting { sample, late });

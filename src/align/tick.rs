@@ -1,11 +1,11 @@
-//! Ticks, and the rules by which samples come to be in them.
+//! Ticks, and the rules by which they take samples.
 
 use crate::queue::Keep;
 use crate::sample::{Sample, TopicIndex};
 use serde::{Deserialize, Serialize};
 
-/// Superseded samples a tick keeps by for each topic, the newest of them: one takes the place of a sample that cannot be
-/// decoded.
+/// Superseded samples that a tick keeps for each topic, the newest ones: each can replace a sample that
+/// cannot be decoded.
 pub const SPARE_SAMPLES: usize = 4;
 
 /// What happens to a sample whose tick has closed.
@@ -21,14 +21,14 @@ pub enum Late {
 /// One topic's part in alignment.
 #[derive(Clone, Debug)]
 pub struct TopicRule {
-    /// For messages.
+    /// Its name, for messages.
     pub name: String,
     /// Whether ticks wait for it.
     pub required: bool,
     /// Most samples a tick takes: with [`Keep::Newest`] the newest, older ones being superseded; with [`Keep::All`] the
     /// oldest, newer ones waiting for the next tick.
     pub per_tick: usize,
-    /// What a full buffer does.
+    /// Which samples give way when there are too many.
     pub keep: Keep,
     /// Most samples that wait.
     pub capacity: usize,
@@ -37,20 +37,20 @@ pub struct TopicRule {
 /// Time constants of alignment.
 #[derive(Clone, Debug)]
 pub struct AlignConfig {
-    /// Between ticks.
+    /// Time between ticks.
     pub period_ns: u64,
     /// Longest wait for required topics, after `T(k)`.
     pub max_wait_ns: u64,
     /// Samples older than this at their tick are dropped.
     pub window_ns: u64,
-    /// Late samples.
+    /// What happens to late samples.
     pub late: Late,
     /// A clock that goes back by more begins a new epoch; by less, it is taken to stand still.
     pub epoch_jump_ns: u64,
-    /// A capture time this far ahead of the clock is a broken stamp.
+    /// A capture time further ahead of the clock than this is a broken stamp.
     pub max_future_ns: u64,
-    /// After this long without a sample, empty ticks are passed over until one comes. A live run says that nothing comes:
-    /// it passes over ticks only where its clock leaps ahead by more.
+    /// After this long without a sample, a replay skips empty ticks until one comes. A live run reports that nothing
+    /// comes: it skips ticks only if its clock leaps ahead by more than this.
     pub max_gap_ns: u64,
     /// Whether it is a live run.
     pub live: bool,
@@ -71,7 +71,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// For outputs.
+    /// Returns the wording for outputs.
     pub fn text(self) -> &'static str {
         match self {
             CloseReason::AllRequired => "all required topics seen",
@@ -86,7 +86,7 @@ impl CloseReason {
 pub struct Taken {
     /// The sample.
     pub sample: Sample,
-    /// Its own tick had closed before it came.
+    /// Whether its own tick had closed before it came.
     pub late: bool,
 }
 
@@ -105,20 +105,20 @@ pub struct Tick {
     pub close_time_ns: u64,
     /// Why it closed.
     pub reason: CloseReason,
-    /// Empty ticks passed over just before.
+    /// Empty ticks skipped just before.
     pub skipped: u64,
     /// The first tick of an epoch.
     pub first_of_epoch: bool,
-    /// Samples, by topic, then capture time, then arrival; those the engine falls back on are put behind the others of their
-    /// topic. Once its front ends are done with them there are none.
+    /// Samples by topic, then capture time, then arrival; those that the engine falls back on come after the others of
+    /// their topic. Empty once the front ends are done with them.
     pub taken: Vec<Taken>,
-    /// Samples the tick passed over for newer ones, in the same order, at most [`SPARE_SAMPLES`] a topic. The ledger has
+    /// Samples passed over for newer ones, in the same order, at most [`SPARE_SAMPLES`] a topic. The ledger counts
     /// them as superseded.
     pub spare: Vec<Taken>,
 }
 
 impl Tick {
-    /// Samples that a tick of these topics usually takes at most.
+    /// Returns how many samples a tick of these topics usually takes at most.
     pub fn usual_taken(config: &AlignConfig) -> usize {
         /// A tick that takes more than this of a topic grows its list.
         const USUAL_PER_TOPIC: usize = 32;
@@ -126,7 +126,7 @@ impl Tick {
         config.topics.iter().map(usual).sum()
     }
 
-    /// With room for what the ticks of these topics usually hold.
+    /// Creates a tick with room for what the ticks of these topics usually hold.
     pub fn with_room(config: &AlignConfig) -> Tick {
         Tick {
             taken: Vec::with_capacity(Tick::usual_taken(config)),
@@ -135,7 +135,7 @@ impl Tick {
         }
     }
 
-    /// Takes the topic's newest spare sample in behind those that it has taken before place `end`; false when there is none.
+    /// Inserts the topic's newest spare sample at `end`, after those already taken; returns false if there is none.
     pub fn fall_back(&mut self, topic: TopicIndex, end: usize) -> bool {
         let newest = self.spare.iter().rposition(|s| s.sample.topic == topic);
         let Some(newest) = newest else {

@@ -1,39 +1,41 @@
-//! How keys and values lie in the arena: in panels, as products read them, from the moment they are cached.
+//! The layout of cached keys and values: panels in the arena, which products read in place.
 //!
-//! Sixteen slots that follow each other make a *panel* of a head's keys, one element of all of them after the other; a head's
-//! values lie in columns of sixteen elements, slot by slot. In 8 bits each slot has [`SlotParam`]s beside them. So a new token's row is
-//! turned once, when it is written, and a window is attended where it lies. A sum over keys therefore runs in the order of slots within a block ([`KvForm::block`]) and, from
-//! block to block, of age; which slots a token has depends on how many came before it, and on nothing else.
+//! Sixteen consecutive slots of a head's keys make a *panel*, stored element by element: the first element of all
+//! sixteen, then the second, and so on. A head's values lie in columns sixteen elements wide, slot by slot. In 8 bits,
+//! each slot has [`SlotParam`]s as well. A new token's row is transposed once, when it is written, and attention reads
+//! a window where it lies. A sum over keys therefore runs in slot order within a block ([`KvForm::block`]) and by age
+//! from block to block; a token's slot depends only on how many tokens came before it.
 
 use super::Region;
 use std::ops::Range;
 
-/// Slots of a panel of keys, elements of a column of values.
+/// Slots in a panel of keys, and elements across a column of values.
 pub const PANEL: usize = 16;
 
-/// What an element of the cache is.
+/// What one 32-bit element of the cache holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvForm {
     /// One number.
     F32,
-    /// Two in bf16, the first in the lower half: of a key, neighbouring elements; of values, those of neighbouring slots, the
-    /// even one's first. Heads have an even number of elements.
+    /// Two numbers in bf16, the first in the lower half. Of keys, they are neighbours within one key; of values, the
+    /// numbers at one index in two neighbouring slots, the even slot's first. `head_dim` is even.
     Bf16,
-    /// Four of 8 bits, the first in the lowest: of a key, neighbouring elements; of values, those of the four slots of a block that are
-    /// sixteen apart. What one of a row is worth, and what else attention asks of it, are its [`SlotParam`]s.
+    /// Four 8-bit quanta, the first in the lowest byte. Of keys, they are neighbours within one key; of values, the
+    /// quanta at one index in the four slots of a block that lie sixteen apart. A row's scales, and what else attention
+    /// needs to know about it, are its [`SlotParam`]s.
     Int8,
 }
 
-/// What a cache in 8 bits knows of a head's row in a slot, 32 bits each.
+/// What an 8-bit cache stores about a head's row in a slot, 32 bits each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotParam {
-    /// What one quantum of the key is worth.
+    /// The key's scale: the value of one quantum.
     KeyScale,
-    /// 128 times the sum of the key's quanta, an integer: what kernels that add 128 to a query's take away again.
+    /// 128 times the sum of the key's quanta, an integer: kernels that add 128 to a query's quanta subtract it again.
     KeyOffset,
-    /// The logarithm, to the base of 2, of what one quantum of the value is worth.
+    /// The base-2 logarithm of the value's scale.
     ValueLog,
-    /// One over what one quantum of the value is worth.
+    /// One over the value's scale.
     ValueInverse,
 }
 
@@ -43,7 +45,7 @@ impl SlotParam {
 }
 
 impl KvForm {
-    /// How many numbers an element of the arena holds.
+    /// Returns how many numbers one element of the arena holds.
     pub const fn values_per_element(self) -> usize {
         match self {
             KvForm::F32 => 1,
@@ -52,7 +54,7 @@ impl KvForm {
         }
     }
 
-    /// Parameters of a slot.
+    /// Returns the number of [`SlotParam`]s of a head's row.
     const fn params(self) -> usize {
         match self {
             KvForm::F32 | KvForm::Bf16 => 0,
@@ -60,16 +62,16 @@ impl KvForm {
         }
     }
 
-    /// Slots that attention takes together: a cache is whole blocks.
+    /// Returns the slots of a block, which attention takes together; a cache consists of whole blocks.
     pub const fn block(self) -> usize {
         PANEL * self.values_per_element()
     }
 }
 
-/// Sizes of a cache, but for its slots.
+/// The dimensions of a cache, except its number of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvLayout {
-    /// How numbers are kept.
+    /// How numbers are stored.
     pub form: KvForm,
     /// Heads.
     pub kv_heads: usize,
@@ -83,12 +85,12 @@ impl KvLayout {
         self.kv_heads * self.head_dim
     }
 
-    /// Elements of one head's row as it comes.
+    /// Elements of one head's row as it arrives, not yet padded.
     pub(crate) fn elements_per_row(self) -> usize {
         self.head_dim.div_ceil(self.form.values_per_element())
     }
 
-    /// Length of a key, padded with zeros to whole steps of a product; in `f32` it needs none.
+    /// Numbers of a key, padded with zeros to whole steps of a product; `f32` needs no padding.
     pub(crate) fn depth(self) -> usize {
         match self.form {
             KvForm::F32 => self.head_dim,
@@ -102,7 +104,7 @@ impl KvLayout {
         self.depth() / self.form.values_per_element()
     }
 
-    /// Columns of one head's values; products in bf16 take two at a time.
+    /// Columns of one head's values; an even number in bf16, where products take two at a time.
     pub(crate) fn columns(self) -> usize {
         match self.form {
             KvForm::F32 | KvForm::Int8 => self.head_dim.div_ceil(PANEL),
@@ -110,27 +112,28 @@ impl KvLayout {
         }
     }
 
-    /// Elements of the arena that a cache of so many slots takes.
+    /// Elements of the arena that a cache of `slots` slots takes.
     pub fn len(self, slots: usize) -> usize {
         let cache = KvCache::at(self, slots, 0);
         cache.memory.len
     }
 }
 
-/// Keys and values of a ring's slots, or of a few that never wrap.
+/// The keys and values of a ring's slots, or of a few slots that never wrap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvCache {
     /// Sizes.
     pub layout: KvLayout,
-    /// Slots, whole blocks.
+    /// Number of slots, whole blocks.
     slots: usize,
-    /// Keys, `[kv_heads][panels][key_rows][PANEL]`, then values, `[kv_heads][columns][slots / values_per_element][PANEL]`, then each slot's parameters,
-    /// `[kv_heads][params][slots]`.
+    /// Keys, `[kv_heads][panels][key_rows][PANEL]`, then values,
+    /// `[kv_heads][columns][slots / values_per_element][PANEL]`, then slot parameters, `[kv_heads][params][slots]`.
     pub memory: Region,
 }
 
 impl KvCache {
-    /// In the elements of the arena from `start` on, [`KvLayout::len`] of them; they must be zero before anything is cached.
+    /// Places a cache in the arena from element `start` on; its [`KvLayout::len`] elements must be
+    /// zero before anything is cached.
     pub fn at(layout: KvLayout, slots: usize, start: usize) -> KvCache {
         let slots = slots.next_multiple_of(layout.form.block());
         let of_keys = slots * layout.key_rows();
@@ -146,12 +149,12 @@ impl KvCache {
         }
     }
 
-    /// Slots, those at the end that no ring uses included.
+    /// Number of slots, including those at the end that no ring uses.
     pub fn slots(&self) -> usize {
         self.slots
     }
 
-    /// Blocks of them.
+    /// Number of blocks.
     pub(crate) fn blocks(&self) -> usize {
         self.slots / self.layout.form.block()
     }
@@ -166,18 +169,19 @@ impl KvCache {
         self.slots / self.layout.form.values_per_element() * PANEL
     }
 
-    /// Where the panel of a head's keys begins in which a slot lies.
+    /// Returns where the panel begins that holds a head's key of `slot`.
     pub(crate) fn panel(&self, head: usize, slot: usize) -> usize {
         let panel = head * self.slots / PANEL + slot / PANEL;
         self.memory.start + panel * self.panel_len()
     }
 
-    /// Where values begin.
+    /// Returns where the values begin.
     fn values(&self) -> usize {
         self.memory.start + self.layout.kv_heads * self.slots * self.layout.key_rows()
     }
 
-    /// Where a slot is in a column of a head's values: its sixteen elements, or those that it shares with other slots.
+    /// Returns where `slot` lies in a column of a head's values: sixteen elements, shared
+    /// with other slots except in `f32`.
     pub(crate) fn column(&self, head: usize, column: usize, slot: usize) -> usize {
         let column = head * self.layout.columns() + column;
         let row = match self.layout.form {
@@ -188,14 +192,15 @@ impl KvCache {
         self.values() + column * self.column_len() + row * PANEL
     }
 
-    /// Where a parameter of a head's row in a slot is; those of the next slots follow.
+    /// Returns where a parameter of a head's row in `slot` lies; those of the next slots follow.
     pub(crate) fn param(&self, head: usize, param: SlotParam, slot: usize) -> usize {
         let of_values = self.layout.kv_heads * self.layout.columns() * self.column_len();
         let list = head * SlotParam::COUNT + param as usize;
         self.values() + of_values + list * self.slots + slot
     }
 
-    /// Calls `each` with the parts of the memory in which these slots lie, in one order always; other slots may lie there too.
+    /// Calls `each` with the parts of the memory that hold these slots, always in the same order;
+    /// other slots may lie there too.
     pub fn for_each_part(&self, slots: Range<usize>, mut each: impl FnMut(Region)) {
         if slots.is_empty() {
             return;
@@ -214,7 +219,7 @@ impl KvCache {
         let block = self.layout.form.block();
         let (first_of_block, last_of_block) = match self.layout.form {
             KvForm::F32 | KvForm::Bf16 => (slots.start, last),
-            // A block's slots take turns.
+            // The slots of a block are interleaved.
             KvForm::Int8 => (
                 slots.start / block * block,
                 last / block * block + block - 1,
@@ -237,7 +242,8 @@ impl KvCache {
 mod tests {
     use super::*;
 
-    /// Every element of a cache belongs to one panel or column, and the parts of all slots are all of it.
+    /// Every element of a cache belongs to one panel, column or list of parameters, and the
+    /// parts of all slots cover it once.
     #[test]
     fn panels_and_columns_share_the_memory_without_overlap() {
         for form in [KvForm::F32, KvForm::Bf16, KvForm::Int8] {

@@ -6,8 +6,7 @@
 //! host cannot see. Operations run in the order they are called; results must not depend on the
 //! number of threads, nor a row's bits on how many rows share the call.
 //!
-//! The CPU implementation in [`cpu`] is the definition of each operation; [`parity`] checks any other
-//! against it.
+//! The plain loops in [`cpu`] define each operation; [`parity`] checks any other implementation against them.
 
 pub mod cpu;
 pub mod kv_cache;
@@ -19,7 +18,8 @@ use kv_cache::{KvCache, KvForm, KvLayout};
 use narrow::NarrowWeights;
 use std::ops::Range;
 
-/// Most ring segments one attention call may look at: two a topic, for [`MAX_TOPICS`] topics, and the own chunk's two.
+/// Most ring segments one attention call may read: two per topic, for [`MAX_TOPICS`] topics, and
+/// two for the queries' own chunk.
 pub const MAX_SEGMENTS: usize = 2 * MAX_TOPICS + 2;
 
 /// Most topics one configuration may name.
@@ -96,7 +96,7 @@ pub struct HeadShape {
     pub heads: usize,
     /// Key/value heads; divides `heads`. Query head `h` reads key/value head `h / (heads / kv_heads)`.
     pub kv_heads: usize,
-    /// Dimensions a head.
+    /// Dimensions per head.
     pub head_dim: usize,
 }
 
@@ -111,7 +111,7 @@ impl HeadShape {
         self.kv_heads * self.head_dim
     }
 
-    /// How keys and values lie in a cache of this form.
+    /// Returns the layout of keys and values in a cache of this form.
     pub fn kv_layout(self, form: KvForm) -> KvLayout {
         KvLayout {
             form,
@@ -143,9 +143,9 @@ pub enum Visibility {
 pub struct KvSegment<'a> {
     /// Where they lie; keys already rotated.
     pub cache: KvCache,
-    /// The first one's slot.
+    /// Slot of the first key and value.
     pub first_slot: usize,
-    /// Capture times, `[n]`, of this slot and those that follow.
+    /// Capture times, `[n]`, of that slot and the ones that follow.
     pub time_ns: &'a [i64],
     /// Mask.
     pub visibility: Visibility,
@@ -154,18 +154,18 @@ pub struct KvSegment<'a> {
 /// The segments one attention call reads, oldest first.
 pub type Segments<'a> = ArrayVec<KvSegment<'a>, MAX_SEGMENTS>;
 
-/// The operations of the model. Shapes are row-major; `rows` may be 0, then nothing happens.
+/// The operations of the model. Shapes are row-major; with 0 `rows` nothing happens.
 ///
 /// Argument regions of one call must not overlap unless the operation says `in_place`; sizes that do
 /// not fit are programming errors and panic.
 pub trait Backend {
-    /// What it is and which path it takes, for people.
+    /// Describes the backend and the path it takes, for people.
     fn name(&self) -> String;
 
     /// Allocates the arena, zeroed. Called once, after every buffer is laid out and before any other use of a region.
     fn allocate(&mut self, arena_len: usize);
 
-    /// Takes over a linear layer's weights `[out_dim, in_dim]` and bias `[out_dim]` (packing them as it likes).
+    /// Adds a linear layer's weights `[out_dim, in_dim]` and bias `[out_dim]`, packed as the backend likes.
     fn add_linear(
         &mut self,
         weight: &[f32],
@@ -174,7 +174,8 @@ pub trait Backend {
         out_dim: usize,
     ) -> LinearId;
 
-    /// As [`Backend::add_linear`], weights in fewer bits: a backend that computes in as many takes them as they are.
+    /// Adds a linear layer whose weights have fewer bits; a backend that computes in that
+    /// precision takes them unchanged.
     fn add_narrow_linear(
         &mut self,
         weight: NarrowWeights<'_>,
@@ -185,10 +186,10 @@ pub trait Backend {
         self.add_linear(&weight.widened(in_dim), bias, in_dim, out_dim)
     }
 
-    /// Takes over a table `[rows, width]` of parameters.
+    /// Adds a table `[rows, width]` of parameters.
     fn add_table(&mut self, values: &[f32], width: usize) -> TableId;
 
-    /// Bytes of weights held.
+    /// Returns the bytes of weights held.
     fn weight_bytes(&self) -> usize;
 
     /// Copies host values into the arena.
@@ -200,7 +201,7 @@ pub trait Backend {
     /// Copies a region's bytes from the host, as [`Backend::download_bytes`] gave them.
     fn upload_bytes(&mut self, dst: Region, src: &[u8]);
 
-    /// Copies a region's bytes to the host, four an element, whatever they stand for.
+    /// Copies a region's bytes to the host, four per element, whatever they represent.
     fn download_bytes(&self, src: Region, dst: &mut [u8]);
 
     /// `dst = src`.
@@ -209,17 +210,17 @@ pub trait Backend {
     /// `dst = 0`.
     fn zero(&mut self, dst: Region);
 
-    /// How this backend caches keys and values.
+    /// Returns the form in which this backend caches keys and values.
     fn kv_form(&self) -> KvForm;
 
-    /// Caches keys, `[rows, kv_width]`, in the slots from `first_slot` on. What other slots of their block hold is multiplied by
-    /// zero: it must be finite.
+    /// Caches keys, `[rows, kv_width]`, in the slots from `first_slot` on. Whatever else their blocks hold must be
+    /// finite, since attention multiplies what it does not see by zero.
     fn cache_keys_into(&mut self, keys: Region, rows: usize, cache: KvCache, first_slot: usize);
 
-    /// As [`Backend::cache_keys_into`], values.
+    /// Caches values, as [`Backend::cache_keys_into`] does keys.
     fn cache_values_into(&mut self, values: Region, rows: usize, cache: KvCache, first_slot: usize);
 
-    /// `out[c] = mean over slots of key[slot][c]`, of cached keys; there is at least one slot.
+    /// `out[c] = mean over slots of key[slot][c]`, of cached keys; `slots` is not empty.
     fn mean_cached_keys_into(&mut self, cache: KvCache, slots: Range<usize>, out: Region);
 
     /// `out[r] (=, += or = gelu) x[r] W^T + b` for `rows` rows. GELU by the tanh approximation
@@ -233,8 +234,8 @@ pub trait Backend {
         out: Region,
     );
 
-    /// [`Epilogue::Store`] of several layers of the same rows, each to its own region: what a backend does with the rows before a
-    /// product it need not do again.
+    /// Runs several layers on the same rows with [`Epilogue::Store`], each into its own region, so that a backend can
+    /// prepare the rows once for all of them.
     fn linears_into(&mut self, x: Region, rows: usize, layers: &[(LinearId, Region)]) {
         for &(layer, out) in layers {
             self.linear_into(x, rows, layer, Epilogue::Store, out);
@@ -261,9 +262,9 @@ pub trait Backend {
     /// `out[r] = table[index[r]]`.
     fn gather_rows_into(&mut self, index: &[u32], table: TableId, out: Region);
 
-    /// Windowed grouped-query attention over the segments with a sink logit a head: one softmax over all
-    /// visible keys and a sink that adds to the denominator only. `q`: `[rows, q_width]`, rotated.
-    /// `q_time_ns`: `[rows]`. `sink`: `[heads]`. `out`: `[rows, q_width]`. A query that sees no key gives zeros.
+    /// Windowed grouped-query attention over the segments with one sink logit per head: one softmax over all visible
+    /// keys and a sink that adds to the denominator only. `q`: `[rows, q_width]`, rotated. `q_time_ns`: `[rows]`.
+    /// `sink`: `[heads]`. `out`: `[rows, q_width]`. A query that sees no key gives zeros.
     fn attention_into(
         &mut self,
         q: Region,
@@ -280,14 +281,14 @@ pub trait Backend {
     /// `out[0] = sigmoid(weight . [x; extra] + bias[0])`, `weight` of length `x.len + extra.len()`.
     fn gate_into(&mut self, x: Region, extra: &[f32], weight: TableId, bias: TableId, out: Region);
 
-    /// Pools rows by a strided convolution of each column, as many rows to one as `kernel` has:
-    /// `out[g][c] = sum over i of kernel[i][c] * x[g * taps + i][c]`. `kernel`: `[taps, width]`. `x`: `[n * taps, width]`.
-    /// `out`: `[n, width]`.
+    /// Pools `taps` rows into one by a strided convolution of each column:
+    /// `out[g][c] = sum over i of kernel[i][c] * x[g * taps + i][c]`. `kernel`: `[taps, width]`.
+    /// `x`: `[n * taps, width]`. `out`: `[n, width]`.
     fn compress_into(&mut self, x: Region, kernel: TableId, out: Region);
 
-    /// How much a chunk of queries has to do with each summary key: `out[b] = m . summaries[b]`, where `m` is for each
-    /// key/value head the mean of `q` over rows and the group's heads. `q`: `[rows, q_width]`, rotated, `rows` at least 1.
-    /// `summaries`: `[n, kv_width]`. `out`: `[n]`. A score's bits do not depend on `n`.
+    /// Scores each summary key's relevance to a chunk of queries: `out[b] = m . summaries[b]`, where `m` is, for each
+    /// key/value head, the mean of `q` over the rows and the group's heads. `q`: `[rows, q_width]`, rotated, `rows` at
+    /// least 1. `summaries`: `[n, kv_width]`. `out`: `[n]`. A score's bits do not depend on `n`.
     fn block_scores_into(
         &mut self,
         q: Region,

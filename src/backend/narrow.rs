@@ -1,11 +1,11 @@
-//! A linear layer's weights in fewer bits than `f32`, rounded once and for all where they were stored.
+//! A linear layer's weights in fewer bits than `f32`, rounded once, when they were stored.
 
 /// Weights `[out_dim, in_dim]`, row-major.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum NarrowWeights<'a> {
     /// bf16, the upper halves of `f32`.
     Bf16(&'a [u16]),
-    /// Quanta from -127 to 127; `scale`, `[out_dim]`, is what one of an output channel is worth.
+    /// Quanta from -127 to 127; `scale`, `[out_dim]`, is the value of one quantum of each output channel.
     Int8 {
         /// Row-major.
         quanta: &'a [i8],
@@ -15,7 +15,7 @@ pub enum NarrowWeights<'a> {
 }
 
 impl NarrowWeights<'_> {
-    /// What they stand for, in `f32`: bf16 exactly, a quantum times its scale.
+    /// Returns the weights in `f32`: bf16 widened exactly, quanta times their scale.
     pub fn widened(&self, in_dim: usize) -> Vec<f32> {
         match self {
             NarrowWeights::Bf16(values) => values.iter().map(|v| from_bf16(*v)).collect(),
@@ -28,7 +28,7 @@ impl NarrowWeights<'_> {
     }
 }
 
-/// The value in `f32`, exactly.
+/// Widens a bf16 value to `f32`, exactly.
 #[inline(always)]
 pub fn from_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)

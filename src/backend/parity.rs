@@ -8,7 +8,7 @@ use super::{
     Backend, Epilogue, HeadShape, KvSegment, NormIds, Region, Segments, TableId, Visibility,
 };
 
-/// Row counts every operation is tried with; one that needs a row gets one instead of none.
+/// Row counts every operation is tried with; an operation that needs a row gets one instead of none.
 pub const ROWS: [usize; 8] = [0, 1, 2, 3, 7, 16, 17, 49];
 
 /// Widths every operation is tried with, multiples of eight as head sizes are.
@@ -17,7 +17,7 @@ pub const WIDTHS: [usize; 5] = [8, 24, 32, 128, 136];
 /// More input channels than a kernel sums at once.
 const MANY_CHANNELS: usize = 512;
 
-/// Elements of arena a backend under test must have.
+/// Arena elements a backend under test must have.
 pub const ARENA_LEN: usize = 1 << 17;
 
 /// An operation whose result differs.
@@ -115,7 +115,7 @@ impl Layout {
         region
     }
 
-    /// So many keys and values, cached in the slots from `first_slot` on.
+    /// Caches `rows` random keys and values in the slots from `first_slot` on.
     fn cached(
         &mut self,
         backend: &mut dyn Backend,

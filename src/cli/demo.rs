@@ -1,4 +1,4 @@
-//! `umm demo`: a drive is made, replayed and reported.
+//! `umm demo`: makes a drive, replays it and writes a report.
 
 use super::{Failure, replay};
 use clap::Args;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use umm::doctor::{Subject, examine};
 use umm::{config, run};
 
-/// How often the sign of life moves.
+/// Time between two steps of the spinner.
 const TICK: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
@@ -40,7 +40,7 @@ pub fn run(arguments: &DoctorArguments) -> Result<(), Failure> {
     let subject = loaded
         .as_ref()
         .map(|(config, weights)| Subject { config, weights });
-    // On standard error, and only where that is a terminal.
+    // Drawn on standard error, and only where that is a terminal.
     let bar = ProgressBar::new_spinner();
     let style = ProgressStyle::with_template("{spinner} {msg}  {elapsed}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
@@ -49,7 +49,7 @@ pub fn run(arguments: &DoctorArguments) -> Result<(), Failure> {
     bar.finish_and_clear();
     let report = examined?;
     if arguments.json {
-        // For programs: what could not be written is an error, unlike with what people read.
+        // For programs: unlike in text for people, a failure to write is an error.
         writeln!(std::io::stdout(), "{}", report.json()?)?;
     } else {
         say!("{}", report.text().trim_end());

@@ -77,7 +77,7 @@ pub struct RunArguments {
     endpoints: Endpoints,
 }
 
-/// A flag that SIGINT and SIGTERM set.
+/// Returns a flag that SIGINT and SIGTERM set.
 pub fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
@@ -85,10 +85,10 @@ pub fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
     Ok(stop)
 }
 
-/// Longest run that can be asked for, seconds: a year.
+/// Longest run that may be asked for, seconds: a year.
 const LONGEST_S: f64 = 365.0 * 86_400.0;
 
-/// What the command line says that no run can do.
+/// Refuses what the command line asks for and no run can do.
 fn check(arguments: &RunArguments) -> Result<(), Failure> {
     let seconds = arguments.seconds.unwrap_or(0.0);
     if !(0.0..=LONGEST_S).contains(&seconds) {
@@ -97,7 +97,7 @@ fn check(arguments: &RunArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// No file may be two of those that are read and written.
+/// Refuses files that are both read and written, or written twice.
 fn check_files(arguments: &RunArguments, weights: Option<&Path>) -> Result<(), Failure> {
     let beside = arguments.state.as_deref().map(StateFile::beside);
     let timing = arguments.out.as_deref().map(sidecar_path);
@@ -132,7 +132,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     let mut faults = Vec::new();
     let network = Watched::new(ZenohSink::declare(&session, &config.live.prefix)?);
     faults.push(network.fault());
-    // The disk may stand still: the network does not wait for it.
+    // The network comes first: it does not wait for a disk that stands still.
     let mut stages: Vec<Box<dyn Sink>> = vec![Box::new(network)];
     stages.extend(disk::sinks(
         arguments,
@@ -171,7 +171,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
         };
         run_live(&config, weights, &received, sink, &begin, &stop).map_err(|e| e.to_string())
     })?;
-    // Whatever the run came to, what was received is kept.
+    // However the run ended, what was received is kept.
     if let (Some(recording), Some(path)) = (recording, &arguments.record) {
         let end = recording.finish(ended.is_ok());
         if ended.is_ok() || end.written > 0 {
@@ -185,7 +185,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Says so where a tick that waits for a late sensor cannot keep its deadline.
+/// Warns where a tick that waits for a late sensor cannot keep its deadline.
 fn warn_of_waiting(config: &Config) {
     let (wait_ms, deadline_ms) = (config.engine.max_wait_ms, config.deadline_ns() / NS_PER_MS);
     if wait_ms >= deadline_ms {
@@ -209,7 +209,7 @@ fn print_recording(end: RecordingEnd, path: &Path) {
     }
 }
 
-/// The keyframe of an earlier run, where there is a usable one; why not is said, and the run begins cold.
+/// Returns the keyframe of an earlier run. If it is unusable, prints why; the run then begins cold.
 fn restored(arguments: &RunArguments, config: &Config, weights: &Weights) -> Option<Keyframe> {
     let state = arguments.state.as_ref()?;
     let usable = umm::keyframe::read_file(state).and_then(|keyframe| {

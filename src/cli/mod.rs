@@ -1,6 +1,6 @@
 //! The command line: arguments, and what each command prints.
 
-/// Prints a line. A reader that has gone away, as `head` does, ends the printing and not the work.
+/// Prints a line. A reader that has gone away, as `head` does, ends the printing, not the work.
 macro_rules! say {
     ($($text:tt)*) => {{
         use std::io::Write as _;
@@ -74,7 +74,7 @@ pub type Failure = Box<dyn std::error::Error>;
 /// # Errors
 /// A message that says what is wrong and what to do.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
-    // The doctor says so among what else it finds.
+    // The doctor lists an unknown name among its findings instead.
     if !matches!(arguments.command, Command::Doctor(_)) {
         umm::backend::cpu::Isa::check_variable()?;
     }

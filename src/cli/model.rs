@@ -183,7 +183,7 @@ fn show(arguments: &ShowArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Every tensor, a line each.
+/// Prints every tensor, one per line.
 fn print_tensors(weights: &Weights) {
     let row = |(name, (precision, shape)): (&str, (Precision, &[usize]))| {
         vec![
@@ -196,7 +196,7 @@ fn print_tensors(weights: &Weights) {
     table::print(&["tensor", "shape", "stored in"], &rows);
 }
 
-/// How many parameters each part of the model has.
+/// Prints how many parameters each part of the model has.
 fn print_parts(weights: &Weights) {
     let mut parts: BTreeMap<&str, usize> = BTreeMap::new();
     let shapes = weights.shapes();

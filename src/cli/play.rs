@@ -1,4 +1,4 @@
-//! `umm play`: a log's messages, published as they were.
+//! `umm play`: publishes a log's messages as they were recorded.
 
 use super::Failure;
 use super::live::{Endpoints, stop_flag};

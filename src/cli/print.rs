@@ -1,4 +1,4 @@
-//! What several commands print: topics, model and memory, what a run has come to.
+//! What several commands print: topics, model and memory, the outcome of a run.
 
 use super::table;
 use umm::backend::cpu::Precision;
@@ -9,7 +9,7 @@ use umm::run::Replayed;
 use umm::runtime::Runtime;
 use umm::source::mcap_log::LogSummary;
 
-/// What of the log is used; every line begins with `prefix`.
+/// Prints which configured topics the log lacks and which of its own are passed over; `prefix` begins each line.
 pub fn topics(config: &Config, log: &LogSummary, prefix: &str) {
     for topic in &config.topics {
         if !log.channels.iter().any(|c| c.topic == topic.name) {
@@ -42,7 +42,7 @@ pub fn topics(config: &Config, log: &LogSummary, prefix: &str) {
     }
 }
 
-/// Model, backend and memory.
+/// Prints model, backend and memory.
 pub fn engine(weights: &Weights, runtime: &Runtime) {
     let network = runtime.engine().network();
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
@@ -88,7 +88,7 @@ pub fn engine(weights: &Weights, runtime: &Runtime) {
     }
 }
 
-/// What a replay has come to.
+/// Prints the outcome of a replay.
 pub fn replayed(config: &Config, weights: &Weights, replayed: &Replayed) {
     let factor = replayed.log_s / replayed.wall_s.max(1e-9);
     say!(
@@ -145,7 +145,7 @@ pub fn replayed(config: &Config, weights: &Weights, replayed: &Replayed) {
     heads(weights, frame);
 }
 
-/// Where every sample went, a line a topic.
+/// Prints where every sample went, one line per topic.
 pub fn ledger(config: &Config, ledger: &Ledger) {
     let closes = if ledger.closes() {
         "closes"
@@ -190,7 +190,7 @@ pub fn ledger(config: &Config, ledger: &Ledger) {
     }
 }
 
-/// What could not be decoded, a line a topic.
+/// Says what could not be decoded, one line per topic.
 pub fn losses<'a>(config: &'a Config, ledger: &'a Ledger) -> impl Iterator<Item = String> + 'a {
     let topics = config.topics.iter().zip(&ledger.topics);
     topics.filter(|(_, l)| l.undecodable > 0).map(|(topic, l)| {
@@ -201,7 +201,8 @@ pub fn losses<'a>(config: &'a Config, ledger: &'a Ledger) -> impl Iterator<Item 
     })
 }
 
-/// Signals that none of a topic's messages had, a line each, as [`Engine`](umm::engine::Engine) names them.
+/// Says which signals none of a topic's messages had, one line each. `missing` holds them as
+/// [`Engine`](umm::engine::Engine) gives them.
 pub fn missing_signals<'a>(
     config: &'a Config,
     missing: impl Iterator<Item = (usize, usize)> + 'a,

@@ -1,4 +1,4 @@
-//! `umm replay`: a log through the engine, with progress and a summary; several logs side by side are in `together`.
+//! `umm replay`: runs a log through the engine, with progress and a summary. `together` replays several side by side.
 
 use super::{Failure, files, print, together};
 use clap::Args;
@@ -104,7 +104,7 @@ pub fn run(arguments: &ReplayArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Speed and keyframes.
+/// Reads speed and keyframes from the arguments.
 fn options(arguments: &ReplayArguments) -> Result<ReplayOptions, Failure> {
     let speed = match arguments.speed {
         None => Speed::Fastest,
@@ -118,7 +118,7 @@ fn options(arguments: &ReplayArguments) -> Result<ReplayOptions, Failure> {
     })
 }
 
-/// Replays several logs side by side; what is about one log is refused.
+/// Replays several logs side by side; refuses options that are about one log.
 fn several(arguments: &ReplayArguments, config: &Config) -> Result<(), Failure> {
     let of_one_log = [
         (arguments.out.is_some(), "--out", "use --out-dir FOLDER"),
@@ -143,7 +143,7 @@ fn several(arguments: &ReplayArguments, config: &Config) -> Result<(), Failure> 
     together::replay(&arguments.logs, config, dir, &options(arguments)?, &read)
 }
 
-/// The keyframe at or before `seconds` into the log; none where the first one is later.
+/// Returns the last keyframe at or before `seconds` into the log; `None` where the first one is later.
 fn keyframe(
     log: &Path,
     config: &Config,
@@ -173,7 +173,7 @@ fn keyframe(
     Ok(Some(keyframe))
 }
 
-/// Repeats a run and says whether it came to the same digests.
+/// Repeats a run from its journal. Prints what was repeated; a digest that differs is an error.
 fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
     let weights = run::weights(config)?;
     let followed = umm::follow::follow(log, journal, config, &weights)?;
@@ -259,8 +259,8 @@ pub fn replay(
     Ok(replayed)
 }
 
-/// Writes the measured times beside an output log; `logs` were replayed together. Where that fails the outputs are whole all the same,
-/// and it is said.
+/// Writes the measured times beside an output log; `logs` were replayed together. A failure is only a warning: the
+/// outputs are complete without them.
 pub fn write_timing(config: &Config, out: &Path, replayed: &Replayed, logs: usize) {
     let mut measured = replayed.timing.facts();
     measured.insert("wall_s".to_owned(), format!("{:.3}", replayed.wall_s));
@@ -276,7 +276,7 @@ pub fn write_timing(config: &Config, out: &Path, replayed: &Replayed, logs: usiz
     }
 }
 
-/// The last part of a path.
+/// Returns the last part of a path.
 pub fn file_name(path: &Path) -> String {
     path.file_name()
         .map_or_else(String::new, |n| n.to_string_lossy().into_owned())

@@ -1,6 +1,6 @@
 //! Tables on the terminal: columns aligned, numbers to the right.
 
-/// Prints rows under a header; the first column to the left, the others to the right.
+/// Prints rows under a header, the first column aligned left, the others right.
 pub fn print(header: &[&str], rows: &[Vec<String>]) {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));

@@ -15,7 +15,7 @@ use umm::sink::mcap_file::McapFile;
 use umm::sink::{Sink, SinkError};
 use umm::timing::sidecar_path;
 
-/// Where a log's outputs go in a folder, which is made.
+/// Returns where a log's output log goes in a folder, which is created.
 pub fn output_in(dir: &Path, log: &Path) -> Result<PathBuf, Failure> {
     std::fs::create_dir_all(dir).map_err(|e| format!("--out-dir {}: {e}", dir.display()))?;
     let stem = log
@@ -26,7 +26,7 @@ pub fn output_in(dir: &Path, log: &Path) -> Result<PathBuf, Failure> {
     Ok(dir.join(name))
 }
 
-/// One output log a log; refused where two would be one file, or one of them a log that is read.
+/// Returns one output log per log; refuses two that would be one file, and one that is a log to be read.
 fn outputs_in(dir: &Path, logs: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     let mut outs = Vec::with_capacity(logs.len());
     let mut taken: HashMap<PathBuf, &Path> = HashMap::new();
@@ -54,8 +54,8 @@ fn outputs_in(dir: &Path, logs: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     Ok(outs)
 }
 
-/// Replays the logs together into `dir`. A log that fails is named at the end; the others are complete. `read` are files that are read
-/// beside the logs.
+/// Replays the logs together into `dir`. A log that fails is named at the end; the others are complete. `read` are the
+/// files that are read besides the logs.
 pub fn replay(
     logs: &[PathBuf],
     config: &Config,
@@ -157,7 +157,7 @@ fn progress_bar(name: &str) -> ProgressBar {
     bar
 }
 
-/// How long each log took and all together, and what is wrong with any.
+/// Prints how long each log and all together took, and what is wrong with any.
 fn print_outcomes(logs: &[PathBuf], config: &Config, outcomes: &[Result<Replayed, Error>]) {
     let line = |name: String, ticks: u64, log_s: f64, wall_s: f64| {
         vec![

@@ -1,17 +1,18 @@
-//! Items that threads take one at a time: each the next of its own share, and when that is done the last of the share that has
-//! most left. Cores that are slower, or interrupted, then hold up nobody by more than an item.
+//! Items that threads take one at a time: each the next of its own share and, once that is empty, the last of the share
+//! with the most left. A core that is slower or interrupted thus holds up the others by no more than one item.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What is left of a thread's share, first item `<< 32 |` end: one word, so that first and last cannot be taken at once.
-/// On a cache line of its own.
+/// What is left of a thread's share, first item `<< 32 |` end: one word, so that a single item cannot be taken as first
+/// and as last at once. On a cache line of its own.
 #[repr(align(128))]
 #[derive(Default)]
 pub(super) struct Share(AtomicU64);
 
 impl Share {
-    /// An item belongs to whoever takes it off; what its work reads and writes is ordered by the round's begin and end.
+    /// An item belongs to whoever takes it off; the beginning and end of the round order
+    /// what its work reads and writes.
     const ORDER: Ordering = Ordering::Relaxed;
 
     pub fn new(items: Range<usize>) -> Share {
@@ -56,7 +57,7 @@ impl Share {
     }
 }
 
-/// The items of one thread, as it comes to them; see [`share`](super::share).
+/// Iterator over the items that one thread claims; see [`share`](super::share).
 pub struct Claims<'a> {
     shares: &'a [Share],
     own: usize,
@@ -67,12 +68,12 @@ pub struct Claims<'a> {
 pub struct Claim {
     /// Its number.
     pub item: usize,
-    /// Whether it is of the thread's own share: then the next item is most likely its own as well.
+    /// Whether it is from the thread's own share; then the next item most likely is too.
     pub own: bool,
 }
 
 impl<'a> Claims<'a> {
-    /// Of the thread with the share `own`.
+    /// Returns the claims of the thread whose share is `own`.
     pub(super) fn new(shares: &'a [Share], own: usize) -> Claims<'a> {
         Claims { shares, own }
     }
@@ -90,7 +91,7 @@ impl Iterator for Claims<'_> {
             let (_, fullest) = left
                 .max_by_key(|(left, _)| *left)
                 .filter(|(left, _)| *left > 0)?;
-            // Somebody else may have been quicker: then another look.
+            // Another thread may have been quicker: then look again.
             if let Some(item) = fullest.take_last() {
                 return Some(Claim { item, own: false });
             }

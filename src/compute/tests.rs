@@ -107,7 +107,7 @@ fn a_pool_belongs_to_one_thread_at_a_time() {
     assert_eq!(threads(), 1);
 }
 
-/// One that comes late finds the round closed, and the next one open.
+/// A thread that comes late finds its round closed, also once the next one has begun.
 #[test]
 fn nobody_waits_for_a_thread_that_has_not_begun() {
     let pool = pool(2);

@@ -40,7 +40,7 @@ pub enum ConfigError {
 /// Reads and checks a file.
 ///
 /// # Errors
-/// [`ConfigError`], with file and line.
+/// [`ConfigError`], with file and line; without a line if the file cannot be read.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let file = path.display().to_string();
     let io = |reason: String| ConfigError::Io {
@@ -57,7 +57,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     }
     let text = std::fs::read_to_string(path).map_err(|e| io(e.to_string()))?;
     let mut config = from_text(&text, &file)?;
-    // A relative weights path is meant relative to the file that names it.
+    // A relative weights path is relative to the file that names it.
     if let (Some(weights), Some(folder)) = (&config.engine.weights, path.parent()) {
         config.engine.weights = Some(folder.join(weights));
     }
@@ -84,7 +84,7 @@ pub fn from_text(text: &str, file: &str) -> Result<Config, ConfigError> {
     }
 }
 
-/// Something wrong, and where to look for its line.
+/// What is wrong, and where to look for its line.
 struct Fault {
     /// Which `[[topic]]`, if it is about one.
     topic: Option<usize>,
@@ -179,7 +179,7 @@ fn check_engine(engine: &EngineConfig) -> Result<(), (&'static str, String)> {
     if engine.deadline_ms == Some(0) {
         return Err(("deadline_ms", "deadline_ms must be at least 1".to_owned()));
     }
-    /// Moments: a gigabyte of embeddings.
+    /// A gigabyte of embeddings, for the base model.
     const MOST_MOMENTS: usize = 1_000_000;
     if engine.moments > MOST_MOMENTS {
         let reason = format!("moments = {} is over {MOST_MOMENTS}", engine.moments);
@@ -237,7 +237,7 @@ fn check_outputs(config: &Config) -> Result<(), (&'static str, String)> {
         let reason = format!("thumbnails_hz = {thumbnails_hz} is outside 0..={HIGHEST_HZ}");
         return Err(("thumbnails_hz", reason));
     }
-    // Zenoh's keys, without its wildcards: parts that are not empty, between slashes.
+    // As in Zenoh's keys, but without its wildcards: non-empty parts between slashes.
     let prefix = &config.live.prefix;
     let outside = |c: char| c.is_control() || c.is_whitespace() || "*$?#".contains(c);
     let is_name = |part: &str| !part.is_empty() && !part.contains(outside);
@@ -327,7 +327,7 @@ fn check_topic(topic: &TopicConfig) -> Result<(), (&'static str, String)> {
     Ok(())
 }
 
-/// What topics of one kind need, and those of others must not have.
+/// Checks for keys that a topic of this kind needs or must not have.
 fn check_kind(topic: &TopicConfig) -> Result<(), (&'static str, String)> {
     let of_one_kind = [
         ("max_pixels", topic.max_pixels.is_some(), Modality::Camera),

@@ -1,6 +1,6 @@
 //! Configuration: one TOML file says what is received, how it is aligned, which model runs, and where results go.
 //!
-//! Every key is commented in the files under `config/`. [`load()`] reads and checks a file; errors name file and line.
+//! `config/reference.toml` explains every key. [`load()`] reads and checks a file; errors name file and line.
 
 mod load;
 
@@ -45,25 +45,25 @@ pub struct EngineConfig {
     pub weights: Option<PathBuf>,
     /// Preset of seeded weights.
     pub preset: String,
-    /// Their seed.
+    /// Seed of those weights.
     pub seed: u64,
-    /// What linear layers are computed in.
+    /// What linear layers and attention are computed in.
     pub precision: Precision,
-    /// Threads of the matrix products.
+    /// Threads that compute, the tick thread among them.
     pub threads: usize,
-    /// Between ticks.
+    /// Time between ticks.
     pub period_ms: u64,
     /// Longest wait for required topics after a tick's time.
     pub max_wait_ms: u64,
-    /// Longest time distance attended to exactly.
+    /// How far back attention reaches token by token.
     pub window_ms: u64,
-    /// How far back the long context reaches, pooled; 0 for none.
+    /// How far back the long context, of pooled tokens, reaches; 0 for none.
     pub context_ms: u64,
-    /// Newest sample used to publication; default one period.
+    /// Longest time allowed from the newest sample used to publication; default one period.
     pub deadline_ms: Option<u64>,
     /// How long after its tick an output may be used; default two periods.
     pub valid_for_ms: Option<u64>,
-    /// What a live tick may leave out to meet its deadline, the richest first.
+    /// Plans a live tick may choose from to meet its deadline, the richest first.
     pub plans: Vec<Plan>,
     /// What happens to samples whose tick has closed.
     pub late: Late,
@@ -73,15 +73,15 @@ pub struct EngineConfig {
     pub max_future_ms: u64,
     /// After this long without input, empty ticks are passed over.
     pub max_gap_ms: u64,
-    /// Between keyframes, where some are written.
+    /// Time between keyframes, where they are written.
     pub keyframe_every_ms: u64,
-    /// Caption bytes written in a tick.
+    /// Caption bytes written per tick.
     pub caption_bytes_per_tick: usize,
     /// Moments kept for retrieval.
     pub moments: usize,
-    /// Moments nearer than this are not named as earlier ones.
+    /// Moments more recent than this are not retrieved as earlier ones.
     pub recall_gap_ms: u64,
-    /// Limit of the arena.
+    /// Limit of arena and moments together.
     pub memory_limit_mib: usize,
 }
 
@@ -117,9 +117,9 @@ impl Default for EngineConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutputConfig {
-    /// Thumbnails of the first camera topic, a second; 0 for none.
+    /// Thumbnails per second of the first camera topic; 0 for none.
     pub thumbnails_hz: f64,
-    /// A topic copied into the output log as it is, e.g. ground truth to compare with in the report.
+    /// A topic copied unchanged into the output log, e.g. ground truth that the report compares with.
     pub ground_truth: Option<String>,
 }
 
@@ -140,11 +140,11 @@ pub struct LiveConfig {
     pub listen: Vec<String>,
     /// Endpoints to connect to.
     pub connect: Vec<String>,
-    /// Find peers by UDP multicast.
+    /// Whether to find peers by UDP multicast.
     pub multicast: bool,
-    /// Receive large payloads through shared memory.
+    /// Whether large payloads on one machine go through shared memory.
     pub shared_memory: bool,
-    /// Keys of outputs begin with this.
+    /// Prefix of the outputs' keys, and of their topics in the output log.
     pub prefix: String,
 }
 
@@ -160,7 +160,7 @@ impl Default for LiveConfig {
     }
 }
 
-/// How a live run uses the machine; what the system refuses is said, and the run goes on without.
+/// How a live run uses the machine. What the system refuses is reported, and the run goes on without it.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RealtimeConfig {
@@ -168,7 +168,7 @@ pub struct RealtimeConfig {
     pub priority: u8,
     /// Cores the tick thread and the compute threads are pinned to, one each, in this order; empty for any.
     pub cores: Vec<usize>,
-    /// Locks all memory the run has after start-up, so that none of it is paged out or faulted in later.
+    /// Whether to lock all memory the run has after start-up, so that none of it is paged out or faulted in later.
     pub lock_memory: bool,
 }
 
@@ -181,7 +181,7 @@ pub enum Stamp {
     Payload,
     /// The publish time.
     Publish,
-    /// The arrival.
+    /// The log time: when the message arrived.
     Log,
 }
 
@@ -189,25 +189,25 @@ pub enum Stamp {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopicConfig {
-    /// As in the log or on the wire.
+    /// Name, as in the log or on the wire.
     pub name: String,
     /// What it carries.
     pub kind: Modality,
     /// Whether ticks wait for it.
     #[serde(default)]
     pub required: bool,
-    /// Nominal rate: sizes the rings and tells a gap.
+    /// Nominal rate: sizes the rings and determines what counts as a gap.
     pub rate_hz: f64,
     /// Where its capture time comes from.
     #[serde(default)]
     pub stamp: Stamp,
-    /// Most samples that wait.
+    /// Most samples that wait in its queue.
     pub queue: Option<usize>,
     /// What a full queue does.
     pub keep: Option<Keep>,
     /// Most samples a tick takes.
     pub per_tick: Option<usize>,
-    /// Tokens its rings hold; default from rate and window.
+    /// Tokens its rings hold; default from rate, window and `per_tick`.
     pub capacity: Option<usize>,
     /// Tokens its long context reaches back, 0 for none; default from rate and `context_ms`.
     pub context_capacity: Option<usize>,
@@ -252,23 +252,23 @@ pub enum PcmFormat {
     F32,
 }
 
-/// One signal: where it is in the message, and what is 0 and 1 to the model.
+/// One signal: its place in the message and its scaling; the model sees `(value - offset) / scale`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SignalConfig {
     /// Field path, e.g. `linear.x`.
     pub path: String,
-    /// Subtracted.
+    /// Value that becomes 0.
     #[serde(default)]
     pub offset: f64,
-    /// Divided by.
+    /// Distance from there to the value that becomes 1.
     pub scale: f64,
 }
 
 /// Longest audio block accepted where the topic does not say.
 pub const DEFAULT_MAX_BLOCK_MS: u64 = 200;
 
-/// Most pixels of an image accepted where the topic does not say: those of 3840 x 2160, and a few.
+/// Most pixels of an image accepted where the topic does not say: those of 3840 x 2160 and a few more.
 pub const DEFAULT_MAX_PIXELS: usize = 8 << 20;
 
 /// Audio blocks a tick takes where the topic does not say.
@@ -277,11 +277,11 @@ const AUDIO_PER_TICK: usize = 16;
 /// Texts a tick takes where the topic does not say.
 const TEXT_PER_TICK: usize = 4;
 
-/// Room in the rings beyond what rate and window ask for.
+/// Factor by which rings exceed what rate and window ask for.
 const CAPACITY_HEADROOM: f64 = 1.25;
 
 impl TopicConfig {
-    /// Most samples a tick takes.
+    /// Returns the most samples a tick takes.
     pub fn per_tick(&self) -> usize {
         self.per_tick.unwrap_or(match self.kind {
             Modality::Camera | Modality::Telemetry => 1,
@@ -290,7 +290,7 @@ impl TopicConfig {
         })
     }
 
-    /// What a full queue does.
+    /// Returns what a full queue does.
     pub fn keep(&self) -> Keep {
         self.keep.unwrap_or(match self.kind {
             Modality::Camera | Modality::Telemetry => Keep::Newest,
@@ -298,28 +298,28 @@ impl TopicConfig {
         })
     }
 
-    /// Most samples that wait: half a second's, at least a few.
+    /// Returns the most samples that wait; by default half a second's, but at least 32.
     pub fn queue(&self) -> usize {
         const LEAST: usize = 32;
         self.queue.unwrap_or(LEAST.max(self.rate_hz as usize / 2))
     }
 
-    /// Most tokens one tick adds, given the tokens of one sample.
+    /// Returns the most tokens one tick adds, given the tokens of one sample.
     pub fn max_tokens_per_tick(&self, tokens_per_sample: usize) -> usize {
         self.per_tick() * tokens_per_sample
     }
 
-    /// Longest audio block accepted.
+    /// Returns the longest audio block accepted.
     pub fn max_block_ms(&self) -> u64 {
         self.max_block_ms.unwrap_or(DEFAULT_MAX_BLOCK_MS)
     }
 
-    /// Most pixels of an image accepted: a tick waits for its decoding, whatever its sender claims.
+    /// Returns the most pixels of an image accepted: whatever its sender claims, a tick waits while it is decoded.
     pub fn max_pixels(&self) -> usize {
         self.max_pixels.unwrap_or(DEFAULT_MAX_PIXELS)
     }
 
-    /// Tokens the rings hold: what the window can hold at the nominal rate, and one tick more.
+    /// Returns the tokens the rings hold; by default one tick's and, with headroom, a window's at the nominal rate.
     pub fn capacity(&self, engine: &EngineConfig, tokens_per_sample: usize) -> usize {
         let per_tick = self.max_tokens_per_tick(tokens_per_sample);
         self.capacity.unwrap_or_else(|| {
@@ -328,7 +328,8 @@ impl TopicConfig {
         })
     }
 
-    /// Tokens the long context reaches back: what comes in `context_ms` at the nominal rate; 0 for no long context.
+    /// Returns the tokens the long context reaches back; by default those of `context_ms` at the nominal rate. 0 means
+    /// no long context.
     pub fn context_tokens(&self, engine: &EngineConfig, tokens_per_sample: usize) -> usize {
         self.context_capacity.unwrap_or_else(|| {
             let tokens = self.tokens_in(engine.context_ms, engine, tokens_per_sample);
@@ -336,7 +337,7 @@ impl TopicConfig {
         })
     }
 
-    /// Tokens taken in a time at the nominal rate.
+    /// Returns the tokens of `time_ms` at the nominal rate, or at the rate ticks can take if that is lower.
     fn tokens_in(&self, time_ms: u64, engine: &EngineConfig, tokens_per_sample: usize) -> f64 {
         let taken_hz = self
             .rate_hz
@@ -346,7 +347,7 @@ impl TopicConfig {
 }
 
 impl Config {
-    /// The alignment part.
+    /// Returns the aligner's configuration.
     pub fn align(&self) -> AlignConfig {
         let engine = &self.engine;
         AlignConfig {
@@ -372,7 +373,7 @@ impl Config {
         }
     }
 
-    /// Whether any topic is to have a long context.
+    /// Returns whether any topic is to have a long context.
     pub fn asks_for_long_context(&self) -> bool {
         let asks = |t: &TopicConfig| {
             t.context_capacity
@@ -382,13 +383,13 @@ impl Config {
         self.topics.iter().any(asks)
     }
 
-    /// Newest sample used to publication.
+    /// Returns the longest time allowed from the newest sample used to publication.
     pub fn deadline_ns(&self) -> u64 {
         let engine = &self.engine;
         engine.deadline_ms.unwrap_or(engine.period_ms) * NS_PER_MS
     }
 
-    /// What the governor is to know.
+    /// Returns the governor's configuration.
     pub fn governor(&self) -> GovernorConfig {
         GovernorConfig {
             period_ns: self.engine.period_ms * NS_PER_MS,
@@ -398,12 +399,12 @@ impl Config {
         }
     }
 
-    /// Ticks between keyframes.
+    /// Returns how many ticks lie between keyframes, at least 1.
     pub fn keyframe_every_ticks(&self) -> u64 {
         (self.engine.keyframe_every_ms / self.engine.period_ms).max(1)
     }
 
-    /// How long after its tick an output may be used.
+    /// Returns how long after its tick an output may be used.
     pub fn valid_for_ns(&self) -> u64 {
         let engine = &self.engine;
         engine.valid_for_ms.unwrap_or(2 * engine.period_ms) * NS_PER_MS

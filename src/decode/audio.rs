@@ -12,7 +12,7 @@ pub enum SampleFormat {
 }
 
 impl SampleFormat {
-    /// Bytes a sample.
+    /// Returns the bytes per sample.
     pub fn bytes(self) -> usize {
         match self {
             SampleFormat::S16Le => 2,
@@ -45,7 +45,7 @@ pub struct AudioView<'a> {
     pub data: &'a [u8],
 }
 
-/// Names of PCM formats, as Foxglove writes them.
+/// Reads the name of a PCM format, as Foxglove and others write it.
 pub(super) fn sample_format(name: &str) -> Result<SampleFormat, DecodeError> {
     match name {
         "pcm-s16" | "s16" | "pcm_s16le" => Ok(SampleFormat::S16Le),

@@ -81,13 +81,13 @@ impl<'a> Cdr<'a> {
     number!(i32, i32);
     number!(f64, f64);
 
-    /// A sequence of bytes, borrowed.
+    /// Reads a sequence of bytes, borrowed.
     pub fn bytes(&mut self, what: &'static str) -> Result<&'a [u8], DecodeError> {
         let n = self.u32(what)? as usize;
         self.take(n, what)
     }
 
-    /// A string's bytes without the closing zero.
+    /// Reads a string's bytes without the closing zero.
     pub fn string_bytes(&mut self, what: &'static str) -> Result<&'a [u8], DecodeError> {
         let bytes = self.bytes(what)?;
         Ok(bytes.strip_suffix(&[0]).unwrap_or(bytes))
@@ -98,7 +98,7 @@ impl<'a> Cdr<'a> {
             .map_err(|_| DecodeError::Malformed(format!("{what} is not UTF-8")))
     }
 
-    /// `builtin_interfaces/Time`, in nanoseconds.
+    /// Reads a `builtin_interfaces/Time`, in nanoseconds.
     pub fn time_ns(&mut self) -> Result<u64, DecodeError> {
         let seconds = self.i32("stamp.sec")?;
         let nanoseconds = self.u32("stamp.nanosec")?;
@@ -106,7 +106,7 @@ impl<'a> Cdr<'a> {
         Ok(seconds * crate::time::NS_PER_S + u64::from(nanoseconds))
     }
 
-    /// `std_msgs/Header`: the stamp; the frame is skipped.
+    /// Reads a `std_msgs/Header` and returns its stamp; the frame is skipped.
     pub fn header(&mut self) -> Result<u64, DecodeError> {
         let stamp_ns = self.time_ns()?;
         self.bytes("header.frame_id")?;

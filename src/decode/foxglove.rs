@@ -1,4 +1,4 @@
-//! Foxglove schemas in protobuf: field numbers of the published `.proto` definitions.
+//! Foxglove schemas in protobuf, by the field numbers of the published `.proto` definitions.
 
 use super::wire::{Fields, Value, timestamp_ns};
 use super::{
@@ -116,7 +116,7 @@ impl Type {
         signals: &[SignalPath],
         out: &mut [f64],
     ) -> Result<(), DecodeError> {
-        // A proto3 field that is not there is zero.
+        // An absent proto3 field is zero.
         let mut values = [0.0; LOCATION.len()];
         let mut any = false;
         let mut fields = Fields::new(payload);
@@ -127,7 +127,7 @@ impl Type {
             }
         }
         if !any {
-            // All three zero: more likely an empty message than a ship off the coast of Ghana.
+            // All three absent: more likely an empty message than a ship off the coast of Ghana.
             return Err(DecodeError::Missing("latitude, longitude, altitude"));
         }
         for (name, value) in LOCATION.into_iter().zip(values) {

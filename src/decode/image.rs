@@ -31,19 +31,19 @@ pub enum PixelFormat {
 /// An image as it lies in the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageView<'a> {
-    /// Pixels; 0 for compressed images, which say it themselves.
+    /// Pixels; 0 for compressed images, which carry their own size.
     pub width: u32,
     /// Pixels; 0 for compressed images.
     pub height: u32,
-    /// Bytes from row to row; 0 for compressed images.
+    /// Bytes from one row to the next; 0 for compressed images.
     pub row_stride: u32,
     /// Layout.
     pub format: PixelFormat,
-    /// Bytes, enough for the sizes above.
+    /// Bytes; for raw images, enough for the size above.
     pub data: &'a [u8],
 }
 
-/// Checks a raw image's sizes against its bytes.
+/// Checks a raw image's size against its bytes.
 pub(super) fn raw_image<'a>(
     width: u32,
     height: u32,
@@ -85,7 +85,7 @@ pub(super) fn raw_image<'a>(
         PixelFormat::Nv12 => height as usize + (height as usize).div_ceil(2),
         _ => height as usize,
     };
-    // The last row may end with its pixels.
+    // The last row may lack its padding.
     let needed = stride.saturating_mul(rows - 1).saturating_add(row);
     if stride < row || data.len() < needed {
         return Err(DecodeError::Image(format!(
@@ -103,7 +103,7 @@ pub(super) fn raw_image<'a>(
     })
 }
 
-/// Compressed bytes of a format named as ROS (`jpeg`, `rgb8; jpeg compressed bgr8`) or Foxglove do.
+/// Views compressed bytes, whose format is named as by ROS (`jpeg`, `rgb8; jpeg compressed bgr8`) or Foxglove.
 pub(super) fn compressed_image<'a>(
     format: &str,
     data: &'a [u8],

@@ -1,5 +1,5 @@
 //! JSON messages, walked by field path without building a tree. Leaves are taken as their literal text, so that a stamp
-//! in seconds keeps its nanoseconds. Nesting is limited by the parser (128 levels).
+//! in seconds keeps its nanoseconds. The walk goes no deeper than the paths; below, the parser skips without recursion.
 
 mod walk;
 
@@ -31,7 +31,7 @@ pub(super) fn stamp_ns(payload: &[u8]) -> Result<Option<u64>, DecodeError> {
     }))
 }
 
-/// Seconds as a decimal literal, exact to the nanosecond; with an exponent, as exact as `f64`.
+/// Parses seconds as a decimal literal, exact to the nanosecond; with an exponent, as exact as `f64`.
 fn seconds_literal_ns(literal: &str) -> Option<u64> {
     let literal = literal.trim_matches('"');
     let (whole, fraction) = literal.split_once('.').unwrap_or((literal, ""));
@@ -52,7 +52,7 @@ fn seconds_literal_ns(literal: &str) -> Option<u64> {
 }
 
 fn string<'l>(literal: &'l str, what: &'static str) -> Result<Cow<'l, str>, DecodeError> {
-    // Without an escape the text between the quotes is the string.
+    // Without escapes, the text between the quotes is the string.
     if let Some(inner) = literal.strip_prefix('"').and_then(|l| l.strip_suffix('"'))
         && !inner.contains('\\')
     {

@@ -1,8 +1,9 @@
-//! Decoding: from a message's bytes to borrowed views of what it carries.
+//! Decodes a message's bytes into borrowed views of what it carries.
 //!
-//! A channel says its schema and encoding; [`Decoder::bind`] chooses the decoder once, from these and from what the
-//! topic is configured to carry, never by guessing at bytes. Decoding borrows from the payload and allocates nothing;
-//! base64 inside JSON goes through the caller's scratch buffer.
+//! A channel declares its schema and encoding. [`Decoder::bind`] chooses the decoder once, from these and from what the
+//! topic is configured to carry, never by guessing at bytes. Decoding borrows from the payload and allocates nothing,
+//! except that the JSON parser does for strings with escapes and for nested values it skips. Base64 inside JSON goes
+//! through the caller's scratch buffer.
 
 mod audio;
 mod cdr;
@@ -28,11 +29,11 @@ pub struct Schema<'a> {
     pub name: &'a str,
     /// E.g. `ros2msg`, `protobuf`, `jsonschema`.
     pub encoding: &'a str,
-    /// Its definition.
+    /// The schema's definition.
     pub data: &'a [u8],
 }
 
-/// A topic's messages are not what its configuration says.
+/// A channel whose messages do not fit the topic's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BindError {
     /// Neither the channel nor the configuration names an encoding.
@@ -40,7 +41,7 @@ pub enum BindError {
         "the channel does not say how its messages are encoded; set `encoding` (cdr, protobuf or json) and `schema`"
     )]
     NoEncoding,
-    /// No decoder.
+    /// No decoder reads these messages as what the topic is to carry.
     #[error(
         "messages are `{schema}` encoded as `{encoding}`, which cannot be read as {kind}; supported: {supported}"
     )]
@@ -51,7 +52,7 @@ pub enum BindError {
         encoding: String,
         /// What the topic is to carry.
         kind: &'static str,
-        /// Schemas that would do.
+        /// Schemas that are supported for it.
         supported: &'static str,
     },
     /// A path that leads nowhere in this message type.
@@ -64,7 +65,7 @@ pub enum BindError {
         /// Paths it has.
         known: String,
     },
-    /// A path that is none.
+    /// Text that is not a field path.
     #[error("`{path}` is no field path (like linear.x or values[2].value): {reason}")]
     BadPath {
         /// The text.
@@ -85,31 +86,31 @@ pub enum BindError {
 /// A message that cannot be decoded.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum DecodeError {
-    /// It ends before what it announces.
+    /// The message ends too early.
     #[error("cut: {what} needs {needed} bytes at offset {at}, the message has {len}")]
     Cut {
         /// What was being read.
         what: &'static str,
         /// Bytes needed.
         needed: usize,
-        /// Where.
+        /// Offset at which they are needed.
         at: usize,
-        /// Bytes there are.
+        /// Bytes available.
         len: usize,
     },
-    /// Its bytes make no sense.
+    /// Bytes that make no sense.
     #[error("malformed: {0}")]
     Malformed(String),
-    /// A part that must be there is not.
+    /// A required part is missing.
     #[error("`{0}` is missing")]
     Missing(&'static str),
-    /// An image whose sizes and bytes disagree, or of a format that is not read.
+    /// An image whose size and bytes disagree, or whose format is not supported.
     #[error("image: {0}")]
     Image(String),
-    /// PCM whose sizes disagree, or of a format that is not read.
+    /// PCM that is not a whole number of frames, or whose format, rate or channel count is not supported.
     #[error("audio: {0}")]
     Audio(String),
-    /// A value that is no usable number.
+    /// A value that is not a usable number.
     #[error("signal `{path}`: {reason}")]
     Signal {
         /// Its path.
@@ -119,7 +120,7 @@ pub enum DecodeError {
     },
 }
 
-/// What a topic's messages are.
+/// The type of a channel's messages.
 #[derive(Clone, Debug)]
 enum Type {
     Ros2(ros2::Type),
@@ -141,7 +142,7 @@ impl Decoder {
     /// Chooses the decoder for a channel.
     ///
     /// # Errors
-    /// [`BindError`] says what the channel has and what would do.
+    /// [`BindError`] says what the channel has and what is supported.
     pub fn bind(
         kind: Modality,
         schema: Option<Schema<'_>>,
@@ -167,7 +168,7 @@ impl Decoder {
         let (carries, needs_format, known) = match &message {
             Type::Ros2(t) => (t.carries(kind), t.needs_audio_format(), t.paths()),
             Type::Foxglove(t) => (t.carries(kind), false, t.paths()),
-            // JSON messages are walked by path: any field may be there.
+            // JSON is walked by path: any field may be there.
             Type::FoxgloveJson(t) => (t.carries(kind) || kind == Modality::Telemetry, false, None),
             Type::Json => (
                 matches!(kind, Modality::Text | Modality::Telemetry),
@@ -200,10 +201,10 @@ impl Decoder {
         })
     }
 
-    /// The message's own capture stamp, read without decoding the rest; none when it has none or it is zero.
+    /// Reads the message's own capture stamp without decoding the rest; `None` if it is absent or zero.
     ///
     /// # Errors
-    /// [`DecodeError`] when the message is broken before its stamp.
+    /// [`DecodeError`] if the message is malformed before its stamp, or in JSON anywhere.
     pub fn stamp_ns(&self, payload: &[u8]) -> Result<Option<u64>, DecodeError> {
         let stamp = match &self.message {
             Type::Ros2(t) => t.stamp_ns(payload)?,
@@ -213,10 +214,10 @@ impl Decoder {
         Ok(stamp.filter(|&ns| ns != 0))
     }
 
-    /// The message's image.
+    /// Returns the message's image.
     ///
     /// # Errors
-    /// [`DecodeError`] when it carries none or it is broken.
+    /// [`DecodeError`] if the message has none or is malformed.
     pub fn image<'a>(
         &self,
         payload: &'a [u8],
@@ -230,10 +231,10 @@ impl Decoder {
         }
     }
 
-    /// The message's block of PCM, a whole number of frames.
+    /// Returns the message's block of PCM, a whole number of frames.
     ///
     /// # Errors
-    /// [`DecodeError`] when it carries none or it is broken.
+    /// [`DecodeError`] if the message has none or is malformed.
     pub fn audio<'a>(
         &self,
         payload: &'a [u8],
@@ -248,11 +249,11 @@ impl Decoder {
         check_audio(view)
     }
 
-    /// The message's text as bytes, UTF-8 where the sender kept to its encoding. Parts of a message that has several
-    /// are put together in `scratch`.
+    /// Returns the message's text as bytes, UTF-8 if the sender kept to its encoding. Text that must be assembled or
+    /// unescaped goes through `scratch`.
     ///
     /// # Errors
-    /// [`DecodeError`] when it carries none or it is broken.
+    /// [`DecodeError`] if the message has none or is malformed.
     pub fn text<'a>(
         &self,
         payload: &'a [u8],
@@ -265,10 +266,10 @@ impl Decoder {
         }
     }
 
-    /// One number for each bound signal path, in their order; NaN where this message does not have it.
+    /// Writes one number for each bound signal path, in their order; NaN where this message does not have it.
     ///
     /// # Errors
-    /// [`DecodeError::Signal`] for a value that is infinite, or in JSON is there but no number.
+    /// [`DecodeError`]; [`DecodeError::Signal`] for a value that is infinite or, in JSON, not a number.
     pub fn signals_into(&self, payload: &[u8], out: &mut [f64]) -> Result<(), DecodeError> {
         out.fill(f64::NAN);
         match &self.message {
@@ -281,13 +282,13 @@ impl Decoder {
         Ok(())
     }
 
-    /// What the topic carries.
+    /// Returns what the topic carries.
     pub fn kind(&self) -> Modality {
         self.kind
     }
 }
 
-/// For error messages.
+/// Lists what can be read as `kind`, for error messages.
 fn supported(kind: Modality) -> &'static str {
     match kind {
         Modality::Camera => {
@@ -306,7 +307,7 @@ fn supported(kind: Modality) -> &'static str {
     }
 }
 
-/// A message's value for a signal; what is not a number is one it does not have, as an altitude that is not known is said.
+/// Stores a message's value for a signal. NaN means that it has none, which is how ROS marks an unknown altitude.
 fn put_signal(path: &SignalPath, value: f64, out: &mut f64) -> Result<(), DecodeError> {
     if value.is_infinite() {
         return Err(DecodeError::Signal {

@@ -8,13 +8,13 @@ pub(super) const MAX_STEPS: usize = 16;
 /// One step of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// An object's member; a number is also an array's element.
+    /// An object's member; if its name is a number, also an array's element.
     Field(String, Option<usize>),
     /// An array's element.
     Index(usize),
 }
 
-/// Where in a message a signal's value is.
+/// The place of a signal's value in a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignalPath {
     text: String,
@@ -22,7 +22,7 @@ pub struct SignalPath {
 }
 
 impl SignalPath {
-    /// Reads a path.
+    /// Parses a path.
     ///
     /// # Errors
     /// [`BindError::BadPath`].
@@ -55,7 +55,7 @@ impl SignalPath {
         })
     }
 
-    /// As written.
+    /// Returns the path as written.
     pub fn text(&self) -> &str {
         &self.text
     }

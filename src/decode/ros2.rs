@@ -1,4 +1,4 @@
-//! ROS 2 messages in CDR: fields in the order of their `.msg` definitions.
+//! ROS 2 messages in CDR, whose fields lie in the order of their `.msg` definitions.
 
 use super::cdr::Cdr;
 use super::{
@@ -7,7 +7,7 @@ use super::{
 };
 use crate::model::spec::Modality;
 
-/// Most statuses or values of a diagnostic message that are read.
+/// Most statuses in a diagnostic message, and most values in a status; a message with more is refused.
 const MAX_DIAGNOSTICS: u32 = 1024;
 
 /// Most bytes of text put together from a diagnostic message.
@@ -29,7 +29,7 @@ pub(super) enum Type {
 }
 
 impl Type {
-    /// By schema name, with or without the `msg` part.
+    /// Finds a type by its schema name, with or without the `msg` part.
     pub fn named(name: &str) -> Option<Type> {
         let (package, message) = name.split_once('/')?;
         let message = message.strip_prefix("msg/").unwrap_or(message);
@@ -61,7 +61,7 @@ impl Type {
         matches!(self, Type::AudioData | Type::AudioDataStamped)
     }
 
-    /// Field paths of the numbers a fixed message has, in the order they are read.
+    /// Returns the field paths of the numbers in a message of fixed layout, in the order they are read.
     pub fn paths(self) -> Option<&'static [&'static str]> {
         match self {
             Type::Imu => Some(&IMU),
@@ -275,7 +275,7 @@ fn count(cdr: &mut Cdr<'_>, what: &'static str) -> Result<u32, DecodeError> {
     Ok(n)
 }
 
-/// Values by key, over all statuses; `level` is the highest level. Values that are no numbers are text, not errors.
+/// Writes values by key, over all statuses; `level` is the highest level. Text is skipped, not an error.
 fn diagnostics_into(
     cdr: &mut Cdr<'_>,
     signals: &[SignalPath],

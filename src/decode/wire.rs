@@ -52,7 +52,7 @@ fn wrong(what: &'static str, value: Value<'_>) -> DecodeError {
     DecodeError::Malformed(format!("{what} has the wrong wire type ({found})"))
 }
 
-/// The fields of a message in the order they lie.
+/// The fields of a message, in wire order.
 pub(super) struct Fields<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -63,7 +63,7 @@ impl<'a> Fields<'a> {
         Fields { bytes, at: 0 }
     }
 
-    /// Number and value of the next field.
+    /// Returns the number and value of the next field.
     pub fn next_field(&mut self) -> Result<Option<(u64, Value<'a>)>, DecodeError> {
         if self.at == self.bytes.len() {
             return Ok(None);
@@ -126,7 +126,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// `google.protobuf.Timestamp`, in nanoseconds.
+/// Reads a `google.protobuf.Timestamp`, in nanoseconds.
 pub(super) fn timestamp_ns(bytes: &[u8]) -> Result<u64, DecodeError> {
     let (mut seconds, mut nanoseconds) = (0, 0);
     let mut fields = Fields::new(bytes);
@@ -137,7 +137,7 @@ pub(super) fn timestamp_ns(bytes: &[u8]) -> Result<u64, DecodeError> {
             _ => {}
         }
     }
-    // Negative seconds come as huge varints.
+    // Negative seconds arrive as huge varints; they become 0.
     let seconds = if seconds > i64::MAX as u64 {
         0
     } else {

@@ -3,12 +3,12 @@
 /// Length of the story.
 const STORY_S: f64 = 20.0;
 
-/// Step of the table the motions are integrated in.
+/// Time step of the integration and of its table.
 const STEP_S: f64 = 0.005;
 
-/// Lane centres, metres to the right of the road's middle.
+/// Centre of our lane, metres to the right of the road's middle.
 pub const EGO_LANE_M: f64 = 1.75;
-/// Of the oncoming lane.
+/// Centre of the oncoming lane, likewise.
 pub const ONCOMING_LANE_M: f64 = -1.75;
 
 /// Speed of sound.
@@ -25,11 +25,11 @@ pub struct State {
     pub accel_mps2: f64,
     /// Heading relative to the start.
     pub heading_rad: f64,
-    /// Turning to the left is positive.
+    /// Yaw rate; left is positive.
     pub yaw_rate_rps: f64,
     /// From the camera to the lead vehicle's tail.
     pub lead_gap_m: f64,
-    /// The lead vehicle's brake lights.
+    /// Whether the lead vehicle's brake lights are on.
     pub lead_brakes: bool,
     /// Along the road from the camera to the ambulance; negative behind.
     pub ambulance_m: f64,
@@ -40,7 +40,7 @@ pub struct Drive {
     table: Vec<State>,
 }
 
-/// Smooth step from 0 at `a` to 1 at `b`.
+/// Steps smoothly from 0 at `a` to 1 at `b`.
 fn ramp(t: f64, a: f64, b: f64) -> f64 {
     let x = ((t - a) / (b - a)).clamp(0.0, 1.0);
     x * x * (3.0 - 2.0 * x)
@@ -51,7 +51,7 @@ fn hump(t: f64, [a, b, c, d]: [f64; 4]) -> f64 {
     ramp(t, a, b) - ramp(t, c, d)
 }
 
-/// Curvature of the road, 1/m, left positive.
+/// Returns the road's curvature, 1/m, left positive.
 pub fn curvature(road_m: f64) -> f64 {
     // One bend to the left every 220 m.
     let along = road_m.rem_euclid(220.0);
@@ -75,7 +75,7 @@ impl Drive {
             state.accel_mps2 = (ego(story_s + STEP_S) - ego(story_s)) / STEP_S;
             state.yaw_rate_rps = state.speed_mps * curvature(state.ego_m);
             state.lead_brakes = (5.6..8.6).contains(&story_s);
-            // Comes towards us at 14 m/s and passes at 12.5 s into the story.
+            // The ambulance comes towards us at 14 m/s and passes us 11 s into the story.
             if story_s < STEP_S {
                 state.ambulance_m = 255.0;
             }
@@ -89,7 +89,7 @@ impl Drive {
         Drive { table }
     }
 
-    /// The state at `t_s`, interpolated.
+    /// Returns the state at `t_s`, interpolated.
     pub fn at(&self, t_s: f64) -> State {
         let last = self.table.len() - 2;
         let x = (t_s / STEP_S).clamp(0.0, last as f64);
@@ -103,7 +103,7 @@ impl Drive {
             heading_rad: mix(a.heading_rad, b.heading_rad),
             yaw_rate_rps: mix(a.yaw_rate_rps, b.yaw_rate_rps),
             lead_gap_m: mix(a.lead_gap_m, b.lead_gap_m),
-            // The ambulance of the next story starts afresh: nothing to interpolate across.
+            // Each story's ambulance starts afresh, so there is no interpolation across a jump.
             ambulance_m: if (a.ambulance_m - b.ambulance_m).abs() > 10.0 {
                 a.ambulance_m
             } else {
@@ -113,14 +113,14 @@ impl Drive {
         }
     }
 
-    /// Distance from the microphone to the ambulance.
+    /// Returns the distance from the microphone to the ambulance.
     fn range_m(&self, t_s: f64) -> f64 {
         let along = self.at(t_s).ambulance_m;
         let across = ONCOMING_LANE_M - EGO_LANE_M;
         (along * along + across * across).sqrt()
     }
 
-    /// When the sound heard at `t_s` left the siren, and how far away that was: solves `t_e + r(t_e) / c = t`.
+    /// Returns when the sound heard at `t_s` left the siren, and from how far away. Solves `t_e + r(t_e) / c = t`.
     pub fn emission(&self, t_s: f64) -> (f64, f64) {
         let mut emitted_s = t_s - self.range_m(t_s) / SOUND_MPS;
         for _ in 0..3 {
@@ -130,7 +130,7 @@ impl Drive {
     }
 }
 
-/// What is true at an instant, by the names of the model's events.
+/// What is true at an instant, under the names of the model's events.
 pub struct Truth {
     /// The siren can be heard over the vehicle's own noise.
     pub siren: bool,
@@ -138,14 +138,14 @@ pub struct Truth {
     pub ambulance: bool,
     /// A vehicle is ahead in our lane.
     pub vehicle_ahead: bool,
-    /// The ego vehicle brakes.
+    /// The ego vehicle is braking.
     pub braking: bool,
-    /// The ego vehicle turns.
+    /// The ego vehicle is turning.
     pub turning: bool,
 }
 
 impl State {
-    /// Labels of the instant.
+    /// Returns the labels of the instant.
     pub fn truth(&self) -> Truth {
         Truth {
             siren: (-170.0..200.0).contains(&self.ambulance_m),

@@ -1,4 +1,4 @@
-//! The drive as an MCAP log: Foxglove protobuf for camera, microphone, GNSS and text, JSON for the rest.
+//! Writes the drive as an MCAP log: Foxglove protobuf for camera, microphone, GNSS and text, JSON for the rest.
 
 use super::drive::{Drive, State};
 use super::scene::{HEIGHT, Scene, WIDTH};
@@ -16,16 +16,16 @@ const START_NS: u64 = 1_767_254_400_000_000_000;
 
 const MS: u64 = 1_000_000;
 
-/// The drive is made in steps of this length; no message comes later than one step after its capture.
+/// The drive is made in steps of this length; every message arrives within one step of its capture.
 const STEP_NS: u64 = 200 * MS;
 
 /// JPEG quality of the camera.
 const JPEG_QUALITY: u8 = 88;
 
-/// Samples an audio message.
+/// Samples in an audio message.
 const BLOCK: usize = 320;
 
-/// A drive that cannot be written.
+/// A failure to write a drive, by the part that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
     /// The log.
@@ -39,11 +39,11 @@ pub enum DemoError {
     Encode(String),
 }
 
-/// What is sent, how often, and how late it comes.
+/// What a sensor sends, how often, and how late it arrives.
 struct Sensor {
     topic: &'static str,
     period_ns: u64,
-    /// From capture to log time, and how much that varies.
+    /// Least time from capture to log time; the jitter adds to it.
     delay_ns: u64,
     jitter_ns: u64,
 }
@@ -68,7 +68,7 @@ const fn sensor(topic: &'static str, period_ms: u64, delay_ms: u64, jitter_ms: u
 
 const SENSORS: [Sensor; 8] = [
     sensor("/camera/front/image", 100, 31, 9),
-    // Stamped with its first sample, sent after its last.
+    // Stamped at a block's first sample, sent after its last.
     sensor("/audio/mic", 20, 24, 4),
     sensor("/vehicle/speed", 20, 1, 2),
     sensor("/vehicle/steering", 20, 1, 2),
@@ -78,7 +78,7 @@ const SENSORS: [Sensor; 8] = [
     sensor("/ground_truth", 100, 0, 0),
 ];
 
-/// What is said, and when in the story.
+/// Times in the story, in seconds, and the text sent then.
 const MESSAGES: [(f64, &str); 8] = [
     (0.5, "continue for 400 meters"),
     (3.0, "traffic radio: ambulance on its way, keep right"),
@@ -111,13 +111,13 @@ struct Generator {
     sound: Sound,
     random: Random,
     rgb: Vec<u8>,
-    /// Periods passed; not in every one is there a message.
+    /// Periods passed, with or without a message.
     counts: [u64; SENSORS.len()],
     sequences: [u32; SENSORS.len()],
     pending: Vec<Pending>,
 }
 
-/// Writes a drive; `progress` gets 0..=1. Memory does not grow with its length.
+/// Writes a drive; `progress` gets the share done, 0..=1. Messages are not kept in memory once written.
 ///
 /// # Errors
 /// [`DemoError`].
@@ -128,7 +128,7 @@ pub fn generate<W: Write + Seek>(
 ) -> Result<(), DemoError> {
     let mut writer = mcap::WriteOptions::new()
         .chunk_size(Some(1 << 20))
-        // JPEG and PCM do not shrink; the little else is not worth a codec's time.
+        // JPEG and PCM do not shrink; the rest is too little to be worth a codec's time.
         .compression(None)
         .library(concat!("umm demo ", env!("CARGO_PKG_VERSION")))
         .create(out)?;
@@ -148,7 +148,7 @@ pub fn generate<W: Write + Seek>(
     while from_ns < duration_ns {
         let to_ns = (from_ns + STEP_NS).min(duration_ns);
         generator.step(to_ns)?;
-        // Whatever comes in later steps arrives after their beginning.
+        // Messages of later steps arrive no earlier than this step's end.
         let safe_ns = if to_ns == duration_ns {
             u64::MAX
         } else {
@@ -204,7 +204,7 @@ fn add_channels<W: Write + Seek>(
 }
 
 impl Generator {
-    /// Makes every message captured before `to_ns` that is not made yet.
+    /// Makes every message captured before `to_ns` that is not yet made.
     fn step(&mut self, to_ns: u64) -> Result<(), DemoError> {
         for (sensor, kind) in SENSORS.iter().enumerate() {
             while self.counts[sensor] * kind.period_ns < to_ns {
@@ -295,7 +295,7 @@ impl Generator {
         })
     }
 
-    /// Steering wheel angle of a bicycle model, steering ratio 15, wheelbase 2.7 m.
+    /// Returns the steering wheel angle of a bicycle model with steering ratio 15 and wheelbase 2.7 m.
     fn steering(&mut self, state: &State) -> f64 {
         let wheel = (2.7 * state.yaw_rate_rps / state.speed_mps.max(1.0)).atan();
         15.0 * wheel.to_degrees() + 0.2 * self.random.normal()
@@ -314,7 +314,7 @@ impl Generator {
         .into_bytes()
     }
 
-    /// Near a made-up place; a metre of noise.
+    /// Returns a position near an arbitrary place, with a metre of noise.
     fn position(&mut self, state: &State, timestamp: Timestamp) -> LocationFix {
         const METRES_A_DEGREE: f64 = 111_320.0;
         let (north, east) = (

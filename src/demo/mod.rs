@@ -1,8 +1,9 @@
 //! The built-in drive: what a vehicle's sensors would record over some seconds of a city street, made from a seed.
 //!
-//! The ego vehicle follows a car that brakes and pulls away, through a bend, while an ambulance with a siren comes towards
-//! them and passes. [`drive`] is what happens, [`scene`] and [`raster`] draw what the camera sees, [`sound`] is what the
-//! microphone hears, [`log`] writes it all as MCAP with the ground truth beside it. The same seed gives the same bytes.
+//! The ego vehicle follows a car that brakes and pulls away, through a bend, while an ambulance with a siren comes
+//! towards them and passes. [`drive`] is what happens, [`scene`] and [`raster`] draw what the camera sees, [`sound`] is
+//! what the microphone hears, and [`log`] writes it all as MCAP with the ground truth beside it. The same seed gives
+//! the same bytes.
 
 mod drive;
 mod log;
@@ -12,7 +13,7 @@ mod sound;
 
 pub use log::{DemoError, generate};
 
-/// Which drive.
+/// What a drive is made from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DriveSpec {
     /// Seed of everything that varies.
@@ -35,7 +36,7 @@ impl Default for DriveSpec {
 struct Random(u64);
 
 impl Random {
-    /// A stream of its own for each use, so that one does not shift another.
+    /// Creates a stream of its own for each use, so that one does not shift another.
     fn new(seed: u64, stream: u64) -> Random {
         let mut random = Random(seed ^ stream.wrapping_mul(0xd6e8_feb8_6659_fd93));
         random.next_u64();
@@ -50,17 +51,17 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// In `[0, 1)`.
+    /// Returns a number in `[0, 1)`.
     fn unit(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    /// In `[low, high)`.
+    /// Returns a number in `[low, high)`.
     fn range(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * self.unit()
     }
 
-    /// Roughly normal, standard deviation 1: the sum of twelve uniforms.
+    /// Returns a roughly normal number of standard deviation 1, from the sum of twelve uniforms.
     fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
     }

@@ -1,16 +1,16 @@
-//! A small software rasteriser: convex polygons with smoothed left and right edges, and discs.
+//! A small software rasteriser: convex polygons, anti-aliased at their left and right edges, and discs.
 
-/// A picture under construction, linear RGB in 0..255.
+/// A picture under construction, RGB in 0..255.
 pub struct Canvas {
     pub width: usize,
     pub height: usize,
     pixels: Vec<[f32; 3]>,
 }
 
-/// Colour, 0..255 a channel.
+/// Colour, 0..255 per channel.
 pub type Colour = [f32; 3];
 
-/// Between two colours.
+/// Mixes two colours, `share` of them `b`.
 pub fn mix(a: Colour, b: Colour, share: f32) -> Colour {
     std::array::from_fn(|c| a[c] + (b[c] - a[c]) * share)
 }
@@ -56,7 +56,7 @@ impl Canvas {
         }
     }
 
-    /// A run of a row, its end pixels weighted by how much of them it covers.
+    /// Fills a run of a row; its end pixels are weighted by how much of them it covers.
     fn span(&mut self, y: usize, left: f64, right: f64, colour: Colour) {
         let left = left.max(0.0);
         let right = right.min(self.width as f64);
@@ -75,7 +75,7 @@ impl Canvas {
         }
     }
 
-    /// A disc; `strength` 1 covers, less lets through, fading to the rim when `soft`.
+    /// Draws a disc. A `strength` of 1 is opaque, less is translucent; a `soft` disc fades towards its rim.
     pub fn disc(
         &mut self,
         centre: (f64, f64),
@@ -103,10 +103,10 @@ impl Canvas {
         }
     }
 
-    /// The picture as RGB bytes with a little noise, as a sensor has.
+    /// Writes the picture as RGB bytes with a little noise, like a sensor's.
     pub fn finish_into(&self, seed: u64, rgb: &mut Vec<u8>) {
         rgb.clear();
-        // xorshift64 (Marsaglia 2003): three bytes of noise a step.
+        // xorshift64 (Marsaglia 2003): three bytes of noise per step.
         let mut state = seed | 1;
         for pixel in &self.pixels {
             state ^= state << 13;

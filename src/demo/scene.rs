@@ -1,4 +1,4 @@
-//! What the camera sees: a street with houses and trees, a car ahead, an ambulance coming.
+//! What the camera sees: a street with houses and trees, a car ahead, an oncoming ambulance.
 
 use super::Random;
 use super::drive::{EGO_LANE_M, ONCOMING_LANE_M, State, curvature};
@@ -15,11 +15,11 @@ const CAMERA_HEIGHT_M: f64 = 1.4;
 const NEAR_M: f64 = 1.6;
 const FAR_M: f64 = 170.0;
 
-/// Half the width of the road; walks begin there.
+/// Half the width of the road, where the sidewalks begin.
 const ROAD_HALF_M: f64 = 3.9;
 const WALK_HALF_M: f64 = 6.6;
 
-/// Length of road one house or tree plot takes.
+/// Length of road that one plot takes.
 const PLOT_M: f64 = 16.0;
 
 const HAZE: Colour = [206.0, 216.0, 226.0];
@@ -32,18 +32,18 @@ const GRASS: Colour = [104.0, 128.0, 84.0];
 pub struct Scene {
     canvas: Canvas,
     seed: u64,
-    /// Sideways shift of the road at every metre ahead.
+    /// The road's sideways shift at every metre ahead.
     shift: Vec<f64>,
 }
 
-/// A face of a box, for shading.
+/// A box and its colour.
 #[derive(Clone, Copy)]
 struct Block {
-    /// Sideways, metres from the road's middle.
+    /// Sideways extent, metres from the road's middle.
     x: (f64, f64),
-    /// Above the ground.
+    /// Extent above the ground.
     y: (f64, f64),
-    /// Ahead.
+    /// Extent ahead.
     z: (f64, f64),
     colour: Colour,
 }
@@ -94,7 +94,7 @@ impl Scene {
         )
     }
 
-    /// A strip on the ground between two distances.
+    /// Draws a strip on the ground between two distances.
     fn strip(&mut self, x: (f64, f64), z: (f64, f64), colour: Colour) {
         let corners = [
             self.project(x.0, 0.0, z.0),
@@ -105,7 +105,7 @@ impl Scene {
         self.canvas.polygon(&corners, fogged(colour, z.0));
     }
 
-    /// Road, walks and marks, far to near.
+    /// Draws road, sidewalks and markings, far to near.
     fn ground(&mut self, state: &State) {
         const MARK_M: f64 = 3.0;
         let mut z = FAR_M;
@@ -122,7 +122,7 @@ impl Scene {
             }
             z -= step;
         }
-        // Dashes of the middle line move with the road.
+        // The dashes of the middle line move with the road.
         let first = (state.ego_m / (3.0 * MARK_M)).floor() as i64;
         for dash in (first..first + 22).rev() {
             let near = dash as f64 * 3.0 * MARK_M - state.ego_m;
@@ -135,7 +135,7 @@ impl Scene {
         }
     }
 
-    /// Everything that stands on the ground, far to near.
+    /// Draws everything that stands on the ground, far to near.
     fn things(&mut self, state: &State, t_s: f64) {
         let first = (state.ego_m / PLOT_M).floor() as i64 - 1;
         let mut order: Vec<(f64, i64)> = (first..first + 12)
@@ -155,7 +155,7 @@ impl Scene {
         }
     }
 
-    /// A house on each side, or a tree before it.
+    /// Draws a house on each side, some with a tree in front.
     fn plot(&mut self, z: f64, plot: i64) {
         let mut random = Random::new(self.seed, (plot + 5000) as u64);
         for side in [-1.0, 1.0] {
@@ -247,7 +247,7 @@ impl Scene {
         }
     }
 
-    /// A box: the face towards us, the top, and the inner side.
+    /// Draws a box: its inner side, its top, and the face towards us.
     fn block(&mut self, block: Block) {
         let Block { x, y, z, colour } = block;
         if z.1 < NEAR_M || z.0 > FAR_M {
@@ -285,7 +285,7 @@ impl Scene {
         );
     }
 
-    /// The car ahead, from behind.
+    /// Draws the car ahead, from behind.
     fn car(&mut self, z: f64, brakes: bool) {
         let x = (EGO_LANE_M - 0.9, EGO_LANE_M + 0.9);
         let paint = [58.0, 82.0, 122.0];
@@ -329,7 +329,7 @@ impl Scene {
         }
     }
 
-    /// The ambulance, from ahead, with its lights flashing in turn.
+    /// Draws the ambulance from the front, with its lights flashing in turn.
     fn ambulance(&mut self, z: f64, t_s: f64) {
         if !(NEAR_M..FAR_M).contains(&z) {
             return;
@@ -383,7 +383,7 @@ impl Scene {
         }
     }
 
-    /// The ego vehicle's bonnet at the lower edge.
+    /// Draws the ego vehicle's bonnet at the lower edge.
     fn bonnet(&mut self) {
         let (w, h) = (WIDTH as f64, HEIGHT as f64);
         let corners = [
@@ -396,7 +396,7 @@ impl Scene {
     }
 }
 
-/// Distance takes colour towards the haze.
+/// Fades a colour into the haze with distance.
 fn fogged(colour: Colour, z: f64) -> Colour {
     let clear = (-z / 110.0).exp() as f32;
     mix(HAZE, colour, clear)

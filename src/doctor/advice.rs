@@ -1,4 +1,4 @@
-//! What holds the machine back, and what to do about each.
+//! What holds the machine back, and what to do about it.
 
 use super::parse::Limit;
 use super::{DeadlineVerdict, ProductSpeed, Report};
@@ -6,25 +6,25 @@ use crate::backend::cpu::{ISA_VARIABLE, Isa, Precision};
 use crate::config::Config;
 use serde::Serialize;
 
-/// Load of a core that others may take before measured times are in doubt.
+/// Load per core above which measured times are in doubt.
 const QUIET_LOAD: f64 = 0.5;
 
-/// Two threads are worth it from here on.
+/// Speed-up from which on a second thread is worth it.
 const WORTH_A_THREAD: f64 = 1.4;
 
-/// 8 bits are worth it from here on.
+/// Speed-up from which on 8 bits are worth it.
 const WORTH_INT8: f64 = 1.3;
 
-/// A precision is named for costing time from here on.
+/// Slow-down from which on a precision is named for costing time.
 const WORSE: f64 = 1.1;
 
-/// Memory a run needs beside weights, arena and moments: program, queues, messages.
+/// Memory a run needs besides weights, arena and moments: program, queues, messages.
 const BESIDE_BYTES: u64 = 128 << 20;
 
-/// Shared memory that large messages need: zenoh's pool of a publisher, and some camera frames.
+/// Shared memory that large messages need: zenoh's pool for a publisher, and some camera frames.
 const SHARED_MEMORY_BYTES: u64 = 64 << 20;
 
-/// Clocks that are read without a system call: of x86-64, of Arm, of virtual machines.
+/// Clocks that are read without a system call: on x86-64, on Arm, in virtual machines.
 const QUICK_CLOCKS: [&str; 4] = [
     "tsc",
     "arch_sys_counter",
@@ -41,7 +41,7 @@ pub struct Obstacle {
     pub remedy: String,
 }
 
-/// Everything found, the weightiest first.
+/// Returns everything found, the weightiest first.
 pub fn obstacles(report: &Report, config: Option<&Config>) -> Vec<Obstacle> {
     let mut list = List(Vec::new());
     list.build(report);
@@ -167,7 +167,7 @@ impl List {
             );
         }
         let slow = |s: &&super::SpeedUp| s.rows > 4 && s.preset == "base";
-        // Under load it is the others who have the second core.
+        // Under load, other programs have the second core.
         if let Some(two) = report.speed_up.iter().find(slow)
             && two.times < WORTH_A_THREAD
             && others_load(report).is_none()
@@ -231,7 +231,7 @@ impl List {
                 "CAP_IPC_LOCK, or a higher memlock limit (ulimit -l, LimitMEMLOCK=)",
             );
         }
-        // Weights and context ask for them, which is enough where they are given on request.
+        // Weights and context ask for huge pages, so `madvise` is enough.
         if system.transparent_huge_pages.as_deref() == Some("never") {
             self.add(
                 "transparent huge pages: never: weights and context lie on small pages",
@@ -304,13 +304,13 @@ impl List {
     }
 }
 
-/// The load of others, where it is so much that measured times are in doubt.
+/// Returns the load of other programs if it puts measured times in doubt.
 fn others_load(report: &Report) -> Option<f64> {
     let most = QUIET_LOAD * report.usable_cores as f64;
     report.system.load_average.filter(|load| *load > most)
 }
 
-/// Time of the preset's `f32` layer by that of its one in this precision, one thread, many rows.
+/// Returns the time of the preset's layer in `f32` divided by that in `precision`, on one thread with many rows.
 fn quicker_in(precision: Precision, products: &[ProductSpeed], preset: &str) -> Option<f64> {
     let of = |precision: Precision| {
         let mut layers = products

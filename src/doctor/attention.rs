@@ -1,5 +1,5 @@
-//! Attention through the backend: new tokens over a window of each preset's heads, for few and for many rows, in each precision; on one
-//! thread.
+//! Measures attention through the backend: few and many new tokens over a window, with the heads of each preset, in
+//! each precision, on one thread.
 
 use super::repeat::median_us;
 use super::{PRESETS, ROWS};
@@ -13,10 +13,10 @@ use crate::umm::kv::KvRing;
 use crate::umm::ring::Spans;
 use serde::Serialize;
 
-/// Tokens of the window.
+/// Tokens in the window.
 const KEYS: usize = 1024;
 
-/// Windows that take turns, so that keys and values come from where those of a model's layers come from.
+/// Windows used in turn, so that keys and values come from where a model's come from: a cache, or memory.
 const WINDOWS: usize = 4;
 
 /// The median speed of one layer's attention.
@@ -32,11 +32,11 @@ pub struct AttentionSpeed {
     pub rows: usize,
     /// Tokens attended to.
     pub keys: usize,
-    /// What queries, keys, values and weights are in.
+    /// Precision of queries, keys, values and attention weights.
     pub precision: &'static str,
-    /// Of a call.
+    /// Time of a call.
     pub call_us: f64,
-    /// 10^9 multiplications and additions a second, the softmax's not counted.
+    /// 10^9 multiplications and additions per second, not counting those of the softmax.
     pub gops: f64,
 }
 
@@ -68,7 +68,7 @@ pub(super) fn measure() -> Result<Vec<AttentionSpeed>, Error> {
     Ok(speeds)
 }
 
-/// Windows of some layers, with room for the most rows.
+/// Windows of a few layers, with room for the most rows.
 struct Layers {
     cpu: Cpu,
     shape: HeadShape,
@@ -107,7 +107,7 @@ impl Layers {
         }
     }
 
-    /// Median microseconds of a call.
+    /// Returns the median time of a call in microseconds.
     fn median_us(&mut self, rows: usize) -> f64 {
         let width = self.shape.q_width();
         let (q, out) = (self.q.rows(0, rows, width), self.out.rows(0, rows, width));

@@ -1,4 +1,4 @@
-//! Reading memory: what a tick of few tokens is limited by, as it reads all weights once.
+//! Measures how fast memory is read: the limit of a tick of few tokens, which reads all weights once.
 
 use crate::compute::for_each_part;
 use crate::run::{Error, on_tick_thread};
@@ -6,36 +6,36 @@ use serde::Serialize;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// Bytes read in a pass, where there is memory for it: more than caches hold, of which the third of a server has 300 MiB.
+/// Bytes read in a pass, where there is memory for it: more than caches hold (a server's third-level cache: 300 MiB).
 const BUFFER_BYTES: usize = 1 << 30;
 
-/// Bytes read in a pass at least.
+/// Fewest bytes read in a pass.
 const LEAST_BUFFER_BYTES: usize = 16 << 20;
 
-/// Passes at least.
+/// Fewest passes.
 const PASSES: usize = 3;
 
-/// After so long no further pass begins.
+/// Time after which no further pass begins.
 const LONGEST: Duration = Duration::from_millis(400);
 
-/// The quickest of some passes over a buffer, GB/s (10^9 bytes).
+/// Speed of the quickest of several passes over a buffer, GB/s (10^9 bytes).
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Bandwidth {
-    /// Length of the buffer. Less than the caches hold tells about the caches.
+    /// Length of the buffer. One that fits into the caches measures the caches.
     pub buffer_bytes: usize,
     /// One core.
     pub one_core_gbps: f64,
-    /// [`Bandwidth::threads`] cores, each a part.
+    /// [`Bandwidth::threads`] cores, each reading a part.
     pub all_cores_gbps: f64,
     /// Cores this process may use.
     pub threads: usize,
 }
 
-/// Measures one core and `threads` of them, in a quarter of the available memory at most.
+/// Measures one core and `threads` of them, in a buffer of at most a quarter of the available memory.
 pub(super) fn measure(threads: usize, available_bytes: Option<u64>) -> Result<Bandwidth, Error> {
     let quarter = available_bytes.map_or(BUFFER_BYTES, |bytes| bytes as usize / 4);
     let buffer_bytes = BUFFER_BYTES.min(quarter).max(LEAST_BUFFER_BYTES);
-    // Not zeros: the system keeps untouched pages of those in one place.
+    // Not zeros: the system backs all untouched zero pages with a single one.
     let buffer = vec![1_u64; buffer_bytes / size_of::<u64>()];
     let one_core_gbps = on_tick_thread(1, || gbps(&buffer, 1))?;
     let all_cores_gbps = match threads {
@@ -69,7 +69,7 @@ fn gbps(buffer: &[u64], threads: usize) -> f64 {
 
 #[multiversion::multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]
 fn sum(numbers: &[u64]) -> u64 {
-    // Whole numbers may be added in any order, so the compiler chooses how many side by side. Told to keep some lanes apart, it
-    // gathers them, which some processors do at a tenth of the memory's speed.
+    // Integers may be added in any order, so the compiler chooses how many to add side by side. With lanes written out
+    // it gathers them, which some processors do at a tenth of the memory's speed.
     numbers.iter().fold(0, |a, b| a.wrapping_add(*b))
 }

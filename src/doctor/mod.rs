@@ -1,8 +1,8 @@
 //! `umm doctor`: what this machine can do, measured, and what holds it back.
 //!
-//! [`examine`] reads what the system says about itself ([`system`], by the parsers in [`parse`]), measures memory, matrix
-//! products and attention, and, given a configuration, the cost of its ticks. A file that is missing or makes no sense leaves a value out
-//! and nothing fails. [`advice`] says what to do about it.
+//! [`examine`] reads what the system says about itself ([`system`], with the parsers in [`parse`]) and measures memory,
+//! matrix products, attention and, given a configuration, the cost of its ticks. A file that is missing or makes no
+//! sense leaves a value out; it is no error. [`advice`] says what holds the machine back and what to do about it.
 
 pub mod advice;
 mod attention;
@@ -35,18 +35,18 @@ use system::SystemFacts;
 /// Models whose layers and heads are measured.
 const PRESETS: [&str; 2] = ["nano", "base"];
 
-/// Rows: few tokens, where reading is the cost, and a camera's frame, where products are.
+/// Rows: few tokens, whose cost is reading the weights, and a camera frame, whose cost is the products.
 const ROWS: [usize; 2] = [4, 64];
 
-/// What there is to say about graphics processors.
+/// What the report says about graphics processors.
 const GPU: &str = "no backend yet: everything runs on the processor";
 
-/// Everything that was found out. Sizes in bytes; what could not be read is none.
+/// Everything that was found out. Sizes are in bytes; what could not be read is `None`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Of this program.
+    /// Version of this program.
     pub version: &'static str,
-    /// Whether the compiler optimised it: measured values of other builds mean little.
+    /// Whether this build is optimised; what others measure means little.
     pub optimised_build: bool,
     /// Cores this process may use.
     pub usable_cores: usize,
@@ -64,7 +64,7 @@ pub struct Report {
     pub attention: Vec<AttentionSpeed>,
     /// Two threads against one.
     pub speed_up: Vec<SpeedUp>,
-    /// What a tick of the configuration costs; none without one.
+    /// What a tick of the configuration costs; `None` without a configuration.
     pub tick: Option<TickCost>,
     /// Live transport.
     pub transport: Transport,
@@ -81,7 +81,7 @@ pub struct Report {
 pub struct Compute {
     /// The kernel of `f32` products.
     pub f32_kernel: String,
-    /// The instruction set of 8-bit products.
+    /// The best instruction set that products in bf16 and 8 bits may use.
     pub isa: &'static str,
     /// Every instruction set there is a kernel for.
     pub isas: Vec<ComputePath>,
@@ -92,7 +92,7 @@ pub struct Compute {
 /// An instruction set with a kernel.
 #[derive(Clone, Debug, Serialize)]
 pub struct ComputePath {
-    /// As in `UMM_ISA`.
+    /// Name, as in `UMM_ISA`.
     pub name: &'static str,
     /// Whether this processor has it and the system allows it.
     pub available: bool,
@@ -105,20 +105,20 @@ pub struct Transport {
     pub zenoh: bool,
     /// Size of `/dev/shm`.
     pub shared_memory_bytes: Option<u64>,
-    /// What of it is free.
+    /// How much of it is free.
     pub shared_memory_free_bytes: Option<u64>,
 }
 
 /// A configuration with its weights.
 #[derive(Clone, Copy)]
 pub struct Subject<'a> {
-    /// Checked.
+    /// The checked configuration.
     pub config: &'a Config,
-    /// Of its model.
+    /// Weights of its model.
     pub weights: &'a Weights,
 }
 
-/// Reads, measures and concludes. `progress` hears what comes next.
+/// Examines this machine; `progress` is told what comes next.
 ///
 /// # Errors
 /// When threads cannot be started or the configuration's engine cannot be built.
@@ -187,15 +187,15 @@ fn compute() -> Compute {
 }
 
 impl Report {
-    /// For people: sections of lines.
+    /// Returns the report for people: sections of lines.
     pub fn text(&self) -> String {
         text::of(self)
     }
 
-    /// For machines.
+    /// Returns the report for machines, as JSON.
     ///
     /// # Errors
-    /// None that is known: every value has a form in JSON.
+    /// None known: every value has a form in JSON.
     pub fn json(&self) -> serde_json::Result<String> {
         serde_json::to_string_pretty(self)
     }

@@ -6,7 +6,7 @@ use crate::config::RealtimeConfig;
 use crate::realtime;
 use serde::Serialize;
 
-/// `CAP_IPC_LOCK`: may lock any memory.
+/// Bit of `CAP_IPC_LOCK`, the capability to lock any amount of memory.
 const CAP_IPC_LOCK: u32 = 14;
 
 /// Priority that is tried where the configuration asks for none.
@@ -15,18 +15,18 @@ const TRIED_PRIORITY: u8 = 1;
 /// What the system lets this process do.
 #[derive(Clone, Debug, Serialize)]
 pub struct Permissions {
-    /// `SCHED_FIFO` priority that was asked for.
+    /// `SCHED_FIFO` priority that was tried.
     pub priority: u8,
-    /// Why it is refused; none where it is allowed.
+    /// Why it is refused; `None` where it is allowed.
     pub priority_refused: Option<String>,
     /// How much memory may be locked.
     pub memory_lock_limit: Option<Limit>,
-    /// Configured cores that are refused.
+    /// Why configured cores are refused, one line each.
     pub cores_refused: Vec<String>,
 }
 
 impl Permissions {
-    /// Tries the configured priority and cores, or the least priority, on threads that end at once.
+    /// Tries the configured priority, or else the lowest one, and the configured cores, on threads that end at once.
     pub(super) fn ask(system: &SystemFacts, config: &RealtimeConfig) -> Permissions {
         let priority = config.priority.max(TRIED_PRIORITY);
         let scheduled = RealtimeConfig {
@@ -51,7 +51,7 @@ impl Permissions {
     }
 }
 
-/// What is refused to a thread of its own.
+/// Applies `config` to a new thread and returns what is refused.
 fn refused(config: &RealtimeConfig, thread: usize) -> Vec<String> {
     std::thread::scope(|scope| {
         let tried = std::thread::Builder::new()

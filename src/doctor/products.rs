@@ -1,5 +1,5 @@
-//! Linear layers through the backend: the feed-forward layer of each preset, for few and for many rows, in each
-//! precision, on one thread and on two.
+//! Measures linear layers through the backend: the feed-forward layer of each preset, for few and for many rows, in
+//! each precision, on one thread and on two.
 
 use super::repeat::median_us;
 use super::{PRESETS, ROWS};
@@ -10,10 +10,10 @@ use crate::noise::noise;
 use crate::run::{Error, on_tick_thread};
 use serde::Serialize;
 
-/// Layers that take turns, so that weights come from where a model's come from.
+/// Layers used in turn, so that weights come from where a model's come from: a cache, or memory.
 const LAYERS: usize = 4;
 
-/// One linear layer's median speed.
+/// The median speed of one linear layer.
 #[derive(Clone, Debug, Serialize)]
 pub struct ProductSpeed {
     /// Preset whose feed-forward layer it is.
@@ -28,9 +28,9 @@ pub struct ProductSpeed {
     pub precision: &'static str,
     /// Threads.
     pub threads: usize,
-    /// Of a call, rounding and quantisation of rows included.
+    /// Time of a call, including rounding and quantisation of the rows.
     pub call_us: f64,
-    /// 10^9 multiplications and additions a second.
+    /// 10^9 multiplications and additions per second.
     pub gops: f64,
 }
 
@@ -43,11 +43,11 @@ pub struct SpeedUp {
     pub rows: usize,
     /// As in [`ProductSpeed`].
     pub precision: &'static str,
-    /// Time of one thread by time of two.
+    /// Time on one thread divided by time on two.
     pub times: f64,
 }
 
-/// Measures every combination with one thread to `threads`.
+/// Measures every combination on 1 to `threads` threads.
 pub(super) fn measure(threads: usize) -> Result<Vec<ProductSpeed>, Error> {
     let mut speeds = Vec::new();
     for preset in PRESETS {
@@ -77,7 +77,7 @@ pub(super) fn measure(threads: usize) -> Result<Vec<ProductSpeed>, Error> {
     Ok(speeds)
 }
 
-/// Two threads beside one, for every layer that was measured with both.
+/// Compares two threads with one, for every layer that was measured with both.
 pub(super) fn speed_up(speeds: &[ProductSpeed]) -> Vec<SpeedUp> {
     let one = speeds.iter().filter(|s| s.threads == 1);
     let of = |one: &ProductSpeed| {
@@ -95,7 +95,7 @@ pub(super) fn speed_up(speeds: &[ProductSpeed]) -> Vec<SpeedUp> {
     one.filter_map(of).collect()
 }
 
-/// Some layers of one size, with room for the most rows.
+/// A few layers of one size, with room for the most rows.
 struct Layers {
     cpu: Cpu,
     ids: Vec<LinearId>,
@@ -133,7 +133,7 @@ impl Layers {
         }
     }
 
-    /// Median microseconds of a call.
+    /// Returns the median time of a call in microseconds.
     fn median_us(&mut self, rows: usize) -> f64 {
         let x = self.x.rows(0, rows, self.in_dim);
         let out = self.out.rows(0, rows, self.out_dim);

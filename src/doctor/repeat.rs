@@ -1,17 +1,18 @@
-//! A call repeated until its median is known.
+//! Repeats a call until its median time is known.
 
 use std::time::{Duration, Instant};
 
-/// Calls at least.
+/// Fewest calls.
 const CALLS: usize = 8;
 
-/// Calls at most.
+/// Most calls.
 const MOST_CALLS: usize = 2000;
 
-/// After so long no further call begins.
+/// Time after which no further call begins.
 const LONGEST: Duration = Duration::from_millis(80);
 
-/// Median microseconds of `call`, which is told how many there were before, after `first` calls that do not count.
+/// Returns the median time of `call` in microseconds, after `first` calls that do not count. `call` is given its index,
+/// which starts from 0 in both series.
 pub(super) fn median_us(first: usize, mut call: impl FnMut(usize)) -> f64 {
     (0..first).for_each(&mut call);
     let begin = Instant::now();

@@ -6,16 +6,16 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
-/// As much of a file is read: `/proc/cpuinfo` of the largest machines is shorter.
+/// Most bytes read of a file: `/proc/cpuinfo` of the largest machines is shorter.
 const MAX_FILE_BYTES: u64 = 8 << 20;
 
-/// Core whose settings are looked at at most: more than any machine has.
+/// Most cores whose settings are read: more than any machine has.
 const MAX_CORES_READ: usize = 1024;
 
-/// Groups between a process and the root of its hierarchy that are looked at.
+/// Most control groups read from a process's own up to the root of the hierarchy.
 const MAX_GROUPS: usize = 64;
 
-/// What could be read; the rest is none. Sizes in bytes.
+/// What could be read; the rest is `None`. Sizes are in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct SystemFacts {
     /// Name of the processor.
@@ -24,9 +24,9 @@ pub struct SystemFacts {
     pub cores: Option<usize>,
     /// Cores kept free of other programs.
     pub isolated_cores: Option<Vec<usize>>,
-    /// Memory.
+    /// Memory the system has.
     pub memory_total_bytes: Option<u64>,
-    /// Of it, what programs may still have.
+    /// Memory still available to programs.
     pub memory_available_bytes: Option<u64>,
     /// `always`, `madvise` or `never`.
     pub transparent_huge_pages: Option<String>,
@@ -34,21 +34,21 @@ pub struct SystemFacts {
     pub free_huge_pages: Option<u64>,
     /// Cores under each frequency governor; empty where the system does not say.
     pub frequency_governors: BTreeMap<String, usize>,
-    /// What the clock is read from.
+    /// Source the clock is read from.
     pub clock_source: Option<String>,
     /// Whether the kernel is one for real time (`PREEMPT_RT`).
     pub realtime_kernel: bool,
-    /// Microseconds of a second that real-time threads may have; -1 for all.
+    /// Microseconds of each second that real-time threads may have; -1 for all.
     pub realtime_runtime_us: Option<i64>,
-    /// Cores' time the container may use; none without a limit.
+    /// How many cores' time the container may use; `None` without a limit.
     pub cpu_quota_cores: Option<f64>,
-    /// Periods in which the container's time was used up.
+    /// Periods in which the container used up its time.
     pub throttled_periods: Option<u64>,
-    /// Programs that ran or waited to, on average of the last minute.
+    /// Programs that ran or waited to run, on average over the last minute.
     pub load_average: Option<f64>,
-    /// How much memory may be locked, where the capability to lock any is not there.
+    /// How much memory may be locked without the capability to lock any amount.
     pub memory_lock_limit: Option<Limit>,
-    /// Effective capabilities, one a bit.
+    /// Effective capabilities, one per bit.
     #[serde(skip)]
     pub capabilities: u64,
 }
@@ -57,7 +57,7 @@ pub struct SystemFacts {
 struct Files<'a>(&'a Path);
 
 impl Files<'_> {
-    /// What a file says; none when it cannot be read.
+    /// Returns a file's text; `None` when it cannot be read.
     fn text(&self, path: &str) -> Option<String> {
         let file = std::fs::File::open(self.0.join(path)).ok()?;
         let mut bytes = Vec::new();
@@ -65,12 +65,12 @@ impl Files<'_> {
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// As [`Files::text`], empty where there is none.
+    /// Like [`Files::text`], but empty when the file cannot be read.
     fn or_empty(&self, path: &str) -> String {
         self.text(path).unwrap_or_default()
     }
 
-    /// A file's one word.
+    /// Returns a file's first word.
     fn word(&self, path: &str) -> Option<String> {
         let text = self.text(path)?;
         text.split_whitespace().next().map(str::to_owned)
@@ -78,7 +78,7 @@ impl Files<'_> {
 }
 
 impl SystemFacts {
-    /// Reads below `root`, on a running system `/`.
+    /// Reads the files below `root`, which is `/` on a running system.
     pub fn read(root: &Path) -> SystemFacts {
         let files = Files(root);
         let cpuinfo = files.or_empty("proc/cpuinfo");
@@ -127,7 +127,7 @@ fn governors(files: &Files<'_>) -> BTreeMap<String, usize> {
     governors
 }
 
-/// The least quota of the process's group and those above it, and how often the own one was used up.
+/// Returns the least quota of the process's control group and those above it, and how often its own was used up.
 fn quota(files: &Files<'_>) -> (Option<f64>, Option<u64>) {
     let cgroup = files.or_empty("proc/self/cgroup");
     let (root, group, second) = match (parse::group(&cgroup, "cpu"), parse::group(&cgroup, "")) {
@@ -145,7 +145,7 @@ fn quota(files: &Files<'_>) -> (Option<f64>, Option<u64>) {
             &files.text(&format!("{folder}/cpu.cfs_period_us"))?,
         )
     };
-    // Of a container only its own part of the hierarchy may be there, as the root.
+    // In a container only its own part of the hierarchy may be there, as the root.
     let groups = std::iter::successors(Some(group), |group| {
         let (above, _) = group.rsplit_once('/')?;
         (!group.is_empty()).then_some(above)
@@ -158,17 +158,17 @@ fn quota(files: &Files<'_>) -> (Option<f64>, Option<u64>) {
     (least, throttled)
 }
 
-/// Size and free part of `/dev/shm`; none where there is none.
+/// Returns the size and the free part of `/dev/shm`; `None` where there is none.
 #[cfg(target_os = "linux")]
 pub fn shared_memory_bytes() -> Option<(u64, u64)> {
     let shm = nix::sys::statvfs::statvfs("/dev/shm").ok()?;
-    // Narrower types on 32-bit systems.
+    // Both types are narrower on 32-bit systems.
     #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
     let bytes = |blocks| u64::from(blocks).saturating_mul(shm.fragment_size() as u64);
     Some((bytes(shm.blocks()), bytes(shm.blocks_available())))
 }
 
-/// Size and free part of `/dev/shm`; none where there is none.
+/// Returns the size and the free part of `/dev/shm`; `None` where there is none.
 #[cfg(not(target_os = "linux"))]
 pub fn shared_memory_bytes() -> Option<(u64, u64)> {
     None

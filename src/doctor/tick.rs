@@ -1,4 +1,4 @@
-//! What a tick of a configuration costs: whole ticks, with a context as full as it gets.
+//! Measures what whole ticks of a configuration cost, with a context as full as it gets.
 
 use super::Subject;
 use crate::backend::cpu::{Cpu, Path};
@@ -10,31 +10,31 @@ use crate::time::{Clock, NS_PER_MS, WallClock};
 use crate::timing::Timing;
 use serde::Serialize;
 
-/// Ticks that are measured at most.
+/// Most ticks that are measured.
 const MOST_TICKS: u64 = 200;
 
-/// Ticks that are measured at least, however long they take.
+/// Fewest ticks that are measured, however long they take.
 const LEAST_TICKS: u64 = 5;
 
-/// After so long no further tick is measured.
+/// Time after which no further tick is measured.
 const LONGEST_NS: u64 = 3000 * NS_PER_MS;
 
-/// After so long the window need not be full.
+/// Time after which measuring begins even if the window is not full.
 const LONGEST_WARM_UP_NS: u64 = 3000 * NS_PER_MS;
 
-/// What a tick costs: each camera decodes a JPEG of [`PICTURE`](crate::runtime::PICTURE), all else is blank. Without the front ends of
-/// sound, text and telemetry, and without publication.
+/// What a tick costs. Each camera decodes a JPEG of [`PICTURE`](crate::runtime::PICTURE), all other input is blank. The
+/// front ends of sound, text and telemetry are left out, and so is publication.
 #[derive(Clone, Debug, Serialize)]
 pub struct TickCost {
     /// Name of the model.
     pub model: String,
     /// Whether its weights are trained.
     pub trained: bool,
-    /// What computes it.
+    /// Name of the backend.
     pub backend: String,
     /// Threads.
     pub threads: usize,
-    /// New tokens of a tick.
+    /// New tokens per tick.
     pub rows: usize,
     /// Ticks that were measured.
     pub ticks: u64,
@@ -44,23 +44,23 @@ pub struct TickCost {
     pub stages: Vec<StageCost>,
     /// All stages together.
     pub whole: StageCost,
-    /// Between ticks.
+    /// Time between ticks.
     pub period_ms: f64,
-    /// Newest sample used to publication.
+    /// Longest time allowed from the newest sample used to publication.
     pub deadline_ms: f64,
-    /// What the deadline leaves of it where required topics are waited for as long as allowed.
+    /// What is left of the deadline after the longest wait for required topics.
     pub left_ms: f64,
-    /// Period by median.
+    /// Period divided by the median of whole ticks.
     pub times_real_time: f64,
     /// Whether the deadline is kept.
     pub verdict: DeadlineVerdict,
-    /// Weights packed for this machine and all memory allocated, before the first tick.
+    /// Time before the first tick, in which weights are packed for this machine and all memory is allocated.
     pub prepared_ms: f64,
-    /// Of weights.
+    /// Size of the weights.
     pub weights_bytes: usize,
-    /// Of activations and context.
+    /// Size of the arena: activations and context.
     pub arena_bytes: usize,
-    /// Of moments for retrieval.
+    /// Size of the moments kept for retrieval.
     pub moments_bytes: usize,
 }
 
@@ -79,13 +79,13 @@ pub struct StageCost {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeadlineVerdict {
-    /// All that were measured.
+    /// All measured ticks do, even after the longest wait for topics.
     Fits,
-    /// All, unless topics are waited for.
+    /// All do, unless topics are waited for.
     FitsWithoutWaiting,
-    /// Half of them.
+    /// At least half of them do.
     FitsAtTheMedian,
-    /// Fewer.
+    /// Fewer than half do.
     TooSlow,
 }
 
@@ -103,7 +103,7 @@ impl DeadlineVerdict {
     }
 }
 
-/// Runs ticks, at ordinary priority on any core: a measurement must not stand in others' way.
+/// Runs ticks at ordinary priority and on any core, so that the measurement does not get in the way of other programs.
 pub(super) fn measure(subject: Subject<'_>) -> Result<TickCost, Error> {
     let threads = subject.config.engine.threads;
     on_tick_thread(threads, || measure_here(subject))?.map_err(Error::Run)

@@ -1,5 +1,5 @@
-//! How far back a topic's context reaches: its ring is sized for its configured rate, and a topic that brings more than that
-//! pushes tokens out which still lie within the window.
+//! How far back a topic's context reaches. Its ring is sized for its configured rate; a topic that brings more pushes
+//! out tokens that still lie within the window.
 
 use crate::archive::{Archive, Archived};
 use std::collections::VecDeque;
@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 /// A tick's tokens.
 #[derive(Clone, Copy, Debug, Default)]
 struct Part {
-    /// The earliest capture time of them.
+    /// Their earliest capture time.
     from_ns: u64,
     tokens: u64,
 }
@@ -21,12 +21,12 @@ pub(super) struct ContextSpan {
     /// Most parts within the window.
     most_parts: usize,
     tokens: u64,
-    /// Whether the last ticks have pushed tokens out that lie within the window.
+    /// Whether recent ticks have pushed out tokens that lie within the window.
     shortened: bool,
 }
 
 impl ContextSpan {
-    /// For a ring of `capacity` tokens; `window_ns` and `period_ns` of the run.
+    /// Creates the span of a ring of `capacity` tokens, for a run with this window and period.
     pub fn new(capacity: usize, window_ns: u64, period_ns: u64) -> ContextSpan {
         // Both ends of the window, and the part that is being added.
         let most_parts = (window_ns / period_ns.max(1)) as usize + 3;
@@ -40,7 +40,7 @@ impl ContextSpan {
         }
     }
 
-    /// A tick at `now_ns` has appended so many tokens, the earliest captured at `from_ns`.
+    /// Notes that a tick at `now_ns` has appended `tokens` tokens, the earliest captured at `from_ns`.
     pub fn append(&mut self, now_ns: u64, from_ns: u64, tokens: usize) {
         while let Some(&Part { from_ns, tokens }) = self.parts.front()
             && (from_ns.saturating_add(self.window_ns) < now_ns
@@ -55,7 +55,7 @@ impl ContextSpan {
             self.tokens += tokens;
         }
         let mut excess = self.tokens.saturating_sub(self.capacity);
-        // Once too few tokens have gone by to push any out, the ring holds the whole window again.
+        // As soon as the window's tokens no longer fill the ring, it holds the whole window again.
         self.shortened = excess > 0 || (self.shortened && self.tokens >= self.capacity);
         self.tokens -= excess;
         while let Some(oldest) = self.parts.front_mut()
@@ -70,20 +70,20 @@ impl ContextSpan {
         }
     }
 
-    /// How far back the context reaches at `now_ns`, where that is less than the window because of the topic's rate.
+    /// Returns how far back the context reaches at `now_ns`, if the topic's rate makes that less than the window.
     pub fn shortened_to_ns(&self, now_ns: u64) -> Option<u64> {
         let oldest = self.parts.front().filter(|_| self.shortened)?;
         Some(now_ns.saturating_sub(oldest.from_ns))
     }
 
-    /// A new epoch.
+    /// Begins a new epoch.
     pub fn reset(&mut self) {
         self.parts.clear();
         self.tokens = 0;
         self.shortened = false;
     }
 
-    /// To or from a keyframe.
+    /// Writes the state to a keyframe, or reads it back.
     pub fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.flag("shortened context", &mut self.shortened)?;
         let mut parts = self.parts.len();
@@ -104,7 +104,8 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    /// Ticks 100 ms apart of so many tokens each, captured at the tick; what the last one says, in milliseconds.
+    /// Appends ticks 100 ms apart with `tokens` tokens each, captured at the tick; returns what the last one
+    /// says, in milliseconds.
     fn after(span: &mut ContextSpan, ticks: std::ops::Range<u64>, tokens: usize) -> Option<u64> {
         let at = |tick: u64| tick * 100 * MS;
         ticks

@@ -7,14 +7,14 @@ use crate::umm::rows::{Rows, Sizes};
 /// Bytes of a frozen state.
 #[derive(Clone, Copy, Debug)]
 pub struct FrozenSizes {
-    /// Of what lies in the rings: always so many.
+    /// Bytes of the rings' rows, a fixed number.
     pub rows: usize,
-    /// Of all else, usually no more.
+    /// Bytes of everything else, usually no more than this.
     pub most_rest: usize,
 }
 
 impl Engine {
-    /// The state between two ticks as bytes, appended to `out`, and what lies in the rings to `rows`; see [`Engine::thaw`].
+    /// Appends the state between two ticks to `out`, and writes the rings' rows to `rows`; see [`Engine::thaw`].
     ///
     /// # Errors
     /// [`ArchiveError::Short`] when `rows` is not an image of [`FrozenSizes::rows`].
@@ -22,9 +22,9 @@ impl Engine {
         self.archive(&mut Archive::Write(out), &mut rows)
     }
 
-    /// How large a frozen state is.
+    /// Returns how large a frozen state is.
     pub fn frozen_sizes(&mut self) -> FrozenSizes {
-        /// Beside a slot's row: times, or which moment it is.
+        /// Bytes a slot takes besides its row: times, or which moment it is.
         const SLOT_BYTES: usize = 3 * size_of::<u64>();
         /// Front ends, results, counts.
         const OTHER_BYTES: usize = 256 << 10;
@@ -42,7 +42,7 @@ impl Engine {
         }
     }
 
-    /// Takes over a frozen state: the next step is what it would have been there.
+    /// Takes over a frozen state: the next step gives what it would have given there.
     ///
     /// # Errors
     /// [`ArchiveError`] for bytes of another configuration or model; the engine is then as new.

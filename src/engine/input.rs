@@ -1,4 +1,4 @@
-//! One topic's way from message to tokens: decode, preprocess, append to the tick's batch.
+//! One topic's path from message to tokens: decode, preprocess, append to the tick's batch.
 
 use crate::archive::{Archive, Archived};
 use crate::config::TopicConfig;
@@ -40,7 +40,7 @@ pub enum InputError {
     },
 }
 
-/// Most tokens one sample of a topic gives.
+/// Returns the most tokens that one sample of a topic gives.
 pub(super) fn tokens_per_sample(topic: &TopicConfig, spec: &ModelSpec) -> usize {
     match topic.kind {
         Modality::Camera => spec.camera_tokens(),
@@ -56,14 +56,14 @@ struct Signals {
     /// Index in the model's list, and scale, in the order of the decoder's values.
     scales: Vec<(u32, Scale)>,
     values: Vec<f64>,
-    /// Of the message that is decoded, which may turn out to be broken.
+    /// Values of the message being decoded, which may turn out to be broken.
     decoded: Vec<f64>,
     features: Vec<f32>,
     quality: TelemetryQuality,
-    /// Which signals have come in this tick, and in this run.
+    /// Which signals have come in this tick (`came`) and in this run (`ever`).
     came: Vec<bool>,
     ever: Vec<bool>,
-    /// Of the tick's newest message, whose values are in `values`.
+    /// Capture time of the tick's newest message, whose values are in `values`.
     newest_ns: Option<u64>,
 }
 
@@ -78,9 +78,9 @@ enum Kind {
 pub(super) struct TopicInput {
     kind: Kind,
     grid: usize,
-    /// For bytes that must be put together or decoded from base64.
+    /// For bytes that must be joined or decoded from base64.
     scratch: Vec<u8>,
-    /// A JPEG that rehearsals decode, where this is a camera; empty for none.
+    /// The JPEG that a camera's rehearsals decode; empty for none.
     picture: Vec<u8>,
     now_ns: u64,
 }
@@ -156,7 +156,7 @@ impl TopicInput {
         Ok(())
     }
 
-    /// From now on rehearsals decode this JPEG, where this is a camera; an empty one ends it.
+    /// Sets the JPEG that rehearsals decode from now on, if this is a camera; an empty one unsets it.
     pub fn set_picture(&mut self, jpeg: &[u8]) {
         self.picture = match self.kind {
             Kind::Camera(_) => jpeg.to_vec(),
@@ -164,8 +164,8 @@ impl TopicInput {
         };
     }
 
-    /// Appends what a tick of `period_ns` usually brings, of blank content or of the picture that was set: a rehearsal.
-    /// Whether a picture was decoded.
+    /// Appends what a tick of `period_ns` usually brings, blank or from the picture that was set: a rehearsal. Returns
+    /// whether a picture was decoded.
     pub fn rehearse(
         &mut self,
         topic: usize,
@@ -203,7 +203,7 @@ impl TopicInput {
         decoded
     }
 
-    /// Hands over what was gathered over the tick.
+    /// Hands over what was gathered during the tick.
     pub fn finish_tick(&mut self, topic: usize, tick_time_ns: u64, batch: &mut TokenBatch) {
         self.now_ns = tick_time_ns;
         match &mut self.kind {
@@ -212,7 +212,7 @@ impl TopicInput {
                 batch.push_audio(topic, times_ns, features);
                 audio.clear_tokens();
             }
-            // Once a tick: several messages of one tick are not spaced as their publisher spaces them.
+            // Judged once a tick: the messages within a tick are not spaced as their publisher spaces them.
             Kind::Telemetry(signals) => {
                 if let Some(newest_ns) = signals.newest_ns.take() {
                     let Signals {
@@ -238,7 +238,8 @@ impl TopicInput {
         }
     }
 
-    /// Signals, as places in the configuration's order, that none of the messages used had.
+    /// Returns the signals that no message used has had, as places in the configuration's order; none if no
+    /// signal ever came.
     pub fn never_came(&self) -> impl Iterator<Item = usize> {
         let ever: &[bool] = match &self.kind {
             Kind::Telemetry(signals) if signals.ever.contains(&true) => &signals.ever,
@@ -248,7 +249,7 @@ impl TopicInput {
         never.map(|(signal, _)| signal)
     }
 
-    /// 0..1 as of the last tick.
+    /// Returns the quality as of the last tick, 0..1.
     pub fn quality(&self) -> f32 {
         self.judge().score
     }
@@ -262,7 +263,7 @@ impl TopicInput {
         }
     }
 
-    /// A camera's last image as the model saw it.
+    /// Returns a camera's last image as the model saw it.
     pub fn rgb_mut(&mut self) -> Option<&mut Vec<u8>> {
         match &mut self.kind {
             Kind::Camera(camera) => Some(camera.rgb_mut()),
@@ -270,7 +271,7 @@ impl TopicInput {
         }
     }
 
-    /// The front end's state, to or from a keyframe.
+    /// Writes the front end's state to a keyframe, or reads it back.
     pub fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.number("time", &mut self.now_ns)?;
         match &mut self.kind {
@@ -281,7 +282,7 @@ impl TopicInput {
         }
     }
 
-    /// A new epoch.
+    /// Begins a new epoch.
     pub fn reset(&mut self) {
         match &mut self.kind {
             Kind::Camera(camera) => camera.reset(),

@@ -27,14 +27,14 @@ pub use freeze::FrozenSizes;
 pub use input::InputError;
 pub use report::{ModalityReport, SampleId, TickReport, TopicReport};
 
-/// Decoders' front ends and the network of one stream.
+/// The front ends and the network of one run.
 pub struct Engine {
     network: Network,
     inputs: Vec<TopicInput>,
     modality_of: Vec<Modality>,
     spans: Vec<ContextSpan>,
     batch: TokenBatch,
-    /// Of the tick that has been prepared.
+    /// The moment of the prepared tick.
     moment: TickMoment,
     pool: PoolWork,
     report: TickReport,
@@ -130,12 +130,13 @@ impl Engine {
         })
     }
 
-    /// Runs one tick, or of it what `plan` leaves; returns the plan as the probe has left it. Fates of its samples go to the
-    /// ledger. For a sample that cannot be decoded the next older one of its topic is taken, if the tick has one to spare;
-    /// spare samples are let go of.
+    /// Runs one tick, or as much of it as `plan` leaves; returns the plan after the probe's changes.
+    ///
+    /// The fates of its samples go to the ledger. If a sample cannot be decoded, the next older one of its topic is
+    /// taken, provided the tick has one to spare. Spare samples are dropped afterwards.
     ///
     /// # Errors
-    /// [`crate::umm::ring::ChunkTooLong`] never follows from input data: the configuration's limits exclude it.
+    /// [`crate::umm::ring::ChunkTooLong`], which no input data can cause: the configuration's limits exclude it.
     pub fn step(
         &mut self,
         tick: &mut Tick,
@@ -153,7 +154,7 @@ impl Engine {
         Ok(plan)
     }
 
-    /// The front ends of a tick: what [`Engine::step`] does before the network's step. Returns the plan for the rest.
+    /// Runs a tick's front ends: what [`Engine::step`] does before the network's step. Returns the plan for the rest.
     pub fn prepare(
         &mut self,
         tick: &mut Tick,
@@ -181,7 +182,7 @@ impl Engine {
         plan
     }
 
-    /// The network's step of a prepared tick, for [`crate::model::network::step_together`].
+    /// Returns the network's step of a prepared tick, for [`crate::model::network::step_together`].
     pub fn lane_step(&mut self) -> LaneStep<'_> {
         LaneStep {
             network: &mut self.network,
@@ -190,7 +191,7 @@ impl Engine {
         }
     }
 
-    /// What [`Engine::step`] does after the network's step.
+    /// Does what [`Engine::step`] does after the network's step.
     pub fn conclude(&mut self, tick: &Tick, plan: Plan) {
         if plan.computes() {
             self.mark_missing();
@@ -198,7 +199,7 @@ impl Engine {
         self.chain_digest(tick);
     }
 
-    /// Tokens of the last tick.
+    /// Returns the number of tokens in the last tick.
     pub fn rows(&self) -> usize {
         self.batch.rows()
     }
@@ -246,7 +247,7 @@ impl Engine {
         }
     }
 
-    /// Notes which samples were tried, and gives their memory back: a camera's driver may wait for its.
+    /// Notes which samples were tried, and frees their memory: a camera's driver may be waiting for it.
     fn let_go(&mut self, tick: &mut Tick) {
         let samples = tick.taken.iter().map(|taken| SampleId {
             topic: taken.sample.topic,
@@ -280,7 +281,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Chains the next tick to this digest: that of a tick computed elsewhere.
+    /// Chains the next tick to the digest of a tick computed elsewhere.
     pub fn set_digest(&mut self, digest: u64) {
         self.report.digest = digest;
     }
@@ -316,7 +317,7 @@ impl Engine {
         }
     }
 
-    /// A modality is there when the network saw a token of it: a first block of audio may be too short for one.
+    /// Marks a modality as missing if the network saw no token of it: a first block of audio may be too short for one.
     fn mark_missing(&mut self) {
         let valid = self.network.outputs().valid;
         for (report, valid) in self.report.modalities.iter_mut().zip(valid) {
@@ -360,30 +361,32 @@ impl Engine {
         self.report.digest = hasher.digest();
     }
 
-    /// Signals that none of a topic's messages used in this run had, though some were: places of the topic and of the signal, in the
-    /// configuration's order.
+    /// Returns the signals that no message used in this run has had, for topics of which some signal has come: places
+    /// of topic and signal in the configuration's order.
     pub fn signals_that_never_came(&self) -> impl Iterator<Item = (usize, usize)> {
         let topics = self.inputs.iter().enumerate();
         topics.flat_map(|(topic, input)| input.never_came().map(move |signal| (topic, signal)))
     }
 
-    /// The network and its outputs of the last tick.
+    /// Returns the network, with its outputs of the last tick.
     pub fn network(&self) -> &Network {
         &self.network
     }
 
-    /// For text queries, which use the network's work space.
+    /// Returns the network for text queries, which use its work space.
     pub fn network_mut(&mut self) -> &mut Network {
         &mut self.network
     }
 
-    /// What the last tick was made of.
+    /// Returns what the last tick was made of.
     pub fn report(&self) -> &TickReport {
         &self.report
     }
 
-    /// The first camera topic's image as the model saw it, RGB, square, and when it was captured; none where the last tick had
-    /// none. It is wanted no more: another buffer of its size may be put in its place.
+    /// Returns the first camera topic's image as the model saw it (RGB, square) and when it was captured; none if the
+    /// last tick used none.
+    ///
+    /// The engine no longer needs the image: another buffer of its size may be put in its place.
     pub fn thumbnail(&mut self) -> Option<(&mut Vec<u8>, u64)> {
         let topic = self.thumbnail_topic?;
         let newest_ns = self.report.topics[topic].newest_ns?;
@@ -393,7 +396,7 @@ impl Engine {
     }
 }
 
-/// Whether a tick under `plan` takes samples of a modality.
+/// Returns whether a tick under `plan` takes samples of a modality.
 fn takes(plan: Plan, modality: Modality, tick: u64) -> bool {
     plan.computes()
         && match modality {

@@ -1,4 +1,4 @@
-//! Ticks that are made up: what the governor and the doctor measure before there is any input.
+//! Made-up ticks, which the governor and the doctor measure before there is any input.
 
 use super::{Engine, takes};
 use crate::governor::Plan;
@@ -8,7 +8,7 @@ use crate::model::stage::{Stage, StageProbe};
 use crate::umm::ring::ChunkTooLong;
 
 impl Engine {
-    /// From now on rehearsals decode this JPEG for every camera topic, and say how long that took.
+    /// Makes rehearsals decode this JPEG for every camera topic from now on, and say how long that took.
     pub fn rehearse_with(&mut self, jpeg: &[u8]) {
         self.inputs.iter_mut().for_each(|i| i.set_picture(jpeg));
     }
@@ -28,7 +28,7 @@ impl Engine {
         let time_ns = (tick * period_ns) as i64;
         let mut decoded = false;
         for (index, input) in self.inputs.iter_mut().enumerate() {
-            // A tick in which every plan that sees the camera at all sees it.
+            // Tick 0: every plan that sees the camera at all sees it there.
             if takes(plan, self.modality_of[index], 0) {
                 decoded |= input.rehearse(index, time_ns, period_ns, &mut self.batch);
             }
@@ -46,7 +46,7 @@ impl Engine {
         self.network.step(&moment, &self.batch, probe)
     }
 
-    /// Forgets everything: what a rehearsal left behind.
+    /// Clears network, batch and front ends, as after a rehearsal.
     pub fn forget(&mut self) {
         self.network.forget();
         self.batch.clear();

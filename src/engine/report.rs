@@ -1,4 +1,4 @@
-//! What a tick was made of, beside the network's outputs.
+//! What a tick was made of, besides the network's outputs.
 
 use crate::model::spec::MODALITIES;
 
@@ -50,7 +50,7 @@ pub struct SampleId {
 /// Everything about the last tick that is not in the network's outputs.
 #[derive(Clone, Debug, Default)]
 pub struct TickReport {
-    /// The samples it was handed, in the order they were tried, those that its plan left out among them.
+    /// The samples it was handed, in the order they were tried, including those its plan left out.
     pub samples: Vec<SampleId>,
     /// In the configuration's order.
     pub topics: Vec<TopicReport>,
@@ -60,12 +60,12 @@ pub struct TickReport {
     pub newest_used_ns: Option<u64>,
     /// Chained over ticks: inputs taken, and the digests of every stage.
     pub digest: u64,
-    /// Of the tick before.
+    /// The digest of the tick before.
     pub previous_digest: u64,
 }
 
 impl TickReport {
-    /// Becomes that one, in the memory it has.
+    /// Copies another report into the memory this one has.
     pub fn copy_from(&mut self, other: &TickReport) {
         let TickReport {
             samples,

@@ -6,7 +6,7 @@ use crate::model::network::{NetworkConfig, Stream};
 use crate::model::spec::ModelSpec;
 use crate::time::NS_PER_MS;
 
-/// Sizes of the network's context, from the configuration and the weights' specification.
+/// Computes the sizes of the network's context from the configuration and the weights' specification.
 pub(super) fn network_config(config: &Config, spec: &ModelSpec) -> NetworkConfig {
     let engine = &config.engine;
     let streams = config
@@ -35,7 +35,8 @@ pub(super) fn network_config(config: &Config, spec: &ModelSpec) -> NetworkConfig
     }
 }
 
-/// Pooled tokens of a topic's long context; 0 for none. Weights without one are refused later, by the network.
+/// Returns how many pooled tokens a topic's long context holds; 0 for none. Weights without a long context are refused
+/// later, by the network.
 fn context_capacity(
     config: &Config,
     topic: &TopicConfig,

@@ -1,9 +1,9 @@
 //! The recorded inputs of a run that is repeated.
 //!
-//! A live run's clock may have been set ahead or back, or stood still, while it was recorded: no time says how far on a sample
-//! is to be found, nor when one is not wanted any more. So both files are looked through first: the journal for the samples
-//! its ticks took, the recording for the samples there are. While the run is repeated the recording is read as far on as the
-//! next sample asks for, and what is passed over is kept where a later tick takes it.
+//! A live run's clock may have been set ahead or back, or stood still, while it was recorded. Times therefore do not
+//! tell how far ahead a sample lies, nor when one is no longer needed. So both files are read through first: the
+//! journal for the samples its ticks took, the recording for the samples it holds. While the run is repeated, the
+//! recording is read up to the next sample asked for, and what is read on the way is kept if a later tick takes it.
 
 use super::journal::Journal;
 use crate::config::Config;
@@ -17,7 +17,7 @@ use crate::time::LogClock;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
 
-/// What a sample is known by: topic, the count of its publisher, and arrival. MCAP counts in 32 bits.
+/// What identifies a sample: topic, its publisher's count and its arrival. MCAP counts in 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
     topic: usize,
@@ -35,19 +35,19 @@ impl Key {
     }
 }
 
-/// Recorded inputs, and those of them that a later tick takes.
+/// Recorded inputs, and those already read that a later tick takes.
 pub(super) struct Inputs {
     source: Replay,
     queues: Vec<QueueReceiver>,
     recorded: Recorded,
-    /// How many ticks take a sample that has not been read yet.
+    /// How many ticks take each sample that has not been read yet.
     wanted: HashMap<Key, u32>,
     waiting: HashMap<Key, VecDeque<Sample>>,
     ended: bool,
 }
 
 impl Inputs {
-    /// Of a recording, for the ticks of a journal.
+    /// Opens a recording for the ticks of a journal.
     pub fn open(log: &Path, journal: &Path, config: &Config) -> Result<Inputs, SourceError> {
         let (inlet, queues) = Inlet::new(config);
         let recorded = recorded(log, &inlet)?;
@@ -62,7 +62,7 @@ impl Inputs {
         })
     }
 
-    /// The sample a tick took; none when it was not recorded.
+    /// Returns the sample a tick took; none if it was not recorded.
     pub fn find(
         &mut self,
         topic: usize,
@@ -83,17 +83,17 @@ impl Inputs {
         }
     }
 
-    /// How the recording ended.
+    /// Returns how the recording ended.
     pub fn end(&self) -> &LogEnd {
         &self.recorded.end
     }
 
-    /// Whether a sample is missing because the recording was cut before it.
+    /// Returns whether a sample is missing because the recording was cut before it.
     pub fn were_cut_before(&self, wanted: &SampleRef) -> bool {
         self.recorded.end.cut.is_some() && wanted.log_time_ns >= self.recorded.last_ns
     }
 
-    /// A sample of a tick that is not repeated.
+    /// Drops a sample of a tick that is not repeated.
     pub fn pass_over(&mut self, topic: usize, wanted: &SampleRef) {
         let key = Key::of(topic, wanted);
         if self.take(key).is_none()
@@ -160,7 +160,7 @@ fn recorded(log: &Path, inlet: &Inlet) -> Result<Recorded, SourceError> {
     })
 }
 
-/// How many ticks of a journal took each sample.
+/// Counts how many ticks of a journal took each sample.
 fn wanted(
     journal: &Path,
     inlet: &Inlet,

@@ -1,4 +1,4 @@
-//! The journal of a run that is repeated, with the keyframes that lie between its entries.
+//! The journal of a run that is repeated, with the keyframes between its entries.
 
 use crate::proto::JournalEntry;
 use crate::sink::Channel;
@@ -13,15 +13,15 @@ pub(super) struct Journal {
     log: McapLog,
     topic: String,
     keyframe_topic: String,
-    /// The last one before the entry read last, and after the entry before that.
+    /// The last one between the entry read last and the one before it.
     keyframe: Option<Bytes>,
 }
 
 impl Journal {
-    /// Of an output log.
+    /// Opens the journal of an output log.
     pub fn open(path: &Path, prefix: &str) -> Result<Journal, SourceError> {
         Ok(Journal {
-            // A clock that was set back does not change what came after what.
+            // In file order: a clock that was set back does not change it.
             log: McapLog::open_in_file_order(path).map_err(journal_error)?,
             topic: format!("{prefix}/{}", Channel::Journal.name()),
             keyframe_topic: format!("{prefix}/{}", Channel::Keyframe.name()),
@@ -29,7 +29,7 @@ impl Journal {
         })
     }
 
-    /// The next entry; none at the end.
+    /// Reads the next entry; returns none at the end.
     pub fn next_entry(&mut self) -> Result<Option<JournalEntry>, SourceError> {
         self.keyframe = None;
         while let Some(message) = self.log.next_message()? {
@@ -48,12 +48,12 @@ impl Journal {
         Ok(None)
     }
 
-    /// The keyframe taken just before the entry read last.
+    /// Returns the keyframe taken just before the entry read last.
     pub fn keyframe(&self) -> Option<&[u8]> {
         self.keyframe.as_deref()
     }
 
-    /// How the log ended; final once there is no next entry.
+    /// Returns how the log ended; final once there is no next entry.
     pub fn end(&self) -> LogEnd {
         self.log.end()
     }

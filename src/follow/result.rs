@@ -1,20 +1,20 @@
-//! What following a journal comes to, and how it is said.
+//! The result of following a journal, and how it is worded.
 
 use crate::source::mcap_log::LogEnd;
 use std::fmt;
 
-/// Where a repeated run parts from its journal.
+/// Where a repeated run departs from its journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// The tick.
     pub tick: u64,
     /// Its epoch.
     pub epoch: u32,
-    /// What is not the same.
+    /// What differs.
     pub what: What,
 }
 
-/// What is not the same.
+/// What differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
     /// A sample the journal names was not recorded.
@@ -26,12 +26,12 @@ pub enum What {
     },
     /// The tick follows one that is not in the journal.
     Hole,
-    /// A topic that is not configured.
+    /// The run used a topic that is not configured.
     UnknownTopic {
         /// The topic.
         topic: String,
     },
-    /// A stage came to another result.
+    /// A stage gave another result.
     Stage {
         /// Which: one of [`crate::model::network::DIGEST_STAGES`], or `tick` when only the order of samples differs.
         stage: String,
@@ -75,17 +75,17 @@ impl fmt::Display for What {
     }
 }
 
-/// Ticks between two others that could not be checked: the journal has no entries of theirs, or the recording not their samples, or
-/// none of what came before.
+/// Ticks between two checked ones that could not be checked: the journal lacks their entries, the recording lacks their
+/// samples, or the state before them is unknown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unchecked {
-    /// Epoch and tick checked last before.
+    /// Epoch and tick of the last check before.
     pub after: (u32, u64),
-    /// Epoch and tick checked next.
+    /// Epoch and tick of the next check.
     pub until: (u32, u64),
-    /// Entries of the journal in between that were passed over.
+    /// Journal entries in between that were skipped.
     pub entries: u64,
-    /// [`What::Hole`] or [`What::NotRecorded`]: where it began.
+    /// Why the gap began: [`What::Hole`] or [`What::NotRecorded`].
     pub because: What,
 }
 
@@ -120,28 +120,28 @@ impl fmt::Display for Unchecked {
     }
 }
 
-/// Gaps that are described; further ones are only counted.
+/// Most gaps that are described; further ones are only counted.
 pub const MAX_DESCRIBED_GAPS: usize = 16;
 
-/// What following a journal has come to.
+/// The result of following a journal.
 #[derive(Clone, Debug, Default)]
 pub struct Followed {
-    /// Ticks that came to the same digests.
+    /// Ticks with the journal's digests.
     pub ticks: u64,
-    /// Of these, ticks whose heads were left out: what they recall of before a hole is not known.
+    /// Of these, ticks whose heads were not compared: what they recall from before a hole is not known.
     pub ticks_without_heads: u64,
-    /// Samples they took.
+    /// Samples these ticks took.
     pub samples: u64,
-    /// Gaps that were passed over, the first [`MAX_DESCRIBED_GAPS`].
+    /// Gaps that were skipped, the first [`MAX_DESCRIBED_GAPS`].
     pub unchecked: Vec<Unchecked>,
-    /// Gaps that were passed over, all.
+    /// Number of all gaps that were skipped.
     pub unchecked_count: u64,
-    /// The first that did not; nothing after it was looked at. A hole, or a sample that was not recorded, is one where nothing to go
-    /// on from came behind it.
+    /// The first tick that differs; nothing after it was looked at. A hole, or a sample that was not recorded, counts
+    /// as a difference only if nothing to continue from came after it.
     pub difference: Option<Difference>,
     /// How the journal ended.
     pub journal_end: LogEnd,
-    /// How the inputs ended. Where they were cut, as by a kill, what the journal has behind that cannot be repeated, and is no
-    /// difference.
+    /// How the inputs ended. If they were cut, as by a kill, journal entries after the cut cannot be repeated, which
+    /// is no difference.
     pub inputs_end: LogEnd,
 }

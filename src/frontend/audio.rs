@@ -1,7 +1,7 @@
-//! The microphone's front end: blocks of PCM to audio tokens with their times, and quality.
+//! The microphone's front end: turns blocks of PCM into audio tokens with their times, and judges their quality.
 //!
-//! The first block anchors the stream's sample clock; small differences between a block's stamp and that clock are jitter
-//! and drift, followed slowly. A larger one means lost or repeated blocks: the stream starts anew there.
+//! The first block anchors the stream's sample clock. Small differences between a block's stamp and that clock are
+//! jitter and drift, which the clock follows slowly. A larger one means lost or repeated blocks; the stream restarts.
 
 use super::FrontEndError;
 use super::log_mel::{BANDS, HOP, LogMel};
@@ -13,13 +13,13 @@ use crate::archive::{Archive, ArchiveError, Archived};
 use crate::decode::AudioView;
 use crate::time::NS_PER_S;
 
-/// A block this far from the sample clock starts the stream anew.
+/// A block further than this from the sample clock restarts the stream.
 pub const MAX_DRIFT_NS: i64 = 40_000_000;
 
-/// Share of a block's deviation by which the clock is corrected.
+/// Each block corrects the clock by its deviation divided by this.
 const FOLLOW: i64 = 16;
 
-/// Time from mel frame to mel frame.
+/// Time from one mel frame to the next.
 const HOP_NS: u64 = HOP as u64 * NS_PER_S / RATE_HZ as u64;
 
 /// State of one audio topic.
@@ -29,22 +29,23 @@ pub struct AudioFrontEnd {
     max_tokens: usize,
     resample: Option<Resample>,
     mel: LogMel,
-    /// Time of the stream's first sample, as estimated.
+    /// Estimated time of the stream's first sample.
     anchor_ns: i64,
     /// Input samples since then.
     samples_in: u64,
-    /// Frames since then.
+    /// Mel frames since then.
     frames: u64,
     mono: Vec<f32>,
     resampled: Vec<f32>,
-    /// Frames of an unfinished token, then finished tokens: `[n, stack * BANDS]`.
+    /// Finished tokens, `[n, stack * BANDS]`, then the frames of an unfinished one.
     features: Vec<f32>,
     times_ns: Vec<i64>,
     quality: AudioQuality,
 }
 
 impl AudioFrontEnd {
-    /// Tokens of `stack` hops from blocks of at most `max_block_ms`, at most `max_tokens` of them handed out at a time.
+    /// Creates a front end that makes tokens of `stack` hops from blocks of at most `max_block_ms` and hands out at
+    /// most `max_tokens` at a time.
     pub fn new(stack: usize, max_block_ms: u64, max_tokens: usize) -> AudioFrontEnd {
         AudioFrontEnd {
             stack,
@@ -63,8 +64,8 @@ impl AudioFrontEnd {
         }
     }
 
-    /// Tokens one block completes at most, where neither the resampler nor an unfinished token has held back more than a token's
-    /// time. Rates whose resampling works in longer blocks complete more now and then; what is over waits for the next tick.
+    /// Returns the most tokens that one block completes if the resampler and an unfinished token each hold back at most
+    /// one token's time. Rates resampled in longer blocks may complete more; the excess waits for the next tick.
     pub fn max_tokens_per_block(stack: usize, max_block_ms: u64) -> usize {
         const HELD_BACK: usize = 2;
         (max_block_ms as usize).div_ceil(10 * stack) + HELD_BACK
@@ -73,7 +74,7 @@ impl AudioFrontEnd {
     /// Takes a block whose first sample was captured at `capture_ns`.
     ///
     /// # Errors
-    /// [`FrontEndError`]; the block is then left out and its gap noticed with the next.
+    /// [`FrontEndError`]; the block is then skipped, and the gap shows in the next one's deviation from the clock.
     pub fn push(&mut self, view: &AudioView<'_>, capture_ns: i64) -> Result<(), FrontEndError> {
         let frames = view.data.len() / (view.format.bytes() * usize::from(view.channels));
         let block_ms = frames as u64 * 1000 / u64::from(view.rate_hz);
@@ -127,7 +128,7 @@ impl AudioFrontEnd {
             slot => *slot = Some(Resample::new(rate_hz)?),
         }
         self.mel.reset();
-        // Tokens already finished stay for the tick; the unfinished one is of the old stream.
+        // Finished tokens stay for the tick; the unfinished one belongs to the old stream and is dropped.
         self.features
             .truncate(self.times_ns.len() * self.stack * BANDS);
         self.anchor_ns = capture_ns;
@@ -136,14 +137,14 @@ impl AudioFrontEnd {
         Ok(())
     }
 
-    /// Times and features of as many tokens as a period holds, all silent: for a rehearsal.
+    /// Returns times and features of as many blank tokens as a period holds, for a rehearsal.
     pub fn blank_tokens(&self, time_ns: i64, period_ns: u64) -> (Vec<i64>, Vec<f32>) {
         let n = (period_ns / (self.stack as u64 * HOP_NS)) as usize;
         (vec![time_ns; n], vec![0.0; n * self.stack * BANDS])
     }
 
-    /// Finished tokens, the oldest, as many as are handed out at a time: their times and `[n, stack * BANDS]` features.
-    /// [`AudioFrontEnd::clear_tokens`] makes room.
+    /// Returns the oldest finished tokens, at most `max_tokens`: their times and their features, `[n, stack * BANDS]`.
+    /// [`AudioFrontEnd::clear_tokens`] removes them.
     pub fn tokens(&self) -> (&[i64], &[f32]) {
         let n = self.handed_out();
         (
@@ -152,7 +153,7 @@ impl AudioFrontEnd {
         )
     }
 
-    /// Forgets the tokens handed out, once taken.
+    /// Removes the tokens that [`AudioFrontEnd::tokens`] returns.
     pub fn clear_tokens(&mut self) {
         let n = self.handed_out();
         self.features.drain(..n * self.stack * BANDS);
@@ -163,14 +164,14 @@ impl AudioFrontEnd {
         self.times_ns.len().min(self.max_tokens)
     }
 
-    /// As of the last block.
+    /// Returns the quality as of the last block.
     pub fn quality(&self) -> Quality {
         self.quality.quality()
     }
 
-    /// The stream, to or from a keyframe.
+    /// Writes the stream's state to a keyframe or reads it back.
     pub(crate) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
-        /// Values of tokens that wait for their tick: in practice a few ticks' at most.
+        /// Limit on the values of tokens that wait for their tick; in practice these are a few ticks' worth.
         const MOST: usize = 1 << 20;
         let mut rate_hz = self.resample.as_ref().map(Resample::rate_hz);
         archive.option("sample rate", &mut rate_hz)?;

@@ -1,4 +1,4 @@
-//! The camera's front end: message image to patches, and its quality.
+//! The camera's front end: turns a message's image into patches and judges its quality.
 
 use super::FrontEndError;
 use super::image_codec::{RgbImage, check_pixels, jpeg_into, png_into};
@@ -12,7 +12,7 @@ use crate::decode::{ImageView, PixelFormat};
 
 /// State of one camera topic.
 pub struct CameraFrontEnd {
-    /// Images of more pixels are refused: they would hold up the tick.
+    /// Larger images are refused, because they would hold up the tick.
     max_pixels: usize,
     image: RgbImage,
     scratch: Vec<u8>,
@@ -24,7 +24,8 @@ pub struct CameraFrontEnd {
 }
 
 impl CameraFrontEnd {
-    /// For images of at most `max_pixels` and a model that takes them with `side` pixels in patches of `patch`.
+    /// Creates a front end for images of at most `max_pixels` and a model that takes squares of `side` pixels in
+    /// patches of `patch`.
     pub fn new(max_pixels: usize, side: usize, patch: usize) -> CameraFrontEnd {
         CameraFrontEnd {
             max_pixels,
@@ -41,7 +42,7 @@ impl CameraFrontEnd {
     /// Turns one image into patches `[g*g, patch*patch*3]`.
     ///
     /// # Errors
-    /// [`FrontEndError`]; the state is then as before.
+    /// [`FrontEndError`]; patches and quality are then unchanged.
     pub fn process(&mut self, view: &ImageView<'_>) -> Result<&[f32], FrontEndError> {
         let (image, most) = (&mut self.image, self.max_pixels);
         match view.format {
@@ -59,23 +60,23 @@ impl CameraFrontEnd {
         Ok(&self.patches)
     }
 
-    /// The last image's patches, `[g*g, patch*patch*3]`; blank before the first.
+    /// Returns the last image's patches, `[g*g, patch*patch*3]`; blank before the first image.
     pub fn patches(&self) -> &[f32] {
         &self.patches
     }
 
-    /// The last image as the model saw it, `[side * side * 3]`. Nothing reads it again: another buffer of that size may be put
-    /// in its place.
+    /// Returns the last image as the model saw it, `[side * side * 3]`. Nothing reads it again, so the caller may swap
+    /// in another buffer of the same size.
     pub fn rgb_mut(&mut self) -> &mut Vec<u8> {
         &mut self.square
     }
 
-    /// Of the last image.
+    /// Returns the last image's quality.
     pub fn quality(&self) -> Quality {
         self.quality.quality()
     }
 
-    /// What the next image is compared with, to or from a keyframe.
+    /// Writes what the next image is compared with to a keyframe, or reads it back.
     pub(crate) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         self.quality.archive(archive)
     }

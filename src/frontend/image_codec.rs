@@ -1,4 +1,4 @@
-//! JPEG and PNG to RGB, into a reused buffer. The libraries' own working memory is lent to them, see [`crate::memory`].
+//! Decodes JPEG and PNG to RGB in a reused buffer. The libraries work in a lent pool, see [`crate::memory`].
 
 use super::FrontEndError;
 use crate::cut::write_cut;
@@ -12,13 +12,13 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-/// Most pixels that any topic may allow: 64 megapixels.
+/// The largest `max_pixels` a topic may set: 64 megapixels.
 pub const MAX_PIXELS: usize = 64 << 20;
 
-/// Scans of a progressive JPEG; encoders make some ten. Each costs as much as its picture is large, however few its bytes.
+/// Most scans of a progressive JPEG; encoders make about ten. A scan costs time by the picture's size, not its bytes.
 const MAX_SCANS: usize = 32;
 
-/// Why an image cannot be decoded, cut where it is longer: it may be kept, which a text in memory that was lent may not.
+/// Why an image cannot be decoded, cut to fit. It may be kept, unlike a string in lent memory.
 pub type Reason = ArrayString<72>;
 
 fn refused(codec: &'static str, why: impl Display) -> FrontEndError {
@@ -40,7 +40,7 @@ pub struct RgbImage {
 }
 
 impl RgbImage {
-    /// Sets the size; contents are then whatever they were.
+    /// Sets the size; the contents are then unspecified.
     pub fn resize(&mut self, width: usize, height: usize) {
         self.width = width;
         self.height = height;
@@ -48,7 +48,7 @@ impl RgbImage {
     }
 }
 
-/// Whether an image is small enough to be decoded: what it takes is known before it is.
+/// Checks an image's size before it is decoded, so that the cost is bounded.
 ///
 /// # Errors
 /// [`FrontEndError::TooManyPixels`].
@@ -106,8 +106,8 @@ pub fn jpeg_into(data: &[u8], max_pixels: usize, out: &mut RgbImage) -> Result<(
     lent(|| decoder.decode_into(&mut out.data).map_err(error))
 }
 
-/// Decodes a PNG of at most `max_pixels`, of any colour type and depth; transparency is dropped, animation shows its first
-/// frame.
+/// Decodes a PNG of at most `max_pixels`, of any colour type and depth. Transparency is dropped; of an animation, only
+/// the first frame is read.
 ///
 /// # Errors
 /// [`FrontEndError::Image`], [`FrontEndError::TooManyPixels`].

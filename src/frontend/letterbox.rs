@@ -1,4 +1,4 @@
-//! Fits an image into a square, aspect kept, centred, the rest filled with grey.
+//! Fits an image into a square: aspect ratio kept, centred, the rest filled with grey.
 
 use super::image_codec::RgbImage;
 use super::resize::Resize;
@@ -6,7 +6,7 @@ use super::resize::Resize;
 /// Grey of the borders.
 pub const FILL: u8 = 114;
 
-/// Resizing state.
+/// Fits images into squares of one size.
 pub struct Letterbox {
     side: usize,
     resize: Resize,
@@ -16,7 +16,7 @@ pub struct Letterbox {
 }
 
 impl Letterbox {
-    /// Into squares of `side` pixels.
+    /// Creates a letterbox of `side` pixels.
     pub fn new(side: usize) -> Letterbox {
         Letterbox {
             side,
@@ -44,7 +44,7 @@ impl Letterbox {
         self.inner_size = (w, h);
     }
 
-    /// The image alone, without the borders: width, height, RGB.
+    /// Returns the image alone, without the borders: width, height, RGB.
     pub fn inner(&self) -> (usize, usize, &[u8]) {
         (self.inner_size.0, self.inner_size.1, &self.inner)
     }

@@ -1,20 +1,20 @@
 //! Streaming log-mel spectrum: 16 kHz, windows of 25 ms every 10 ms, 80 bands.
 //!
-//! Frame `i` covers samples `160 i .. 160 i + 400` (no centring): periodic Hann window, power spectrum, Slaney mel filters
-//! with area normalisation from 0 to 8 kHz, as `librosa.feature.melspectrogram` with `center=False, htk=False,
-//! norm="slaney"`; then `(log10(max(mel, 1e-10)) + 4) / 4`. State is carried across pushes: any cut of the input gives the
-//! frames of the one-shot transform, bit for bit.
+//! Frame `i` covers samples `160 i .. 160 i + 400` (no centring): periodic Hann window, power spectrum, Slaney mel
+//! filters with area normalisation from 0 to 8 kHz, as `librosa.feature.melspectrogram` with `center=False, htk=False,
+//! norm="slaney"`; then `(log10(max(mel, 1e-10)) + 4) / 4`. State is carried across pushes: however the input is cut,
+//! the frames are those of the one-shot transform, bit for bit.
 
 use crate::archive::{Archive, Archived};
 use realfft::num_complex::Complex32;
 use realfft::{RealFftPlanner, RealToComplex};
 use std::sync::Arc;
 
-/// Samples a window, 25 ms.
+/// Samples in a window, 25 ms.
 pub const WINDOW: usize = 400;
-/// Samples from frame to frame, 10 ms.
+/// Samples from one frame to the next, 10 ms.
 pub const HOP: usize = 160;
-/// Bands.
+/// Mel bands in a frame.
 pub const BANDS: usize = 80;
 
 const BINS: usize = WINDOW / 2 + 1;
@@ -47,7 +47,7 @@ impl Default for LogMel {
 }
 
 impl LogMel {
-    /// An empty stream.
+    /// Creates an empty stream.
     pub fn new() -> LogMel {
         let fft = RealFftPlanner::<f32>::new().plan_fft_forward(WINDOW);
         let hann = |i: usize| {
@@ -67,7 +67,7 @@ impl LogMel {
         }
     }
 
-    /// Takes samples; calls `emit` with every frame that is complete.
+    /// Takes samples and calls `emit` with every frame they complete.
     pub fn push(&mut self, samples: &[f32], emit: &mut dyn FnMut(&[f32; BANDS])) {
         self.pending.extend_from_slice(samples);
         let mut at = 0;
@@ -84,7 +84,7 @@ impl LogMel {
         for ((out, s), w) in self.windowed.iter_mut().zip(samples).zip(&self.window) {
             *out = s * w;
         }
-        // Sizes are the plan's own: it cannot refuse them.
+        // The sizes are the plan's own: it cannot refuse them.
         let done = self.fft.process_with_scratch(
             &mut self.windowed,
             &mut self.spectrum,
@@ -101,7 +101,7 @@ impl LogMel {
         }
     }
 
-    /// Samples that wait for their frame, to or from a keyframe.
+    /// Writes the samples that wait for their frame to a keyframe or reads them back.
     pub(super) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.list("samples of a frame", &mut self.pending, WINDOW)
     }
@@ -112,7 +112,7 @@ impl LogMel {
     }
 }
 
-/// Slaney's mel scale (Auditory Toolbox, 1998): linear to 1 kHz, logarithmic above.
+/// Converts to Slaney's mel scale (Auditory Toolbox, 1998): linear to 1 kHz, logarithmic above.
 fn hz_to_mel(hz: f64) -> f64 {
     const LINEAR_HZ: f64 = 200.0 / 3.0;
     if hz < 1000.0 {
@@ -131,7 +131,7 @@ fn mel_to_hz(mel: f64) -> f64 {
     }
 }
 
-/// Triangles between neighbouring mel points, each of unit area.
+/// Returns triangles between neighbouring mel points, each of unit area.
 fn mel_filters() -> Vec<Band> {
     let top = hz_to_mel(RATE_HZ / 2.0);
     let edge = |i: usize| mel_to_hz(top * i as f64 / (BANDS + 1) as f64);

@@ -1,7 +1,7 @@
-//! Front ends: from decoded messages to the features the adapters take, and how good the input is.
+//! Front ends turn decoded messages into the features that adapters take, and judge how good the input is.
 //!
-//! Every front end writes into buffers its caller keeps; after the first messages nothing is allocated. What JPEG and PNG
-//! libraries need inside is lent to them ([`crate::memory`]).
+//! Buffers are reused, so nothing is allocated after the first messages. The JPEG and PNG libraries take their working
+//! memory from a lent pool ([`crate::memory`]).
 
 pub mod audio;
 pub mod camera;

@@ -1,27 +1,28 @@
-//! A square RGB image to normalised patches.
+//! Cuts a square RGB image into normalised patches.
 
 /// Channel means of the normalisation (ImageNet, as torchvision's pretrained models use it).
 const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// Channel standard deviations.
 const STD: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// Cuts and normalises by table.
+/// Cuts images into patches and normalises them by table.
 pub struct Patchify {
     side: usize,
     patch: usize,
-    /// `(x / 255 - mean) / std` of every byte, a channel each.
+    /// `(x / 255 - mean) / std` for every byte, one table per channel.
     table: [[f32; 256]; 3],
 }
 
 impl Patchify {
-    /// For images of `side` pixels in patches of `patch`, which divides it.
+    /// Creates a cutter of images of `side` pixels into patches of `patch` pixels, which divides `side`.
     pub fn new(side: usize, patch: usize) -> Patchify {
         let table =
             std::array::from_fn(|c| std::array::from_fn(|x| (x as f32 / 255.0 - MEAN[c]) / STD[c]));
         Patchify { side, patch, table }
     }
 
-    /// Writes patches row by row; within a patch `(y * patch + x) * 3 + channel`. `rgb` is `[side * side * 3]`, `out` as long.
+    /// Writes patches row by row; within a patch, a value's index is `(y * patch + x) * 3 + channel`. `rgb` and `out`
+    /// are `[side * side * 3]`.
     pub fn patches_into(&self, rgb: &[u8], out: &mut [f32]) {
         let grid = self.side / self.patch;
         let run = self.patch * 3;
@@ -42,8 +43,8 @@ impl Patchify {
     }
 }
 
-/// Averages patches two by two: `patches` `[grid*grid, dim]` to `out` `[n*n, dim]`, `n = grid / 2`; an odd last row and
-/// column are left out.
+/// Averages each 2 x 2 group of patches: `patches` `[grid*grid, dim]` to `out` `[n*n, dim]`, `n = grid / 2`. An odd
+/// last row and column are left out.
 pub fn pool_into(patches: &[f32], grid: usize, out: &mut Vec<f32>) {
     let dim = patches.len() / (grid * grid).max(1);
     let side = grid / 2;

@@ -1,16 +1,16 @@
-//! PCM bytes to mono samples in -1..1.
+//! Converts PCM bytes to mono samples in -1..1.
 
 use super::FrontEndError;
 use crate::decode::{AudioView, SampleFormat};
 
-/// Full scale is 1; what is scaled as integers of 16 bits is still let in, as clipped. Anything larger is no sound, and would
-/// in the end make the model's numbers infinite.
+/// Largest magnitude accepted. Full scale is 1; floats scaled like 16-bit integers still pass, and count as clipped.
+/// Anything larger is not sound and would eventually make the model's numbers infinite.
 const MOST: f32 = 65_536.0;
 
 /// Appends the mean of the channels of every frame to `out`.
 ///
 /// # Errors
-/// [`FrontEndError::NotPcm`]; `out` is then as before.
+/// [`FrontEndError::NotPcm`]; `out` is then unchanged.
 pub fn mono_into(view: &AudioView<'_>, out: &mut Vec<f32>) -> Result<(), FrontEndError> {
     let before = out.len();
     let channels = usize::from(view.channels);

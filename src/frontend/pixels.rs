@@ -1,11 +1,11 @@
-//! Raw pixel formats to RGB.
+//! Converts raw pixel formats to RGB.
 //!
 //! YUV follows ITU-R BT.601 with limited range (Y 16..235), as cameras that send NV12 and YUYV do.
 
 use super::image_codec::RgbImage;
 use crate::decode::{ImageView, PixelFormat};
 
-/// Converts a raw image; the view's sizes have been checked against its data. Compressed formats leave `out` alone.
+/// Converts a raw image. The view's sizes have been checked against its data; its format must not be a compressed one.
 pub fn rgb_into(view: &ImageView<'_>, out: &mut RgbImage) {
     let (width, height) = (view.width as usize, view.height as usize);
     let stride = view.row_stride as usize;
@@ -45,7 +45,7 @@ fn pick(row: &[u8], pixel: usize, order: [usize; 3], rgb: &mut [u8]) {
     }
 }
 
-/// BT.601 limited range in 16.16 fixed point.
+/// Converts from BT.601 limited range, in 16.16 fixed point.
 fn yuv(y: u8, u: u8, v: u8) -> [u8; 3] {
     let y = (i32::from(y) - 16) * 76_309;
     let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);

@@ -1,6 +1,6 @@
-//! Streaming resampling to 16 kHz, with the filter's delay taken off: output sample `n` is the input's at `n / 16000` s.
+//! Streaming resampling to 16 kHz with the filter's delay removed: output sample `n` is the input at `n / 16000` s.
 //!
-//! Works in blocks of fixed size counted from the stream's start, so the result does not depend on how the input was cut.
+//! Works in blocks of fixed size counted from the stream's start, so the result does not depend on cuts in the input.
 
 use super::FrontEndError;
 use crate::archive::{Archive, Archived};
@@ -10,16 +10,17 @@ use rubato::{Fft, FixedSync, Resampler};
 /// The model's rate.
 pub const RATE_HZ: u32 = 16_000;
 
-/// Block asked of the resampler, seconds: its latency.
+/// Block length requested from the resampler, in seconds; this is its latency.
 const BLOCK_S: f64 = 0.01;
 
-/// Blocks may become longer, since in and out must both be whole; above this a rate is refused.
+/// Longest block, in seconds. Blocks can exceed [`BLOCK_S`] because they must be whole numbers of samples both in and
+/// out; a rate that needs longer ones is refused.
 const MAX_BLOCK_S: f64 = 0.1;
 
 /// One stream.
 pub struct Resample {
     rate_hz: u32,
-    /// None at 16 kHz: samples pass through.
+    /// `None` at 16 kHz, where samples pass through.
     inner: Option<Inner>,
 }
 
@@ -27,14 +28,14 @@ struct Inner {
     fft: Fft<f32>,
     pending: Vec<f32>,
     block: Vec<f32>,
-    /// The input block resampled last: what it left in the filter is the filter's whole state.
+    /// The last input block resampled. What it left in the filter is the filter's whole state.
     last: Vec<f32>,
-    /// Output samples still to be dropped.
+    /// Output samples still to be dropped to remove the filter's delay.
     delay_left: usize,
 }
 
 impl Inner {
-    /// Resamples `last` into `block`; how many samples that gave.
+    /// Resamples `last` into `block` and returns the number of samples written.
     fn resample_last(&mut self) -> Result<usize, String> {
         let input = InterleavedSlice::new(&self.last[..], 1, self.last.len());
         let input = input.map_err(|e| e.to_string())?;
@@ -47,10 +48,10 @@ impl Inner {
 }
 
 impl Resample {
-    /// From `rate_hz`.
+    /// Creates a resampler from `rate_hz`.
     ///
     /// # Errors
-    /// [`FrontEndError::Rate`] for rates whose common divisor with 16 kHz makes blocks too long.
+    /// [`FrontEndError::Rate`] for rates whose common divisor with 16 kHz is so small that blocks become too long.
     pub fn new(rate_hz: u32) -> Result<Resample, FrontEndError> {
         if rate_hz == RATE_HZ {
             return Ok(Resample {
@@ -86,15 +87,15 @@ impl Resample {
         })
     }
 
-    /// The input's rate.
+    /// Returns the input's rate.
     pub fn rate_hz(&self) -> u32 {
         self.rate_hz
     }
 
-    /// Takes input samples; appends what is ready to `out`.
+    /// Takes input samples and appends the output that is ready to `out`.
     ///
     /// # Errors
-    /// [`FrontEndError::Rate`] if the library refuses its buffers, which it does not for sizes it gave itself.
+    /// [`FrontEndError::Rate`] if the library refuses its buffers, which it does not for sizes it chose itself.
     pub fn push(&mut self, samples: &[f32], out: &mut Vec<f32>) -> Result<(), FrontEndError> {
         let Some(inner) = &mut self.inner else {
             out.extend_from_slice(samples);
@@ -120,7 +121,7 @@ impl Resample {
         Ok(())
     }
 
-    /// To or from a keyframe. The filter is brought to its state by the block it saw last.
+    /// Writes this to a keyframe or reads it back. Reading restores the filter by resampling the last block again.
     pub(super) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         let Some(inner) = &mut self.inner else {
             return Ok(());
@@ -132,7 +133,7 @@ impl Resample {
         if archive.reads() {
             inner.fft.reset();
             if inner.last.len() == block {
-                // Its sizes are the resampler's own: it cannot be refused.
+                // The sizes are the resampler's own: it cannot refuse them.
                 let _ = inner.resample_last();
             }
         }

@@ -1,5 +1,5 @@
 //! RGB resizing that allocates nothing once it has seen a size: bilinear, the triangle widened when shrinking so that
-//! nothing aliases (the filter of Pillow's `BILINEAR`). In whole numbers throughout, so every machine gets the same bytes.
+//! nothing aliases (the filter of Pillow's `BILINEAR`). Pixels are computed in integers: same bytes on every machine.
 
 use multiversion::multiversion;
 
@@ -11,20 +11,21 @@ const BETWEEN_BITS: u32 = 6;
 /// Width and height.
 pub type Size = (usize, usize);
 
-/// The filter along one axis: at each output position as many weights, so that loops over them end where the processor expects.
+/// The filter along one axis. Every output position has the same number of weights, so that the processor predicts
+/// where loops over them end.
 #[derive(Default)]
 struct Axis {
     sizes: (usize, usize),
-    /// Weights of a position.
+    /// Weights per output position.
     taps: usize,
-    /// The input position that a position's weights begin at.
+    /// The input position at which each output position's weights begin.
     firsts: Vec<usize>,
-    /// `[positions][taps]`, zeros around what a position needs.
+    /// `[positions][taps]`, padded with zeros on either side of the weights a position needs.
     weights: Vec<i32>,
 }
 
 impl Axis {
-    /// Computes the filter from `from` to `to` positions, unless it is there.
+    /// Computes the filter from `from` to `to` positions, unless it is already there.
     fn prepare(&mut self, from: usize, to: usize) {
         if self.sizes == (from, to) {
             return;
@@ -55,7 +56,7 @@ impl Axis {
             for (to, x) in weights.iter_mut().zip(window) {
                 *to = (weight(x) / sum * unit).round() as i32;
             }
-            // Rounding must not darken: the largest weight takes what is left over.
+            // Rounding must not change the brightness: the largest weight absorbs the remainder.
             let total: i32 = weights.iter().sum();
             if let Some(largest) = weights.iter_mut().max() {
                 *largest += (1 << WEIGHT_BITS) - total;
@@ -64,7 +65,7 @@ impl Axis {
         }
     }
 
-    /// Each position's weights, and the input position they begin at.
+    /// Returns, for each output position, the input position its weights begin at, and the weights.
     #[inline(always)]
     fn windows(&self) -> impl Iterator<Item = (usize, &[i32])> {
         let firsts = self.firsts.iter().copied();
@@ -72,14 +73,14 @@ impl Axis {
     }
 }
 
-/// Filters and rows in between.
+/// Filters, and the rows between the two passes.
 #[derive(Default)]
 pub struct Resize {
     columns: Axis,
     rows: Axis,
-    /// Of a row, and one more.
+    /// Vertical sums of one row, and one element more (see `columns_into`).
     sums: Vec<i32>,
-    /// Of a row of the output.
+    /// Sums of one output row.
     pixels: Vec<[i32; LANES]>,
 }
 
@@ -99,7 +100,7 @@ impl Resize {
         let row = |y: usize| &image[y * width * 3..(y + 1) * width * 3];
         let out = out.chunks_exact_mut(to_width * 3);
         for (out, (first, weights)) in out.zip(self.rows.windows()) {
-            // Half of what the shift below cuts off.
+            // Half of what the first shift in `columns_into` cuts off, so that it rounds.
             self.sums.fill(1 << (WEIGHT_BITS - BETWEEN_BITS - 1));
             let mut pairs = weights.chunks_exact(2);
             for (i, pair) in pairs.by_ref().enumerate() {
@@ -115,11 +116,12 @@ impl Resize {
     }
 }
 
-/// Elements of a vector for a pixel; the last is not used.
+/// Vector elements per pixel; the last is unused.
 const LANES: usize = 4;
 
-/// The filter along the row in `sums`, behind whose last pixel is one more element, to `pixels`: vectors, whose last element is of the
-/// next pixel, are what the compiler makes of it as long as all of it is kept.
+/// Filters the row in `sums` horizontally into `pixels`, and rounds these into `out`. Each vector holds a pixel and the
+/// first element of the next, hence the one element after the last pixel in `sums`. The compiler vectorises this only
+/// as long as `pixels` keeps all elements of a vector.
 #[multiversion(targets("x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
 fn columns_into(columns: &Axis, sums: &mut [i32], pixels: &mut [[i32; LANES]], out: &mut [u8]) {
     const SHIFT: u32 = WEIGHT_BITS + BETWEEN_BITS;
@@ -167,7 +169,7 @@ mod tests {
         out
     }
 
-    /// What `PIL.Image.resize(size, BILINEAR)` of Pillow 12 gives; it rounds between its passes, so one step may differ.
+    /// Compares with `PIL.Image.resize(size, BILINEAR)` of Pillow 12. It rounds between passes; values may differ by 1.
     #[test]
     fn pillow_agrees() {
         let shrunk: [u8; 36] = [
@@ -204,7 +206,7 @@ mod tests {
     }
 
     proptest! {
-        /// Weights sum to one: a flat colour stays, at any sizes.
+        /// Weights sum to one, so a flat colour stays the same at any size.
         #[test]
         fn a_flat_colour_stays(w in 1_usize..70, h in 1_usize..70, to_w in 1_usize..50, to_h in 1_usize..50, v: u8) {
             let out = resized(&vec![v; w * h * 3], (w, h), (to_w, to_h));

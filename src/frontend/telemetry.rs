@@ -1,9 +1,9 @@
-//! Telemetry: a signal's value, normalised, as Fourier features.
+//! Telemetry: turns a signal's value into Fourier features of the normalised value.
 
-/// Normalised values are clamped to this on both sides: what lies beyond says "too much", not how much.
+/// Limit on normalised values, on both sides. A value beyond it says "too much" but not how much.
 pub const CLAMP: f64 = 4.0;
 
-/// What is 0 and what is 1 of a signal.
+/// A signal's normalisation: `offset` becomes 0, `offset + scale` becomes 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scale {
     /// Subtracted.
@@ -13,14 +13,14 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// `(x - offset) / scale`, clamped.
+    /// Returns `(x - offset) / scale`, clamped to [`CLAMP`].
     pub fn normalise(self, x: f64) -> f32 {
         ((x - self.offset) / self.scale).clamp(-CLAMP, CLAMP) as f32
     }
 }
 
 /// Writes `[v, sin(pi v), cos(pi v), sin(2 pi v), cos(2 pi v), sin(4 pi v), ...]` (Mildenhall et al. 2020,
-/// arXiv:2003.08934, eq. 4); `out` is `[2 * octaves + 1]`. Angles are computed in `f64`: the high octaves need it.
+/// arXiv:2003.08934, eq. 4); `out` is `[2 * octaves + 1]`. Angles are computed in `f64`, which the high octaves need.
 pub fn fourier_into(value: f32, out: &mut [f32]) {
     let Some((first, rest)) = out.split_first_mut() else {
         return;

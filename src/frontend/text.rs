@@ -1,9 +1,9 @@
-//! Text: a token a byte, up to a limit.
+//! Text: one token per byte, up to a limit.
 
 /// Longest text in tokens; the rest of a message is cut off.
 pub const MAX_TEXT_TOKENS: usize = 128;
 
-/// The bytes that become tokens: cut at the limit, on a UTF-8 boundary.
+/// Returns the bytes that become tokens, cut at the limit on a UTF-8 boundary.
 pub fn tokens(text: &[u8]) -> &[u8] {
     let Some(head) = text.get(..MAX_TEXT_TOKENS) else {
         return text;

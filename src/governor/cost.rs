@@ -3,20 +3,20 @@
 use super::plan::Plan;
 use crate::model::stage::{STAGES, Stage, StageTimes};
 
-/// Ticks over which the slowdown is looked at. Its high quantile is the second largest of these: one hiccup is no slow
-/// machine.
+/// Ticks over which the slowdown is observed. The second largest of their ratios is its high quantile: one hiccup is
+/// no slow machine.
 const RECENT: usize = 8;
 
-/// How fast a quiet time follows times that are shorter still.
+/// How fast a quiet time follows shorter measured ones.
 const LEARN: f64 = 0.02;
 
-/// A ratio below this tells of a tick with little to do, not of a quicker machine.
+/// The least ratio noted: a lower one means a tick with little to do, not a faster machine.
 const LEAST_RATIO: f64 = 0.1;
 
 /// A tick under one plan, rehearsed at start-up.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rehearsed {
-    /// Stages that ran.
+    /// Times of the stages that ran.
     pub times: StageTimes,
     /// Its tokens.
     pub rows: usize,
@@ -25,10 +25,10 @@ pub struct Rehearsed {
 }
 
 impl Rehearsed {
-    /// Takes over what was quicker in another rehearsal of the same plan.
+    /// Takes over stages that were quicker in another rehearsal of the same plan.
     pub fn quickest(&mut self, other: &Rehearsed) {
         for (stage, ns) in other.times.iter() {
-            // The caption of another rehearsal may have another length: its bytes go with it.
+            // Captions of two rehearsals may differ in length: they are compared by the byte.
             let bytes = |r: &Rehearsed| r.caption_bytes.max(1) as f64;
             let (own_by, other_by) = match stage {
                 Stage::Caption => (bytes(self), bytes(other)),
@@ -45,29 +45,30 @@ impl Rehearsed {
     }
 }
 
-/// Stages whose start values are doubted until a tick proves them: what they are given was made up, or whether they run at all
-/// is a plan's whole difference, so that nothing else tells of them.
+/// Stages whose start values are doubted until a tick proves them. Their rehearsed input was made up (front end), or
+/// running them is all that sets a plan apart (caption), so that no other plan's ticks measure them.
 const GUESSED: [Stage; 2] = [Stage::FrontEnd, Stage::Caption];
 
-/// What is left of such a value from tick to tick: messages may be much lighter than what was rehearsed, or the machine was
-/// busy then, and a plan that is never tried would never show it.
+/// Factor by which a doubted value shrinks each tick. Messages may be much lighter than the rehearsed ones, or the
+/// machine was busy during the rehearsal, and a plan that is never tried would never show it.
 const DOUBT: f64 = 0.95;
 
-/// Stages that take a tick's tokens: no more than in proportion to them.
+/// Stages that process a tick's tokens, in time at most proportional to their number.
 const BY_ROWS: [Stage; 3] = [Stage::Adapter, Stage::Encoder, Stage::Fusion];
 
-/// For so many ticks a plan's own tick is believed rather than what poorer ones let expect: a minute at ten a second.
+/// Ticks for which a plan's own tick is believed over what poorer plans suggest: a minute, at ten a second.
 const TRIED_FOR: u64 = 600;
 
-/// How far above proportion a richer plan's time may be beside a poorer one's: tokens fit some kernels better than others.
+/// Factor by which a richer plan's time per token may exceed a poorer plan's: some numbers of tokens suit the kernels
+/// better than others.
 const PROPORTION: f64 = 2.0;
 
-/// A ring of the last ratios of measured to quiet time.
+/// A ring of the latest ratios of measured to quiet time.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ratios {
     values: [f64; RECENT],
     seen: usize,
-    /// The second largest of them: asked for far more often than they change.
+    /// The second largest of `values`, kept because it is read far more often than it changes.
     second: f64,
 }
 
@@ -86,12 +87,12 @@ impl Ratios {
         self.second = largest_two.1;
     }
 
-    /// The second largest of the last; 1 where there are fewer.
+    /// Returns the second largest of the latest ratios; 1 if there are fewer than two.
     fn high(&self) -> f64 {
         if self.seen < 2 { 1.0 } else { self.second }
     }
 
-    /// All of them this one.
+    /// Sets all ratios to this one.
     fn fill(&mut self, ratio: f64) {
         *self = Ratios::default();
         (0..RECENT).for_each(|_| self.push(ratio));
@@ -103,19 +104,19 @@ impl Ratios {
 pub(super) struct CostModel {
     /// `[plan][stage]`; none while unknown.
     quiet_ns: [[Option<f64>; STAGES]; Plan::ALL.len()],
-    /// Times of [`GUESSED`] stages as they were rehearsed, until a tick shows its own.
+    /// Rehearsed times of [`GUESSED`] stages, each until a tick shows the real one.
     guessed: [[Option<f64>; GUESSED.len()]; Plan::ALL.len()],
-    /// What [`CostModel::bound`] has put lower, as it was.
+    /// Times that [`CostModel::bound`] has lowered, as they were before.
     unbounded_ns: [[Option<f64>; STAGES]; Plan::ALL.len()],
     /// Ticks since each plan's last usual one.
     untried: [u64; Plan::ALL.len()],
-    /// Tokens of a usual tick under each plan: one with fewer says little.
+    /// Tokens of a usual tick under each plan: a tick with fewer says little.
     rows: [usize; Plan::ALL.len()],
-    /// Whatever the plan: a machine is slow for all of them.
+    /// By stage, for all plans: a slow machine is slow for each of them.
     slowdown: [Ratios; STAGES],
 }
 
-/// Stages' times, the caption's by the byte.
+/// Returns the stages' times, the caption's per byte.
 fn by_the_byte(times: &StageTimes, caption_bytes: usize) -> impl Iterator<Item = (Stage, f64)> {
     times.iter().filter_map(move |(stage, ns)| match stage {
         Stage::Caption if caption_bytes == 0 => None,
@@ -125,7 +126,8 @@ fn by_the_byte(times: &StageTimes, caption_bytes: usize) -> impl Iterator<Item =
 }
 
 impl CostModel {
-    /// From rehearsals; what they leave out, the front ends of plans without a camera, is learned with the first tick.
+    /// Builds the model from rehearsals. What they leave out, the front ends of plans without a camera, is learned from
+    /// the first tick.
     pub fn new(rehearsed: &[Rehearsed; Plan::ALL.len()]) -> CostModel {
         let mut quiet_ns = [[None; STAGES]; Plan::ALL.len()];
         for (quiet_ns, tick) in quiet_ns.iter_mut().zip(rehearsed) {
@@ -144,7 +146,7 @@ impl CostModel {
         }
     }
 
-    /// A high quantile of the time of these stages.
+    /// Returns a high quantile of the time of these stages.
     pub fn high_ns(&self, plan: Plan, stages: &[Stage]) -> u64 {
         let of_stage = |stage: &Stage| {
             let quiet_ns = self.quiet_ns[plan.index()][stage.index()]?;
@@ -153,12 +155,12 @@ impl CostModel {
         stages.iter().filter_map(of_stage).sum::<f64>() as u64
     }
 
-    /// Time of a tick on a quiet machine.
+    /// Returns the time of a tick on a quiet machine.
     pub fn quiet_ns(&self, plan: Plan) -> u64 {
         self.quiet_ns[plan.index()].iter().flatten().sum::<f64>() as u64
     }
 
-    /// Time of a stage on a quiet machine; none while unknown.
+    /// Returns the time of a stage on a quiet machine; none while unknown.
     #[cfg(test)]
     pub fn quiet_stage_ns(&self, plan: Plan, stage: Stage) -> Option<u64> {
         self.quiet_ns[plan.index()][stage.index()].map(|ns| ns as u64)
@@ -192,18 +194,18 @@ impl CostModel {
             (quiet_sum_ns, sum_ns) = (quiet_sum_ns + *quiet_ns, sum_ns + ns);
             measured[s] = true;
             if usual && ratio < 1.0 {
-                // The start value was measured once; a quiet machine may prove it too high, slowly.
+                // The start value was measured once; if it was too high, a quiet machine lowers it slowly.
                 *quiet_ns = (*quiet_ns * (1.0 - LEARN * (1.0 - ratio))).max(1.0);
             }
             self.slowdown[s].push(ratio);
         }
-        // A stage that was left out is as slow as the others: it must come back with them.
+        // A stage that was left out counts as slow as the others: it must come back with them.
         let others = sum_ns / f64::max(quiet_sum_ns, 1.0);
         let left_out = self.slowdown.iter_mut().zip(measured).filter(|(_, m)| !m);
         left_out.for_each(|(slowdown, _)| slowdown.push(others));
     }
 
-    /// What was rehearsed of stages that do not run counts less and less.
+    /// Lets what was rehearsed of stages that have not run count less and less.
     fn doubt(&mut self) {
         for (quiet_ns, guessed) in self.quiet_ns.iter_mut().zip(self.guessed) {
             let stages = GUESSED.into_iter().zip(guessed);
@@ -214,7 +216,8 @@ impl CostModel {
         }
     }
 
-    /// The first usual tick of a plan says what its guessed stages take, and that no poorer plan's take longer.
+    /// Replaces guesses, of this plan and poorer ones, by what the plan's first usual tick took: no poorer plan's
+    /// stage takes longer.
     fn prove(&mut self, plan: Plan, times: &StageTimes, caption_bytes: usize) {
         for (stage, ns) in by_the_byte(times, caption_bytes) {
             let Some(which) = GUESSED.iter().position(|guessed| *guessed == stage) else {
@@ -226,15 +229,16 @@ impl CostModel {
             let plans = Plan::ALL.into_iter().zip(&mut self.quiet_ns);
             for ((of, quiet_ns), guessed) in plans.zip(&mut self.guessed) {
                 if let Some(guess_ns) = guessed[which].take_if(|_| of >= plan) {
-                    // A longer one is a slow machine's, until it proves to be usual.
+                    // A longer time is put down to a slow machine.
                     quiet_ns[stage.index()] = Some(guess_ns.min(ns).max(1.0));
                 }
             }
         }
     }
 
-    /// What a plan takes bounds what richer ones seem to take: they may have been rehearsed on a busy machine, and are not tried
-    /// while they seem too slow. Where they really are, a tick of theirs says so, and that holds for a while.
+    /// Bounds what richer plans seem to take by what this one took. They may have been rehearsed on a busy
+    /// machine, and are not tried while they seem too slow. If one really is, its own tick says so and lifts the
+    /// bound for [`TRIED_FOR`] ticks.
     fn bound(&mut self, plan: Plan, times: &StageTimes) {
         let own_rows = self.rows[plan.index()].max(1) as f64;
         for richer in Plan::ALL.into_iter().filter(|richer| *richer < plan) {
@@ -257,7 +261,7 @@ impl CostModel {
         }
     }
 
-    /// A plan's own usual tick tells more than what poorer ones let expect.
+    /// Lifts a plan's bounds: its own usual tick tells more than what poorer plans suggest.
     fn unbind(&mut self, plan: Plan, times: &StageTimes) {
         let p = plan.index();
         self.untried[p] = 0;
@@ -271,7 +275,7 @@ impl CostModel {
         }
     }
 
-    /// A tick in which nothing was measured: what slowed the ticks down before counts less and less.
+    /// Notes a tick in which nothing was measured: earlier slowdown counts half as much.
     pub fn fade(&mut self) {
         self.doubt();
         for slowdown in &mut self.slowdown {
@@ -314,7 +318,7 @@ mod tests {
         assert!(front_end_ns(&cost, Plan::Full) < 10_000);
     }
 
-    /// All but the poorest plan's stages were rehearsed while the machine was taken away.
+    /// The stages of all plans but the poorest were rehearsed on a busy machine.
     #[test]
     fn a_busy_rehearsal_is_forgotten() {
         let mut rehearsed = [Rehearsed::default(); Plan::ALL.len()];
@@ -343,7 +347,7 @@ mod tests {
         }
         let high_ns = |cost: &CostModel| cost.high_ns(Plan::Full, &Stage::ALL);
         assert!(high_ns(&cost) <= 30_000_000, "{}", high_ns(&cost));
-        // It was not the machine: a tick of its own says so, and is not forgotten at once.
+        // It was not the machine: a tick of the full plan shows the same, and is not forgotten at once.
         let mut slow = tick;
         slow.set(Stage::Encoder, 90_000_000);
         cost.observe(Plan::Full, &slow, 64, 0);
@@ -361,7 +365,7 @@ mod tests {
         cost.observe(Plan::PooledCamera, &times(20_000), 0, 0);
         assert_eq!(front_end_ns(&cost, Plan::PooledCamera), 20_000);
         assert_eq!(front_end_ns(&cost, Plan::EverySecondFrame), 20_000);
-        // A richer plan's may take longer: it is only doubted.
+        // A richer plan's front end may take longer: its guess is only doubted.
         assert_eq!(front_end_ns(&cost, Plan::Full), 950_000);
     }
 }

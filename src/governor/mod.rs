@@ -14,23 +14,23 @@ use cost::CostModel;
 pub use cost::Rehearsed;
 pub use plan::Plan;
 
-/// Share of the budget a richer plan must fit into.
+/// Share of the budget that a richer plan must fit into before the governor returns to it.
 const MARGIN: f64 = 0.8;
 
-/// Ticks for which it must have fitted, one after the other.
+/// Consecutive ticks for which it must have fitted.
 const PATIENCE: u32 = 3;
 
-/// A tick further behind its time than this many periods computes nothing, to catch up.
+/// A tick more than this many periods past its latest close computes nothing, to catch up.
 const BEHIND_PERIODS: u64 = 2;
 
 /// The governor's constants.
 #[derive(Clone, Debug)]
 pub struct GovernorConfig {
-    /// Between ticks.
+    /// Time between ticks.
     pub period_ns: u64,
-    /// From a tick's time to its latest close.
+    /// Longest wait from a tick's time to its close.
     pub max_wait_ns: u64,
-    /// Newest sample used to publication.
+    /// Longest time from the newest sample used to publication.
     pub deadline_ns: u64,
     /// Plans that may be chosen, the richest first; never empty.
     pub plans: Vec<Plan>,
@@ -52,7 +52,7 @@ pub struct Situation {
 pub struct Decision {
     /// The plan.
     pub plan: Plan,
-    /// Time until the deadline, or until the next tick is due where the deadline cannot be met any more.
+    /// Time until the deadline, or one period if the deadline cannot be met any more.
     pub budget_ns: u64,
     /// Why this plan.
     pub reason: Reason,
@@ -73,12 +73,12 @@ pub enum Reason {
     Late,
     /// Ticks have piled up.
     Behind,
-    /// Within the tick a stage took longer than foreseen.
+    /// Within the tick, a stage took longer than predicted.
     Overran,
 }
 
 impl Reason {
-    /// For outputs.
+    /// Returns the wording for outputs.
     pub fn text(self) -> &'static str {
         match self {
             Reason::Fits => "fits the deadline",
@@ -103,7 +103,7 @@ pub struct Governor {
 }
 
 impl Governor {
-    /// `rehearsed`: ticks under each plan, as measured at start-up.
+    /// Creates a governor. `rehearsed` holds a tick under each plan, measured at start-up.
     pub fn new(config: GovernorConfig, rehearsed: &[Rehearsed; Plan::ALL.len()]) -> Governor {
         Governor {
             config,
@@ -113,7 +113,7 @@ impl Governor {
         }
     }
 
-    /// Predicted time of a tick under a plan, a high quantile; of the caption, one byte.
+    /// Returns a high quantile of a tick's time under a plan, with one byte of caption.
     pub fn predicted_ns(&self, plan: Plan) -> u64 {
         self.cost.high_ns(plan, &Stage::ALL)
     }
@@ -123,10 +123,11 @@ impl Governor {
         self.cost.quiet_stage_ns(plan, stage)
     }
 
-    /// The plan for the rest of a tick whose front ends have run under `plan`, `left_ns` before it is to be published.
+    /// Returns the plan for the rest of a tick whose front ends ran under `plan`, `left_ns` before its
+    /// publication is due.
     pub fn after_front_end(&self, plan: Plan, left_ns: u64) -> Plan {
         let rest = &Stage::ALL[Stage::Adapter.index()..];
-        // The caption is stopped later, where it must be.
+        // The caption is stopped later, if necessary.
         let fits = self.cost.high_ns(plan.max(Plan::NoCaption), rest) <= left_ns;
         let may_pool = self.config.plans.contains(&Plan::PooledCamera);
         if fits || plan.pools_camera() || !may_pool {
@@ -135,7 +136,7 @@ impl Governor {
         Plan::PooledCamera
     }
 
-    /// Whether a caption's next byte and the publication after it take no longer than `left_ns`.
+    /// Returns whether a caption's next byte and the publication after it take no longer than `left_ns`.
     pub fn caption_fits(&self, plan: Plan, left_ns: u64) -> bool {
         self.cost.high_ns(plan, &[Stage::Caption, Stage::Publish]) <= left_ns
     }
@@ -158,7 +159,7 @@ impl Governor {
         let late_anyway = cheapest.is_none_or(|p| self.predicted_ns(*p) > budget_ns);
         let too_old = cheapest.is_some_and(|p| self.cost.quiet_ns(*p) > budget_ns);
         if late_anyway {
-            // Late in any case: do as much as leaves the next tick in time.
+            // Late in any case: do as much as leaves the next tick on time.
             budget_ns = config.period_ns;
         }
         let fits = |share: f64| {
@@ -167,7 +168,7 @@ impl Governor {
             plans.position(|p| self.predicted_ns(*p) as f64 <= budget)
         };
         let richest = fits(1.0).unwrap_or(last);
-        // Where nothing is computed nothing is learned: what fits at all is worth trying.
+        // While nothing is computed, nothing is learned: whatever fits at all is worth trying.
         let comfortable = match config.plans[self.current].computes() {
             true => fits(MARGIN).unwrap_or(last),
             false => richest,
@@ -206,7 +207,7 @@ impl Governor {
         }
     }
 
-    /// Learns how long the stages of a tick of `rows` tokens took under its plan, `caption_bytes` being written.
+    /// Learns from a tick of `rows` tokens how long its stages took under `plan`, with `caption_bytes` written.
     pub fn observe(&mut self, plan: Plan, times: &StageTimes, rows: usize, caption_bytes: usize) {
         if plan.computes() {
             self.cost.observe(plan, times, rows, caption_bytes);
@@ -241,7 +242,7 @@ mod tests {
         Governor::new(config, &rehearsed)
     }
 
-    /// Of each plan, the caption's included.
+    /// A tick's time under each plan, caption included.
     const COSTS_MS: [u64; Plan::ALL.len()] = [40, 30, 20, 15, 8, 0];
 
     const PILED_UP: Situation = Situation {
@@ -250,7 +251,7 @@ mod tests {
         newest_ns: Some(1_000 * MS),
     };
 
-    /// A tick's stages, all but one in a hundred parts in the encoder.
+    /// A tick's stage times, half of the total in the encoder.
     fn times(total_ms: u64, slowdown: f64) -> StageTimes {
         let total_ns = total_ms as f64 * MS as f64 * slowdown;
         let mut times = StageTimes::default();
@@ -263,7 +264,7 @@ mod tests {
         times
     }
 
-    /// Runs ticks on a machine slowed down as `slowdown(tick)` says; the plans chosen.
+    /// Runs ticks on a machine slowed down by `slowdown(tick)`; returns the decisions.
     fn plans(governor: &mut Governor, ticks: u64, slowdown: impl Fn(u64) -> f64) -> Vec<Decision> {
         (0..ticks)
             .map(|k| {
@@ -319,7 +320,7 @@ mod tests {
         );
     }
 
-    /// The one plan that computes needs most of the deadline: what a stall has put to rest begins again.
+    /// The only plan that computes needs most of the deadline; after a stall it must still be returned to.
     #[test]
     fn a_plan_that_barely_fits_is_gone_back_to() {
         let mut governor = governor_of(64, &[Plan::Full, Plan::Hold]);
@@ -349,7 +350,7 @@ mod tests {
     #[test]
     fn a_stage_that_overran_shrinks_those_after_it() {
         let governor = governor();
-        // Without the front end: 32 ms in full, 24 without the caption's plan, 16 pooled.
+        // Without the front end: 32 ms for the full plan, 24 without caption, 16 with pooled camera tokens.
         assert_eq!(governor.after_front_end(Plan::Full, 60 * MS), Plan::Full);
         assert_eq!(governor.after_front_end(Plan::Full, 28 * MS), Plan::Full);
         let short = governor.after_front_end(Plan::Full, 20 * MS);
@@ -373,7 +374,8 @@ mod tests {
         let mut slow_front_end = times(40, 1.0);
         slow_front_end.set(Stage::FrontEnd, 80 * MS);
         (0..2).for_each(|_| governor.observe(Plan::Full, &slow_front_end, 80, 1));
-        // Ten times its 8 ms: of the 1.6 ms of the cheapest plan's front end as well, of nothing else.
+        // The front end took ten times its 8 ms: the 1.6 ms predicted for the cheapest plan's front end grow tenfold
+        // too, and nothing else does.
         let added_ns = governor.predicted_ns(Plan::AudioTelemetry) - before_ns;
         assert!(added_ns.abs_diff(9 * 1_600_000) < MS, "{added_ns}");
     }

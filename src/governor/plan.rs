@@ -11,9 +11,9 @@ pub enum Plan {
     Full,
     /// The caption waits.
     NoCaption,
-    /// And camera tokens are pooled, four to one.
+    /// No caption, and camera tokens are pooled, four to one.
     PooledCamera,
-    /// And only every second tick looks at the camera.
+    /// The same, and only every second tick looks at the camera.
     EverySecondFrame,
     /// Audio and telemetry alone.
     AudioTelemetry,
@@ -32,7 +32,7 @@ impl Plan {
         Plan::Hold,
     ];
 
-    /// As configured and as outputs name it.
+    /// Returns its name, as configured and in outputs.
     pub fn name(self) -> &'static str {
         match self {
             Plan::Full => "full",
@@ -44,37 +44,37 @@ impl Plan {
         }
     }
 
-    /// By name.
+    /// Returns the plan of this name.
     pub fn named(name: &str) -> Option<Plan> {
         Plan::ALL.into_iter().find(|p| p.name() == name)
     }
 
-    /// Whether the caption goes on.
+    /// Returns whether the caption goes on.
     pub fn captions(self) -> bool {
         self == Plan::Full
     }
 
-    /// Whether camera tokens are pooled.
+    /// Returns whether camera tokens are pooled.
     pub fn pools_camera(self) -> bool {
         self >= Plan::PooledCamera
     }
 
-    /// Whether tick `tick` looks at the camera.
+    /// Returns whether tick `tick` looks at the camera.
     pub fn sees_camera(self, tick: u64) -> bool {
         self < Plan::EverySecondFrame || (self == Plan::EverySecondFrame && tick.is_multiple_of(2))
     }
 
-    /// Whether text is read.
+    /// Returns whether text is read.
     pub fn reads_text(self) -> bool {
         self < Plan::AudioTelemetry
     }
 
-    /// Whether anything is computed.
+    /// Returns whether anything is computed.
     pub fn computes(self) -> bool {
         self != Plan::Hold
     }
 
-    /// Place in [`Plan::ALL`].
+    /// Returns its place in [`Plan::ALL`].
     pub fn index(self) -> usize {
         self as usize
     }

@@ -1,5 +1,5 @@
-//! A keyframe's message, kept in one buffer from keyframe to keyframe: the rows of the rings first, which are brought up to
-//! date in their places, then all else.
+//! A keyframe's message, kept in one buffer from keyframe to keyframe: first the rings' rows, updated in place,
+//! then everything else.
 
 use crate::proto;
 use crate::sink::Sink;
@@ -16,13 +16,13 @@ const CHECKSUM_FIELD: u32 = 14;
 /// Bytes of the checksum with its key.
 const CHECKSUM_BYTES: usize = 1 + size_of::<u64>();
 
-/// The key of the checksum: a fixed number of 64 bits.
+/// The checksum's key: a fixed 64-bit number.
 const CHECKSUM_KEY: u8 = (CHECKSUM_FIELD as u8) << 3 | WireType::SixtyFourBit as u8;
 
-/// Room for the run's part, the message's other fields and what their lengths take.
+/// Room for the run's part, the message's other fields and their lengths.
 const OTHER_BYTES: usize = 64 << 10;
 
-/// The buffer and what is known of it.
+/// The buffer, where the rows lie in it, and how far each ring was when they were written.
 #[derive(Debug)]
 pub struct KeyframeImage {
     /// Empty while it is lent.
@@ -32,7 +32,7 @@ pub struct KeyframeImage {
 }
 
 impl KeyframeImage {
-    /// For rings of so many bytes, and so many of all else of the engine.
+    /// Creates an image for rings of `row_bytes` bytes and for `most_rest` bytes of the engine's other state.
     pub fn new(row_bytes: usize, most_rest: usize) -> KeyframeImage {
         let mut message = Vec::with_capacity(row_bytes + most_rest + OTHER_BYTES);
         encode_key(ROWS_FIELD, WireType::LengthDelimited, &mut message);
@@ -46,12 +46,12 @@ impl KeyframeImage {
         }
     }
 
-    /// Where the rings' rows go, of which those are copied that were written since the last time.
+    /// Returns the place of the rings' rows, to which those written since the last time are copied.
     pub fn rows(&mut self) -> Rows<'_> {
         Rows::to(&mut self.message[self.rows.clone()], &mut self.marks)
     }
 
-    /// Everything else of the keyframe, `rest`, which has no rows; the message then lacks its checksum alone, see [`seal`].
+    /// Appends `rest`, the keyframe without its rows. The message then lacks only its checksum, see [`seal`].
     pub fn complete(&mut self, rest: &proto::Keyframe) {
         self.message.truncate(self.rows.end);
         // A Vec grows as needed: encoding into it cannot fail.
@@ -63,12 +63,12 @@ impl KeyframeImage {
         std::mem::take(&mut self.message)
     }
 
-    /// Takes the message back that was lent.
+    /// Takes back the message that was lent.
     pub fn take_back(&mut self, message: Vec<u8>) {
         self.message = message;
     }
 
-    /// Takes the message back from a sink, if it is lent; false while the sink is not done with it.
+    /// Takes the message back from a sink, if it is lent; returns false while the sink is not done with it.
     pub fn reclaim(&mut self, sink: &mut dyn Sink) -> bool {
         if self.message.is_empty() {
             self.message = sink.take_back().unwrap_or_default();
@@ -77,14 +77,14 @@ impl KeyframeImage {
     }
 }
 
-/// Completes a keyframe's message by its checksum: it takes as long as reading all of it, so the thread of a sink does it.
+/// Appends the checksum to a keyframe's message. This reads all of the message, so the thread of a sink does it.
 pub fn seal(message: &mut Vec<u8>) {
     let checksum = xxh3_64(message);
     message.push(CHECKSUM_KEY);
     message.extend_from_slice(&checksum.to_le_bytes());
 }
 
-/// Whether a message is as it was sealed.
+/// Returns whether a message is as it was sealed.
 pub(super) fn is_sealed(message: &[u8]) -> bool {
     message
         .split_last_chunk::<CHECKSUM_BYTES>()

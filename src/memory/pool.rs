@@ -4,24 +4,26 @@ use std::alloc::Layout;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// Pools there can be at the same time.
+/// Most pools at the same time.
 pub const MAX_POOLS: usize = 16;
 
 /// Pools begin and end at multiples of this.
 pub(super) const UNIT: usize = 1 << 16;
 
-/// On cache lines of its own: what is read at every `free` of the program lies apart from what is written at every allocation.
+/// A value on cache lines of its own: what every `free` of the program reads lies apart
+/// from what every allocation writes.
 #[repr(align(128))]
 struct Apart<T>(T);
 
-/// A pool's place, for who frees a block and knows its address alone: first unit `<< 16 |` number of units, 0 for none. One
-/// word, so that nobody sees half of a change. A block's address came to whoever frees it after its pool was entered here.
+/// Where each pool lies, for a `free` that knows only a block's address: first unit `<< 16 |` number of
+/// units, 0 for none. One word, so that nobody sees half of a change. Whoever frees a block learnt its
+/// address after its pool was entered here.
 static PLACES: Apart<[AtomicU64; MAX_POOLS]> = Apart([const { AtomicU64::new(0) }; MAX_POOLS]);
 
 /// Places from here on were never used.
 static UNUSED_FROM: Apart<AtomicUsize> = Apart(AtomicUsize::new(0));
 
-/// Blocks of each pool that are not freed yet: its memory is used again, or given back, when there are none.
+/// Blocks of each pool that are not freed yet; once there are none, its memory is reused or given back.
 static LIVE: [Apart<AtomicUsize>; MAX_POOLS] = [const { Apart(AtomicUsize::new(0)) }; MAX_POOLS];
 
 static TAKEN: Apart<[AtomicBool; MAX_POOLS]> = Apart([const { AtomicBool::new(false) }; MAX_POOLS]);
@@ -31,7 +33,7 @@ static TAKEN: Apart<[AtomicBool; MAX_POOLS]> = Apart([const { AtomicBool::new(fa
 pub(super) struct Number(usize);
 
 impl Number {
-    /// One that nobody has; none where all are taken.
+    /// Takes a number that nobody has; `None` if all are taken.
     pub fn take() -> Option<Number> {
         let free = |taken: &AtomicBool| !taken.swap(true, Ordering::Acquire);
         let index = TAKEN.0.iter().position(free)?;
@@ -39,12 +41,12 @@ impl Number {
         Some(Number(index))
     }
 
-    /// Its pool is no more.
+    /// Gives the number back, once its pool is gone.
     pub fn give_back(self) {
         TAKEN.0[self.0].store(false, Ordering::Release);
     }
 
-    /// Of the pool that a block is of.
+    /// Returns the number of the pool that a block lies in, if any.
     #[inline]
     pub fn of(block: *mut u8) -> Option<Number> {
         let unit = (block.addr() / UNIT) as u64;
@@ -56,13 +58,13 @@ impl Number {
         Some(Number(index))
     }
 
-    /// A block of it is freed.
+    /// Notes that a block of this pool is freed.
     pub fn freed(self) {
         LIVE[self.0].0.fetch_sub(1, Ordering::Release);
     }
 }
 
-/// A pool.
+/// A thread's pool.
 #[derive(Clone, Copy)]
 pub(super) struct Pool {
     pub number: Number,
@@ -76,19 +78,20 @@ impl Pool {
         Layout::from_size_align(len, UNIT).ok()
     }
 
-    /// Of whole units; `None` where the system has no memory left.
+    /// Makes a pool of `len` bytes, whole units; `None` if the system has no memory left.
     pub fn make(number: Number, len: usize) -> Option<Pool> {
         let layout = Pool::layout(len).filter(|layout| layout.size() > 0)?;
         // SAFETY: the layout is not empty.
         let start = NonNull::new(unsafe { std::alloc::alloc(layout) })?;
-        // SAFETY: `len` bytes at `start` are this pool's. Written here, their pages are there when a tick needs them.
+        // SAFETY: the `len` bytes at `start` are this pool's. Writing them makes the system supply their
+        // pages before a tick needs them.
         unsafe { start.write_bytes(0, len) };
         let first = (start.addr().get() / UNIT) as u64;
         PLACES.0[number.0].store(first << 16 | (len / UNIT) as u64, Ordering::Relaxed);
         Some(Pool { number, start, len })
     }
 
-    /// Gives its memory back; nobody holds a block of it.
+    /// Gives the pool's memory back; nobody may hold a block of it.
     pub fn unmake(self) {
         PLACES.0[self.number.0].store(0, Ordering::Relaxed);
         if let Some(layout) = Pool::layout(self.len) {
@@ -97,16 +100,16 @@ impl Pool {
         }
     }
 
-    /// Whether nobody holds a block of it. `Acquire`: whatever was done with a block happened before.
+    /// Returns whether nobody holds a block of it. `Acquire`, so that whatever was done with a block happened before.
     pub fn is_free(self) -> bool {
         LIVE[self.number.0].0.load(Ordering::Acquire) == 0
     }
 
-    /// The block from `start` on, which whoever calls has made sure is inside and nobody else's.
+    /// Returns the block from `start` on, which the caller has made sure lies inside and is nobody else's.
     pub fn block(self, start: usize) -> NonNull<u8> {
         debug_assert!(start <= self.len);
         LIVE[self.number.0].0.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: in the pool or at its end.
+        // SAFETY: `start` is in the pool or at its end.
         unsafe { self.start.add(start) }
     }
 }

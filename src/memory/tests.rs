@@ -8,7 +8,7 @@ fn layout(len: usize) -> Layout {
 }
 
 fn allocate(len: usize) -> *mut u8 {
-    // SAFETY: no test asks for nothing.
+    // SAFETY: no test asks for zero bytes.
     unsafe { MEMORY.alloc(layout(len)) }
 }
 
@@ -175,14 +175,14 @@ impl Filled {
     }
 }
 
-/// Acts of one loan; what is left of them when it ends.
+/// Performs the acts of one loan; those after its end stay in `acts`.
 fn apply(acts: &mut std::vec::IntoIter<Act>, blocks: &mut Vec<Filled>, next: &mut u8) {
     for act in acts {
         *next = next.wrapping_add(1);
         match act {
             Act::Allocate { len, align, zeroed } => {
                 let layout = Layout::from_size_align(len, 1 << align).unwrap();
-                // SAFETY: not empty.
+                // SAFETY: the layout is not empty.
                 let block = unsafe {
                     if zeroed {
                         MEMORY.alloc_zeroed(layout)
@@ -217,7 +217,7 @@ fn apply(acts: &mut std::vec::IntoIter<Act>, blocks: &mut Vec<Filled>, next: &mu
 proptest! {
     #[test]
     fn blocks_keep_what_is_written_to_them(acts in acts()) {
-        // The lists themselves are the test program's allocator's, which is another one.
+        // The lists themselves come from the test program's allocator, which is another one.
         let (mut acts, mut blocks, mut next) = (acts.into_iter(), Vec::new(), 0);
         while acts.len() > 0 {
             lent(|| apply(&mut acts, &mut blocks, &mut next));

@@ -1,8 +1,7 @@
-//! Features to tokens: a two-layer MLP a modality, and what is added to its output.
+//! Features to tokens: a two-layer MLP per modality, and what is added to its output.
 //!
-//! [`TokenBatch`] collects one tick's features on the host, grouped by modality so that each adapter runs once
-//! a tick whatever the number of topics; [`Adapters`] turns them into the token matrix `x`, rows in the same
-//! order.
+//! [`TokenBatch`] collects one tick's features on the host, grouped by modality so that each adapter runs once per tick
+//! whatever the number of topics. [`Adapters`] turns them into the token matrix `x`, rows in the same order.
 
 use super::layers::{FfnIds, Loader};
 use super::layout::Layout;
@@ -32,12 +31,12 @@ pub struct ModalityBatch {
     pub index: Vec<u32>,
     /// Where each token is.
     pub positions: Vec<Position>,
-    /// In the order they are to be appended.
+    /// Chunks, in the order in which they are appended.
     pub chunks: Vec<Chunk>,
 }
 
 impl ModalityBatch {
-    /// Tokens.
+    /// Returns the number of tokens.
     pub fn rows(&self) -> usize {
         self.positions.len()
     }
@@ -50,7 +49,7 @@ impl ModalityBatch {
     }
 }
 
-/// Memory of [`TokenBatch::pool_camera`], reused.
+/// Work space of [`TokenBatch::pool_camera`], reused.
 #[derive(Clone, Debug, Default)]
 pub struct PoolWork {
     frames: ModalityBatch,
@@ -70,18 +69,18 @@ impl TokenBatch {
         self.modalities.iter_mut().for_each(ModalityBatch::clear);
     }
 
-    /// Tokens in all.
+    /// Returns the number of tokens of all modalities.
     pub fn rows(&self) -> usize {
         self.modalities.iter().map(ModalityBatch::rows).sum()
     }
 
-    /// A camera frame of `grid * grid` patches `[grid*grid, patch_dim]`, row by row.
+    /// Adds a camera frame of `grid * grid` patches, `[grid*grid, patch_dim]`, row by row.
     pub fn push_camera(&mut self, topic: usize, time_ns: i64, grid: usize, patches: &[f32]) {
         self.push_grid(topic, time_ns, (grid, 1), patches);
     }
 
-    /// Pools the patches of every camera frame, `grid * grid` each, four to one; the first of the four gives the place.
-    /// `work` is overwritten.
+    /// Pools the patches of every camera frame, `grid * grid` each, four into one, which takes the place of the first
+    /// of the four. `work` is overwritten.
     pub fn pool_camera(&mut self, grid: usize, work: &mut PoolWork) {
         let camera = Modality::Camera.index();
         std::mem::swap(&mut self.modalities[camera], &mut work.frames);
@@ -97,7 +96,7 @@ impl TokenBatch {
         }
     }
 
-    /// A frame of which every `step`-th patch in both directions is given.
+    /// Adds a frame of which `patches` holds every `step`-th patch in both directions.
     fn push_grid(
         &mut self,
         topic: usize,
@@ -124,7 +123,7 @@ impl TokenBatch {
         });
     }
 
-    /// Audio tokens `[n, mel_bins * mel_stack]` with the time of each; no chunk when there is none.
+    /// Adds audio tokens, `[n, mel_bins * mel_stack]`, with the time of each; no chunk when there are none.
     pub fn push_audio(&mut self, topic: usize, times_ns: &[i64], features: &[f32]) {
         if times_ns.is_empty() {
             return;
@@ -146,7 +145,7 @@ impl TokenBatch {
         });
     }
 
-    /// A text message, a token a byte.
+    /// Adds a text message, one token per byte; no chunk when it is empty.
     pub fn push_text(&mut self, topic: usize, time_ns: i64, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -177,7 +176,7 @@ impl TokenBatch {
         });
     }
 
-    /// One signal of the message begun last: its index in the specification and its Fourier features.
+    /// Adds a signal to the message begun last: its index in the specification and its Fourier features.
     pub fn push_signal(&mut self, time_ns: i64, signal: u32, features: &[f32]) {
         let batch = &mut self.modalities[Modality::Telemetry.index()];
         batch.features.extend_from_slice(features);
@@ -205,12 +204,12 @@ pub(super) struct Adapters {
     d: usize,
     staging: [Region; MODALITIES],
     hidden: Region,
-    /// The modality's number, once a row: the index list of the modality embedding.
+    /// The modality's number, repeated for each row: indices into the modality embedding.
     ids: Vec<u32>,
 }
 
 impl Adapters {
-    /// Reserves staging for at most `max_rows[m]` tokens of each modality in a tick.
+    /// Loads the weights and reserves staging for at most `max_rows[m]` tokens of each modality `m` in a step.
     pub fn new(
         loader: &mut Loader<'_>,
         plan: &mut ArenaPlan,
@@ -240,7 +239,7 @@ impl Adapters {
         })
     }
 
-    /// Writes the tokens `[layout.rows(), d]` of every lane to `x`.
+    /// Writes the tokens of every lane, `[layout.rows(), d]`, to `x`.
     pub fn forward_into(
         &mut self,
         backend: &mut dyn Backend,
@@ -253,7 +252,7 @@ impl Adapters {
         }
     }
 
-    /// One modality: features lane by lane, then one product a layer for the rows of all.
+    /// Runs one modality: stages features lane by lane, then computes one product per layer for the rows of all lanes.
     fn modality_into(
         &mut self,
         backend: &mut dyn Backend,

@@ -1,6 +1,8 @@
-//! The caption decoder: greedy and anytime. Each tick it writes as many bytes as it is given steps and goes on in
-//! the next; a finished caption is followed by one of the then present tick. Lanes that step together write their bytes in
-//! one product a layer, each at its own place in its own caption.
+//! The caption decoder, greedy and anytime.
+//!
+//! Each tick it writes as many bytes as it is given steps, and continues in the next tick. After a caption is finished,
+//! the next tick begins one about itself. Lanes that step together write their bytes in one product per linear layer,
+//! each at its own place in its own caption.
 
 use super::encoder::LayerBuffers;
 use super::layers::{AttentionIds, FfnIds, Loader};
@@ -16,7 +18,7 @@ use crate::umm::arena::ArenaPlan;
 use crate::umm::kv::KvRing;
 use crate::umm::ring::Spans;
 
-/// Bytes, begin and end.
+/// Number of tokens: the bytes, a begin mark and an end mark.
 pub const VOCABULARY: usize = 258;
 const BEGIN: u32 = 256;
 const END: u32 = 257;
@@ -34,9 +36,9 @@ struct Layer {
 /// Keys and values of one layer and lane.
 #[derive(Clone, Copy, Debug)]
 struct LayerCache {
-    /// Of the caption so far.
+    /// Those of the caption so far.
     own: KvRing,
-    /// Of the fused tokens the caption describes.
+    /// Those of the fused tokens the caption describes.
     fused: KvRing,
 }
 
@@ -53,7 +55,7 @@ pub(super) struct Caption {
 }
 
 impl Caption {
-    /// None yet: the first tick begins one.
+    /// Reserves the caches, without a caption yet: the first tick begins one.
     pub fn reserve(plan: &mut ArenaPlan, spec: &ModelSpec, layout: KvLayout) -> Caption {
         let mut cache = |rows| KvRing::reserve(plan, "caption: keys and values", rows, layout);
         let layer = |_| LayerCache {
@@ -71,29 +73,29 @@ impl Caption {
         }
     }
 
-    /// Bytes of the caption so far.
+    /// Iterates over the bytes of the caption so far.
     pub fn bytes(&self) -> impl Iterator<Item = u8> {
         self.tokens
             .iter()
             .filter_map(|&token| u8::try_from(token).ok())
     }
 
-    /// Generated tokens so far, the end mark included.
+    /// Returns the tokens generated so far, the end mark included.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
-    /// Whether it is finished.
+    /// Returns whether it is finished.
     pub fn complete(&self) -> bool {
         self.complete
     }
 
-    /// Tick whose fused tokens it describes.
+    /// Returns the tick whose fused tokens it describes.
     pub fn started_tick(&self) -> u64 {
         self.started_tick
     }
 
-    /// Logits of the last step.
+    /// Returns the logits of the last step.
     pub fn logits(&self) -> &[f32] {
         &self.logits
     }
@@ -104,14 +106,14 @@ impl Caption {
         self.complete = true;
     }
 
-    /// Most bytes it takes of a keyframe, its caches full.
+    /// Returns the most bytes it takes in a keyframe, apart from a few numbers of fixed size.
     pub fn most_bytes(&self) -> usize {
         let caches = self.caches.iter().flat_map(|c| [c.own, c.fused]);
         let elements: usize = caches.map(|c| c.cache.memory.len).sum();
         elements * size_of::<f32>() + self.max_len * size_of::<u32>()
     }
 
-    /// To or from a keyframe.
+    /// Writes the caption to a keyframe or reads it back.
     pub fn archive(&mut self, archive: &mut Archive<'_>, backend: &mut dyn Backend) -> Archived {
         archive.list("caption", &mut self.tokens, self.max_len)?;
         if let Some(&token) = self.tokens.iter().find(|t| **t as usize >= VOCABULARY) {
@@ -123,9 +125,9 @@ impl Caption {
         }
         archive.number("caption's tick", &mut self.started_tick)?;
         archive.flag("caption's end", &mut self.complete)?;
-        // A full caption is complete: the next byte begins another.
+        // A caption of full length is complete: the next byte begins another.
         self.complete |= self.tokens.len() == self.max_len;
-        // Whole, places of an earlier caption included: a keyframe's bytes are the same whatever run it was thawed in.
+        // Whole caches, an earlier caption's rows included, so that a thawed run's keyframes have the same bytes.
         for cache in &self.caches {
             cache.own.archive(archive, backend)?;
             cache.fused.archive(archive, backend)?;
@@ -139,7 +141,7 @@ impl Caption {
     }
 }
 
-/// One lane's part of a tick's caption steps.
+/// One lane's part in a tick's caption steps.
 pub(super) struct CaptionTurn<'a> {
     pub caption: &'a mut Caption,
     pub tick: u64,
@@ -160,18 +162,18 @@ pub(super) struct CaptionDecoder {
     shape: HeadShape,
     d: usize,
     ffn_width: usize,
-    /// A row a lane, as in all that follows.
+    /// A row per lane, as in `buffers` and `logits`.
     x: Region,
     buffers: LayerBuffers,
     logits: Region,
-    /// Keys, then values, of the fused tokens of one lane, before they are cached.
+    /// Keys, then values, of one lane's fused tokens before they are cached.
     fused: [Region; 2],
-    /// Attention asks for times; a caption has none.
+    /// Zeros, since attention asks for times and a caption has none.
     no_times: Vec<i64>,
 }
 
 impl CaptionDecoder {
-    /// A decoder for at most `lanes` captions at a time.
+    /// Loads the weights and reserves work space for at most `lanes` captions at a time.
     pub fn new(
         loader: &mut Loader<'_>,
         plan: &mut ArenaPlan,
@@ -208,8 +210,8 @@ impl CaptionDecoder {
         })
     }
 
-    /// Writes a byte of every caption while `more` (of the number of rounds) says so; begins a new caption where the last
-    /// one is complete, and leaves one that is finished in this tick alone.
+    /// Writes a byte of every caption in each round, for as long as `more` allows, given the number of rounds so far.
+    /// Begins a new caption where the last one is complete, but not after one that is finished in this tick.
     pub fn advance(
         &self,
         backend: &mut dyn Backend,
@@ -244,12 +246,12 @@ impl CaptionDecoder {
             backend.linears_into(*fused, rows, &[(cross.k, k), (cross.v, v)]);
             let slots = Spans::one(0..rows);
             cache.fused.store(backend, (k, v), 0, &slots);
-            // What is no number does not stay behind in a block that the new caption shares.
+            // Leaves no non-finite value of an earlier caption in a block that the new one shares.
             cache.own.zero(backend, &Spans::one(0..caption.max_len));
         }
     }
 
-    /// One byte of every caption that is not complete.
+    /// Writes one byte of every caption that is not complete.
     fn step(&self, backend: &mut dyn Backend, turns: &mut [CaptionTurn<'_>]) {
         let open = turns.iter_mut().filter(|turn| !turn.caption.complete);
         let mut open: Lanes<_> = open.collect();
@@ -312,7 +314,7 @@ impl CaptionDecoder {
             .add_in_place(backend, rows, layer.norm3, x, [h, ffn]);
     }
 
-    /// Row `row` of the queries over the first `keys` of a cache.
+    /// Attends from row `row` of the queries to the first `keys` slots of a cache.
     fn attend(
         &self,
         backend: &mut dyn Backend,
@@ -330,7 +332,7 @@ impl CaptionDecoder {
     }
 }
 
-/// Index of the largest logit, the begin mark left out; the lowest on ties.
+/// Returns the index of the largest logit, the begin mark left out; the lowest index on ties.
 fn most_likely(logits: &[f32]) -> u32 {
     let mut best = (f32::NEG_INFINITY, END);
     for (i, &logit) in logits.iter().enumerate() {

@@ -4,12 +4,12 @@ use super::adapter::TokenBatch;
 use super::network::{StepOutputs, TickMoment};
 use xxhash_rust::xxh3::Xxh3;
 
-/// Adds values, little-endian.
+/// Hashes values as little-endian bytes.
 pub(super) fn update_f32(hasher: &mut Xxh3, values: &[f32]) {
     hasher.update(bytemuck::cast_slice(values));
 }
 
-/// Of what enters a tick.
+/// Returns the digest of what enters a tick.
 pub(super) fn digest_batch(moment: &TickMoment, batch: &TokenBatch) -> u64 {
     let mut hasher = Xxh3::new();
     hasher.update(&moment.tick.to_le_bytes());
@@ -29,7 +29,7 @@ pub(super) fn digest_batch(moment: &TickMoment, batch: &TokenBatch) -> u64 {
     hasher.digest()
 }
 
-/// Of what leaves it.
+/// Returns the digest of what leaves a tick: results of the heads, gates, nearest moments and caption.
 pub(super) fn digest_heads(outputs: &StepOutputs, caption: &[u32]) -> u64 {
     let mut hasher = Xxh3::new();
     for (_, values) in outputs.heads.each() {

@@ -1,8 +1,8 @@
 //! The shared encoder: each topic's new tokens attend to their own chunk and to the topic's window.
 //!
-//! The tokens of all topics of a tick, and of all lanes that step together, share one matrix product a layer; only attention
-//! goes chunk by chunk. With a [long context](super::long_context) a chunk also attends to a choice of what has left the
-//! window of its topic in its lane.
+//! The tokens of all topics of a tick, and of all lanes that step together, share each linear layer's matrix product;
+//! only attention goes chunk by chunk. With a [long context](super::long_context) a chunk also attends to a choice of
+//! what has left the window of its topic in its lane.
 
 use super::layers::{AttentionIds, FfnIds, Loader};
 use super::layout::Lanes;
@@ -17,10 +17,10 @@ use crate::umm::kv::KvRing;
 use crate::umm::ring::Spans;
 use std::ops::Range;
 
-/// A chunk that has its place in the rings.
+/// A chunk with its place in the rings.
 #[derive(Clone, Debug)]
 pub(super) struct PlacedChunk {
-    /// Whose context it belongs to.
+    /// The lane whose context it belongs to.
     pub lane: usize,
     /// Index of the topic.
     pub topic: usize,
@@ -30,7 +30,7 @@ pub(super) struct PlacedChunk {
     pub place: Appended,
 }
 
-/// A step's tokens as the encoder sees them.
+/// A step's tokens, as the encoder sees them.
 pub(super) struct EncoderInput<'a> {
     pub rows: usize,
     /// Capture time of every row.
@@ -41,7 +41,7 @@ pub(super) struct EncoderInput<'a> {
     pub window_ns: i64,
 }
 
-/// Contexts of the lanes of a step. Bookkeeping is written to: which blocks are chosen.
+/// Contexts of the lanes of a step; mutable, because choosing blocks of a long context uses work space in them.
 pub(super) type Contexts<'a> = Lanes<&'a mut Context>;
 
 #[derive(Debug)]
@@ -92,7 +92,8 @@ pub(super) struct Encoder {
 }
 
 impl Encoder {
-    /// `max_rows`: most tokens of a step; `max_blocks`: most blocks of a topic's long context, 0 where none has one.
+    /// Loads the weights and reserves work space. `max_rows`: most tokens of a step. `max_blocks`: most blocks of any
+    /// topic's long context; 0 where no topic has one.
     pub fn new(
         loader: &mut Loader<'_>,
         plan: &mut ArenaPlan,
@@ -129,13 +130,13 @@ impl Encoder {
         })
     }
 
-    /// The long context, where there is one.
+    /// Returns the long context, where there is one.
     pub fn long_context(&self) -> Option<&LongContext> {
         self.long.as_ref()
     }
 
-    /// Runs all layers over `x` (`[rows, d]`, overwritten) and writes the normalised result to `out`.
-    /// Appends every layer's keys and values to the topics' rings.
+    /// Runs all layers over `x` (`[rows, d]`, overwritten), writes the normalised result to `out` and stores every
+    /// layer's keys and values in the topics' rings.
     pub fn forward_into(
         &self,
         backend: &mut dyn Backend,
@@ -159,7 +160,7 @@ impl Encoder {
         backend.layer_norm_into(x, rows, self.norm, out);
     }
 
-    /// One layer's attention: `buffers.attended` from `h`.
+    /// Runs one layer's attention: computes `buffers.attended` from `h`.
     fn attend(
         &self,
         backend: &mut dyn Backend,
@@ -204,7 +205,7 @@ impl Encoder {
         }
     }
 
-    /// A chunk's attention in one layer: to the best of what has left the window, to the window and to itself.
+    /// Attends from a chunk in one layer: to the best of what has left the window, to the window and to itself.
     fn attend_chunk(
         &self,
         backend: &mut dyn Backend,
@@ -238,7 +239,8 @@ impl Encoder {
         );
     }
 
-    /// Runs one chunk of at most [`MAX_TEXT_TOKENS`] in an empty context, leaving every ring alone; for text queries.
+    /// Runs one chunk of at most [`MAX_TEXT_TOKENS`] in an empty context, leaving topics' rings
+    /// alone; for text queries.
     pub fn forward_alone_into(
         &self,
         backend: &mut dyn Backend,
@@ -255,7 +257,7 @@ impl Encoder {
         let v = self.buffers.v.rows(0, rows, shape.kv_width());
         let attended = self.buffers.attended.rows(0, rows, shape.q_width());
         let ffn = self.buffers.ffn.rows(0, rows, self.ffn_width);
-        // What is not finite does not stay behind in a block that a shorter text shares.
+        // Leaves no non-finite value of an earlier text in a block that this one shares.
         self.alone.zero(backend, &Spans::one(0..MAX_TEXT_TOKENS));
         for layer in &self.layers {
             let ids = &layer.attention;

@@ -1,7 +1,7 @@
 //! The whole-sequence reference: every tick of a drive at once, in `f64`, with dense masks and no ring.
 //!
-//! Written from the definitions with nothing shared with [`super::network`] but the weights' names; far too slow
-//! to run on a vehicle. [`super::network::Network::step`] must agree with it for any split into chunks and ticks.
+//! Written from the definitions; no computation is shared with [`super::network`], and it is far too slow to run on a
+//! vehicle. [`super::network::Network::step`] must agree with it for any split into chunks and ticks.
 
 mod caption;
 mod compressed;
@@ -23,11 +23,11 @@ pub struct Sequence {
     pub window_ns: i64,
     /// Rotary origin.
     pub origin_ns: i64,
-    /// Tokens each topic's ring holds: older ones are out of sight at the end of a tick.
+    /// How many tokens each topic's ring holds; what it has evicted by the end of a tick is out of sight in that tick.
     pub capacity: Vec<usize>,
-    /// Pooled tokens each topic's long context holds; 0 for none.
+    /// How many pooled tokens each topic's long context holds; 0 for none.
     pub context_capacity: Vec<usize>,
-    /// Caption steps a tick.
+    /// Caption steps per tick.
     pub caption_steps: usize,
 }
 
@@ -57,9 +57,9 @@ struct Token {
     tick: usize,
     topic: usize,
     modality: usize,
-    /// Counts the chunks of the drive.
+    /// Number of its chunk within the drive.
     chunk: usize,
-    /// Counts the topic's tokens.
+    /// Number of the token within its topic.
     index: usize,
     position: Position,
     x: Vec<f64>,
@@ -80,7 +80,7 @@ pub fn forward(weights: &Weights, sequence: &Sequence) -> Vec<ForwardTick> {
     }
     reference.captions(&mut ticks);
     for (k, tick) in ticks.iter_mut().enumerate() {
-        // Rows of the token matrix are grouped by modality; the drive's tokens already are, within a tick.
+        // Rows of the token matrix are grouped by modality, as the drive's tokens already are within a tick.
         let of_tick = tokens.iter().filter(|t| t.tick == k);
         tick.encoded = of_tick.map(|t| t.x.clone()).collect();
     }
@@ -131,7 +131,7 @@ impl Reference<'_> {
         self.linear(&format!("{name}.fc2"), &hidden)
     }
 
-    /// All tokens of the drive after their adapters.
+    /// Returns all tokens of the drive after their adapters.
     fn tokens(&self) -> Vec<Token> {
         let mut tokens = Vec::new();
         let mut seen = vec![0; self.sequence.capacity.len()];
@@ -182,7 +182,7 @@ impl Reference<'_> {
 
     /// Replaces every token's `x` by its encoder output.
     fn encode(&self, tokens: &mut [Token]) {
-        // Tokens of the topic up to the end of each tick: decides what the ring still holds.
+        // How many tokens each topic has had by the end of each tick: decides what its ring still holds.
         let ticks = self.sequence.ticks.len();
         let mut until = vec![vec![0; ticks]; self.sequence.capacity.len()];
         for (topic, until) in until.iter_mut().enumerate() {

@@ -1,8 +1,8 @@
 //! Fusion: a few tokens gather what every modality has, weighted by gates that say what the answer rests on.
 //!
-//! A layer is gated cross-modal attention, one softmax a modality, then windowed self-attention over the fusion
-//! tokens of this and earlier ticks, then a feed-forward layer. A modality with nothing valid in the window has a
-//! gate of exactly 0 and adds nothing; adding a modality adds a term and disturbs no other.
+//! A layer is gated cross-modal attention, one softmax per modality, then windowed self-attention over the fusion
+//! tokens of this and earlier ticks, then a feed-forward layer. A modality with nothing valid in the window has a gate
+//! of exactly 0 and adds nothing; a further modality would add a term and disturb no other.
 
 use super::encoder::{LayerBuffers, PlacedChunk};
 use super::layers::{AttentionIds, FfnIds, Loader};
@@ -39,18 +39,18 @@ struct Layer {
     ffn: FfnIds,
 }
 
-/// One lane's tick as the fusion sees it.
+/// One lane's tick, as the fusion sees it.
 pub(super) struct FusionLane<'a> {
     pub tick_time_ns: i64,
     pub origin_ns: i64,
-    /// 0..1, in the order of [`Modality::ALL`].
+    /// From 0 to 1, in the order of [`Modality::ALL`].
     pub quality: [f32; MODALITIES],
     pub context: &'a Context,
-    /// The tick's fusion tokens in the context's own ring.
+    /// Where the tick's fusion tokens go in the context's fusion rings.
     pub own: Appended,
 }
 
-/// What the fusion must know of a step beside the encoder's output.
+/// A step, as the fusion sees it.
 pub(super) struct FusionInput<'a> {
     pub lanes: &'a [FusionLane<'a>],
     pub window_ns: i64,
@@ -71,11 +71,11 @@ pub(super) struct Fusion {
     shape: HeadShape,
     d: usize,
     ffn_width: usize,
-    /// Fusion tokens of a lane; what follows has room for those of every lane.
+    /// Fusion tokens per lane; the regions below have room for every lane.
     n: usize,
     x: Region,
     buffers: LayerBuffers,
-    /// `h Wq` before a modality's temperature and the bias.
+    /// `h Wq`, before a modality's temperature and the bias are applied.
     projected: Region,
     sum: Region,
     /// `[lanes, d]`
@@ -94,7 +94,7 @@ pub(super) struct Fusion {
 }
 
 impl Fusion {
-    /// Room for `lanes` lanes of `max_rows` tokens together.
+    /// Loads the weights and reserves work space for `lanes` lanes that together add at most `max_rows` tokens.
     pub fn new(
         loader: &mut Loader<'_>,
         plan: &mut ArenaPlan,
@@ -134,7 +134,7 @@ impl Fusion {
         })
     }
 
-    /// Runs the tick of every lane; writes the fused tokens `[lanes * n, d]` to `out`.
+    /// Runs every lane's tick and writes the fused tokens `[lanes * n, d]` to `out`.
     pub fn forward_into(
         &mut self,
         backend: &mut dyn Backend,
@@ -177,7 +177,7 @@ impl Fusion {
         backend.layer_norm_into(x, rows, self.norm, out.rows(0, rows, self.d));
     }
 
-    /// One lane's gates of the last step, `[layers, modalities]`.
+    /// Copies one lane's gates of the last step, `[layers, modalities]`, to `out`.
     pub fn gates_into(&self, backend: &dyn Backend, lane: usize, out: &mut [f32]) {
         backend.download(self.gates.rows(lane, 1, out.len()), out);
     }
@@ -223,7 +223,7 @@ impl Fusion {
         }
     }
 
-    /// `self.sum = sum_m g_m Attn_m`, from `buffers.h`.
+    /// Computes `self.sum = sum_m g_m Attn_m` from `buffers.h`.
     fn cross_attend(&self, backend: &mut dyn Backend, input: &FusionInput<'_>, index: usize) {
         let rows = input.lanes.len() * self.n;
         let q_width = self.shape.q_width();
@@ -241,7 +241,7 @@ impl Fusion {
         }
     }
 
-    /// Adds what one modality gives one lane.
+    /// Adds one modality's term for one lane.
     fn cross_attend_one(
         &self,
         backend: &mut dyn Backend,
@@ -287,7 +287,7 @@ impl Fusion {
         backend.scaled_add_in_place(sum, gate, attended);
     }
 
-    /// `buffers.attended` from `buffers.h`, over this and earlier ticks' fusion tokens.
+    /// Computes `buffers.attended` from `buffers.h`, over this and earlier ticks' fusion tokens.
     fn self_attend(&self, backend: &mut dyn Backend, input: &FusionInput<'_>, index: usize) {
         let (shape, rows) = (self.shape, input.lanes.len() * self.n);
         let ids = &self.layers[index].self_attention;
@@ -304,7 +304,7 @@ impl Fusion {
         }
     }
 
-    /// One lane's part of it: keys and values to its ring, then attention.
+    /// Does one lane's part of [`Fusion::self_attend`]: stores keys and values in its ring, then attends.
     fn self_attend_one(
         &self,
         backend: &mut dyn Backend,
@@ -335,14 +335,14 @@ impl Fusion {
     }
 }
 
-/// Mean over the layers of a modality's gate, from `[layers, modalities]`; exactly 0 when it had nothing valid.
+/// Returns a modality's gate, the mean over the layers of `[layers, modalities]`; exactly 0 when it had nothing valid.
 pub(super) fn mean_gate(gates: &[f32], modality: Modality) -> f32 {
     let of_layers = gates.iter().skip(modality.index());
     let sum: f32 = of_layers.step_by(MODALITIES).sum();
     sum / (gates.len() / MODALITIES) as f32
 }
 
-/// Newest capture time of a modality that the tick may use.
+/// Returns the newest of a modality's capture times that the tick may use.
 pub(super) fn newest_valid(
     topics: &[TopicContext],
     modality: usize,

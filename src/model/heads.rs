@@ -6,10 +6,10 @@ use super::weights::WeightsError;
 use crate::backend::{Backend, Epilogue, LinearId, Region};
 use crate::umm::arena::ArenaPlan;
 
-/// Below this length an embedding is not scaled up.
+/// Least norm an embedding is divided by; a shorter one keeps a norm below 1.
 const MIN_NORM: f32 = 1e-12;
 
-/// What the heads say of one tick.
+/// What the heads say about one tick.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HeadOutputs {
     /// Independent probabilities, in the order of the specification's `events`.
@@ -23,7 +23,7 @@ pub struct HeadOutputs {
 }
 
 impl HeadOutputs {
-    /// The results, and their names in a keyframe.
+    /// Returns the results with their names in a keyframe.
     pub(super) fn each(&self) -> [(&'static str, &Vec<f32>); 4] {
         [
             ("events", &self.events),
@@ -33,7 +33,7 @@ impl HeadOutputs {
         ]
     }
 
-    /// [`HeadOutputs::each`], to be written.
+    /// As [`HeadOutputs::each`], mutable.
     pub(super) fn each_mut(&mut self) -> [(&'static str, &mut Vec<f32>); 4] {
         [
             ("events", &mut self.events),
@@ -63,7 +63,7 @@ struct Output {
 }
 
 impl Heads {
-    /// Heads for at most `lanes` lanes at a time.
+    /// Loads the weights and reserves work space for at most `lanes` lanes at a time.
     pub fn new(
         loader: &mut Loader<'_>,
         plan: &mut ArenaPlan,
@@ -93,7 +93,7 @@ impl Heads {
         })
     }
 
-    /// Runs all heads over the fused tokens of every lane, `[lanes * tokens, d]`; see [`Heads::read_into`].
+    /// Runs all heads over every lane's fused tokens, `[lanes * tokens, d]`; [`Heads::read_into`] reads the results.
     pub fn forward(&self, backend: &mut dyn Backend, fused: Region, lanes: usize, tokens: usize) {
         for lane in 0..lanes {
             let fused = fused.rows(lane * tokens, tokens, self.d);
@@ -106,7 +106,7 @@ impl Heads {
         }
     }
 
-    /// One lane's results; `out`'s vectors are sized on first use.
+    /// Reads one lane's results; the vectors in `out` are sized on first use.
     pub fn read_into(&self, backend: &dyn Backend, lane: usize, out: &mut HeadOutputs) {
         let host = [
             &mut out.events,
@@ -123,7 +123,7 @@ impl Heads {
         normalise_in_place(&mut out.embedding);
     }
 
-    /// The embedding of a text query from its encoder output (`[rows, d]`).
+    /// Computes the embedding of a text query from its encoder output, `[rows, d]`.
     pub fn embed_text_into(
         &self,
         backend: &mut dyn Backend,

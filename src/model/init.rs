@@ -4,7 +4,7 @@ use super::spec::{MODALITIES, Modality, ModelSpec};
 use super::weights::{Tensor, Weights};
 use std::collections::BTreeMap;
 
-/// Every tensor's name and shape.
+/// Returns every tensor's name and shape.
 pub fn shapes(spec: &ModelSpec) -> BTreeMap<String, Vec<usize>> {
     let mut shapes = Shapes {
         map: BTreeMap::new(),
@@ -107,14 +107,14 @@ impl Shapes {
     }
 }
 
-/// Initial weights: uniform with variance `1/fan_in` for matrices and `0.02^2` for embeddings, ones for norms and
-/// temperatures, zeros for biases and sinks, the mean for what pools the long context. The same seed gives the same weights everywhere: only exact
-/// arithmetic is used.
+/// Makes initial weights: uniform with variance `1/fan_in` for matrices and gates and `0.02^2` for embeddings and
+/// fusion tokens, ones for norms and temperatures, zeros for biases and sinks, a plain mean for the kernels that pool
+/// the long context. The same seed gives the same weights everywhere: only correctly rounded operations are used.
 pub fn initial_weights(spec: &ModelSpec) -> Weights {
     let mut tensors = BTreeMap::new();
     for (name, shape) in shapes(spec) {
         let n: usize = shape.iter().product();
-        // Each tensor has a stream of its own, so that adding one does not change the others.
+        // Each tensor has a random stream of its own, so that adding one does not change the others.
         let seed = xxhash_rust::xxh3::xxh3_64_with_seed(name.as_bytes(), spec.seed);
         let values = match initial_spread(&name, &shape) {
             Spread::Constant(value) => vec![value; n],
@@ -162,7 +162,7 @@ fn initial_spread(name: &str, shape: &[usize]) -> Spread {
         return Spread::Constant(0.0);
     }
     if name.contains(".compress.") {
-        // The plain mean of the tokens pooled.
+        // Makes pooling a plain mean.
         return Spread::Constant(1.0 / shape[0] as f32);
     }
     let fan_in = shape.last().copied().unwrap_or(1);

@@ -1,9 +1,9 @@
-//! Groups of weights that occur more than once, by their ids in a backend.
+//! Groups of weights that several parts of the model use, by their ids in a backend.
 
 use super::weights::{Tensor, Weights, WeightsError};
 use crate::backend::{Backend, Epilogue, LinearId, NormIds, Region, TableId};
 
-/// Hands the tensors of a weights file over to a backend.
+/// Hands the tensors of a weights file to a backend.
 pub(super) struct Loader<'a> {
     pub weights: &'a Weights,
     pub backend: &'a mut dyn Backend,
@@ -26,18 +26,18 @@ impl<'a> Loader<'a> {
         Ok(self.backend.add_table(&tensor.values, width))
     }
 
-    /// A linear layer with its bias, if the file has one.
+    /// Loads a linear layer, with its bias if the file has one.
     pub fn linear(&mut self, name: &str) -> Result<LinearId, WeightsError> {
         let bias = self.weights.tensors.get(&format!("{name}.bias"));
         self.matrix(&format!("{name}.weight"), bias.map(|b| &b.values[..]))
     }
 
-    /// A linear layer's matrix alone.
+    /// Loads a linear layer's matrix alone.
     pub fn linear_without_bias(&mut self, name: &str) -> Result<LinearId, WeightsError> {
         self.matrix(&format!("{name}.weight"), None)
     }
 
-    /// A table `[rows, d]` used as a linear layer `d -> rows`.
+    /// Loads a table `[rows, d]` as a linear layer `d -> rows`.
     pub fn tied(&mut self, table: &str, bias: &str) -> Result<LinearId, WeightsError> {
         let bias = self.tensor(bias)?;
         self.matrix(table, Some(&bias.values))
@@ -83,7 +83,7 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Projections of one attention.
+/// Projections and sink of one attention.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AttentionIds {
     pub q: LinearId,
@@ -93,7 +93,7 @@ pub(super) struct AttentionIds {
     pub sink: TableId,
 }
 
-/// Two layers with GELU between.
+/// Two linear layers with GELU between.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FfnIds {
     pub fc1: LinearId,
@@ -101,7 +101,8 @@ pub(super) struct FfnIds {
 }
 
 impl FfnIds {
-    /// The feed-forward part of a layer, `x += fc2(gelu(fc1(norm(x))))`. `x` and `h`: `[rows, d]`; `hidden`: `[rows, width]`.
+    /// Runs the feed-forward part of a layer, `x += fc2(gelu(fc1(norm(x))))`. `x` and `h`: `[rows, d]`; `hidden`:
+    /// `[rows, width]`.
     pub fn add_in_place(
         self,
         backend: &mut dyn Backend,

@@ -1,20 +1,20 @@
-//! Where the tokens of a step lie in the token matrix: by modality, within a modality by lane.
+//! Where the tokens of a step lie in the token matrix: grouped by modality, within a modality by lane.
 //!
-//! A *lane* is one of the runs that step together, each with a context of its own. Rows of one modality are neighbours
-//! whatever their lane, so that every linear layer is one product for all of them.
+//! A *lane* is one of the runs that step together, each with a context of its own. The rows of a modality are
+//! contiguous across lanes, so that every linear layer is one product for all of them.
 
 use super::adapter::TokenBatch;
 use super::spec::MODALITIES;
 use arrayvec::ArrayVec;
 use std::ops::Range;
 
-/// Most runs that may share a network's products.
+/// Most runs that may step together.
 pub const MAX_LANES: usize = 16;
 
-/// Rows of one lane, a range a modality.
+/// Rows of one lane, a range per modality.
 pub(super) type LaneRows = [Range<usize>; MODALITIES];
 
-/// One thing for each lane of a step, on the stack.
+/// One item per lane of a step, on the stack.
 pub(super) type Lanes<T> = ArrayVec<T, MAX_LANES>;
 
 /// Rows of every lane.
@@ -36,12 +36,12 @@ impl Layout {
         Layout(lanes)
     }
 
-    /// Rows in all.
+    /// Returns the number of rows of all lanes.
     pub fn rows(&self) -> usize {
         self.0.last().map_or(0, |rows| rows[MODALITIES - 1].end)
     }
 
-    /// Rows of one modality, every lane's.
+    /// Returns the rows of one modality, of all lanes.
     pub fn of_modality(&self, modality: usize) -> Range<usize> {
         match (self.0.first(), self.0.last()) {
             (Some(first), Some(last)) => first[modality].start..last[modality].end,
@@ -49,7 +49,7 @@ impl Layout {
         }
     }
 
-    /// Rows of one lane.
+    /// Returns the rows of one lane.
     pub fn of_lane(&self, lane: usize) -> &LaneRows {
         &self.0[lane]
     }

@@ -1,8 +1,8 @@
-//! The encoder's part of the long context: pools a tick's keys and values, and chooses what a chunk attends to beyond the
-//! window. [`crate::umm::compressed`] says what that means.
+//! The encoder's part of the long context: pools a tick's keys and values, and chooses what a chunk attends to beyond
+//! the window. [`crate::umm::compressed`] defines both.
 //!
-//! The choice is made on the host, from scores a backend computes: which blocks are attended decides the segments of an
-//! attention call, and those are named by the host. It reads a number a block, for each chunk and layer.
+//! The host chooses, from scores that the backend computes, because the blocks attended determine the segments of an
+//! attention call, which the host names. It reads back one number per block, for each chunk and layer.
 
 use super::encoder::{Contexts, PlacedChunk};
 use super::layers::Loader;
@@ -16,26 +16,26 @@ use crate::umm::compression::Compression;
 use crate::umm::context::TopicContext;
 use std::ops::Range;
 
-/// A layer's kernels, `[ratio, kv_width]` each.
+/// A layer's pooling kernels, `[ratio, kv_width]` each.
 #[derive(Clone, Copy, Debug)]
 struct Kernels {
     k: TableId,
     v: TableId,
 }
 
-/// Kernels and work space.
+/// Pooling kernels and work space.
 #[derive(Debug)]
 pub(super) struct LongContext {
     kernels: Vec<Kernels>,
     shape: HeadShape,
     ratio: usize,
-    /// Tokens that wait, then the tick's, `[ratio - 1 + rows, kv_width]`.
+    /// Rows of the tokens that waited, then of the tick's tokens, `[ratio - 1 + rows, kv_width]`.
     gathered: Region,
-    /// What they are pooled to, `[rows, kv_width]`.
+    /// What they are pooled into, `[rows, kv_width]`.
     pooled: Region,
-    /// Of the new pooled tokens of every topic of every lane, `[rows, head_dim]`.
+    /// Rotary table of the new pooled tokens of every topic of every lane, `[rows, head_dim]`.
     rotary: Region,
-    /// Of one chunk, a block each.
+    /// Scores for one chunk, one per block.
     scores: Region,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct LongContext {
 pub(super) struct Queries<'a> {
     /// `[rows, q_width]`, rotated.
     pub q: Region,
-    /// Time of each.
+    /// Capture time of each.
     pub times_ns: &'a [i64],
     /// Positions of their tokens in the topic's ring.
     pub positions: Range<u64>,
@@ -57,7 +57,8 @@ pub(super) struct Selection {
 }
 
 impl LongContext {
-    /// `max_rows`: most tokens of a step; `max_blocks`: most blocks of a topic.
+    /// Loads the kernels and reserves work space for at most `max_rows` tokens per step and
+    /// `max_blocks` blocks per topic.
     pub fn new(
         loader: &mut Loader<'_>,
         plan: &mut ArenaPlan,
@@ -81,7 +82,7 @@ impl LongContext {
             shape,
             ratio: sizes.ratio,
             gathered: plan.reserve(name, gathered_rows * shape.kv_width()),
-            // A topic of n tokens a tick makes at most n pooled tokens, whatever waited.
+            // n new tokens make at most n pooled ones, however many waited.
             pooled: plan.reserve(name, max_rows * shape.kv_width()),
             rotary: plan.reserve(name, max_rows * shape.head_dim),
             scores: plan.reserve(name, max_blocks),
@@ -161,7 +162,7 @@ impl LongContext {
         }
     }
 
-    /// `self.pooled` from the rows that waited and the tick's; the rows that are left wait.
+    /// Computes `self.pooled` from the rows that waited and the tick's rows; the rows left over wait.
     fn pool_rows(
         &self,
         backend: &mut dyn Backend,
@@ -213,7 +214,7 @@ impl LongContext {
         );
     }
 
-    /// What a chunk attends to.
+    /// Selects what a chunk attends to beyond its window.
     pub fn select(
         &self,
         backend: &mut dyn Backend,

@@ -1,4 +1,4 @@
-//! Retrieval: a ring of moment embeddings, and the nearest earlier ones to a new one.
+//! Retrieval: a ring of moment embeddings, and the search for the earlier ones nearest to a new one.
 
 use crate::archive::{Archive, Archived};
 use crate::backend::cpu::math;
@@ -12,7 +12,7 @@ pub const NEAREST: usize = 3;
 /// Which tick a moment is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MomentId {
-    /// Ticks are numbered anew in each.
+    /// Epoch; ticks are numbered anew in each.
     pub epoch: u32,
     /// Number of the tick.
     pub tick: u64,
@@ -23,14 +23,14 @@ pub struct MomentId {
 /// An earlier moment that resembles the present.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Nearest {
-    /// Which.
+    /// Which moment.
     pub id: MomentId,
     /// Cosine of the two embeddings.
     pub similarity: f32,
 }
 
 impl MomentId {
-    /// To or from a keyframe.
+    /// Writes the id to a keyframe or reads it back.
     pub(super) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.number("moment", &mut self.epoch)?;
         archive.number("moment", &mut self.tick)?;
@@ -48,7 +48,7 @@ pub struct MomentRing {
 }
 
 impl MomentRing {
-    /// Room for `capacity` embeddings of `dim`.
+    /// Makes a ring for `capacity` embeddings of `dim` numbers.
     pub fn new(capacity: usize, dim: usize) -> MomentRing {
         let mut embeddings = vec![0.0; capacity * dim];
         prefault(&mut embeddings);
@@ -60,24 +60,24 @@ impl MomentRing {
         }
     }
 
-    /// Bytes held.
+    /// Returns how many bytes the ring takes.
     pub fn bytes(&self) -> usize {
         MomentRing::bytes_of(self.ids.len(), self.dim)
     }
 
-    /// Bytes that so many embeddings of `dim` take.
+    /// Returns how many bytes a ring for `capacity` embeddings of `dim` numbers takes.
     pub fn bytes_of(capacity: usize, dim: usize) -> usize {
         capacity * (dim * size_of::<f32>() + size_of::<MomentId>())
     }
 
-    /// Forgets all, as if there had been none.
+    /// Forgets all moments, as if there had been none.
     pub fn erase(&mut self) {
         self.ring.restart();
         self.embeddings.fill(0.0);
         self.ids.fill(MomentId::default());
     }
 
-    /// To or from a keyframe.
+    /// Writes the moments to a keyframe and an image, or reads them back.
     pub(super) fn archive(&mut self, archive: &mut Archive<'_>, rows: &mut Rows<'_>) -> Archived {
         archive.same("embedding", self.dim as u64)?;
         self.ring.archive(archive)?;
@@ -89,7 +89,7 @@ impl MomentRing {
         Ok(())
     }
 
-    /// Notes a moment's unit-norm embedding.
+    /// Appends a moment with its unit-norm embedding.
     pub fn push(&mut self, id: MomentId, embedding: &[f32]) {
         let Ok(spans) = self.ring.append(1) else {
             return;
@@ -100,9 +100,9 @@ impl MomentRing {
         }
     }
 
-    /// The moments most similar to `present`, best first; the earlier one on ties. Of its own epoch those more than `gap_ticks`
-    /// before it, of others all. What has no similarity, because an embedding is not of finite numbers, is passed over. `out` is
-    /// overwritten.
+    /// Finds the moments whose embeddings are most similar to `embedding`, best first, the earlier one on ties, and
+    /// overwrites `out` with them. Of `present`'s own epoch only moments more than `gap_ticks` before it count; of
+    /// other epochs, all do. Moments without a finite similarity, because an embedding is not finite, are passed over.
     pub fn nearest_into(
         &self,
         embedding: &[f32],
@@ -156,7 +156,7 @@ mod tests {
     fn the_gap_is_within_an_epoch() {
         let mut moments = MomentRing::new(300, 2);
         for tick in 1..=100 {
-            // The further from tick 80 the less alike.
+            // The further from tick 80, the less similar.
             let angle = (tick as f32 - 80.0) * 0.01;
             moments.push(id(1, tick), &[angle.cos(), angle.sin()]);
         }
@@ -165,10 +165,10 @@ mod tests {
             [id(1, 50), id(1, 49), id(1, 48)]
         );
         moments.push(id(2, 1), &[1.0, 0.0]);
-        // The lap before, whatever its ticks' numbers; not the moment just now.
+        // Finds the previous lap, whatever its tick numbers, but not the moment just pushed.
         let of_next_lap = nearest(&moments, &[1.0, 0.0], id(2, 2));
         assert_eq!(of_next_lap, [id(1, 80), id(1, 79), id(1, 81)]);
-        // Which is an earlier one by and by.
+        // Later on, that moment is far enough back.
         let later = nearest(&moments, &[1.0, 0.0], id(2, 52));
         assert_eq!(later, [id(1, 80), id(2, 1), id(1, 79)]);
     }

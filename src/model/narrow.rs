@@ -1,14 +1,14 @@
-//! Matrices of linear layers stored in the bits they run in: a file of a half or a quarter of the size, rounded once.
+//! Matrices of linear layers stored in the precision they run in: rounded once, in a half or a quarter of the size.
 
 use super::tensor::{Tensor, Values};
 use super::weights::WeightsError;
 use crate::backend::cpu::{Precision, is_narrowed, quantized, rounded_to_bf16};
 use crate::backend::narrow::{NarrowWeights, from_bf16};
 
-/// What is added to a matrix's name for the tensor of its scales.
+/// Suffix that turns a matrix's name into that of the tensor of its scales.
 pub const SCALE_SUFFIX: &str = ".scale";
 
-/// A matrix `[out_dim, in_dim]` in fewer bits than `f32`.
+/// A matrix `[out_dim, in_dim]` stored in fewer bits than `f32`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum NarrowMatrix {
     /// bf16.
@@ -23,7 +23,7 @@ pub enum NarrowMatrix {
 }
 
 impl NarrowMatrix {
-    /// A matrix as `precision` rounds it; none where it stays as it is.
+    /// Returns the matrix as `precision` rounds it; none where it stays in `f32`.
     pub fn of(matrix: &Tensor, precision: Precision) -> Option<NarrowMatrix> {
         let &[out_dim, in_dim] = &matrix.shape[..] else {
             return None;
@@ -51,7 +51,7 @@ impl NarrowMatrix {
         }
     }
 
-    /// Sizes, outermost first.
+    /// Returns the sizes, outermost first.
     pub fn shape(&self) -> &[usize] {
         match self {
             NarrowMatrix::Bf16(tensor) => &tensor.shape,
@@ -59,7 +59,7 @@ impl NarrowMatrix {
         }
     }
 
-    /// What it was rounded for.
+    /// Returns the precision it was rounded for.
     pub fn precision(&self) -> Precision {
         match self {
             NarrowMatrix::Bf16(_) => Precision::Bf16,
@@ -67,7 +67,7 @@ impl NarrowMatrix {
         }
     }
 
-    /// As a backend takes it.
+    /// Returns the values as a backend takes them.
     pub fn weights(&self) -> NarrowWeights<'_> {
         match self {
             NarrowMatrix::Bf16(tensor) => NarrowWeights::Bf16(&tensor.values),
@@ -106,7 +106,7 @@ impl NarrowMatrix {
     }
 }
 
-/// Whether a tensor is the matrix of a linear layer, by its name and sizes.
+/// Returns whether a tensor is the matrix of a linear layer, judging by its name and shape.
 pub(super) fn is_matrix(name: &str, shape: &[usize]) -> bool {
     name.ends_with(".weight") && shape.len() == 2
 }

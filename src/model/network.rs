@@ -1,10 +1,10 @@
 //! The network of one run: its context, its caption, its moments and the results of its last step.
 //!
-//! [`Network::step`] is a function of the state and one tick's tokens; it reads no clock and draws no random
-//! number. After construction it allocates nothing once its host buffers have seen the largest tick.
+//! [`Network::step`] is a function of the state and one tick's tokens: it reads no clock and draws no random
+//! number. It allocates nothing once its host buffers have seen the largest tick.
 //!
-//! Several networks may share weights, work space and arena ([`Network::together`]): [`step_together`] then takes the ticks
-//! of any of them in one step. Each comes to the bits it would have come to alone.
+//! Several networks may share weights, work space and arena ([`Network::together`]). [`step_together`] then computes
+//! the ticks of any of them in one step; each gets the same bits as it would alone.
 
 use super::adapter::TokenBatch;
 use super::caption::Caption;
@@ -32,19 +32,19 @@ pub use super::step_outputs::{DIGEST_STAGES, StepOutputs};
 /// One tick's time and quality.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TickMoment {
-    /// Ticks are numbered anew in each.
+    /// Epoch; ticks are numbered anew in each.
     pub epoch: u32,
     /// Number of the tick.
     pub tick: u64,
     /// `T(k)`.
     pub tick_time_ns: i64,
-    /// 0..1 a modality.
+    /// Quality of each modality, from 0 to 1.
     pub quality: [f32; MODALITIES],
 }
 
 /// One run's context and results, on weights and work space that others may share.
 pub struct Network {
-    /// Only borrowed for the length of a call.
+    /// Borrowed only for the length of a call.
     shared: Rc<RefCell<Shared>>,
     spec: Rc<ModelSpec>,
     config: Rc<NetworkConfig>,
@@ -54,16 +54,16 @@ pub struct Network {
     moments: MomentRing,
     pub(super) origin_ns: i64,
     pub(super) outputs: StepOutputs,
-    /// `[fusion_layers, modalities]` of the last step.
+    /// Gates of the last step, `[fusion_layers, modalities]`.
     pub(super) gates: Vec<f32>,
-    /// Where it was in the last step.
+    /// Its lane in the last step, then its rows.
     pub(super) lane: usize,
     pub(super) rows: LaneRows,
 }
 
 /// One run's tick in a step.
 pub struct LaneStep<'a> {
-    /// Whose tick it is.
+    /// The network whose tick it is.
     pub network: &'a mut Network,
     /// Its time and quality.
     pub moment: TickMoment,
@@ -71,16 +71,15 @@ pub struct LaneStep<'a> {
     pub batch: &'a TokenBatch,
 }
 
-/// The ticks of several networks that were built together, in one step: each appends its batch to its own context and
-/// leaves its results in its own [`Network::outputs`]. The probe hears of the step, not of each tick.
+/// Computes the ticks of several networks that were built together, in one step. Each appends its batch to its own
+/// context and leaves its results in its own [`Network::outputs`]. The probe hears of the step, not of each tick.
 ///
 /// # Errors
-/// [`ChunkTooLong`] when a chunk of a batch is longer than its topic's ring; no tick of the step counts then, and no context has
-/// changed.
+/// [`ChunkTooLong`] when a chunk is longer than its topic's ring; no tick is computed then, and no context changes.
 ///
 /// # Panics
-/// When the networks were not built together, or are more than were, or a batch has more tokens than
-/// [`Stream::max_tokens_per_tick`] of its topics: programming errors.
+/// On programming errors: networks that were not built together, or more of them than were built, or a batch with more
+/// tokens than its topics' [`Stream::max_tokens_per_tick`] allow.
 pub fn step_together(
     steps: &mut [LaneStep<'_>],
     probe: &mut dyn StageProbe,
@@ -110,8 +109,8 @@ impl Network {
         Ok(Network::first_and_others(weights, config, backend, 0)?.0)
     }
 
-    /// Builds `lanes` networks of one configuration that share weights, work space and arena; each may step alone or with
-    /// others of them. At least one is built.
+    /// Builds `lanes` networks of one configuration, at least one, that share weights, work space and arena; each may
+    /// step alone or with any of the others.
     ///
     /// # Errors
     /// [`NetworkError`].
@@ -182,7 +181,7 @@ impl Network {
         self.origin_ns = origin_ns;
     }
 
-    /// A tick without a step: results stay, and nothing was written.
+    /// Passes a tick without a step: results stay, and no caption bytes were written.
     pub fn hold(&mut self) {
         self.outputs.caption_steps = 0;
     }
@@ -194,11 +193,11 @@ impl Network {
         self.moments.erase();
     }
 
-    /// The state between two steps, to or from a keyframe: context, caption, moments and the last results. What lies in the
-    /// rings goes to or comes from `rows`.
+    /// Writes the state between two steps to a keyframe or reads it back: context, caption, moments and the last
+    /// results. The rings' contents go to or come from `rows`.
     ///
     /// # Errors
-    /// [`crate::archive::ArchiveError`]; the network is then to [`Network::forget`].
+    /// [`crate::archive::ArchiveError`]; [`Network::forget`] must then be called.
     pub fn archive(&mut self, archive: &mut Archive<'_>, rows: &mut Rows<'_>) -> Archived {
         let mut shared = self.shared.borrow_mut();
         let backend = shared.backend_mut();
@@ -210,12 +209,12 @@ impl Network {
         self.outputs.archive(archive)
     }
 
-    /// Most bytes the caption takes of a keyframe.
+    /// Returns the most bytes the caption takes in a keyframe.
     pub fn most_caption_bytes(&self) -> usize {
         self.caption.most_bytes()
     }
 
-    /// One tick: appends the batch to the context and leaves the results in [`Network::outputs`].
+    /// Computes one tick: appends the batch to the context and leaves the results in [`Network::outputs`].
     ///
     /// # Errors
     /// [`ChunkTooLong`] when a chunk is longer than its topic's ring; the step is then not taken.
@@ -236,7 +235,7 @@ impl Network {
         step_together(&mut [step], probe)
     }
 
-    /// Gates and what was valid, from the gates of every layer.
+    /// Notes each modality's gate, from the gates of every layer, and whether it had anything valid.
     pub(super) fn judge_gates(&mut self, moment: &TickMoment) {
         let (now_ns, window_ns) = (moment.tick_time_ns, self.config.window_ns);
         for modality in Modality::ALL {
@@ -247,7 +246,7 @@ impl Network {
         }
     }
 
-    /// Finds the nearest earlier moments to the present one, and notes it.
+    /// Finds the earlier moments nearest to the present one, then appends the present one.
     pub(super) fn recall(&mut self, moment: &TickMoment) {
         let present = MomentId {
             epoch: moment.epoch,
@@ -260,51 +259,51 @@ impl Network {
         self.moments.push(present, embedding);
     }
 
-    /// Unit-norm embedding of a text query, comparable with the moments'. Leaves the context alone. Text beyond the
-    /// longest message is cut.
+    /// Computes the unit-norm embedding of a text query, comparable with the moments' embeddings. Leaves the context
+    /// alone. Text beyond the longest message is cut.
     pub fn embed_text(&mut self, text: &str, out: &mut Vec<f32>) {
         let mut shared = self.shared.borrow_mut();
         shared.embed_text_into(text, self.origin_ns, out);
     }
 
-    /// Results of the last step.
+    /// Returns the results of the last step.
     pub fn outputs(&self) -> &StepOutputs {
         &self.outputs
     }
 
-    /// The caption in progress.
+    /// Returns a view of the caption in progress.
     pub fn caption(&self) -> CaptionView<'_> {
         CaptionView(&self.caption)
     }
 
-    /// Specification of the weights.
+    /// Returns the specification of the weights.
     pub fn spec(&self) -> &ModelSpec {
         &self.spec
     }
 
-    /// What the arena holds.
+    /// Returns what the arena holds.
     pub fn memory(&self) -> &ArenaPlan {
         &self.plan
     }
 
-    /// Bytes of weights and of the moment ring, which lie outside the arena.
+    /// Returns the bytes of weights and of the moment ring, which lie outside the arena.
     pub fn other_bytes(&self) -> (usize, usize) {
         let weights = self.shared.borrow().backend().weight_bytes();
         (weights, self.moments.bytes())
     }
 
-    /// How long the backend took for the weights at the start: reading and packing them.
+    /// Returns how long the backend took to read and pack the weights.
     pub fn packed_in(&self) -> Duration {
         self.shared.borrow().packed_in()
     }
 
-    /// The backend's own description.
+    /// Returns the backend's description of itself.
     pub fn backend_name(&self) -> String {
         self.shared.borrow().backend().name()
     }
 
-    /// Values for tests that look inside a step: encoder output of its first `rows` tokens, fused tokens and gates. To be
-    /// read before another network steps on the same work space.
+    /// Returns values for tests that look inside the last step: encoder output of its first `rows` tokens, fused
+    /// tokens, gates and caption logits. Must be called before another network steps on the same work space.
     pub fn inspect(&self, rows: usize) -> Inspection {
         let shared = self.shared.borrow();
         let read = |region: Region, host: &mut Vec<f32>| {
@@ -331,28 +330,28 @@ impl Network {
 pub struct CaptionView<'a>(&'a Caption);
 
 impl CaptionView<'_> {
-    /// Its bytes so far.
+    /// Iterates over its bytes so far.
     pub fn bytes(&self) -> impl Iterator<Item = u8> {
         self.0.bytes()
     }
 
-    /// Its tokens so far, the end mark included.
+    /// Returns its tokens so far, the end mark included.
     pub fn tokens(&self) -> &[u32] {
         self.0.tokens()
     }
 
-    /// Whether it is finished.
+    /// Returns whether it is finished.
     pub fn complete(&self) -> bool {
         self.0.complete()
     }
 
-    /// Tick it describes.
+    /// Returns the tick it describes.
     pub fn started_tick(&self) -> u64 {
         self.0.started_tick()
     }
 }
 
-/// Inner values of the last step, see [`Network::inspect`].
+/// Values from inside the last step, see [`Network::inspect`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Inspection {
     /// `[rows, d]`
@@ -361,6 +360,6 @@ pub struct Inspection {
     pub fused: Vec<f32>,
     /// `[fusion_layers, modalities]`
     pub gates: Vec<f32>,
-    /// `[258]` of the last caption step.
+    /// Of the last caption step, `[258]`.
     pub caption_logits: Vec<f32>,
 }

@@ -1,15 +1,15 @@
 //! Rotary positions (Su et al. 2021, arXiv:2104.09864) in three sections of a head: half of its dimensions
 //! rotate with capture time, a quarter with the patch row, a quarter with the patch column.
 //!
-//! Only differences of positions reach a score, so times may be counted from any origin; counting from the
-//! epoch's keeps the `f64` angles exact.
+//! Only differences of positions affect a score, so times may be counted from any origin; counting from the
+//! epoch's origin keeps the `f64` angles exact.
 
 /// One unit of rotary time, 10 ms, in nanoseconds.
 const TIME_UNIT_NS: f64 = 1e7;
 const TIME_BASE: f64 = 10_000.0;
 const GRID_BASE: f64 = 100.0;
 
-/// Where a token is.
+/// Where a token is in time and within its sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     /// Capture time.
@@ -20,7 +20,7 @@ pub struct Position {
     pub col: u16,
 }
 
-/// Angular frequencies of one head's pairs.
+/// Angular frequencies of one head's pairs of dimensions.
 #[derive(Clone, Debug)]
 pub struct Rotary {
     head_dim: usize,
@@ -29,7 +29,7 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// For heads of `head_dim` dimensions, a multiple of 8.
+    /// Computes the frequencies for heads of `head_dim` dimensions, a multiple of 8.
     pub fn new(head_dim: usize) -> Rotary {
         let frequencies = |base: f64, pairs: usize| {
             (0..pairs)
@@ -43,7 +43,7 @@ impl Rotary {
         }
     }
 
-    /// Writes the cosines, then the sines of one position: `out` is `[head_dim]`.
+    /// Writes one position's cosines, then its sines, to `out`, `[head_dim]`.
     pub fn table_into(&self, position: Position, origin_ns: i64, out: &mut [f32]) {
         let (cos, sin) = out.split_at_mut(self.head_dim / 2);
         let time = position.time_ns.saturating_sub(origin_ns) as f64 / TIME_UNIT_NS;

@@ -1,8 +1,8 @@
 //! What networks that were built together share: weights on a backend, work space, and the stages of a step.
 //!
-//! The tokens of every lane lie in one matrix (see [`super::layout`]) and go through each linear layer in one product; rings,
-//! attention, gates and moments are each lane's own. A row's bits do not depend on how many rows share a product, which
-//! the backend promises, so that a lane comes to what it would have come to alone.
+//! The tokens of all lanes lie in one matrix (see [`super::layout`]) and go through each linear layer in one product;
+//! rings, attention, gates and moments are each lane's own. The backend promises that a row's bits do not depend on how
+//! many rows share a product, so a lane gets the same results as it would alone.
 
 mod rotary_table;
 
@@ -45,7 +45,7 @@ pub(super) struct Shared {
     fusion_tokens: usize,
     window_ns: i64,
     caption_steps: usize,
-    /// Tokens `[rows, d]`, then the encoder's residual stream.
+    /// The tokens, `[rows, d]`, then the encoder's residual stream.
     x: Region,
     encoded: Region,
     /// `[lanes, fusion_tokens, d]`
@@ -59,7 +59,7 @@ pub(super) struct Shared {
 struct HostBuffers {
     rotary: Vec<f32>,
     times_ns: Vec<i64>,
-    /// Time of a tick, once a fusion token.
+    /// Time of a tick, repeated for each fusion token.
     fusion_times_ns: Vec<i64>,
     chunks: Vec<PlacedChunk>,
     digest: Vec<f32>,
@@ -108,7 +108,7 @@ impl Shared {
         Ok(shared)
     }
 
-    /// How long the backend took for the weights: reading and packing them.
+    /// Returns how long the backend took to read and pack the weights.
     pub fn packed_in(&self) -> Duration {
         self.packed_in
     }
@@ -126,18 +126,18 @@ impl Shared {
         self.backend.as_mut()
     }
 
-    /// The encoder's output of these rows, until the next step.
+    /// Returns the encoder's output of these rows, valid until the next step.
     pub fn encoded(&self, rows: &Range<usize>) -> Region {
         self.encoded.rows(rows.start, rows.len(), self.d)
     }
 
-    /// The fused tokens of one lane, until the next step.
+    /// Returns the fused tokens of one lane, valid until the next step.
     pub fn fused(&self, lane: usize) -> Region {
         let n = self.fusion_tokens;
         self.fused.rows(lane * n, n, self.d)
     }
 
-    /// See [`super::network::step_together`].
+    /// Does the work of [`super::network::step_together`].
     pub fn step(
         &mut self,
         steps: &mut [LaneStep<'_>],
@@ -190,7 +190,7 @@ impl Shared {
         steps: &mut [LaneStep<'_>],
         layout: &Layout,
     ) -> Result<Lanes<Appended>, ChunkTooLong> {
-        // Before any ring is appended to.
+        // All checks come before any ring changes.
         for step in steps.iter() {
             for chunk in step.batch.modalities.iter().flat_map(|part| &part.chunks) {
                 let topic = &step.network.context.topics[chunk.topic];
@@ -233,7 +233,7 @@ impl Shared {
         Ok(own)
     }
 
-    /// Keeps the adapter outputs in the topics' feature rings.
+    /// Copies the adapter outputs to the topics' feature rings.
     fn store_features(&mut self, steps: &[LaneStep<'_>], x: Region) {
         let d = self.d;
         for chunk in &self.host.chunks {
@@ -333,7 +333,7 @@ impl Shared {
         }
     }
 
-    /// Of these regions one after the other.
+    /// Returns the digest of these regions, one after the other.
     fn digest(&mut self, regions: &[Region]) -> u64 {
         let mut hasher = Xxh3::new();
         for &region in regions {
@@ -346,7 +346,7 @@ impl Shared {
         hasher.digest()
     }
 
-    /// See [`super::network::Network::embed_text`].
+    /// Does the work of [`super::network::Network::embed_text`].
     pub fn embed_text_into(&mut self, query: &str, origin_ns: i64, out: &mut Vec<f32>) {
         let mut batch = TokenBatch::default();
         let cut = text::tokens(query.as_bytes());

@@ -1,4 +1,4 @@
-//! Sizes of a network's context: what is configured, what is reserved of the arena, and what does not fit.
+//! Sizes of a network's context: what is configured, what is reserved in the arena, and what does not fit.
 
 use super::layout::MAX_LANES;
 use super::spec::{MODALITIES, Modality, ModelSpec};
@@ -18,11 +18,11 @@ pub struct Stream {
     pub name: String,
     /// Kind of input.
     pub modality: Modality,
-    /// Tokens its rings hold.
+    /// How many tokens its rings hold.
     pub capacity: usize,
     /// Most tokens it adds in one tick; at most `capacity`.
     pub max_tokens_per_tick: usize,
-    /// Pooled tokens its long context holds, see [`crate::umm::compressed`]; 0 for none.
+    /// How many pooled tokens its long context holds, see [`crate::umm::compressed`]; 0 for none.
     pub context_capacity: usize,
 }
 
@@ -35,13 +35,13 @@ pub struct NetworkConfig {
     pub window_ns: i64,
     /// Time between ticks: with the window it gives the fusion ring's size.
     pub period_ns: i64,
-    /// Caption bytes a tick.
+    /// Most caption bytes written in a tick.
     pub caption_steps: usize,
     /// Moments kept for retrieval.
     pub moments: usize,
-    /// Ticks that must lie between a moment and one it is compared with.
+    /// Least number of ticks between a moment and an earlier one of the same epoch that it is compared with.
     pub recall_gap_ticks: u64,
-    /// Limit of the arena.
+    /// Limit for the arena and the moments together.
     pub memory_limit_mib: usize,
 }
 
@@ -54,7 +54,7 @@ pub enum NetworkError {
     /// The context does not fit the limit.
     #[error(transparent)]
     Memory(ArenaTooLarge),
-    /// The contexts of several runs together do not fit it.
+    /// The contexts of several runs together do not fit the limit.
     #[error("{lanes} contexts together: {source}; or run fewer together")]
     MemoryTogether {
         /// How many.
@@ -62,7 +62,7 @@ pub enum NetworkError {
         /// Sizes.
         source: ArenaTooLarge,
     },
-    /// More runs together than there may be.
+    /// More runs together than are allowed.
     #[error("{lanes} runs cannot share one network: at most {MAX_LANES} may")]
     TooManyLanes {
         /// How many.
@@ -95,7 +95,7 @@ pub enum NetworkError {
     },
 }
 
-/// Reserves one lane's rings of keys and values.
+/// Reserves one lane's context.
 pub(super) fn reserve_context(
     plan: &mut ArenaPlan,
     spec: &ModelSpec,
@@ -126,7 +126,7 @@ pub(super) fn reserve_context(
         topic.compressed = reserve_compressed(plan, spec, stream, layout)?;
         topics.push(topic);
     }
-    // A window of ticks, the present one and one that has just left it.
+    // The ticks of a window, the present one, and one that has just left the window.
     let ticks = (config.window_ns / config.period_ns.max(1)) as usize + 2;
     let fusion = LayeredRing::reserve(
         plan,
@@ -138,7 +138,7 @@ pub(super) fn reserve_context(
     Ok(Context { topics, fusion })
 }
 
-/// The topic's long context, if it is to have one.
+/// Reserves the topic's long context, if it is to have one.
 fn reserve_compressed(
     plan: &mut ArenaPlan,
     spec: &ModelSpec,
@@ -170,20 +170,20 @@ fn reserve_compressed(
     )))
 }
 
-/// Most blocks of a topic's long context; 0 where none has one.
+/// Returns the most blocks of any topic's long context; 0 where no topic has one.
 pub(super) fn max_blocks(spec: &ModelSpec, config: &NetworkConfig) -> usize {
     let longest = config.streams.iter().map(|s| s.context_capacity).max();
     let sizes = spec.compression();
     sizes.map_or(0, |sizes| longest.unwrap_or_default() / sizes.block)
 }
 
-/// Most tokens of each modality that one lane adds in a tick.
+/// Returns the most tokens of each modality that one lane adds in a tick.
 pub(super) fn max_rows(config: &NetworkConfig) -> [usize; MODALITIES] {
     let mut max_rows = [0; MODALITIES];
     for stream in &config.streams {
         max_rows[stream.modality.index()] += stream.max_tokens_per_tick;
     }
-    // A text query runs alone through the text adapter: at least one message must fit.
+    // A text query passes through the text adapter alone, so at least one message must fit.
     let text = &mut max_rows[Modality::Text.index()];
     *text = (*text).max(MAX_TEXT_TOKENS);
     max_rows

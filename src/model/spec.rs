@@ -1,4 +1,4 @@
-//! What a model is: sizes, names, presets. Travels as JSON in the weights file's metadata.
+//! What a model is: sizes, names, presets. The weights file's metadata carries it as JSON.
 
 use crate::backend::HeadShape;
 use crate::umm::compression::{Compression, MAX_BLOCK, MAX_RATIO, MAX_TOP_K};
@@ -10,7 +10,7 @@ pub const SPEC_KEY: &str = "umm.spec";
 /// Version of the specification's format.
 pub const FORMAT: u32 = 1;
 
-/// Largest value of any size in a specification; keeps a damaged file from asking for the machine.
+/// Largest value of any size in a specification; keeps a damaged file from asking for all of a machine's memory.
 const MAX_SIZE: usize = 1 << 16;
 
 /// The kinds of input, in the order of their embedding.
@@ -27,7 +27,7 @@ pub enum Modality {
     Telemetry,
 }
 
-/// How many there are.
+/// Number of modalities.
 pub const MODALITIES: usize = Modality::ALL.len();
 
 impl Modality {
@@ -39,12 +39,12 @@ impl Modality {
         Modality::Telemetry,
     ];
 
-    /// Position in [`Modality::ALL`].
+    /// Returns the index in [`Modality::ALL`].
     pub fn index(self) -> usize {
         self as usize
     }
 
-    /// As written in weights, configuration and outputs.
+    /// Returns the name used in weights, configuration and outputs.
     pub fn name(self) -> &'static str {
         match self {
             Modality::Camera => "camera",
@@ -61,7 +61,7 @@ impl Modality {
 pub struct ModelSpec {
     /// Version of this structure, [`FORMAT`].
     pub format: u32,
-    /// Preset or the trainer's name for it.
+    /// Name of the preset, or the trainer's name for the model.
     pub name: String,
     /// Width of a token.
     pub d: usize,
@@ -69,7 +69,7 @@ pub struct ModelSpec {
     pub heads: usize,
     /// Key/value heads.
     pub kv_heads: usize,
-    /// Dimensions a head; a multiple of 8.
+    /// Dimensions per head; a multiple of 8.
     pub head_dim: usize,
     /// Width of the feed-forward layers.
     pub ffn: usize,
@@ -109,8 +109,8 @@ pub struct ModelSpec {
     pub trained: bool,
     /// Seed of the initial weights.
     pub seed: u64,
-    /// Tokens pooled to one in the long context, see [`crate::umm::compressed`]; 0 for a model without one. It and the two
-    /// below are left out of the JSON where they are 0.
+    /// Tokens pooled into one in the long context, see [`crate::umm::compressed`]; 0 for a model without one. This and
+    /// the next two fields are left out of the JSON where they are 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub compress_ratio: usize,
     /// Pooled tokens in a block.
@@ -129,7 +129,7 @@ fn is_zero(size: &usize) -> bool {
     *size == 0
 }
 
-/// The long context that `umm model init --long-context` and seeded weights with `context_ms` have.
+/// Long context of weights made by `umm model init --long-context`, and of seeded ones where `context_ms` is set.
 pub const DEFAULT_COMPRESSION: Compression = Compression {
     ratio: 4,
     block: 16,
@@ -142,7 +142,7 @@ pub enum SpecError {
     /// No preset of that name.
     #[error("no preset `{0}`: there are `nano` and `base`")]
     UnknownPreset(String),
-    /// A size or name that makes no model.
+    /// A size or name that does not make a model.
     #[error("the model specification is not usable: {0}")]
     Invalid(String),
 }
@@ -151,7 +151,7 @@ pub enum SpecError {
 pub const PRESETS: [&str; 2] = ["nano", "base"];
 
 impl ModelSpec {
-    /// A built-in specification, untrained.
+    /// Returns a built-in specification, untrained.
     ///
     /// # Errors
     /// [`SpecError::UnknownPreset`].
@@ -182,7 +182,7 @@ impl ModelSpec {
         Ok(sizes.spec(name, seed))
     }
 
-    /// The same model with a long context.
+    /// Returns the same model with a long context.
     #[must_use]
     pub fn with_compression(mut self, sizes: Compression) -> ModelSpec {
         self.compress_ratio = sizes.ratio;
@@ -191,7 +191,7 @@ impl ModelSpec {
         self
     }
 
-    /// Sizes of the long context; none for a model without one.
+    /// Returns the sizes of the long context; none for a model without one.
     pub fn compression(&self) -> Option<Compression> {
         (self.compress_ratio > 0).then_some(Compression {
             ratio: self.compress_ratio,
@@ -200,7 +200,7 @@ impl ModelSpec {
         })
     }
 
-    /// Attention sizes.
+    /// Returns the sizes of attention.
     pub fn head_shape(&self) -> HeadShape {
         HeadShape {
             heads: self.heads,
@@ -209,17 +209,17 @@ impl ModelSpec {
         }
     }
 
-    /// Patches a side.
+    /// Returns the patches per side of an image.
     pub fn grid(&self) -> usize {
         self.image_size / self.patch
     }
 
-    /// Camera tokens an image.
+    /// Returns the camera tokens per image.
     pub fn camera_tokens(&self) -> usize {
         self.grid() * self.grid()
     }
 
-    /// Width of the features an adapter takes, before its first layer.
+    /// Returns the width of the features that a modality's adapter takes.
     pub fn feature_dim(&self, modality: Modality) -> usize {
         match modality {
             Modality::Camera => self.patch * self.patch * 3,
@@ -314,7 +314,7 @@ impl ModelSpec {
     }
 }
 
-/// What the presets differ in.
+/// The sizes in which presets differ.
 struct Sizes {
     d: usize,
     heads: usize,

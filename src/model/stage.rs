@@ -1,4 +1,4 @@
-//! Stages of a tick: their names, who is told when one ends, and how long each took.
+//! Stages of a tick: their names, the probe that is told when one ends, and how long each took.
 
 use crate::governor::Plan;
 
@@ -17,11 +17,11 @@ pub enum Stage {
     Heads,
     /// Caption steps.
     Caption,
-    /// The outputs: taken down, and encoded where no other thread does it.
+    /// Recording the outputs, and encoding them where no other thread does.
     Publish,
 }
 
-/// How many stages there are.
+/// Number of stages.
 pub const STAGES: usize = Stage::ALL.len();
 
 impl Stage {
@@ -36,7 +36,7 @@ impl Stage {
         Stage::Publish,
     ];
 
-    /// For tables and outputs.
+    /// Returns the name for tables and outputs.
     pub fn name(self) -> &'static str {
         match self {
             Stage::FrontEnd => "front end",
@@ -49,31 +49,31 @@ impl Stage {
         }
     }
 
-    /// Place in [`Stage::ALL`].
+    /// Returns the index in [`Stage::ALL`].
     pub fn index(self) -> usize {
         self as usize
     }
 }
 
-/// Is told when a stage has ended, and may shorten what follows; engine and network read no clock.
+/// A listener that is told when a stage has ended and may shorten what follows; engine and network read no clock.
 pub trait StageProbe {
-    /// `stage` has just ended.
+    /// Takes note that `stage` has just ended.
     fn ended(&mut self, stage: Stage);
 
-    /// The plan for the rest of the tick, the front ends having run under `plan`: the same, or
+    /// Returns the plan for the rest of the tick after the front ends ran under `plan`: the same, or
     /// [`Plan::PooledCamera`] where there is no time for all tokens.
     fn after_front_end(&mut self, plan: Plan) -> Plan {
         plan
     }
 
-    /// Whether there is time for one more byte of the caption, `written` being written in this tick.
+    /// Returns whether there is time for one more caption byte, after `written` bytes in this tick.
     fn more_caption(&mut self, written: usize) -> bool {
         let _ = written;
         true
     }
 }
 
-/// A probe that does not look.
+/// A probe that ignores everything.
 pub struct NoProbe;
 
 impl StageProbe for NoProbe {
@@ -90,23 +90,23 @@ impl StageTimes {
         self.0[stage.index()] = Some(ns);
     }
 
-    /// A stage's time.
+    /// Returns a stage's time.
     pub fn get(&self, stage: Stage) -> Option<u64> {
         self.0[stage.index()]
     }
 
-    /// The stages that ran, in order.
+    /// Iterates over the stages that ran, in order.
     pub fn iter(&self) -> impl Iterator<Item = (Stage, u64)> {
         let times = Stage::ALL.into_iter().zip(self.0);
         times.filter_map(|(stage, ns)| Some((stage, ns?)))
     }
 
-    /// All but the publication.
+    /// Returns the time of all stages before publication.
     pub fn before_publish_ns(&self) -> u64 {
         self.sum_ns() - self.get(Stage::Publish).unwrap_or(0)
     }
 
-    /// All of them together.
+    /// Returns the time of all stages together.
     pub fn sum_ns(&self) -> u64 {
         self.iter().map(|(_, ns)| ns).sum()
     }

@@ -5,10 +5,10 @@ use super::moments::{NEAREST, Nearest};
 use super::spec::{MODALITIES, ModelSpec};
 use crate::archive::{Archive, Archived};
 
-/// What a step leaves, overwritten by the next.
+/// What a step leaves behind, overwritten by the next.
 #[derive(Clone, Debug, Default)]
 pub struct StepOutputs {
-    /// Heads.
+    /// Results of the heads.
     pub heads: HeadOutputs,
     /// Gate of each modality, the mean over layers.
     pub gates: [f32; MODALITIES],
@@ -18,12 +18,12 @@ pub struct StepOutputs {
     pub nearest: Vec<Nearest>,
     /// Caption steps taken.
     pub caption_steps: usize,
-    /// Digests of the tokens' inputs, the encoder's, the fusion's and the heads' results.
+    /// Digests of the inputs and of the results of encoder, fusion and heads (with caption), see [`DIGEST_STAGES`].
     pub digests: [u64; 4],
 }
 
 impl StepOutputs {
-    /// As wide as a model's, all zero.
+    /// Makes outputs as wide as a model's, all zero.
     pub fn of(spec: &ModelSpec) -> StepOutputs {
         StepOutputs {
             heads: HeadOutputs {
@@ -37,7 +37,7 @@ impl StepOutputs {
         }
     }
 
-    /// No results yet.
+    /// Forgets the results.
     pub(super) fn clear(&mut self) {
         for (_, values) in self.heads.each_mut() {
             values.fill(0.0);
@@ -49,14 +49,14 @@ impl StepOutputs {
         self.caption_steps = 0;
     }
 
-    /// Whether every result is a number.
+    /// Returns whether every result of the heads and every gate is finite.
     pub fn is_finite(&self) -> bool {
         let heads = self.heads.each().into_iter().flat_map(|(_, values)| values);
         let mut all = heads.chain(&self.gates);
         all.all(|v| v.is_finite())
     }
 
-    /// Becomes those, in the memory it has.
+    /// Copies other outputs, reusing its own memory.
     pub fn copy_from(&mut self, other: &StepOutputs) {
         let StepOutputs {
             heads,
@@ -74,7 +74,7 @@ impl StepOutputs {
         (self.caption_steps, self.digests) = (*caption_steps, *digests);
     }
 
-    /// To or from a keyframe.
+    /// Writes the outputs to a keyframe or reads them back, all but the number of caption steps.
     pub(super) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         for (name, values) in self.heads.each_mut() {
             archive.slice(name, values)?;

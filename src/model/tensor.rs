@@ -1,4 +1,4 @@
-//! A named tensor's values: of their own, or in a mapped file.
+//! A named tensor's values, owned or in a mapped file.
 
 use bytemuck::Pod;
 use memmap2::Mmap;
@@ -6,10 +6,10 @@ use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
-// Files hold little-endian numbers, which are used as they lie there.
+// Files hold little-endian numbers, which are used in place.
 const _: () = assert!(cfg!(target_endian = "little"));
 
-/// A tensor, row-major; of `f32` unless it is said.
+/// A row-major tensor, of `f32` by default.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor<T: Pod = f32> {
     /// Sizes, outermost first.
@@ -18,7 +18,7 @@ pub struct Tensor<T: Pod = f32> {
     pub values: Values<T>,
 }
 
-/// Values of a tensor. Writing to those of a mapped file makes a copy first.
+/// Values of a tensor. Writing to those of a mapped file first makes a copy.
 #[derive(Clone)]
 pub struct Values<T: Pod = f32>(Place<T>);
 
@@ -30,7 +30,8 @@ enum Place<T> {
 }
 
 impl<T: Pod> Values<T> {
-    /// Little-endian numbers inside a mapped file, which `bytes` is a part of; copied where they are not aligned.
+    /// Takes little-endian numbers in place from `bytes`, a part of a mapped file; copies them
+    /// where they are not aligned.
     pub(super) fn mapped(file: &Arc<Mmap>, bytes: &[u8]) -> Values<T> {
         let start = bytes.as_ptr().addr() - file.as_ptr().addr();
         let range = start..start + bytes.len();
@@ -40,7 +41,7 @@ impl<T: Pod> Values<T> {
         Values(Place::Mapped(Arc::clone(file), range))
     }
 
-    /// From little-endian numbers.
+    /// Copies little-endian numbers.
     pub(super) fn copied(bytes: &[u8]) -> Values<T> {
         let numbers = bytes.chunks_exact(size_of::<T>());
         Values(Place::Owned(

@@ -1,8 +1,7 @@
 //! Weights: named tensors with their specification, as a safetensors file.
 //!
-//! Loading checks everything before anything runs: the specification, every name, every shape, every value
-//! finite. What the network asks for and the file does not have, and what the file has and nobody asks for,
-//! is named.
+//! Loading checks everything before anything runs: the specification, every name, every shape, and that every value is
+//! finite. Errors name what the network asks for and the file lacks, and what the file has and nobody asks for.
 
 mod error;
 mod file;
@@ -19,16 +18,16 @@ use std::collections::BTreeMap;
 /// All tensors of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weights {
-    /// What they make.
+    /// Specification of the model they make.
     pub spec: ModelSpec,
-    /// By name, in order.
+    /// Tensors by name, in order.
     pub tensors: BTreeMap<String, Tensor>,
-    /// Matrices of linear layers that are stored in fewer bits, by name; none of them is among the tensors.
+    /// Matrices of linear layers that are stored in fewer bits, by name; none of these is in `tensors`.
     pub narrow: BTreeMap<String, NarrowMatrix>,
 }
 
 impl Weights {
-    /// Without a tensor yet.
+    /// Makes weights without tensors.
     fn empty(spec: ModelSpec) -> Weights {
         Weights {
             spec,
@@ -37,12 +36,12 @@ impl Weights {
         }
     }
 
-    /// The same weights with the matrices of linear layers rounded as a backend of this precision rounds them, and stored so: such
-    /// a backend comes to the same bits with both.
+    /// Returns the same weights with the matrices of linear layers rounded and stored as a backend of this precision
+    /// rounds them: such a backend computes the same bits with both.
     ///
     /// # Errors
-    /// [`WeightsError::Rounded`]; [`WeightsError::NotFinite`] or [`WeightsError::NotAScale`] for values so large that rounding makes
-    /// them infinite.
+    /// [`WeightsError::Rounded`] for weights that are rounded already; [`WeightsError::NotFinite`] or
+    /// [`WeightsError::NotAScale`] for values so large that rounding makes them infinite.
     pub fn packed(&self, precision: Precision) -> Result<Weights, WeightsError> {
         if let Some((name, matrix)) = self.narrow.first_key_value() {
             return Err(WeightsError::Rounded {
@@ -67,7 +66,7 @@ impl Weights {
         Ok(packed)
     }
 
-    /// What a tensor's values stand for, in `f32`, if there is one of that name.
+    /// Returns what a tensor's values stand for, in `f32`, if there is a tensor of that name.
     pub fn values(&self, name: &str) -> Option<Cow<'_, [f32]>> {
         let narrow = || {
             let matrix = self.narrow.get(name)?;
@@ -79,13 +78,13 @@ impl Weights {
         }
     }
 
-    /// What the matrices of linear layers are stored in, but for small ones.
+    /// Returns the precision that matrices of linear layers are stored in, apart from those kept in `f32`.
     pub fn stored_in(&self) -> Precision {
         let first = self.narrow.values().next();
         first.map_or(Precision::F32, NarrowMatrix::precision)
     }
 
-    /// Digest over names, shapes and values, and the sizes of a long context: says whether two runs used the same weights.
+    /// Returns a digest of names, shapes, values and long-context sizes: the same for runs with the same weights.
     pub fn digest(&self) -> u64 {
         let mut hasher = xxhash_rust::xxh3::Xxh3::new();
         for (name, tensor) in &self.tensors {
@@ -117,7 +116,7 @@ impl Weights {
         hasher.digest()
     }
 
-    /// Every tensor by name: what it is stored in, and its sizes.
+    /// Returns, by name, the precision each tensor is stored in and its shape.
     pub fn shapes(&self) -> BTreeMap<&str, (Precision, &[usize])> {
         let mut shapes = BTreeMap::new();
         for (name, tensor) in &self.tensors {
@@ -129,13 +128,13 @@ impl Weights {
         shapes
     }
 
-    /// Parameters stored in fewer bits than `f32`.
+    /// Returns the number of parameters stored in fewer bits than `f32`.
     pub fn narrow_parameters(&self) -> usize {
         let narrow = self.narrow.values();
         narrow.map(|m| m.shape().iter().product::<usize>()).sum()
     }
 
-    /// Parameters in all.
+    /// Returns the number of all parameters.
     pub fn parameters(&self) -> usize {
         let tensors: usize = self.tensors.values().map(|t| t.values.len()).sum();
         tensors + self.narrow_parameters()

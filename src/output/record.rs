@@ -1,4 +1,4 @@
-//! All that a tick has to say, as numbers: written on the tick's thread, made into messages where they are published.
+//! A tick's outputs as plain numbers: recorded on the tick thread, turned into messages where they are published.
 
 use super::Planned;
 use crate::align::{CloseReason, Tick};
@@ -11,24 +11,25 @@ use crate::model::spec::ModelSpec;
 use crate::model::stage::StageTimes;
 use crate::proto::health::State;
 
-/// Room for an error of a topic; a longer one grows its text.
+/// Room for a topic's last error; a longer one grows its text.
 const USUAL_ERROR_BYTES: usize = 192;
 
-/// Longest reason of a run's health, the topic's name in it left out.
+/// Room for a reason in a health message, besides the topic's name; a longer one grows its text.
 pub(super) const MAX_REASON_BYTES: usize = 64;
 
-/// Reasons in a health message that are about no topic, beside three of each: missing, not decodable, context shortened.
+/// Most reasons in a health message that concern no topic. Each topic has up to three: missing, undecodable, context
+/// shortened.
 const RUN_REASONS: usize = 10;
 
-/// Reasons a health message can have at once.
+/// Returns how many reasons a health message can have at once.
 pub(super) fn most_reasons(topics: usize) -> usize {
     3 * topics + RUN_REASONS
 }
 
-/// The caption as far as it is written.
+/// The caption written so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CaptionSoFar {
-    /// Perhaps no UTF-8.
+    /// Its text, not necessarily UTF-8.
     pub bytes: Vec<u8>,
     /// Whether it is finished.
     pub complete: bool,
@@ -36,7 +37,7 @@ pub struct CaptionSoFar {
     pub started_tick: u64,
 }
 
-/// Texts one behind the other, in memory that is kept.
+/// A list of texts, stored end to end in memory that is reused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Texts {
     all: String,
@@ -60,41 +61,41 @@ impl Texts {
         }
     }
 
-    /// One after the other.
+    /// Iterates over the texts.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         let begins = std::iter::once(&0).chain(&self.ends);
         begins.zip(&self.ends).map(|(a, b)| &self.all[*a..*b])
     }
 }
 
-/// One tick's record. Filled again and again: only more samples or longer texts than usual make it grow.
+/// The record of one tick. It is reused; only more samples or longer texts than usual make it grow.
 #[derive(Clone, Debug, Default)]
 pub struct TickRecord {
     /// `k`, from 1 in each epoch.
     pub tick: u64,
     /// `T(k)`.
     pub tick_time_ns: u64,
-    /// From 1.
+    /// Counted from 1.
     pub epoch: u32,
     /// `T0` of the epoch.
     pub origin_ns: u64,
-    /// Clock reading at the close.
+    /// Clock reading when the tick closed.
     pub close_time_ns: u64,
     /// Why it closed.
     pub close_reason: CloseReason,
     /// Empty ticks passed over just before.
     pub skipped_ticks: u64,
-    /// What the network came to.
+    /// Results of the network.
     pub step: StepOutputs,
-    /// What it writes.
+    /// The caption it is writing.
     pub caption: CaptionSoFar,
-    /// What the topics brought.
+    /// Samples taken, states of topics and modalities, digests.
     pub report: TickReport,
-    /// Where every sample went so far.
+    /// Where every sample has gone so far.
     pub ledger: Ledger,
     /// What was computed, and why no more.
     pub planned: Planned,
-    /// Of a live tick, all but the publication.
+    /// Stage times of a live tick, all but publication.
     pub stages: Option<StageTimes>,
     /// Clock reading at the publication.
     pub publish_time_ns: u64,
@@ -102,43 +103,43 @@ pub struct TickRecord {
     pub restored_ns: Option<u64>,
     /// Why this tick is the first of a new epoch; else empty.
     pub epoch_reason: String,
-    /// The run after this tick.
+    /// Health of the run after this tick.
     pub health: HealthRecord,
 }
 
-/// What a tick says of the run.
+/// The health of a run, as of a tick.
 #[derive(Clone, Debug, Default)]
 pub struct HealthRecord {
     /// Its state.
     pub state: State,
     /// Why.
     pub reasons: Texts,
-    /// Ticks it has run.
+    /// Ticks run so far.
     pub ticks: u64,
 }
 
-/// Where a record's contents are found.
+/// What a record is filled from.
 pub struct Occasion<'a> {
     /// The tick that has run.
     pub tick: &'a Tick,
-    /// What ran it.
+    /// The engine that ran it.
     pub engine: &'a Engine,
     /// Where every sample went.
     pub ledger: &'a Ledger,
     /// What was computed.
     pub planned: Planned,
-    /// Of a live tick.
+    /// Stage times of a live tick.
     pub stages: Option<StageTimes>,
-    /// Clock reading.
+    /// Clock reading at the publication.
     pub publish_time_ns: u64,
-    /// Of a restarted run.
+    /// Tick time of the context a restarted run began with.
     pub restored_ns: Option<u64>,
-    /// Empty but at the begin of an epoch.
+    /// Why this tick is the first of a new epoch; else empty.
     pub epoch_reason: &'a str,
 }
 
 impl TickRecord {
-    /// With room for what usual ticks of this configuration and model have to say.
+    /// Creates a record with room for the usual ticks of this configuration and model.
     pub fn with_room(config: &Config, spec: &ModelSpec) -> TickRecord {
         let topics = config.topics.len();
         let names = config.topics.iter().map(|t| t.name.len());
@@ -167,7 +168,7 @@ impl TickRecord {
         record
     }
 
-    /// Takes down what a tick has come to; the run's health comes after.
+    /// Records the outcome of a tick; [`TickRecord::set_health`] adds the run's health afterwards.
     pub fn fill(&mut self, of: &Occasion<'_>) {
         let Tick {
             tick,
@@ -202,7 +203,7 @@ impl TickRecord {
         self.epoch_reason.push_str(of.epoch_reason);
     }
 
-    /// Takes down the state of the run after so many ticks.
+    /// Records the health of the run after `ticks` ticks.
     pub fn set_health<'r>(
         &mut self,
         state: State,
@@ -214,7 +215,7 @@ impl TickRecord {
         self.health.ticks = ticks;
     }
 
-    /// Newest sample used to publication; where none was, the tick's time to publication.
+    /// Returns the time from the newest sample used, or from the tick's time if none was, to publication.
     pub fn end_to_end_ns(&self) -> u64 {
         let newest_ns = self.report.newest_used_ns.unwrap_or(self.tick_time_ns);
         self.publish_time_ns.saturating_sub(newest_ns)

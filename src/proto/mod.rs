@@ -1,7 +1,7 @@
 //! The protobuf messages of an output log, generated from `umm.proto` at build time.
 //!
-//! Field meanings and units are in `umm.proto`, which is the definition. Field numbers are stable: fields are added,
-//! never renumbered, so an older reader skips what it does not know.
+//! `umm.proto` is the definition and gives the fields' meanings and units. Field numbers are stable: fields are added,
+//! never renumbered, so that an older reader skips what it does not know.
 
 #[allow(missing_docs, clippy::all, rustdoc::all)]
 mod generated {
@@ -10,7 +10,7 @@ mod generated {
 pub use generated::*;
 
 /// Serialised `google.protobuf.FileDescriptorSet` of `umm.proto`: the schema data of a `protobuf` channel in MCAP, and
-/// what is published beside a live topic.
+/// a live run's reply to queries of `umm/schema`.
 pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/umm_descriptor.bin"));
 
 #[cfg(test)]

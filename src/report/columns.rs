@@ -35,11 +35,11 @@ struct Axis {
 
 #[derive(Serialize)]
 struct AxisBreak {
-    /// Row that begins the new stretch.
+    /// Row that begins the new segment.
     row: usize,
     /// "back" or "gap".
     why: &'static str,
-    /// Tick time here less the last one's, milliseconds.
+    /// Tick time here minus the previous tick's, milliseconds.
     jump_ms: f64,
 }
 
@@ -59,7 +59,7 @@ struct HealthSpan {
 
 #[derive(Serialize)]
 struct TruthColumns {
-    /// Per event the stretches in which it is true.
+    /// For each event, the stretches in which it is true.
     events: Vec<NamedSpans>,
     scene: Vec<(f64, f64, String)>,
     motion: Vec<TruthSeries>,
@@ -85,7 +85,7 @@ struct Image {
     uri: String,
 }
 
-/// The columns of a log.
+/// Returns the columns of a log.
 pub(super) fn columns(data: &RunData) -> Columns {
     let timeline = &data.timeline;
     Columns {
@@ -216,7 +216,7 @@ fn truth(data: &RunData) -> TruthColumns {
     }
 }
 
-/// Stretches of equal value: from, to (the next one's beginning), value.
+/// Joins points into stretches of equal value: from, to (the next one's beginning), value.
 fn runs<T: PartialEq + Copy>(
     points: impl Iterator<Item = (f64, T)>,
 ) -> impl Iterator<Item = (f64, f64, T)> {

@@ -15,9 +15,9 @@ use super::truth::Truth;
 const MAX_CAPTIONS: usize = 3_000;
 /// Changes of the health state kept; later ones are not drawn.
 const MAX_HEALTH_CHANGES: usize = 3_000;
-/// Nearest moments kept of a tick.
+/// Nearest moments kept per tick.
 const MAX_NEAREST: usize = 4;
-/// Topics in the ledger's table.
+/// Most topics in the ledger's table.
 pub(super) const MAX_LEDGER_TOPICS: usize = 256;
 
 /// One caption, its text growing over the ticks.
@@ -28,7 +28,7 @@ pub(super) struct CaptionText {
     pub complete: bool,
 }
 
-/// From here on the health state was this.
+/// A change of the health state: what it is from `time_ns` on.
 pub(super) struct HealthChange {
     pub time_ns: u64,
     pub segment: usize,
@@ -68,7 +68,7 @@ pub(super) struct RunData {
     /// The last ledger.
     pub ledger: Option<proto::Ledger>,
     pub model: String,
-    /// `None`: no frame said.
+    /// Whether every frame says trained; `None` without frames.
     pub trained: Option<bool>,
     pub totals: Totals,
 }
@@ -94,13 +94,14 @@ impl Default for RunData {
 }
 
 impl RunData {
-    /// Whether the weights were trained, if the log says: by every frame, or else by the run's facts.
+    /// Returns whether the weights were trained: every frame must say so or, without frames, the run's facts. `None`
+    /// where the log does not say.
     pub fn is_trained(&self) -> Option<bool> {
         let fact = || self.facts.get("trained").map(|fact| fact == "true");
         self.trained.or_else(fact)
     }
 
-    /// Stage times: measured tick by tick, or else as recorded at the end of a replay.
+    /// Returns the stage times: measured tick by tick, or else as recorded at the end of a replay.
     pub fn timing(&self) -> Timing {
         let recorded = self.recorded_timing.clone().unwrap_or_default();
         match self.stage_clock.timing(self.timeline.stages.as_slice()) {
@@ -228,7 +229,7 @@ impl RunData {
         Some((self.captions.len() - 1, known))
     }
 
-    /// Adds a tick's ledger: what was lost since the last one becomes marks.
+    /// Adds a tick's ledger; what was lost since the previous one becomes marks.
     pub fn add_ledger(&mut self, ledger: proto::Ledger) {
         let mut row = Row::new(ledger.tick, ledger.tick_time_ns, 0);
         let before = self.ledger.take().unwrap_or_default();
@@ -279,7 +280,7 @@ impl RunData {
     }
 }
 
-/// Whether every received sample of a topic has exactly one fate.
+/// Returns whether every received sample of a topic has exactly one fate.
 pub(super) fn closes(topic: &proto::TopicLedger) -> bool {
     let fates = [
         topic.fused,
@@ -324,7 +325,7 @@ fn nearest(moments: &[proto::Moment]) -> Vec<Near> {
         .collect()
 }
 
-/// What a topic lost between two ledgers.
+/// Returns what a topic lost between two ledgers.
 fn losses(
     then: Option<&proto::TopicLedger>,
     now: &proto::TopicLedger,

@@ -12,11 +12,11 @@ struct Figure {
     label: &'static str,
     value: String,
     note: String,
-    /// A class: "", "good", "bad", "mono".
+    /// CSS class: "", "good", "bad", "mono".
     tone: &'static str,
 }
 
-/// All figures that the log has something to say about, as HTML.
+/// Returns, as HTML, the figures that the log has something to say about.
 pub(super) fn figures(data: &RunData) -> String {
     let figures = [
         Some(ticks_figure(data)),

@@ -1,8 +1,9 @@
 //! Reads an output log into [`RunData`].
 //!
 //! Contract: what stands before the first damage is used, and damage is always reported. A chunk counts only if its
-//! checksum holds; the few records outside of chunks are checked when the end of the log is reached. A message that cannot be decoded is counted and passed over. Memory is bounded
-//! by the largest record and by the limits of [`RunData`], not by the log.
+//! checksum holds; the few records outside of chunks are checked when the end of the log is reached. A message that
+//! cannot be decoded is counted and passed over. Memory is bounded by the largest record and by the limits of
+//! [`RunData`], not by the log.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -95,7 +96,7 @@ pub(super) fn read(path: &Path) -> Result<ReadLog, ReportError> {
     })
 }
 
-/// Times measured in a replay lie beside its log, which must not depend on them.
+/// Reads the times measured in a replay: they lie beside its log, which must not depend on them.
 fn sidecar_timing(log: &Path) -> Option<Timing> {
     const MAX_BYTES: u64 = 1 << 20;
     let path = crate::timing::sidecar_path(log);
@@ -118,7 +119,7 @@ impl Walk {
     /// Goes through all records; returns the damage that ended it early, or an error of the file system.
     fn through(&mut self, mut log: impl Read) -> std::io::Result<Option<String>> {
         let options = LinearReaderOptions::default()
-            // Unpacked by a reader that checks lengths: this one's arithmetic overflows on a broken chunk.
+            // `ChunkReader` unpacks them, with lengths checked: this one's arithmetic overflows on a broken chunk.
             .with_emit_chunks(true)
             .with_validate_data_section_crc(true)
             .with_record_length_limit(MAX_RECORD_BYTES);
@@ -230,7 +231,7 @@ impl Walk {
         }
     }
 
-    /// What the log holds instead of umm's outputs, in words.
+    /// Says in words what the log holds instead of umm's outputs.
     fn found(&self, damage: Option<&str>) -> String {
         let topics: Vec<&str> = self.other_topics.iter().map(String::as_str).collect();
         let mut found = match topics.len() {

@@ -1,8 +1,8 @@
 //! `umm report`: one self-contained HTML page from an output log.
 //!
 //! Contract: the page loads nothing from anywhere (its content policy forbids it), its size is bounded whatever the log
-//! holds, and all text of the log is data in it, never markup. It is a function of the log alone. A log that was cut
-//! or damaged gives a page of what can be trusted, and says so.
+//! holds, and all text of the log is data in it, never markup. It is a function of the log and of the measured times
+//! beside it. A log that was cut or damaged gives a page of what can be trusted, which says so.
 //!
 //! `log` reads, `data` collects (into the rows of `timeline`, the film strip of `thumbs`, ...), `columns` turns that
 //! into the JSON that the script draws, `page` writes what needs no script: facts, key figures, stage times, ledger.
@@ -26,7 +26,7 @@ use crate::new_file;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Entries read of a metadata record.
+/// Most entries read of a metadata record.
 const MAX_RECORD_ENTRIES: usize = 1_000;
 
 /// What a report was made of.

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-/// Columns of one kind (events, topics, stages, ...) that are drawn.
+/// Most columns of one kind (events, topics, stages, ...) that are drawn.
 pub(super) const MAX_NAMES: usize = 64;
-/// Different texts (plans, reasons, ...) kept.
+/// Most different texts (plans, reasons, ...) kept.
 const MAX_TEXTS: usize = 8_000;
-/// Bytes kept of one text; the rest is cut off and "..." put there.
+/// Most bytes kept of one text; an ellipsis replaces the rest.
 pub(super) const MAX_TEXT_BYTES: usize = 600;
 
-/// Cuts `text` to at most [`MAX_TEXT_BYTES`], on a character's border.
+/// Cuts a text of more than [`MAX_TEXT_BYTES`] there, between characters, and adds an ellipsis.
 pub(super) fn clip(text: &str) -> String {
     if text.len() <= MAX_TEXT_BYTES {
         return text.to_owned();
@@ -23,12 +23,13 @@ pub(super) fn clip(text: &str) -> String {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Names {
     names: Vec<String>,
-    /// Some names found no place.
+    /// Whether some names found no place.
     pub overflowed: bool,
 }
 
 impl Names {
-    /// The column of `name`, new if needed; `None` when all [`MAX_NAMES`] are taken. `hint` is where it was last time.
+    /// Returns the column of `name`, a new one if needed; `None` when all [`MAX_NAMES`] are taken or the name is longer
+    /// than [`MAX_TEXT_BYTES`]. `hint` is where it probably is.
     pub fn index(&mut self, name: &str, hint: usize) -> Option<usize> {
         if self.names.get(hint).is_some_and(|known| known == name) {
             return Some(hint);
@@ -44,13 +45,13 @@ impl Names {
         Some(self.names.len() - 1)
     }
 
-    /// All names.
+    /// Returns all names.
     pub fn as_slice(&self) -> &[String] {
         &self.names
     }
 }
 
-/// A text of [`Texts`].
+/// Identifies a text of [`Texts`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct TextId(u32);
 
@@ -58,12 +59,12 @@ impl TextId {
     /// The empty text.
     pub const NONE: TextId = TextId(0);
 
-    /// This text, or `other` where this one is empty.
+    /// Returns this text, or `other` where this one is empty.
     pub fn or(self, other: TextId) -> TextId {
         if self == TextId::NONE { other } else { self }
     }
 
-    /// Position in [`Texts::as_slice`].
+    /// Returns the position in [`Texts::as_slice`].
     pub fn index(self) -> u32 {
         self.0
     }
@@ -74,7 +75,7 @@ impl TextId {
 pub(super) struct Texts {
     texts: Vec<String>,
     ids: HashMap<String, u32>,
-    /// Some texts found no place.
+    /// Whether some texts found no place.
     pub overflowed: bool,
 }
 
@@ -89,7 +90,7 @@ impl Default for Texts {
 }
 
 impl Texts {
-    /// The id of `text` (clipped); [`TextId::NONE`] when the table is full.
+    /// Returns the id of `text` (clipped); [`TextId::NONE`] when the table is full.
     pub fn id(&mut self, text: &str) -> TextId {
         if let Some(id) = self.ids.get(text) {
             return TextId(*id);
@@ -108,7 +109,7 @@ impl Texts {
         TextId(id)
     }
 
-    /// All texts, the empty one first.
+    /// Returns all texts, the empty one first.
     pub fn as_slice(&self) -> &[String] {
         &self.texts
     }

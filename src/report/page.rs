@@ -12,7 +12,7 @@ use super::text::{count, duration_us, escape, json_for_script, size, utc};
 
 const TEMPLATE: &str = include_str!("report.html");
 const CSS: &str = include_str!("report.css");
-/// One program, in reading order.
+/// The page's script: one program, its parts in reading order.
 const SCRIPT: &str = concat!(
     "(() => {\n\"use strict\";\n",
     include_str!("report.js"),
@@ -131,7 +131,7 @@ fn header(log: &ReadLog, file_name: &str) -> String {
     html
 }
 
-/// Durations in their natural unit, everything else as it stands.
+/// Gives durations in their natural unit, everything else as it stands.
 fn fact_value(key: &str, value: String) -> String {
     match finite(&value) {
         Some(ns) if key.ends_with("_ns") => duration_us(ns / 1e3),
@@ -166,7 +166,7 @@ fn banner(log: &ReadLog) -> String {
     html
 }
 
-/// What the page does not show, in sentences.
+/// Says in sentences what the page does not show.
 fn notes(log: &ReadLog) -> Vec<String> {
     let data = &log.data;
     let totals = &data.totals;
@@ -246,7 +246,7 @@ fn footer(notes: &[String], file_name: &str) -> String {
     html
 }
 
-/// A ring with its newest chunk.
+/// The logo: a ring with its newest chunk.
 const LOGO: &str = concat!(
     "<svg class=\"logo\" viewBox=\"0 0 24 24\" width=\"20\" height=\"20\" aria-hidden=\"true\" fill=\"none\" stroke-width=\"4\">",
     "<circle cx=\"12\" cy=\"12\" r=\"9\" stroke=\"currentColor\" opacity=\".25\"/>",

@@ -1,7 +1,7 @@
 //! One row of the timeline: what a tick's messages said, or several neighbouring ticks' once the log is long.
 //!
-//! Contract: a row is only ever built by [`Row::absorb`]ing parts, one part a message, in any order. What a reader must
-//! not miss survives: scores keep their maximum, quality its minimum, times their maximum, losses and misses their sum;
+//! Contract: a row is only ever built by [`Row::absorb`]ing parts, one per message, in any order. What a reader must
+//! not miss survives: event scores and times keep their maximum, quality its minimum, losses and misses their sum;
 //! gates, scene and motion are averaged over frames. NaN is "unknown" and never wins.
 
 use super::names::TextId;
@@ -48,7 +48,7 @@ pub(super) enum Loss {
     SequenceGap = 4,
 }
 
-/// `count` samples of a topic, the difference of two ledgers.
+/// `count` samples of a topic, the difference between two ledgers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
     pub topic: usize,
@@ -66,10 +66,10 @@ pub(super) struct Near {
     pub similarity: f32,
 }
 
-/// See the module's contract.
+/// A row of the timeline; see the module's contract.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Row {
-    /// Where on the axis; set by the timeline.
+    /// Segment and place on the axis; set by the timeline.
     pub segment: usize,
     pub x_ns: u64,
     pub first_tick: u64,
@@ -99,7 +99,7 @@ pub(super) struct Row {
     pub deadline_ns: u64,
     pub measured: bool,
     pub misses: u32,
-    /// Close time less tick time, if the journal has it.
+    /// Close time minus tick time, if the journal has it.
     pub wait_ns: Option<u64>,
     pub close_reason: TextId,
     /// Why a new epoch began with this tick.
@@ -109,7 +109,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// A part that says nothing yet about a tick. `epoch` 0: unknown.
+    /// Creates a part that says nothing yet about a tick. `epoch` 0: unknown.
     pub fn new(tick: u64, time_ns: u64, epoch: u32) -> Row {
         Row {
             first_tick: tick,
@@ -121,7 +121,7 @@ impl Row {
         }
     }
 
-    /// Merges a part of the same tick, or a later row. Place on the axis and number of ticks are the timeline's affair.
+    /// Merges a part of the same tick, or a later row. Leaves place on the axis and number of ticks to the timeline.
     pub fn absorb(&mut self, part: Row) {
         let mean = weighted_mean(self.frames, part.frames);
         merge(&mut self.events, &part.events, f32::max);
@@ -174,7 +174,7 @@ impl Row {
         }
     }
 
-    /// Counts a loss, together with an equal one already in the row.
+    /// Counts a loss, adding to one of the same topic and kind that is already in the row.
     pub fn add_mark(&mut self, mark: Mark) {
         let same = |m: &&mut Mark| m.topic == mark.topic && m.loss == mark.loss;
         match self.marks.iter_mut().find(same) {
@@ -184,7 +184,7 @@ impl Row {
     }
 }
 
-/// The element at `index`, after growing `cells` with defaults as far as needed.
+/// Returns the element at `index`, after growing `cells` with defaults as far as needed.
 pub(super) fn slot<T: Default + Clone>(cells: &mut Vec<T>, index: usize) -> &mut T {
     if cells.len() <= index {
         cells.resize(index + 1, T::default());
@@ -200,7 +200,7 @@ pub(super) fn set(values: &mut Vec<f32>, index: usize, value: f32) {
     values[index] = value;
 }
 
-/// Sum of stage times, saturating.
+/// Returns the sum of stage times, saturating.
 pub(super) fn total_ns(stages_ns: &[u64]) -> u64 {
     stages_ns.iter().fold(0, |sum, ns| sum.saturating_add(*ns))
 }

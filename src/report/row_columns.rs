@@ -1,4 +1,4 @@
-//! The rows of the timeline by columns, one value a row.
+//! The rows of the timeline by columns, one value per row.
 
 use serde::Serialize;
 
@@ -9,14 +9,14 @@ use super::timeline::Timeline;
 /// A moment: its row (null where it is not in the log), tick and similarity.
 type Nearest = (Option<usize>, u64, Option<f64>);
 
-/// One list a column, all of the same length.
+/// One list per column, all of the same length, but for `marks`.
 #[derive(Serialize)]
 pub(super) struct Rows {
     x: Vec<f64>,
     tick: Vec<u64>,
     ticks: Vec<u64>,
     epoch: Vec<u32>,
-    /// Tick time less the first row's.
+    /// Tick time minus the first row's.
     at: Vec<f64>,
     frames: Vec<u32>,
     events: Vec<Series>,
@@ -30,7 +30,7 @@ pub(super) struct Rows {
     close_reason: Vec<u32>,
     epoch_reason: Vec<u32>,
     wait: Vec<Option<f64>>,
-    /// Index into the captions and characters known.
+    /// Index into the captions, and how many of its characters were known.
     caption: Vec<Option<(usize, usize)>>,
     nearest: Vec<Vec<Nearest>>,
     digest: Vec<String>,
@@ -54,7 +54,7 @@ struct ModalityColumns {
     name: String,
     gate: Vec<Option<f64>>,
     quality: Vec<Option<f64>>,
-    /// Mean a tick.
+    /// Mean per fused frame.
     tokens: Vec<Option<f64>>,
     age: Vec<f64>,
     /// Ticks of the row without anything valid.
@@ -70,7 +70,7 @@ struct TopicColumns {
     missing: Vec<u32>,
 }
 
-/// The columns of all rows.
+/// Returns the columns of all rows.
 pub(super) fn rows(timeline: &Timeline) -> Rows {
     let rows = &timeline.rows;
     let start_ns = rows.first().map_or(0, |r| i128::from(r.first_time_ns));
@@ -203,12 +203,12 @@ fn marks(rows: &[Row]) -> Vec<(usize, usize, u8, u64)> {
     rows.iter().enumerate().flat_map(of_row).collect()
 }
 
-/// To a microsecond.
+/// Converts to milliseconds, rounded to a microsecond.
 pub(super) fn ms(ns: u64) -> f64 {
     (ns as f64 / 1e3).round() / 1e3
 }
 
-/// Four significant decimals are more than a screen can show; `None` where the value is not finite.
+/// Rounds to four decimals, more than a screen can show; `None` where the value is not finite.
 pub(super) fn rounded(value: f32) -> Option<f64> {
     value
         .is_finite()

@@ -1,10 +1,10 @@
-//! Stage times: per tick in a live log, or as the `umm.timing` record that a replay writes at its end.
+//! Stage times: per tick in a live log, or from a replay's timing record, beside its log or in it as `umm.timing`.
 
 use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 
-/// Longest duration told apart, nanoseconds: ten minutes.
+/// Longest duration told apart, nanoseconds: ten minutes. Longer ones count as this.
 const MAX_DURATION_NS: u64 = 600_000_000_000;
 /// Three significant digits: an error below 0.1 %.
 const SIGNIFICANT_DIGITS: u8 = 3;
@@ -44,8 +44,8 @@ pub(super) struct Timing {
 }
 
 impl Timing {
-    /// Reads an `umm.timing` record: `stage.NAME.p50_us`, ..., `total.p50_us`, ..., `realtime_factor`, `wall_s`,
-    /// `log_s`. Unknown keys and values that are no finite number are passed over.
+    /// Reads a timing record: `stage.NAME.p50_us`, ..., `total.p50_us`, ..., `realtime_factor`, `wall_s`, `log_s`.
+    /// Unknown keys, and values that are negative or no finite number, are passed over.
     pub fn from_record(record: &BTreeMap<String, String>) -> Timing {
         let mut timing = Timing::default();
         let mut stages: BTreeMap<&str, StageStats> = BTreeMap::new();
@@ -88,13 +88,13 @@ fn slowest_first(stages: &mut [StageStats]) {
     stages.sort_by(|a, b| key(b).total_cmp(&key(a)));
 }
 
-/// A number as text, if it is finite and not negative.
+/// Parses a number; `None` unless it is finite and not negative.
 pub(super) fn finite(text: &str) -> Option<f64> {
     let value: f64 = text.trim().parse().ok()?;
     (value.is_finite() && value >= 0.0).then_some(value)
 }
 
-/// Exact quantiles of measured stage times, in fixed memory.
+/// Quantiles of measured stage times, to [`SIGNIFICANT_DIGITS`], in fixed memory.
 #[derive(Default)]
 pub(super) struct StageClock {
     stages: Vec<Option<Histogram<u64>>>,
@@ -112,7 +112,7 @@ impl StageClock {
         observe(&mut self.total, super::row::total_ns(stages_ns));
     }
 
-    /// What was seen, or `None` where no tick was measured.
+    /// Returns what was recorded, or `None` where no tick was measured.
     pub fn timing(&self, names: &[String]) -> Option<Timing> {
         let total = self.total.as_ref()?;
         let seen = names.iter().zip(&self.stages);

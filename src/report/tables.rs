@@ -8,7 +8,7 @@ use super::data::{MAX_LEDGER_TOPICS, RunData, closes};
 use super::stages::{StageStats, Timing};
 use super::text::{count, duration_us, escape};
 
-/// The section on time per stage.
+/// Returns the section on time per stage.
 pub(super) fn latency(timing: &Timing, data: &RunData) -> String {
     let mut html = section_head("latency", "Time per stage", &latency_summary(timing, data));
     if timing.stages.is_empty() && timing.total.is_none() {
@@ -99,7 +99,7 @@ fn percent_of(part: f64, whole: f64) -> String {
     format!("{:.2}%", share * 100.0)
 }
 
-/// Where a received sample can end: class, column head, value.
+/// A fate of a received sample: CSS class, column head, value.
 type Fate = (&'static str, &'static str, fn(&TopicLedger) -> u64);
 
 const FATES: [Fate; 6] = [
@@ -111,7 +111,7 @@ const FATES: [Fate; 6] = [
     ("pending", "pending", |t| t.pending),
 ];
 
-/// The section on the ledger.
+/// Returns the section on the ledger.
 pub(super) fn ledger(data: &RunData) -> String {
     let Some(ledger) = &data.ledger else {
         return section_head("ledger", "Ledger", "This log has no ledger.") + "</section>";

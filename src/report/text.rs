@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 /// Keeps a number and its unit on one line.
 const NBSP: char = '\u{a0}';
 
-/// Escapes text for HTML content and quoted attributes. Control characters, and those that turn the writing direction
-/// around, become U+FFFD: they could make a line read as another.
+/// Escapes text for HTML content and quoted attributes. Line ends and tabs become spaces; other control characters, and
+/// those that turn the writing direction around, become U+FFFD: they could make a line read as another.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -25,8 +25,8 @@ pub(super) fn escape(text: &str) -> String {
     escaped
 }
 
-/// Makes JSON safe inside a `script` element: no character that could end the element, begin a comment or end a line.
-/// All of them occur in JSON within strings only, so their escapes mean the same.
+/// Makes JSON safe inside a `script` element: escapes the characters that could end the element, begin a comment or end
+/// a line. JSON has them within strings only, where their escapes mean the same.
 pub(super) fn json_for_script(json: &str) -> String {
     let mut safe = String::with_capacity(json.len());
     for c in json.chars() {
@@ -41,7 +41,7 @@ pub(super) fn json_for_script(json: &str) -> String {
     safe
 }
 
-/// 1234567 -> "1,234,567".
+/// Groups digits: 1234567 -> "1,234,567".
 pub(super) fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
@@ -54,7 +54,7 @@ pub(super) fn count(value: u64) -> String {
     grouped
 }
 
-/// Three significant digits.
+/// Writes a number of 1 to 1000 with three significant digits; smaller ones with two decimals, larger ones as integers.
 pub(super) fn number(value: f64) -> String {
     let decimals = match value.abs() {
         v if v >= 99.95 => 0,
@@ -64,7 +64,7 @@ pub(super) fn number(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// A duration and its unit: 412 µs, 1.24 ms, 2.05 s.
+/// Writes a duration and its unit: 412 µs, 1.24 ms, 2.05 s.
 pub(super) fn duration_us(us: f64) -> String {
     match us {
         us if us < 999.5 => format!("{}{NBSP}µs", number(us)),
@@ -73,7 +73,7 @@ pub(super) fn duration_us(us: f64) -> String {
     }
 }
 
-/// A length of time: 20.0 s, 3 min 05 s, 2 h 07 min.
+/// Writes a length of time: 20.0 s, 3 min 05 s, 2 h 07 min.
 pub(super) fn span_s(seconds: f64) -> String {
     if seconds < 99.95 {
         return format!("{seconds:.1}{NBSP}s");
@@ -86,7 +86,7 @@ pub(super) fn span_s(seconds: f64) -> String {
     }
 }
 
-/// A share: 0 %, <0.1 %, 3.4 %, 99.9 %, 100 %. Never rounds up to all or down to nothing.
+/// Writes a share: 0 %, <0.1 %, 3.4 %, 99.9 %, 100 %. Never rounds up to all or down to nothing.
 pub(super) fn percent(part: u64, whole: u64) -> String {
     if part == 0 || whole == 0 {
         return format!("0{NBSP}%");
@@ -100,7 +100,7 @@ pub(super) fn percent(part: u64, whole: u64) -> String {
     }
 }
 
-/// A size: 812 B, 1.2 MB.
+/// Writes a size: 812 B, 1.23 MB.
 pub(super) fn size(bytes: u64) -> String {
     match bytes as f64 {
         b if b < 999.5 => format!("{bytes}{NBSP}B"),
@@ -110,7 +110,7 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
-/// A date and time in UTC, "2024-05-01 12:00:03 UTC"; `None` for times before 2001, which are no dates.
+/// Writes a date and time in UTC, "2024-05-01 12:00:03 UTC"; `None` for times before 2001, which are no dates.
 ///
 /// Days to date: H. Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
 pub(super) fn utc(time_ns: u64) -> Option<String> {

@@ -2,13 +2,13 @@
 
 use foxglove::messages::CompressedImage;
 
-/// Bytes of all thumbnails together, before base64: the page stays easy to mail.
+/// Most bytes of all thumbnails together, before base64: the page stays easy to mail.
 pub(super) const MAX_TOTAL_BYTES: usize = 6 * 1024 * 1024;
-/// Thumbnails in a page.
+/// Most thumbnails in a page.
 pub(super) const MAX_THUMBNAILS: usize = 1_200;
 /// A larger image is no thumbnail.
 const MAX_IMAGE_BYTES: usize = 128 * 1024;
-/// Cameras with a film strip of their own.
+/// Most cameras with a film strip of their own.
 const MAX_CAMERAS: usize = 4;
 
 /// One thumbnail.
@@ -31,7 +31,7 @@ pub(super) struct Strip {
     pub cameras: Vec<String>,
     /// Thumbnails in the log.
     pub seen: u64,
-    /// Neither JPEG nor PNG, or too large.
+    /// Thumbnails left out: neither JPEG nor PNG, too large, or of a camera beyond [`MAX_CAMERAS`].
     pub refused: u64,
     bytes: usize,
     /// Every `stride`-th is kept (0 is read as 1).
@@ -39,7 +39,7 @@ pub(super) struct Strip {
 }
 
 impl Strip {
-    /// Adds a thumbnail, or passes over it when the strip is already thinned out.
+    /// Adds a thumbnail, or passes over it where the strip is thinned out.
     pub fn push(&mut self, message: &CompressedImage, log_time_ns: u64, segment: usize) {
         let taken = self.seen - self.refused;
         self.seen += 1;

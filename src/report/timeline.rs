@@ -1,28 +1,28 @@
 //! The rows of the timeline and the axis they lie on, in bounded memory however long the log is.
 //!
 //! Contract: when the rows are full, neighbours are merged in pairs and a row covers twice as many ticks (see [`Row`]
-//! for what survives). The axis is run time, it never goes back: where the log's time jumps (a new epoch, a long pause)
+//! for what survives). The axis is run time and never goes back: where the log's time jumps (a new epoch, a long pause)
 //! a new [`Segment`] begins right after the last one, so that a looped log or a night's pause stays readable.
 
 use super::names::Names;
 use super::row::{Near, Row};
 
-/// Rows kept before neighbours are merged: ten minutes at 10 Hz in full detail.
+/// Most rows kept before neighbours are merged: ten minutes at 10 Hz in full detail.
 pub(super) const MAX_ROWS: usize = 6_000;
-/// Jumps of the log's time that are kept as breaks of the axis; later ones are drawn without a mark.
+/// Most segments; later jumps of the log's time are drawn without a mark.
 const MAX_SEGMENTS: usize = 2_000;
 /// A pause longer than this, and than [`MAX_GAP_PERIODS`], is cut out of the axis.
 const MAX_GAP_NS: u64 = 10_000_000_000;
 const MAX_GAP_PERIODS: u64 = 20;
 /// Width left on the axis for a pause that is cut out.
 const GAP_WIDTH_NS: u64 = 1_000_000_000;
-/// No run ticks more slowly; a longer one is a mistake.
+/// Longest period of any run; a longer one is a mistake.
 const MAX_PERIOD_NS: u64 = 3_600_000_000_000;
-/// Assumed until two ticks are known.
+/// Period assumed until two ticks are known.
 const DEFAULT_PERIOD_NS: u64 = 100_000_000;
-/// A tick's messages lie side by side in the log: its row is looked for among this many last ones.
+/// Last rows among which a tick's row is looked for: its messages lie side by side in the log.
 const LOOK_BACK_ROWS: usize = 8;
-/// Something may be stamped this much before or after its segment's ticks and still belong to it.
+/// How long before or after its segment's ticks something may be stamped and still belong to it.
 const PLACE_SLACK_NS: u64 = 2_000_000_000;
 
 /// Why a [`Segment`] begins.
@@ -32,7 +32,7 @@ pub(super) enum Break {
     Start,
     /// The time jumped back.
     Back,
-    /// Nothing for a long time.
+    /// A long pause.
     Gap,
 }
 
@@ -67,7 +67,7 @@ pub(super) struct Timeline {
 }
 
 impl Timeline {
-    /// An empty one that keeps at most `max_rows` rows, if the log has no more segments than that.
+    /// Creates an empty timeline that keeps at most `max_rows` rows, or [`MAX_SEGMENTS`] where that is more.
     pub fn new(max_rows: usize) -> Timeline {
         Timeline {
             rows: Vec::new(),
@@ -115,7 +115,7 @@ impl Timeline {
         }
     }
 
-    /// The row of the tick that `part` speaks of.
+    /// Finds the row of the tick that `part` is about.
     fn find(&self, part: &Row) -> Option<usize> {
         let recent = self.rows.len().saturating_sub(LOOK_BACK_ROWS);
         let rows = self.rows.iter().enumerate().skip(recent).rev();
@@ -127,7 +127,7 @@ impl Timeline {
         matching.next().map(|(index, _)| index)
     }
 
-    /// Segment and place on the axis of a tick that comes after all others.
+    /// Returns segment and place on the axis of a tick that comes after all others.
     fn place_tick(&mut self, time_ns: u64) -> (usize, u64) {
         let (why, x_ns) = match (self.rows.last(), self.segments.last_mut()) {
             (Some(last), Some(segment)) => {
@@ -186,19 +186,19 @@ impl Timeline {
         self.rows = merged;
     }
 
-    /// Run time covered, the first tick's period included.
+    /// Returns the run time covered, the first tick's period included.
     pub fn duration_ns(&self) -> u64 {
         let last = self.rows.last();
         last.map_or(0, |row| row.x_ns.saturating_add(self.period_ns))
     }
 
-    /// The segment being written: what stands between two ticks in the log belongs to it.
+    /// Returns the segment being written: what stands between two ticks in the log belongs to it.
     pub fn open_segment(&self) -> usize {
         self.segments.len().saturating_sub(1)
     }
 
-    /// Place on the axis of something stamped `time_ns` that was read while `segment` was open; negative before the
-    /// first tick. `None` where it fits neither that segment nor the next.
+    /// Returns the place on the axis of something stamped `time_ns` that was read while `segment` was open; negative
+    /// before the first tick. `None` where it fits neither that segment nor the next.
     pub fn place(&self, time_ns: u64, segment: usize) -> Option<i64> {
         let mut candidates = self.segments.iter().skip(segment).take(2);
         let home = candidates.find(|segment| {
@@ -210,7 +210,7 @@ impl Timeline {
         i64::try_from(i128::from(home.x_ns) + since_first).ok()
     }
 
-    /// The newest row, at or before row `at_most`, that covers a moment's tick.
+    /// Returns the newest row, at or before row `at_most`, that covers a moment's tick.
     pub fn locate(&self, moment: &Near, at_most: usize) -> Option<usize> {
         let Near {
             epoch,

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::names::Names;
 use super::row::set;
 
-/// Points kept; a longer record is thinned out to every second, fourth, ... point.
+/// Most points kept; a longer record is thinned out to every second, fourth, ... point.
 const MAX_POINTS: usize = 20_000;
 
 /// The truth at one instant.
@@ -33,7 +33,7 @@ pub(super) struct Truth {
 
 impl Truth {
     /// Adds one message: `{"timestamp": seconds, "events": {name: bool}, "scene": name, NAME: number, ...}`, every key
-    /// optional. Returns false where it is no such object.
+    /// optional. Returns false where it is not a JSON object.
     pub fn push(&mut self, payload: &[u8], log_time_ns: u64, segment: usize) -> bool {
         let Ok(Value::Object(message)) = serde_json::from_slice(payload) else {
             return false;
@@ -88,7 +88,7 @@ impl Truth {
     }
 }
 
-/// Seconds as a number, or `{"sec": .., "nsec" | "nanosec": ..}`.
+/// Reads a stamp: seconds as a number, or `{"sec": .., "nsec" | "nanosec": ..}`.
 fn stamp_ns(stamp: &Value) -> Option<u64> {
     if let Some(seconds) = stamp.as_f64() {
         // Above this the product leaves the range of u64.

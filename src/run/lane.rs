@@ -12,7 +12,7 @@ use std::time::Instant;
 enum Next {
     /// More of the log.
     Read,
-    /// What follows an advance: what is passed through, a keyframe.
+    /// What follows an advance: messages passed through, a keyframe if due.
     AfterAdvance { log_ended: bool },
     /// Completing the outputs.
     Finish,
@@ -43,11 +43,11 @@ impl Lane {
         }
     }
 
-    /// Reads on until a tick is closed, and says whether one is: none when the log and its outputs are complete.
-    /// `progress` is told the messages read and all there are.
+    /// Reads on until a tick is closed; returns false once the log and its outputs are complete. `progress` is given
+    /// the messages read and the messages in all.
     ///
     /// # Errors
-    /// [`RunError`], also of the tick before; the lane cannot go on then.
+    /// [`RunError`], also that of the tick before; the lane cannot go on then.
     pub fn next_tick(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<bool, RunError> {
         if let Some(error) = self.failed.take() {
             return Err(error);
@@ -90,7 +90,7 @@ impl Lane {
         self.runtime.between_ticks(position, &self.clock)
     }
 
-    /// The tick that is closed.
+    /// Returns the closed tick.
     pub fn due_tick(&mut self) -> DueTick<'_> {
         DueTick {
             runtime: &mut self.runtime,
@@ -99,7 +99,7 @@ impl Lane {
         }
     }
 
-    /// What a lane that is complete has come to.
+    /// Returns the result of a completed lane.
     pub fn replayed(&mut self) -> Replayed {
         let runtime = &mut self.runtime;
         let span = self.source.summary().span_ns.unwrap_or((0, 0));

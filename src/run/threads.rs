@@ -6,7 +6,7 @@ use crate::config::RealtimeConfig;
 use crate::realtime;
 use std::cell::OnceCell;
 
-/// Runs `work` on a new thread that is the first of a pool of `threads`, in which its matrix products run.
+/// Runs `work` on a new thread, the first of a pool of `threads` that share its operations.
 ///
 /// # Errors
 /// [`Error::Threads`] when threads cannot be started.
@@ -17,7 +17,8 @@ pub fn on_tick_thread<R: Send>(
     on_realtime_thread(threads, &RealtimeConfig::default(), |_| work())
 }
 
-/// As [`on_tick_thread`], its threads scheduled and pinned as configured; `work` is told what the system refused.
+/// Like [`on_tick_thread`], with threads scheduled and pinned as configured; `work` is told what the system refused
+/// the tick thread.
 ///
 /// # Errors
 /// [`Error::Threads`] when threads cannot be started.
@@ -32,7 +33,7 @@ pub fn on_realtime_thread<R: Send>(
             let refused = realtime::apply_to_thread(realtime, 0).err();
             let of_compute = realtime.clone();
             let pool = ComputePool::start(threads, move |i| {
-                // What it refuses here it has refused the tick thread as well, and that is said.
+                // A refusal here is not reported; as a rule the tick thread has met the same one.
                 let _ = realtime::apply_to_thread(&of_compute, i);
                 products_stay_on_this_thread();
             })
@@ -46,13 +47,14 @@ pub fn on_realtime_thread<R: Send>(
             .map_err(|e| error(e.to_string()))?;
         match thread.join() {
             Ok(result) => result.map_err(error),
-            // A defect of ours: let it be seen with its own message and backtrace.
+            // A panic is a defect of ours: it goes on with its own message and backtrace.
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
 }
 
-/// `rten-gemm` shares its work with the rayon pool it is called in: here one of this thread alone. The parts were made before.
+/// Keeps `rten-gemm` from sharing its work again: our threads have already divided it. It uses the rayon pool it is
+/// called in, here one of this thread alone.
 fn products_stay_on_this_thread() {
     thread_local! {
         static ALONE: OnceCell<Option<rayon::ThreadPool>> = const { OnceCell::new() };
@@ -62,6 +64,6 @@ fn products_stay_on_this_thread() {
             .num_threads(1)
             .use_current_thread()
     };
-    // A thread that is in a pool already stays there.
+    // A thread that is already in a pool stays in it.
     ALONE.with(|pool| pool.get_or_init(|| alone().build().ok()).is_some());
 }

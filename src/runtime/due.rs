@@ -1,4 +1,4 @@
-//! What is due: ticks are closed one at a time, so that whoever drives several runs can step theirs together.
+//! What is due: ticks are closed one at a time, so that a driver of several runs can step their ticks together.
 
 use super::Runtime;
 use std::fmt::Write;
@@ -9,30 +9,30 @@ pub(super) enum Due {
     /// Nothing, until the clock moves.
     #[default]
     Nothing,
-    /// The clock shows this; nothing of it is done.
+    /// The clock shows `now_ns`; nothing has been done about it yet.
     Arrived { now_ns: u64 },
-    /// The clock went back: what waits belongs to an epoch that is over.
+    /// The clock went back by `back_ns`: what waits belongs to an epoch that is over.
     OldEpoch { now_ns: u64, back_ns: u64 },
-    /// The ticks that close by then.
+    /// The ticks that close by `now_ns`.
     Ticks { now_ns: u64 },
-    /// The input has ended at this reading; its last samples are to be taken.
+    /// The input has ended at `now_ns`; its last samples are still to be taken.
     Ended { now_ns: u64 },
-    /// The ticks of all that waits.
+    /// The ticks of all samples still waiting.
     Rest,
 }
 
 impl Runtime {
-    /// The clock shows `now_ns`: [`Runtime::close_next`] gives what is due.
+    /// Notes that the clock shows `now_ns`: [`Runtime::close_next`] then closes what is due.
     pub fn arrive(&mut self, now_ns: u64) {
         self.due = Due::Arrived { now_ns };
     }
 
-    /// The input has ended: [`Runtime::close_next`] gives all that is left.
+    /// Notes that the input has ended: [`Runtime::close_next`] then closes all that is left.
     pub fn arrive_at_end(&mut self, now_ns: u64) {
         self.due = Due::Ended { now_ns };
     }
 
-    /// Closes the next tick that is due and says whether there was one. It is to be run before the next call.
+    /// Closes the next tick that is due; returns whether there was one. The tick must be run before the next call.
     pub fn close_next(&mut self) -> bool {
         loop {
             self.due = match self.due {

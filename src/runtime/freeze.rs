@@ -32,10 +32,10 @@ fn new_image(engine: &mut Engine) -> KeyframeImage {
 }
 
 impl Runtime {
-    /// From now on takes a keyframe every so many ticks.
+    /// Takes a keyframe every `every_ticks` ticks from now on.
     ///
     /// # Errors
-    /// None that a run can cause.
+    /// [`RunError::Keyframe`], which no run can cause.
     pub fn take_keyframes(&mut self, every_ticks: u64) -> Result<(), RunError> {
         let mut rest = self.identity.keyframe();
         rest.engine
@@ -47,14 +47,16 @@ impl Runtime {
             image: new_image(&mut self.engine),
             awaited: Vec::new(),
         };
-        // The first write touches all of the image: not the first keyframe's business.
+        // The first write touches the whole image: the first keyframe should not pay for that.
         self.freeze_into(&mut keyframes, 0, 0)?;
         self.keyframes = Some(keyframes);
         Ok(())
     }
 
-    /// What is left to do between ticks: publishes a keyframe if one is due, `delivered` being the source's position (while the
-    /// sink is not done with the last one, it waits), and counts the times of ticks that are over.
+    /// Does what is left to do between ticks: adds the times of finished ticks to the histograms, and publishes a
+    /// keyframe if one is due.
+    ///
+    /// A keyframe waits until the sink is done with the previous one. `delivered` is the source's position.
     ///
     /// # Errors
     /// [`RunError`] from the sink.
@@ -65,7 +67,7 @@ impl Runtime {
         if !self.keyframes.as_ref().is_some_and(due) {
             return Ok(());
         }
-        // The keyframe is the last tick's.
+        // The keyframe's allocations count towards the last tick.
         let before = allocations();
         let published = self.publish_keyframe(delivered, clock);
         self.heap.note(before, ticks);
@@ -81,13 +83,13 @@ impl Runtime {
         published
     }
 
-    /// Publishes a keyframe at the end, where keyframes are taken and a tick has been run.
+    /// Publishes a final keyframe, if keyframes are taken and a tick has run.
     pub(super) fn publish_last_keyframe(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
         let Some(keyframes) = self.keyframes.as_mut().filter(|_| self.ticks > 0) else {
             return Ok(());
         };
         if !keyframes.image.reclaim(self.sink.as_mut()) {
-            // The sink may keep it for long: the last one is made from the beginning.
+            // The sink may keep the image for long: the last keyframe gets a new one.
             keyframes.image = new_image(&mut self.engine);
         }
         self.publish_keyframe(0, clock)
@@ -144,7 +146,7 @@ impl Runtime {
         Ok(())
     }
 
-    /// All but the engine, to or from a keyframe.
+    /// Writes everything but the engine to a keyframe, or reads it back.
     fn archive(&mut self, archive: &mut Archive<'_>, awaited: &mut Vec<Awaited>) -> Archived {
         archive.number("ticks", &mut self.ticks)?;
         archive.slice("ticks of plans", &mut self.ticks_of_plan)?;
@@ -154,12 +156,12 @@ impl Runtime {
         self.aligner.archive(archive, awaited)
     }
 
-    /// What keyframes of this run are known by.
+    /// Returns what this run's keyframes are identified by.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Takes over the whole state of a replay; the samples that waited are found by `find` in the log.
+    /// Takes over the whole state of a replay; `find` looks up in the log the samples that were waiting.
     ///
     /// # Errors
     /// [`KeyframeError`]; the run cannot go on then.
@@ -183,8 +185,10 @@ impl Runtime {
         Ok(())
     }
 
-    /// Takes over the context of an earlier live run: a warm restart. Counters begin anew, what had been received and not
-    /// used is gone; the epoch goes on, and every frame says how old the context is.
+    /// Takes over the context of an earlier live run: a warm restart.
+    ///
+    /// Counters begin anew, and samples received but not used are gone. The epoch continues, and every frame says how
+    /// old the context is.
     ///
     /// # Errors
     /// [`KeyframeError`]; the run then begins cold.

@@ -14,16 +14,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Deadlines missed in a row after which a run is degraded.
 const MISSES_TO_DEGRADE: u32 = 3;
 
-/// The state and what it is judged by.
+/// The state and what it depends on.
 pub(super) struct Health {
     state: State,
     required: Vec<Required>,
     undecodable: Vec<Undecodable>,
     shortened: Vec<Shortened>,
     misses_in_a_row: u32,
-    /// Results that are no numbers.
+    /// Whether any result is NaN or infinite.
     not_finite: bool,
-    /// Of sinks and recordings.
+    /// Faults of sinks and recordings.
     faults: Vec<Fault>,
     counted: Vec<Counted>,
 }
@@ -32,13 +32,13 @@ pub(super) struct Health {
 struct Required {
     topic: usize,
     missing: bool,
-    /// What is said while it is missing.
+    /// The reason given while it is missing.
     reason: String,
 }
 
 /// A topic whose messages may be broken.
 struct Undecodable {
-    /// What is said while there are any.
+    /// The reason given while there are any.
     reason: String,
     growth: Growth,
 }
@@ -47,13 +47,13 @@ struct Undecodable {
 struct Shortened {
     topic: String,
     now: bool,
-    /// What is said while it is; its memory is there from the start.
+    /// The reason given while it is shortened; its memory is reserved at the start.
     reason: String,
 }
 
-/// Something that should not happen, and is counted where it does.
+/// A count of something that should not happen.
 struct Counted {
-    /// What is said while it grows.
+    /// The reason given while it grows.
     reason: &'static str,
     count: Arc<AtomicU64>,
     growth: Growth,
@@ -69,13 +69,13 @@ struct Growth {
 const COUNTED_DEGRADES_FOR: u32 = 20;
 
 impl Growth {
-    /// Of a count that has not grown yet.
+    /// The growth of a count that has not grown yet.
     const NONE: Growth = Growth {
         seen: 0,
         ticks_since: COUNTED_DEGRADES_FOR,
     };
 
-    /// What the count is after another tick.
+    /// Notes the count after another tick.
     fn note(&mut self, now: u64) {
         self.ticks_since = match now > self.seen {
             true => 0,
@@ -89,7 +89,7 @@ impl Growth {
     }
 }
 
-/// Room for [`Shortened::reason`], the topic's name left out.
+/// Bytes reserved for [`Shortened::reason`], besides the topic's name.
 const SHORTENED_BYTES: usize = 64;
 
 impl Shortened {
@@ -108,7 +108,7 @@ impl Shortened {
 }
 
 impl Health {
-    /// A run that is starting.
+    /// Creates the health of a run that is starting.
     pub fn new(config: &Config) -> Health {
         let window_s = config.engine.window_ms as f64 * 1e-3;
         let required = config.topics.iter().enumerate().filter(|(_, t)| t.required);
@@ -144,12 +144,12 @@ impl Health {
         }
     }
 
-    /// From now on a fault is a reason.
+    /// Reports this fault from now on, while it lasts.
     pub fn watch(&mut self, fault: Fault) {
         self.faults.push(fault);
     }
 
-    /// From now on it is a reason that this count has grown.
+    /// Reports `reason` from now on, while `count` grows.
     pub fn watch_count(&mut self, reason: &'static str, count: Arc<AtomicU64>) {
         self.counted.push(Counted {
             reason,
@@ -158,7 +158,7 @@ impl Health {
         });
     }
 
-    /// To or from a keyframe: all that the next tick does not judge anew.
+    /// Writes all that the next tick does not judge anew to a keyframe, or reads it back.
     pub fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.number("misses", &mut self.misses_in_a_row)?;
         for topic in &mut self.undecodable {
@@ -168,7 +168,7 @@ impl Health {
         Ok(())
     }
 
-    /// As of the last tick.
+    /// Returns the state as of the last tick.
     pub fn state(&self) -> State {
         self.state
     }
@@ -176,7 +176,7 @@ impl Health {
     /// Judges the run after a tick.
     pub fn update(&mut self, engine: &Engine, ledger: &Ledger, plan: Plan, deadline_met: bool) {
         self.misses_in_a_row = match deadline_met {
-            // In time with nothing: that says nothing about those that compute.
+            // A tick that computes nothing is in time, which says nothing about ticks that compute.
             true if !plan.computes() => self.misses_in_a_row,
             true => 0,
             false => self.misses_in_a_row.saturating_add(1),
@@ -185,7 +185,7 @@ impl Health {
             counted.growth.note(counted.count.load(Ordering::Relaxed));
         }
         for (topic, entry) in self.undecodable.iter_mut().zip(&ledger.topics) {
-            // A sensor without a fix says so; that is no fault of its messages.
+            // A sensor without a fix says so; its messages are not broken.
             topic.growth.note(entry.undecodable - entry.without_signal);
         }
         self.not_finite = !engine.network().outputs().is_finite();
@@ -207,7 +207,7 @@ impl Health {
         };
     }
 
-    /// Why the state is not nominal, as far as it has a reason of its own.
+    /// Returns why the state is not nominal, where there is a specific reason.
     pub fn reasons(&self) -> impl Iterator<Item = &str> {
         let missing = self.required.iter().filter(|r| r.missing);
         let shortened = self.shortened.iter().filter(|s| s.now);

@@ -40,7 +40,7 @@ pub use heap::HeapUse;
 pub use rehearsal::{PICTURE, full_ticks};
 pub use together::{DueTick, run_together};
 
-/// What a replay computes.
+/// What every tick of a replay computes.
 const WHOLE: Planned = Planned {
     plan: Plan::Full,
     reason: "a replay has time",
@@ -52,21 +52,21 @@ pub enum RunError {
     /// The engine cannot be built.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// The source.
+    /// The source failed.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The sink.
+    /// The sink failed.
     #[error(transparent)]
     Sink(#[from] SinkError),
     /// A keyframe cannot be taken or used.
     #[error(transparent)]
     Keyframe(#[from] KeyframeError),
-    /// A tick exceeded the configured sizes, which the configuration excludes.
+    /// A tick exceeded the configured sizes, which the configuration should rule out.
     #[error("tick {tick}: {source}")]
     Tick {
-        /// The tick.
+        /// Number of the tick.
         tick: u64,
-        /// Sizes.
+        /// The chunk that did not fit.
         source: crate::umm::ring::ChunkTooLong,
     },
 }
@@ -86,16 +86,16 @@ pub struct Runtime {
     aligner: Aligner,
     engine: Engine,
     record: Box<TickRecord>,
-    /// Makes messages of the record where the sink does not.
+    /// Turns the record into messages where the sink does not.
     messages: Messages,
     deadline_ns: u64,
     /// Tick time of the context that a restarted run began with.
     restored_ns: Option<u64>,
     sink: Box<dyn Sink>,
     mode: Mode,
-    /// Of a live run; a replay has all the time it needs.
+    /// For a live run only; a replay has all the time it needs.
     governor: Option<Governor>,
-    /// Measures stages; in a replay another clock than the run's.
+    /// Measures stages; in a replay its clock is not the run's.
     stopwatch: Box<dyn Clock>,
     times: TimeNotes,
     last_stages: StageTimes,
@@ -109,12 +109,12 @@ pub struct Runtime {
     misses: u64,
     heap: HeapUse,
     identity: Identity,
-    /// Where some are taken.
+    /// Present if keyframes are taken.
     keyframes: Option<Keyframes>,
 }
 
 impl Runtime {
-    /// Puts a run together.
+    /// Assembles a run.
     ///
     /// # Errors
     /// [`RunError::Engine`].
@@ -131,7 +131,7 @@ impl Runtime {
         Runtime::over(config, weights, engine, queues, sink, mode, stopwatch)
     }
 
-    /// Puts a run together over an engine, which may be one of several that share a network.
+    /// Assembles a run over an engine, which may be one of several that share a network.
     ///
     /// # Errors
     /// [`RunError`] from the rehearsal of a live run.
@@ -190,17 +190,17 @@ impl Runtime {
         })
     }
 
-    /// From now on the run's health says what has gone wrong there.
+    /// Makes the run's health report this fault from now on, while it lasts.
     pub fn watch(&mut self, fault: Fault) {
         self.health.watch(fault);
     }
 
-    /// From now on the run's health gives this reason while the count grows.
+    /// Makes the run's health give `reason` from now on, while `count` grows.
     pub fn watch_count(&mut self, reason: &'static str, count: Arc<AtomicU64>) {
         self.health.watch_count(reason, count);
     }
 
-    /// The clock reading at which the next tick closes at the latest.
+    /// Returns the clock reading at which the next tick closes at the latest.
     pub fn next_deadline_ns(&self) -> Option<u64> {
         self.aligner.next_deadline_ns()
     }
@@ -216,7 +216,7 @@ impl Runtime {
 
     fn run_due(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
         loop {
-            // Of the tick that closes, or of the next one.
+            // Allocations count towards the tick that closes, or else towards the next one.
             let (before, tick) = (allocations(), self.ticks + 1);
             let run = self.close_next().then(|| self.run_tick(clock)).transpose();
             self.heap.note(before, tick);
@@ -226,7 +226,7 @@ impl Runtime {
         }
     }
 
-    /// Closes the ticks of all samples that still wait: the end of the input.
+    /// Closes and runs the ticks of all samples still waiting, at the end of the input.
     ///
     /// # Errors
     /// [`RunError`] from the sink.
@@ -243,7 +243,7 @@ impl Runtime {
         self.arrive_at_end(clock.now_ns());
         self.run_due(clock)?;
         if self.mode == Mode::Live {
-            // What a restarted run goes on from. A replay's are on schedule only.
+            // A restarted run goes on from this keyframe. A replay takes keyframes on schedule only.
             self.publish_last_keyframe(clock)?;
         }
         Ok(self.sink.finish()?)
@@ -303,7 +303,7 @@ impl Runtime {
         Ok(())
     }
 
-    /// Learns from a tick that is over, and lets what its decoders had no room for be there for the next.
+    /// Learns from a finished tick, and makes room for what its decoders lacked memory for.
     fn note(&mut self, plan: Plan, times: &StageTimes, total_ns: u64, published_ns: u64) {
         if let Some(governor) = &mut self.governor {
             let caption_bytes = self.engine.network().outputs().caption_steps;
@@ -319,7 +319,7 @@ impl Runtime {
         settle();
     }
 
-    /// What a live tick computes.
+    /// Decides what a live tick computes; returns none in a replay.
     fn decide(&mut self, clock: &dyn Clock) -> Option<Decision> {
         let governor = self.governor.as_mut()?;
         let taken = self.tick.taken.iter();
@@ -330,53 +330,53 @@ impl Runtime {
         }))
     }
 
-    /// Where every sample went.
+    /// Returns where every sample went.
     pub fn ledger(&self) -> &Ledger {
         self.aligner.ledger()
     }
 
-    /// Ticks run.
+    /// Returns the number of ticks run.
     pub fn ticks(&self) -> u64 {
         self.ticks
     }
 
-    /// Ticks run under each plan.
+    /// Returns the number of ticks run under each plan.
     pub fn ticks_of_plan(&self) -> impl Iterator<Item = (Plan, u64)> {
         Plan::ALL.into_iter().zip(self.ticks_of_plan)
     }
 
-    /// Measured deadlines missed.
+    /// Returns the number of missed deadlines.
     pub fn misses(&self) -> u64 {
         self.misses
     }
 
-    /// Ticks that allocated, of those that [`Runtime::advance`] and [`Runtime::between_ticks`] ran.
+    /// Returns which ticks allocated, as counted by [`Runtime::advance`] and [`Runtime::between_ticks`].
     pub fn heap_use(&self) -> HeapUse {
         self.heap
     }
 
-    /// Times per stage.
+    /// Returns the times of every stage.
     pub fn timing(&mut self) -> &Timing {
         self.times.timing()
     }
 
-    /// Times of the last tick.
+    /// Returns the times of the last tick.
     pub fn last_stages(&self) -> &StageTimes {
         &self.last_stages
     }
 
-    /// The engine.
+    /// Returns the engine.
     pub fn engine(&self) -> &Engine {
         &self.engine
     }
 
-    /// The last fused frame of a run whose sink leaves its encoding to the tick's thread.
+    /// Returns the last fused frame, for a run whose sink leaves encoding to the tick thread.
     pub fn last_frame(&self) -> &crate::proto::FusedFrame {
         self.messages.last_frame()
     }
 }
 
-/// Drives a run from its source until the source ends. `each` is called after every advance, with what has been reached.
+/// Drives a run from its source until the source ends. Calls `each` after every advance.
 ///
 /// # Errors
 /// [`RunError`].

@@ -1,4 +1,4 @@
-//! What a tick says, on its way to the sink.
+//! What a tick publishes, on its way to the sink.
 
 use super::{Mode, RunError, Runtime};
 use crate::model::stage::StageTimes;
@@ -26,7 +26,7 @@ impl Runtime {
         })?)
     }
 
-    /// Publishes everything of the tick; returns the publish time.
+    /// Publishes all outputs of the tick; returns the publish time.
     pub(super) fn publish(
         &mut self,
         clock: &dyn Clock,
@@ -53,7 +53,7 @@ impl Runtime {
         let ledger = self.aligner.ledger();
         self.health.update(&self.engine, ledger, planned.plan, met);
         let (state, reasons) = (self.health.state(), self.health.reasons());
-        // This tick is done with its health message, the last thing it must say.
+        // The health message, the tick's last, counts the tick as run.
         self.record.set_health(state, reasons, self.ticks + 1);
         self.sink
             .publish_tick(&mut self.record, &mut self.messages)?;
@@ -61,7 +61,7 @@ impl Runtime {
         Ok(publish_time_ns)
     }
 
-    /// The thumbnail where one is due, without a copy: the sink gives another buffer for it.
+    /// Publishes the thumbnail if one is due, without copying it: the sink returns another buffer in exchange.
     fn publish_thumbnail(&mut self, publish_ns: u64) -> Result<(), RunError> {
         let due = self.thumbnail_every > 0 && self.ticks.is_multiple_of(self.thumbnail_every);
         let Some((rgb, capture_ns)) = self.engine.thumbnail().filter(|_| due) else {

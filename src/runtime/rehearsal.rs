@@ -1,5 +1,6 @@
-//! The rehearsal: at start-up the engine computes every plan on blank input, so that the governor knows what they cost. Of
-//! the front ends it rehearses the costly one, the cameras', on a picture of a usual size. [`full_ticks`] lets others know as well.
+//! The rehearsal: at start-up the engine computes every plan on blank input, so that the governor knows what each
+//! costs. Of the front ends it rehearses only the costly one, the cameras', on a picture of a usual size.
+//! [`full_ticks`] lets other callers measure ticks too.
 
 use super::RunError;
 use super::stopwatch::Stopwatch;
@@ -10,19 +11,21 @@ use crate::memory::settle;
 use crate::model::stage::StageTimes;
 use crate::time::Clock;
 
-/// It ends after this long, or when the window is full.
+/// After this long the context is filled no further and no plan is rehearsed again.
 const LONGEST_NS: u64 = 3_000_000_000;
 
-/// How often each plan is rehearsed, where there is time: of each stage the quickest counts, since others were disturbed.
+/// How often each plan is rehearsed, time permitting. Each stage's shortest time counts, since the
+/// others were disturbed.
 const REHEARSALS: usize = 4;
 
-/// The picture's size, pixels: a camera of 720 lines. What another camera costs is known after two ticks.
+/// Size of the rehearsed picture in pixels: a camera of 720 lines. What another camera costs is known after two ticks.
 pub const PICTURE: (u16, u16) = (1280, 720);
 
-/// Its JPEG quality, a camera driver's usual one.
+/// The picture's JPEG quality, as is usual for camera drivers.
 const PICTURE_QUALITY: u8 = 80;
 
-/// A picture as a camera would send it: surfaces, edges and noise, the same every time; nothing where it cannot be encoded.
+/// Returns a JPEG as a camera would send it, with surfaces, edges and noise, always the same; empty if it
+/// cannot be encoded.
 fn picture() -> Vec<u8> {
     let (width, height) = (usize::from(PICTURE.0), usize::from(PICTURE.1));
     let mut noise = 0x9e37_79b9_u32;
@@ -49,7 +52,8 @@ fn picture() -> Vec<u8> {
     jpeg
 }
 
-/// A governor with start values, measured with a context as full as it gets. The engine has forgotten it afterwards.
+/// Returns a governor with start values, measured on a context filled as far as time allows. The engine then
+/// forgets the rehearsal.
 pub(super) fn governor(
     config: &Config,
     engine: &mut Engine,
@@ -91,8 +95,10 @@ pub(super) fn governor(
     Ok(Governor::new(settings, &rehearsed))
 }
 
-/// Computes whole ticks until `each`, told the tick's number (from 1) and its stages' times, says that it is enough: cameras
-/// decode a picture of [`PICTURE`], all else is blank, and nothing is published. The engine must not have begun a run.
+/// Computes full ticks until `each` returns false, given the tick's number (from 1) and its stages' times.
+///
+/// Cameras decode a picture of size [`PICTURE`], all other input is blank, and nothing is published. The engine must
+/// not have begun a run.
 ///
 /// # Errors
 /// As [`Engine::rehearse`].
@@ -136,7 +142,7 @@ mod tests {
     use crate::model::stage::Stage;
     use crate::time::WallClock;
 
-    /// A camera's plans have a front end to begin with, the others none that is wrong; nothing of it stays.
+    /// Plans that see the camera get a start value for the front end, others none; nothing of the rehearsal stays.
     #[test]
     fn the_front_end_has_a_start_value() {
         let config = from_text(include_str!("../../config/demo.toml"), "demo.toml").unwrap();
@@ -147,7 +153,7 @@ mod tests {
         let front_end_ns = |plan| governor.rehearsed_ns(plan, Stage::FrontEnd);
         for plan in [Plan::Full, Plan::PooledCamera, Plan::EverySecondFrame] {
             let ns = front_end_ns(plan);
-            // Nearly a million pixels are not decoded in less than a millisecond, nor in a second.
+            // Decoding nearly a million pixels takes more than a millisecond and less than a second.
             assert!(
                 ns.is_some_and(|ns| (1_000_000..1_000_000_000).contains(&ns)),
                 "{ns:?}"

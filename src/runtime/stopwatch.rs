@@ -1,17 +1,17 @@
-//! The stopwatch of a tick: times its stages and shortens what follows when there is no time left.
+//! The stopwatch of a tick: times its stages and shortens the rest when time runs out.
 
 use crate::governor::{Governor, Plan};
 use crate::model::stage::{Stage, StageProbe, StageTimes};
 use crate::time::Clock;
 
-/// What a live tick must keep to.
+/// The time limit of a live tick.
 pub(super) struct Budget<'a> {
     pub governor: &'a Governor,
     /// When the tick must be published.
     pub until_ns: u64,
 }
 
-/// The engine tells it when a stage ends; it reads the clock.
+/// Reads the clock whenever the engine says that a stage has ended.
 pub(super) struct Stopwatch<'a> {
     clock: &'a dyn Clock,
     start_ns: u64,
@@ -25,7 +25,7 @@ pub(super) struct Stopwatch<'a> {
 }
 
 impl<'a> Stopwatch<'a> {
-    /// Starts now.
+    /// Starts a stopwatch now.
     pub fn start(clock: &'a dyn Clock, plan: Plan, budget: Option<Budget<'a>>) -> Stopwatch<'a> {
         let start_ns = clock.now_ns();
         Stopwatch {
@@ -39,17 +39,17 @@ impl<'a> Stopwatch<'a> {
         }
     }
 
-    /// Stages that have ended.
+    /// Returns the times of the stages that have ended.
     pub fn times(&self) -> &StageTimes {
         &self.times
     }
 
-    /// When it was started.
+    /// Returns when it was started.
     pub fn start_ns(&self) -> u64 {
         self.start_ns
     }
 
-    /// What was computed of the plan it was started with.
+    /// Returns the plan actually computed, which may be poorer than the one it was started with.
     pub fn plan(&self) -> Plan {
         if self.caption_refused {
             self.plan.max(Plan::NoCaption)

@@ -1,5 +1,5 @@
-//! Ticks of several replays run together: front ends one after the other, then one step of the network for all, then each
-//! run's outputs. Every run comes to the bytes it would have come to alone.
+//! Ticks of several replays run together: front ends one after the other, then one step of the network for all, then
+//! each run's outputs. Every run produces the bytes it would produce alone.
 
 use super::stopwatch::Stopwatch;
 use super::{RunError, Runtime, WHOLE};
@@ -10,9 +10,9 @@ use crate::model::stage::{Stage, StageTimes};
 use crate::time::Clock;
 use arrayvec::ArrayVec;
 
-/// A tick that has been closed, see [`Runtime::close_next`], and what running it has come to.
+/// A closed tick (see [`Runtime::close_next`]) and the outcome of running it.
 pub struct DueTick<'a> {
-    /// Its run, of [`super::Mode::Replay`].
+    /// Its run, in [`super::Mode::Replay`].
     pub runtime: &'a mut Runtime,
     /// Its run's clock.
     pub clock: &'a dyn Clock,
@@ -44,7 +44,7 @@ pub fn run_together(ticks: &mut [DueTick<'_>]) {
     }
 }
 
-/// The network's step; its times are those of all ticks together, which is how long each has waited.
+/// Steps the network. The times are those of all ticks together, since each waits for all.
 fn step(ticks: &mut [DueTick<'_>]) -> Result<StageTimes, crate::umm::ring::ChunkTooLong> {
     let mut steps: ArrayVec<LaneStep<'_>, MAX_LANES> = ArrayVec::new();
     let mut clock: Option<&dyn Clock> = None;
@@ -64,7 +64,7 @@ fn step(ticks: &mut [DueTick<'_>]) -> Result<StageTimes, crate::umm::ring::Chunk
 }
 
 impl Runtime {
-    /// The closed tick's front ends.
+    /// Runs the closed tick's front ends.
     fn prepare(&mut self) -> StageTimes {
         let mut stopwatch = Stopwatch::start(self.stopwatch.as_ref(), WHOLE.plan, None);
         let ledger = self.aligner.ledger_mut();
@@ -73,7 +73,7 @@ impl Runtime {
         *stopwatch.times()
     }
 
-    /// The closed tick's outputs, its step being done.
+    /// Publishes the closed tick's outputs after its step.
     fn conclude(&mut self, clock: &dyn Clock, mut times: StageTimes) -> Result<(), RunError> {
         let start_ns = self.stopwatch.now_ns();
         self.engine.conclude(&self.tick, WHOLE.plan);

@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 /// Chunks are closed at this size at the latest.
 const CHUNK_BYTES: u64 = 1 << 20;
 
-/// Fused frames after which the file is flushed, a second at ten a second: what a crash may lose at most.
+/// Fused frames between flushes, the most a crash may lose: a second of them at ten a second.
 const FLUSH_EVERY: u64 = 10;
 
-/// Writes one output log, which takes its name with the first output: a run that never begins leaves the log before as it was.
+/// Writes one output log, which takes its name with the first output: a run that never begins leaves an earlier log as
+/// it was.
 pub struct McapFile {
     path: PathBuf,
     prefix: String,
@@ -28,14 +29,14 @@ pub struct McapFile {
     name: PendingName,
     channels: HashMap<Channel, (u16, u32)>,
     frames: u64,
-    /// Finished, or failed: nothing more is written, since after half a record nothing could be read.
+    /// Finished or failed: nothing more is written, since nothing after half a record could be read.
     closed: bool,
 }
 
-/// What writes a log; after a failure the file is left as it is.
+/// Writer of a log that leaves the file as it is after a failure.
 pub(crate) type LogWriter = mcap::Writer<BufWriter<UntilFailure<File>>>;
 
-/// Creates an MCAP file of compressed chunks; with its name it replaces an older one.
+/// Creates an MCAP file of compressed chunks. It replaces an older one when it takes its name.
 pub(crate) fn create_log(
     path: &Path,
     chunk_bytes: u64,
@@ -58,7 +59,7 @@ pub(crate) fn create_log(
 }
 
 impl McapFile {
-    /// Creates the file; with the first output it replaces an older one. `facts` become the metadata record `umm.run`.
+    /// Creates the file; at the first output it replaces an older one. `facts` become the metadata record `umm.run`.
     ///
     /// # Errors
     /// [`SinkError`] when the file cannot be written.
@@ -95,7 +96,7 @@ impl McapFile {
         }
     }
 
-    /// The channel's id and next sequence, written to the file on first use.
+    /// Returns the channel's id and next sequence number; writes the channel to the file on first use.
     fn channel(&mut self, channel: Channel) -> Result<(u16, u32), SinkError> {
         if let Some((id, sequence)) = self.channels.get_mut(&channel) {
             *sequence += 1;
@@ -147,18 +148,18 @@ impl Sink for McapFile {
 }
 
 impl McapFile {
-    /// Replaces an older log, and its measured times with it: they would be taken for this one's.
+    /// Replaces an older log and removes its measured times, which would be taken for this one's.
     fn take_name(&mut self) -> Result<(), SinkError> {
         if self.name.is_taken() {
             return Ok(());
         }
-        // The header with it: an empty file would be none.
+        // With the header in it: an empty file would be no log.
         self.writer.flush().map_err(|e| self.error(e))?;
         self.name.take().map_err(|source| SinkError::Io {
             path: self.path.clone(),
             source,
         })?;
-        // One that cannot be removed cannot be written either, which is said at the end.
+        // If they cannot be removed, the new ones cannot be written either, which is reported at the end.
         let _ = std::fs::remove_file(sidecar_path(&self.path));
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Sinks: where outputs go. The seam is [`Sink`].
 //!
-//! An output arrives encoded; a sink only stores or sends it. [`threaded`] moves any sink to a thread of its own, behind a
-//! bounded pool of records and buffers, so that the tick loop of a live run never waits for a disk or a network, nor for the
-//! encoding of what it says.
+//! An output arrives encoded; a sink only stores or sends it. [`threaded`] moves any sink to a thread of its own,
+//! behind a bounded pool of records and buffers, so that the tick loop of a live run never waits for a disk or a
+//! network, nor for the encoding of its outputs.
 
 pub mod mcap_file;
 pub mod state_file;
@@ -18,7 +18,7 @@ use crate::output::Messages;
 use crate::output::record::TickRecord;
 use std::path::PathBuf;
 
-/// Which stream of outputs.
+/// A stream of outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Channel {
     /// `umm.FusedFrame`
@@ -33,12 +33,12 @@ pub enum Channel {
     Thumbnail,
     /// A configured topic, passed through as JSON.
     GroundTruth,
-    /// `umm.Keyframe`; large, stored and never sent.
+    /// `umm.Keyframe`; large, stored but never sent.
     Keyframe,
 }
 
 impl Channel {
-    /// All.
+    /// All channels.
     pub const ALL: [Channel; 7] = [
         Channel::Fused,
         Channel::Journal,
@@ -49,7 +49,7 @@ impl Channel {
         Channel::Keyframe,
     ];
 
-    /// Topic below the configured prefix.
+    /// Returns the topic below the configured prefix.
     pub fn name(self) -> &'static str {
         match self {
             Channel::Fused => "fused",
@@ -62,7 +62,7 @@ impl Channel {
         }
     }
 
-    /// Schema name of its messages; none for passed-through JSON.
+    /// Returns the schema name of its messages; none for passed-through JSON.
     pub fn schema(self) -> Option<&'static str> {
         match self {
             Channel::Fused => Some("umm.FusedFrame"),
@@ -83,7 +83,7 @@ pub struct Output<'a> {
     pub channel: Channel,
     /// When it was published, on the run's clock.
     pub publish_time_ns: u64,
-    /// The instant it speaks of: tick time or capture time.
+    /// The instant it describes: tick time or capture time.
     pub about_time_ns: u64,
     /// Message bytes, see [`Channel`].
     pub payload: &'a [u8],
@@ -98,12 +98,12 @@ pub struct Parcel {
     pub publish_time_ns: u64,
     /// As [`Output::about_time_ns`].
     pub about_time_ns: u64,
-    /// Message bytes; of a keyframe without its checksum.
+    /// Message bytes; a keyframe's still lack the checksum.
     pub payload: Vec<u8>,
 }
 
 impl Parcel {
-    /// Completes what its maker has left for a thread with more time.
+    /// Adds what its maker left for a thread with more time: a keyframe's checksum.
     fn seal(&mut self) {
         if self.channel == Channel::Keyframe {
             crate::keyframe::image::seal(&mut self.payload);
@@ -120,7 +120,7 @@ impl Parcel {
     }
 }
 
-/// A sink that fails.
+/// Why a sink failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     /// Writing a file.
@@ -139,7 +139,7 @@ pub enum SinkError {
         /// Why.
         source: mcap::McapError,
     },
-    /// Written to before a failure, and not since.
+    /// The file has not been written to since a failure.
     #[error("{}: not written any more", path.display())]
     Closed {
         /// The file.
@@ -158,8 +158,8 @@ pub trait Sink: Send {
     /// [`SinkError`]; the caller decides whether the run goes on.
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError>;
 
-    /// Publishes the messages of a tick. A sink with threads of its own may take the record for them, which have messages of
-    /// their own, and leave another in its place.
+    /// Publishes the messages of a tick. A sink with its own threads may take the record and leave another in its
+    /// place; the threads then encode it with their own [`Messages`].
     ///
     /// # Errors
     /// As [`Sink::publish`].
@@ -171,8 +171,8 @@ pub trait Sink: Send {
         messages.publish(record, &mut |output| self.publish(output))
     }
 
-    /// Stores or sends a large output, which is not copied. What is returned takes the buffer's place: for a thumbnail another
-    /// one, for a keyframe the same, or none, and [`Sink::take_back`] has it later.
+    /// Stores or sends a large output without copying it. Returns the same buffer or another one in its place; for a
+    /// keyframe the same, or none if [`Sink::take_back`] returns it later.
     ///
     /// # Errors
     /// As [`Sink::publish`].
@@ -182,7 +182,7 @@ pub trait Sink: Send {
         Ok(Some(parcel.payload))
     }
 
-    /// A keyframe's buffer that was handed over, when the sink is done with it.
+    /// Returns the buffer of a keyframe that was handed over, once the sink is done with it.
     fn take_back(&mut self) -> Option<Vec<u8>> {
         None
     }
@@ -194,8 +194,8 @@ pub trait Sink: Send {
     fn finish(&mut self) -> Result<(), SinkError>;
 }
 
-/// Hands every output to several sinks, in order. One that fails does not keep it from the others; the first failure is
-/// the result.
+/// Hands every output to several sinks, in order. A sink that fails does not keep the output from the others; the first
+/// failure is the result.
 #[derive(Default)]
 pub struct Tee(pub Vec<Box<dyn Sink>>);
 

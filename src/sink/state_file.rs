@@ -1,19 +1,19 @@
-//! A file that always holds one whole keyframe, the last: what a restarted run goes on from.
+//! A file that always holds one whole keyframe, the latest, from which a restarted run goes on.
 
 use super::{Channel, Output, Sink, SinkError};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Writes each keyframe beside the file and puts it in the file's place, so that a kill or a power cut at any moment leaves
-/// the last one or the one before.
+/// Writes each keyframe beside the file, then renames it into the file's place, so that a kill or a power cut at any
+/// moment leaves the latest keyframe or the one before.
 pub struct StateFile {
     path: PathBuf,
     beside: PathBuf,
 }
 
 impl StateFile {
-    /// Of this name; created with the first keyframe.
+    /// Returns a sink for the file `path`, which is created with the first keyframe.
     pub fn new(path: &Path) -> StateFile {
         StateFile {
             path: path.to_owned(),
@@ -21,7 +21,7 @@ impl StateFile {
         }
     }
 
-    /// Where the next keyframe is written before it takes its place.
+    /// Returns where the next keyframe is written before it takes the file's place.
     pub fn beside(path: &Path) -> PathBuf {
         let mut beside = path.as_os_str().to_owned();
         beside.push(".new");

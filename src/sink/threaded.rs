@@ -1,9 +1,9 @@
-//! Sinks on threads of their own. A tick's record goes over as it is, in exchange for one that is free, and the first thread
-//! makes messages of it. Records and buffers circulate; when none is free the outputs are dropped and counted, the tick loop
-//! never waits. Nor does it wake a thread, but after a pause: the threads look for outputs by themselves.
+//! Sinks on threads of their own. The tick loop hands over a tick's record in exchange for a free one, and the first
+//! thread encodes its messages. Records and buffers circulate; when none is free, outputs are dropped and counted, so
+//! that the tick loop never waits. It wakes a thread only after a pause: otherwise the threads poll for outputs.
 //!
-//! Sinks that may hold each other up are *stages*, each a thread that hands outputs on to the next one's: a disk that stands
-//! still keeps nothing from the network before it. Keyframes are the last stage's alone.
+//! Sinks that might hold each other up are *stages*, each a thread that hands outputs on to the next: a stalled disk
+//! keeps nothing from the network before it. Only the last stage publishes keyframes.
 
 mod pool;
 
@@ -18,17 +18,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-/// How often a sink's thread looks for outputs while they come. Waking it would cost the tick loop a system call a tick;
-/// looking costs an output half of this, and the machine some microseconds each time.
+/// How often a sink's thread polls for outputs while they come. Waking it would cost the tick loop a system call per
+/// tick; polling delays an output by half of this on average, and costs the machine some microseconds each time.
 const LOOK: Duration = Duration::from_micros(500);
 
-/// After this long without an output a thread sleeps, and the next frame wakes it.
+/// After this long without an output a thread sleeps, and the next output wakes it.
 const SLEEPS_AFTER: Duration = Duration::from_secs(1);
 
 /// How often a sleeping sink thread looks at its stop flag.
 const IDLE: Duration = Duration::from_millis(20);
 
-/// The tick loop's end.
+/// The tick loop's end of the stages.
 pub struct ThreadedSink {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<Result<(), SinkError>>>,
@@ -39,18 +39,18 @@ struct Stage {
     shared: Arc<Shared>,
     index: usize,
     sink: Box<dyn Sink>,
-    /// The first one's: the others are given what it has encoded.
+    /// In the first stage only: the others get what it has encoded.
     messages: Option<Messages>,
-    /// The next one's thread; none for the last.
+    /// The next stage's thread; none for the last.
     next: Option<Thread>,
 }
 
 impl ThreadedSink {
-    /// Moves `inner` to a new thread. Its first failure comes out of [`Sink::finish`]; it goes on being given outputs, since
-    /// what it stands for may come back.
+    /// Moves `inner` to a new thread. [`Sink::finish`] returns its first failure; it still gets outputs after that,
+    /// since its disk or network may recover.
     ///
     /// # Errors
-    /// [`SinkError::Transport`] where there can be no thread.
+    /// [`SinkError::Transport`] when the thread cannot be started.
     pub fn new(
         inner: Box<dyn Sink>,
         config: &Config,
@@ -59,10 +59,10 @@ impl ThreadedSink {
         ThreadedSink::stages(vec![inner], config, spec)
     }
 
-    /// Moves each of `sinks` to a thread of its own: a later one is given an output when the earlier ones are done with it.
+    /// Moves each of `sinks` to a thread of its own: each gets an output when the earlier ones are done with it.
     ///
     /// # Errors
-    /// [`SinkError::Transport`] where there can be no threads.
+    /// [`SinkError::Transport`] when a thread cannot be started.
     pub fn stages(
         sinks: Vec<Box<dyn Sink>>,
         config: &Config,
@@ -91,12 +91,12 @@ impl ThreadedSink {
         Ok(ThreadedSink { shared, threads })
     }
 
-    /// Outputs dropped because a sink was too slow.
+    /// Returns the count of outputs dropped because a sink was too slow.
     pub fn dropped(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.shared.dropped)
     }
 
-    /// The first stage and its thread.
+    /// Returns the first stage and its thread.
     fn first(&self) -> Option<(&Waiting, &Thread)> {
         let thread = self.threads.first().map(JoinHandle::thread);
         self.shared.waiting.first().zip(thread)
@@ -110,7 +110,7 @@ impl Stage {
         let mut failed = Ok(());
         let mut last_output = Instant::now();
         loop {
-            // Read before the queue: a stop that is seen means that everything before it is in the queue.
+            // Read before the queue: once a stop is seen, everything sent before it is in the queue.
             let stopping = waiting.stop.load(Ordering::Acquire);
             let mut any = false;
             while let Some(item) = waiting.pop() {
@@ -133,7 +133,7 @@ impl Stage {
                 continue;
             }
             waiting.sleeps.store(true, Ordering::SeqCst);
-            // What came before that was seen is found here; what comes after wakes.
+            // An output sent before the flag was seen is found here; a later one wakes the thread.
             if waiting.is_empty() {
                 std::thread::park_timeout(IDLE);
             }
@@ -163,7 +163,7 @@ impl Stage {
         published
     }
 
-    /// Publishes the messages of a tick, and copies of them by the next stage.
+    /// Publishes the messages of a tick and sends copies of them to the next stage.
     fn tell(&mut self, record: Box<TickRecord>) -> Result<(), SinkError> {
         let next = self.shared.waiting.get(self.index + 1);
         let mut publish = |output: &Output<'_>| {
@@ -181,7 +181,7 @@ impl Stage {
 }
 
 impl Sink for ThreadedSink {
-    /// A keyframe is to be handed over.
+    /// Sends a copy of an output; a keyframe must go through [`Sink::hand_over`].
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
         if let Some((first, thread)) = self.first() {
             self.shared.send_copy(output, first, Some(thread));

@@ -1,4 +1,4 @@
-//! Thumbnails: the square the model saw, as a Foxglove image. Encoded by the sinks, away from the tick loop.
+//! Thumbnails: the square the model saw, as a Foxglove image. The sinks encode them, away from the tick loop.
 
 use super::Output;
 use foxglove::Encode;
@@ -7,7 +7,7 @@ use foxglove::messages::{CompressedImage, Timestamp};
 /// JPEG quality.
 const QUALITY: u8 = 80;
 
-/// A square RGB image as a `foxglove.CompressedImage`; empty when it is no square.
+/// Encodes a square RGB image as a `foxglove.CompressedImage`, whose data is empty if JPEG encoding fails.
 pub(super) fn encode(output: &Output<'_>) -> Vec<u8> {
     let side = (output.payload.len() / 3).isqrt();
     let mut jpeg = Vec::new();

@@ -1,18 +1,18 @@
 //! A file that is left as it is once a write to it has failed.
 //!
-//! A log ends in the middle of a chunk then, and the chunks before it can be read. Whoever writes it would still complete that one
-//! when dropped, behind a hole, if the disk had room again by then.
+//! Such a log ends in the middle of a chunk, and the chunks before it can be read. If writing went on, its writer, when
+//! dropped, would complete that chunk behind a hole, should the disk have room again by then.
 
 use std::io::{Error, ErrorKind, Result, Seek, SeekFrom, Write};
 
-/// See the module.
+/// A writer that refuses everything after its first failure, see the module.
 pub(crate) struct UntilFailure<W> {
     inner: W,
     failed: bool,
 }
 
 impl<W> UntilFailure<W> {
-    /// Nothing has failed yet.
+    /// Wraps `inner`.
     pub fn new(inner: W) -> UntilFailure<W> {
         UntilFailure {
             inner,
@@ -53,7 +53,7 @@ mod tests {
     use std::io::{BufWriter, Cursor};
     use std::sync::{Arc, Mutex};
 
-    /// A disk with room for so many bytes.
+    /// A disk: what is written, and how many bytes it has room for.
     #[derive(Clone)]
     struct Disk(Arc<Mutex<(Cursor<Vec<u8>>, usize)>>);
 
@@ -91,7 +91,7 @@ mod tests {
             log_time: 0,
             publish_time: 0,
         };
-        // Bytes that compression leaves nearly as long as they are.
+        // Bytes that hardly compress.
         let mut random = 1_u32;
         let mut next = || {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

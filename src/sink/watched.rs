@@ -1,26 +1,26 @@
-//! Sinks whose failures are known to the run, each by itself.
+//! Sinks that make their failures known to the run, each separately.
 
 use super::{Channel, Output, Sink, SinkError};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-/// Different texts one fault can have; after so many it keeps the last.
+/// Most different texts of one fault; all further ones show as the last of these.
 const TEXTS: usize = 8;
 
-/// What is wrong on another thread; the run looks at it and says so in its health. Reading it takes no lock.
+/// What is wrong on another thread; the run reports it in its health. Reading it takes no lock.
 #[derive(Clone, Debug, Default)]
 pub struct Fault(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Filled from the front; never changed.
+    /// Filled from the front; each is set once.
     texts: [OnceLock<String>; TEXTS],
-    /// One more than the place of the text that holds now; 0 for none.
+    /// One more than the index of the present text; 0 for none.
     now: AtomicUsize,
 }
 
 impl Fault {
-    /// It is wrong from now on. To be called by one thread.
+    /// Sets what is wrong from now on. Only one thread may call it.
     pub fn set(&self, text: String) {
         let texts = &self.0.texts;
         let known = texts.iter().position(|t| t.get() == Some(&text));
@@ -30,19 +30,19 @@ impl Fault {
         self.0.now.store(place + 1, Ordering::Release);
     }
 
-    /// It is right again.
+    /// Clears the fault.
     pub fn clear(&self) {
         self.0.now.store(0, Ordering::Release);
     }
 
-    /// What is wrong, while it is.
+    /// Returns what is wrong, if anything.
     pub fn get(&self) -> Option<&str> {
         let place = self.0.now.load(Ordering::Acquire).checked_sub(1)?;
         self.0.texts.get(place)?.get().map(String::as_str)
     }
 }
 
-/// A sink with a [`Fault`], which lasts until an output of the kind that failed goes out again.
+/// A sink with a [`Fault`] that lasts until an output of the channel that failed goes out again.
 pub struct Watched<S> {
     sink: S,
     fault: Fault,
@@ -59,7 +59,7 @@ impl<S: Sink> Watched<S> {
         }
     }
 
-    /// What is wrong with it.
+    /// Returns its fault.
     pub fn fault(&self) -> Fault {
         self.fault.clone()
     }
@@ -69,7 +69,7 @@ impl<S: Sink> Sink for Watched<S> {
     fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
         let published = self.sink.publish(output);
         match &published {
-            // Why it is closed has been said.
+            // The fault already says why the file was closed.
             Err(SinkError::Closed { .. }) if self.failed.is_some() => {}
             Err(error) => {
                 self.fault.set(format!("outputs: {error}"));
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicBool;
 
-    /// Fails while told to, keyframes alone.
+    /// Fails for keyframes only, while told to.
     struct Full(Arc<AtomicBool>);
 
     impl Sink for Full {

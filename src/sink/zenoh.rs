@@ -1,5 +1,5 @@
-//! Live output over zenoh: every channel under the configured prefix, encoded as in the output log. The protobuf
-//! descriptors are answered to queries of `PREFIX/schema`.
+//! Live output over zenoh: every channel but keyframes under the configured prefix, encoded as in the output log.
+//! Queries of `PREFIX/schema` are answered with the protobuf descriptors.
 
 use super::{Channel, Output, Sink, SinkError, thumbnail};
 use crate::proto;
@@ -19,14 +19,14 @@ pub struct ZenohSink {
 }
 
 impl ZenohSink {
-    /// Declares every channel under `prefix`.
+    /// Declares every channel but keyframes under `prefix`.
     ///
     /// # Errors
     /// [`SinkError::Transport`].
     pub fn declare(session: &Session, prefix: &str) -> Result<ZenohSink, SinkError> {
         let mut publishers = Vec::new();
         for channel in Channel::ALL {
-            // Too large to be sent about.
+            // Too large to send.
             if channel == Channel::Keyframe {
                 continue;
             }
@@ -38,7 +38,7 @@ impl ZenohSink {
         let schema = session
             .declare_queryable(schema_key)
             .callback(move |query| {
-                // Who asked and has gone needs no answer.
+                // If whoever asked has gone, no answer is needed.
                 let _ = query.reply(answer_key.clone(), proto::DESCRIPTOR).wait();
             })
             .wait()
@@ -73,7 +73,7 @@ fn publisher(
         .map_err(|e| declare_error(prefix, &e))
 }
 
-/// What reports a silent run on `PREFIX/health`, beside the run's own messages.
+/// Returns a function that reports a silent run on `PREFIX/health`, beside the run's own messages.
 ///
 /// # Errors
 /// [`SinkError::Transport`].
@@ -89,7 +89,7 @@ pub fn health_reporter(
         health.state = silence.state.into();
         health.reasons = vec![silence.reason.clone()];
         health.heartbeat = silence.ticks;
-        // Nobody listens, or the session is gone: there is no other way to say it.
+        // A failure means that nobody listens or the session is gone; there is no other way to report it.
         let _ = publisher.put(health.encode_to_vec()).wait();
     })
 }

@@ -1,21 +1,21 @@
 //! Reading MCAP logs for replay.
 //!
-//! **Order.** [`McapLog::open`] delivers messages by log time; messages of one time stay in file order. Chunks whose times
-//! overlap are merged. A log whose clock was set back while it was recorded, a loop or a simulator's reset, must not be
-//! sorted: [`McapLog::open_as_recorded`] notices by a channel's own log times going back, and delivers in file order then;
-//! [`McapLog::open_in_file_order`] always does. Opening walks the file from record to record without unpacking anything
-//! (`scan`), so the order needs no index, and a log without a summary section, unchunked or cut, is read the same way as a whole
-//! one.
+//! **Order.** [`McapLog::open`] delivers messages by log time; messages of one time stay in file order. Chunks whose
+//! times overlap are merged. A log whose clock was set back during recording (a loop, a simulator's reset) must not be
+//! sorted: [`McapLog::open_as_recorded`] detects this by a channel's own log times going back and then delivers in file
+//! order; [`McapLog::open_in_file_order`] always does. Opening walks the file from record to record without unpacking
+//! anything (`scan`), so the order needs no index, and a log that is unchunked, cut or without a summary section is
+//! read like any other.
 //!
-//! **Memory.** A chunk is in memory while its messages are being delivered: for chunks that follow each other in time,
-//! one. Where more than [`MAX_MERGED_BYTES`] of chunks overlap, those needed last are let go of and read again.
-//! Messages are shared slices of their chunk: one that is kept keeps its chunk.
+//! **Memory.** A chunk is in memory while its messages are being delivered: one at a time, if chunks do not overlap in
+//! time. Where more than [`MAX_MERGED_BYTES`] of chunks overlap, those needed last are dropped and read again later.
+//! Messages are slices that share their chunk's bytes: a message that is kept keeps the whole chunk in memory.
 //!
-//! **Damage.** A chunk's CRC is checked before anything of it is delivered. A chunk that fails is left out, counted and
-//! described in [`LogEnd`], and reading goes on behind it. A file cut anywhere is read up to the cut, complete
-//! messages inside a cut chunk included (those alone are unchecked: their CRC covers the whole chunk). Messages
-//! outside chunks have no CRC of their own, and in a log without a chunk index a damaged opcode or length between chunks
-//! can hide a chunk unseen. No length is trusted before it is checked against the file and a limit.
+//! **Damage.** A chunk's CRC is checked before any of it is delivered. A chunk that fails is left out, counted and
+//! described in [`LogEnd`], and reading goes on after it. A file cut anywhere is read up to the cut, including complete
+//! messages inside a cut chunk (unchecked, since the CRC covers the whole chunk). Messages outside chunks have no CRC,
+//! and in a log without a chunk index a damaged opcode or length between chunks can hide a chunk unnoticed. No length
+//! is trusted before it is checked against the file and a limit.
 
 mod chunk;
 mod open;
@@ -51,10 +51,10 @@ pub const MAX_MERGED_BYTES: usize = 512 << 20;
 /// Most damaged places described; further ones are only counted.
 pub const MAX_DESCRIBED_DAMAGE: usize = 16;
 
-/// A log that cannot be read at all.
+/// Why a log cannot be read at all.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The file.
+    /// The file cannot be read.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
@@ -62,7 +62,7 @@ pub enum LogError {
         /// Why.
         source: std::io::Error,
     },
-    /// Another kind of file.
+    /// It is another kind of file.
     #[error("{}: not an MCAP file (it does not begin with the MCAP magic)", path.display())]
     NotMcap {
         /// The file.
@@ -82,21 +82,21 @@ pub struct Damage {
 /// How a log ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogEnd {
-    /// Byte and reason, when the log was cut there.
+    /// Byte and reason, if the log was cut.
     pub cut: Option<(u64, String)>,
-    /// Damaged places, the first [`MAX_DESCRIBED_DAMAGE`].
+    /// The first [`MAX_DESCRIBED_DAMAGE`] damaged places.
     pub damaged: Vec<Damage>,
-    /// Damaged places, all.
+    /// Number of all damaged places.
     pub damaged_count: u64,
 }
 
 impl LogEnd {
-    /// Neither cut nor damaged.
+    /// Returns whether the log is neither cut nor damaged.
     pub fn is_complete(&self) -> bool {
         self.cut.is_none() && self.damaged_count == 0
     }
 
-    /// For people; nothing to say of a complete log.
+    /// Describes the damage in words; none for a complete log.
     pub fn describe(&self) -> Option<String> {
         let cut = self
             .cut
@@ -153,7 +153,7 @@ pub struct LogChannel {
 pub struct LogMessage {
     /// Its channel, see [`McapLog::channel`].
     pub channel_id: u16,
-    /// The publisher's count.
+    /// The publisher's sequence number.
     pub sequence: u32,
     /// Arrival.
     pub log_time_ns: u64,
@@ -163,14 +163,14 @@ pub struct LogMessage {
     pub data: Bytes,
 }
 
-/// The messages of a log, by log time.
+/// The messages of a log, in log-time or file order.
 pub struct McapLog {
     path: PathBuf,
     unpacker: Unpacker,
     tables: Tables,
     counts: BTreeMap<u16, ChannelCount>,
     section: Option<Section>,
-    /// By earliest log time, or in file order.
+    /// Sorted by earliest log time, or in file order.
     segments: Vec<Segment>,
     order: Order,
     /// Segments before this one have been opened.
@@ -186,7 +186,7 @@ enum Order {
     ByFile,
 }
 
-/// A channel's own log time going back by more than this begins a lap: nothing in a recorder's buffers does.
+/// A channel's own log time going back by more than this begins a lap; no recorder's buffers reorder by as much.
 const LAP_NS: u64 = 1_000_000_000;
 
 impl McapLog {
@@ -206,8 +206,8 @@ impl McapLog {
         McapLog::open_in(path, Order::ByFile)
     }
 
-    /// Opens a log to be delivered as it was recorded: by log time, or, where the recording's clock was set back, in file
-    /// order. Reads the log once to know.
+    /// Opens a log to be delivered as it was recorded: by log time, or in file order if the recording's clock was set
+    /// back. Reads the log once to find out.
     ///
     /// # Errors
     /// [`LogError`] when the file cannot be read or is no MCAP file.
@@ -265,13 +265,14 @@ impl McapLog {
         Ok(log)
     }
 
-    /// Puts the segments in the order of their times.
+    /// Sorts the segments by their earliest log time, unless the log is delivered in file order.
     fn sort_segments(&mut self) -> Result<(), LogError> {
         let sorted = self.segments.is_sorted_by_key(|segment| segment.first_ns);
         if sorted || self.order == Order::ByFile {
             return Ok(());
         }
-        // A channel is described before its first message in the file, which need not be its first in time.
+        // A channel is described before its first message in the file, which need not be its first in time. Unless the
+        // summary describes all channels, every segment is read first.
         let described = self.section.as_ref().is_some_and(Section::has_all_channels);
         if !described {
             for i in 0..self.segments.len() {
@@ -282,7 +283,7 @@ impl McapLog {
         Ok(())
     }
 
-    /// The next message; none at the end.
+    /// Returns the next message; none at the end.
     ///
     /// # Errors
     /// [`LogError::Io`] when the file cannot be read.
@@ -298,7 +299,7 @@ impl McapLog {
                 }
                 return Ok(Some(message));
             }
-            // Its bytes were let go of.
+            // Its bytes were dropped to make room.
             let mut again = PeekMut::pop(first);
             if let Ok(unpacked) = self.unpack(again.segment)? {
                 self.make_room(unpacked.data_bytes());
@@ -361,7 +362,7 @@ impl McapLog {
         }
     }
 
-    /// Lets go of the bytes needed last, until another `bytes` may be held.
+    /// Drops the bytes needed last until another `bytes` may be held.
     fn make_room(&mut self, bytes: usize) {
         let held: usize = self.open.iter().map(|o| o.unpacked.data_bytes()).sum();
         let mut excess = (held + bytes).saturating_sub(MAX_MERGED_BYTES);
@@ -369,7 +370,7 @@ impl McapLog {
             return;
         }
         let mut open = std::mem::take(&mut self.open).into_sorted_vec();
-        // Sorted by the heap's order: needed last comes first, the one being delivered comes last and stays.
+        // In the heap's order, the segment needed last comes first; the one being delivered comes last and stays.
         let all_but_next = open.len().saturating_sub(1);
         for late in open.iter_mut().take(all_but_next) {
             if excess == 0 {
@@ -381,12 +382,12 @@ impl McapLog {
         self.open = BinaryHeap::from(open);
     }
 
-    /// A channel that a message has named.
+    /// Returns a channel by the id that messages carry.
     pub fn channel(&self, id: u16) -> Option<Arc<LogChannel>> {
         self.tables.channels.get(&id).cloned()
     }
 
-    /// How the log ended; final once there is no next message.
+    /// Returns how the log ended; final once there is no next message.
     pub fn end(&self) -> LogEnd {
         self.end.clone()
     }

@@ -16,16 +16,16 @@ use crate::queue::{QueueReceiver, QueueSender, bounded};
 use crate::sample::{Format, Sample, TopicIndex};
 use std::sync::Arc;
 
-/// What a call of [`Source::poll`] has done.
+/// What a call of [`Source::poll`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Something may have arrived or the clock has moved: look at the queues and the deadline.
     Advanced,
-    /// The source has ended; nothing will come any more.
+    /// The source has ended; nothing more will come.
     Ended,
 }
 
-/// A source that cannot go on.
+/// Why a source cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The log cannot be read.
@@ -57,14 +57,13 @@ pub enum SourceError {
 
 /// Where messages come from.
 pub trait Source {
-    /// Delivers what comes next, at most up to the clock reading `deadline_ns`: then, or earlier, it returns so that
-    /// the tick can close.
+    /// Delivers what comes next. Returns when the clock reads `deadline_ns` at the latest, so that the tick can close.
     ///
     /// # Errors
     /// [`SourceError`] when it cannot go on.
     fn poll(&mut self, deadline_ns: Option<u64>) -> Result<Progress, SourceError>;
 
-    /// Messages delivered so far, where they can be read again; for keyframes.
+    /// Returns how many messages have been delivered, or 0 if they cannot be read again; for keyframes.
     fn position(&self) -> u64 {
         0
     }
@@ -84,7 +83,7 @@ pub struct Inlet {
 }
 
 impl Inlet {
-    /// An inlet for every topic of a configuration, and the queues' other ends in the same order.
+    /// Creates a queue for every topic of a configuration; returns the receiving ends in the same order.
     pub fn new(config: &Config) -> (Inlet, Vec<QueueReceiver>) {
         let (topics, receivers) = config
             .topics
@@ -98,17 +97,17 @@ impl Inlet {
         (Inlet { topics }, receivers)
     }
 
-    /// The configured topics.
+    /// Returns the configured topics.
     pub fn topics(&self) -> impl Iterator<Item = &TopicConfig> {
         self.topics.iter().map(|t| t.config.as_ref())
     }
 
-    /// Index of a topic by name.
+    /// Returns the index of the topic with this name.
     pub fn find(&self, name: &str) -> Option<TopicIndex> {
         self.topics.iter().position(|t| t.config.name == name)
     }
 
-    /// How messages of a channel with this schema are to be decoded for this topic.
+    /// Chooses how a topic's messages of this schema and encoding are decoded.
     ///
     /// # Errors
     /// [`BindError`] when the topic's kind, signals or audio format do not fit the schema.
@@ -149,8 +148,8 @@ impl Inlet {
         )
     }
 
-    /// A message's capture time, from where the topic's configuration says. A stamp that cannot be read gives the publish
-    /// time and leaves it to the decoder to say what is wrong.
+    /// Returns a message's capture time: the stamp that the topic's configuration names. If the payload's own stamp
+    /// cannot be read, it is the publish time; the decoder then says what is wrong.
     pub fn stamp(
         &self,
         topic: TopicIndex,
@@ -170,7 +169,7 @@ impl Inlet {
         }
     }
 
-    /// Puts a sample into its topic's queue; never blocks.
+    /// Puts a sample into its topic's queue without blocking.
     pub fn push(&self, sample: Sample) {
         self.topics[sample.topic].queue.push(sample);
     }

@@ -1,5 +1,5 @@
-//! Records what a live run receives, as an MCAP log of its own: any tool reads it, and a replay that follows the run's
-//! journal needs it. Callbacks hand messages over without waiting; a thread writes them.
+//! Records what a live run receives in an MCAP log of its own, which any MCAP tool can read and which a replay that
+//! follows the run's journal needs. Callbacks hand messages over without waiting; a thread writes them.
 
 use crate::causes::WithCauses;
 use crate::new_file::PendingName;
@@ -24,16 +24,16 @@ const MAX_WAITING_BYTES: usize = 256 << 20;
 /// Chunks are closed at this size.
 const CHUNK_BYTES: u64 = 4 << 20;
 
-/// What a crash may lose at most, in time.
+/// How often the file is flushed: the most that a crash may lose.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
 /// How often an idle writer looks at its queue.
 const IDLE: Duration = Duration::from_millis(5);
 
-/// Most channels of a recording: topics times encodings. Messages of further ones are left out.
+/// Most channels of a recording: topics times encodings. Messages of further channels are left out.
 const MAX_CHANNELS: usize = 1024;
 
-/// What a channel of the recording is called and how its messages are encoded.
+/// A channel of the recording: its topic and how its messages are encoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecordedChannel {
     /// The topic's configured name.
@@ -46,9 +46,9 @@ pub struct RecordedChannel {
 
 /// One message on its way to the recording.
 pub struct Recorded {
-    /// Which channel; the same `Arc` for all messages of one.
+    /// Its channel; messages of one channel usually share the `Arc`.
     pub channel: Arc<RecordedChannel>,
-    /// The publisher's count.
+    /// The publisher's sequence number, or a count of arrivals.
     pub sequence: u64,
     /// Arrival.
     pub log_time_ns: u64,
@@ -73,12 +73,12 @@ struct Shared {
     fault: Fault,
 }
 
-/// The receiving callbacks' end.
+/// The receiving callbacks' end of a [`Recording`].
 #[derive(Clone)]
 pub struct Recorder(Arc<Shared>);
 
 impl Recorder {
-    /// Hands a message over; never blocks. Without room it is left out and counted.
+    /// Hands a message over without blocking. If there is no room, the message is left out and counted.
     pub fn record(&self, message: Recorded) {
         let counts = &self.0.counts;
         let bytes = message.payload.len();
@@ -90,7 +90,7 @@ impl Recorder {
     }
 }
 
-/// What a recording has come to.
+/// How a recording ended.
 #[derive(Debug)]
 pub struct RecordingEnd {
     /// Messages written.
@@ -138,18 +138,18 @@ impl Recording {
         Ok((recorder, Recording { shared, thread }))
     }
 
-    /// Why writing has ended, if it has.
+    /// Returns the fault that says why writing has ended, if it has.
     pub fn fault(&self) -> Fault {
         self.shared.fault.clone()
     }
 
-    /// Messages left out so far, see [`RecordingEnd::dropped`].
+    /// Returns the count of messages left out so far, see [`RecordingEnd::dropped`].
     pub fn dropped(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.shared.counts.dropped)
     }
 
-    /// Writes what still waits and closes the file. A recording without messages is kept only where `keep_empty` says so: of a run that has not
-    /// begun, it would take the place of an earlier one.
+    /// Writes what still waits and closes the file. A recording without messages is kept only if `keep_empty`: that of
+    /// a run that never began would replace an earlier one.
     pub fn finish(self, keep_empty: bool) -> RecordingEnd {
         let counts = &self.shared.counts;
         counts.keep_empty.store(keep_empty, Ordering::Relaxed);
@@ -179,7 +179,7 @@ impl RecordingFile {
         let mut failure = None;
         let mut flushed = Instant::now();
         loop {
-            // Read before the queue: a stop that is seen means that everything before it is in the queue.
+            // Read before the queue: once a stop is seen, everything sent before it is in the queue.
             let stopping = counts.stop.load(Ordering::Acquire);
             while let Some(message) = shared.queue.pop() {
                 let bytes = message.payload.len();
@@ -199,7 +199,7 @@ impl RecordingFile {
                 shared.fault.set(format!("recording: {path}: {why}"));
             }
             if stopping {
-                // After half a record nothing could be read: a failed file is left as it is.
+                // A failed file is left as it is: nothing after half a record could be read.
                 let keep = self.written > 0 || counts.keep_empty.load(Ordering::Relaxed);
                 if failure.is_none() && keep {
                     let named = self.name.take().map_err(mcap::McapError::from);
@@ -222,7 +222,7 @@ impl RecordingFile {
         }
     }
 
-    /// Whether it was written: not where there are too many channels.
+    /// Writes a message; returns false if there are too many channels.
     fn write(&mut self, message: &Recorded) -> Result<bool, mcap::McapError> {
         let Some(channel_id) = self.channel(&message.channel)? else {
             return Ok(false);
@@ -244,7 +244,7 @@ impl RecordingFile {
     fn channel(&mut self, channel: &Arc<RecordedChannel>) -> Result<Option<u16>, mcap::McapError> {
         let channels = &self.channels;
         let known = channels.iter().find(|(of, _)| Arc::ptr_eq(of, channel));
-        // Publishers of two encodings may take turns.
+        // Where publishers of two encodings take turns, each turn has a new `Arc` of an equal channel.
         let known = known.or_else(|| channels.iter().find(|(of, _)| of == channel));
         if let Some((_, id)) = known {
             return Ok(Some(*id));
@@ -252,7 +252,7 @@ impl RecordingFile {
         if channels.len() == MAX_CHANNELS {
             return Ok(None);
         }
-        // The definition does not travel with live messages: a name without one is all there is to say.
+        // Live messages do not carry the schema's definition, only its name.
         let schema = match &channel.schema {
             Some(name) => self.writer.add_schema(name, "", &[])?,
             None => 0,

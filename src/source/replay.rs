@@ -1,7 +1,8 @@
 //! Replay: a recorded log as a [`Source`], driving the run's clock by its log times.
 //!
-//! Timers fire as they would have: before a message later than the tick's deadline is delivered, the clock stops at the
-//! deadline. At a finite speed it also sleeps; what it delivers, and when on its own clock, does not depend on that.
+//! Timers fire as they would have live: before a message at or after the tick's deadline is delivered, the clock stops
+//! at the deadline. At a finite speed a replay also sleeps; what it delivers, and when by its own clock, does not
+//! depend on the speed.
 
 use super::mcap_log::{LogChannel, LogEnd, LogMessage, LogSummary, McapLog, summarize};
 use super::{Inlet, Progress, Source, SourceError};
@@ -15,14 +16,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A channel of the log and what became of it.
+/// What becomes of a channel's messages.
 #[derive(Clone, Debug)]
 pub enum Binding {
-    /// Delivered to a configured topic.
+    /// They are delivered to a configured topic.
     Bound(TopicIndex, Format),
-    /// Copied to the output log as it is.
+    /// They are copied to the output log as they are.
     PassedThrough,
-    /// Not configured.
+    /// They are left out: the topic is not configured.
     Ignored,
 }
 
@@ -64,8 +65,8 @@ impl Replay {
     /// Opens a log and binds its channels to the configured topics. `passed_through` names a topic to be copied.
     ///
     /// # Errors
-    /// [`SourceError`] when the log cannot be read, when none of a topic's channels has what the configuration says, or
-    /// when none of the configured topics is there.
+    /// [`SourceError`] when the log cannot be read, none of a topic's channels fits the configuration, or none of the
+    /// configured topics is there.
     pub fn open(
         path: &Path,
         inlet: Inlet,
@@ -78,7 +79,7 @@ impl Replay {
         Ok(replay)
     }
 
-    /// Opens the recording of a live run: what could not be decoded then cannot be now, and is no reason to stop.
+    /// Opens the recording of a live run. What could not be decoded then cannot be now, and does not stop the replay.
     ///
     /// # Errors
     /// [`SourceError`] when the log cannot be read.
@@ -121,7 +122,7 @@ impl Replay {
     }
 
     fn check_topics(&self, path: &Path) -> Result<(), SourceError> {
-        // Of each topic, whether one of its channels can be used: another publisher's may be anything.
+        // One usable channel of a topic is enough: another publisher's may hold anything.
         let mut topics: BTreeMap<TopicIndex, Result<(), SourceError>> = BTreeMap::new();
         for channel in &self.summary.channels {
             let Some(topic) = self.inlet.find(&channel.topic) else {
@@ -162,22 +163,22 @@ impl Replay {
         self.inlet.bind(topic, schema, &channel.message_encoding)
     }
 
-    /// What the log holds.
+    /// Returns what the log holds.
     pub fn summary(&self) -> &LogSummary {
         &self.summary
     }
 
-    /// Messages read so far.
+    /// Returns how many messages have been read.
     pub fn delivered(&self) -> u64 {
         self.delivered
     }
 
-    /// How the log ended, once it has.
+    /// Returns how the log ended, once it has.
     pub fn end(&self) -> LogEnd {
         self.log.end()
     }
 
-    /// Passed-through messages read since the last call.
+    /// Takes the passed-through messages read since the last call.
     pub fn take_passed_through(&mut self) -> std::vec::Drain<'_, PassedThrough> {
         self.pass.drain(..)
     }
@@ -204,8 +205,8 @@ impl Replay {
         binding
     }
 
-    /// Reads on after the log's first `delivered` messages, the clock at `clock_ns`: where a keyframe was taken. Returns
-    /// those of them that waited then, in the order they did.
+    /// Goes to where a keyframe was taken: behind the log's first `delivered` messages, with the clock at `clock_ns`.
+    /// Returns those of them that waited then, in the order of `awaited`.
     ///
     /// # Errors
     /// [`KeyframeError`] when the log cannot be read or is another one.
@@ -222,7 +223,7 @@ impl Replay {
                 break;
             };
             self.delivered += 1;
-            // Cheap first: most messages were taken long before.
+            // A cheap test first: most messages were used long before the keyframe.
             let candidate = |a: &Awaited| {
                 a.log_time_ns == message.log_time_ns && a.sequence == u64::from(message.sequence)
             };

@@ -1,19 +1,19 @@
-//! The sensors' clock: the wall clock, or another one that their stamps tell of.
+//! The sensors' clock: the wall clock, or another one that their stamps show.
 //!
-//! Capture times of a log that is played, or of computers that are not synchronised, are of another clock. A run must follow
-//! that clock, and must not be moved by what only looks like one: a stamp that is broken, a sensor whose messages were held
-//! back, a process that was stopped. So topics vote. A topic's stamps imply an offset, wall time less capture time, and:
+//! Capture times in a played log, or from computers that are not synchronised, come from another clock. A run must
+//! follow that clock, but must not be misled by a broken stamp, a sensor whose messages were held back, or a process
+//! that was stopped. So topics vote. A topic's stamps imply an offset, wall time less capture time, and:
 //!
 //! - the first sample decides, until there are others;
 //! - stamps too far *ahead* of the clock cannot be right on it, since nothing arrives before it was captured: the clock
 //!   follows as soon as most topics show a few in a row;
-//! - stamps too far *behind* may be what was held back: the clock follows when most topics have shown nothing else for
-//!   [`BEHIND_LASTS_NS`], which is longer than a backlog takes to arrive;
-//! - once a second, of each topic the sample that was least late is looked at. Where most are early, the clock is set; where most
-//!   agree with the wall clock, an offset is given up; where most are late by much, a clock that is not the wall clock is set:
-//!   messages were held back when it was set last. Smaller errors of such a clock, its drift, are followed slowly.
+//! - stamps too far *behind* may belong to messages that were held back: the clock follows when most topics have shown
+//!   nothing else for [`BEHIND_LASTS_NS`], which is longer than a backlog takes to arrive;
+//! - once a second, the least late sample of each topic counts. If most are early, the clock is set. A clock other than
+//!   the wall clock is given up if most agree with the wall clock, and also set if most are very late, since messages
+//!   were held back when it was last set; its smaller errors, drift, are followed slowly.
 //!
-//! On the wall clock itself lateness is latency and changes nothing.
+//! On the wall clock itself, lateness is latency and changes nothing.
 
 use crate::backend::MAX_TOPICS;
 use crate::config::Config;
@@ -26,30 +26,32 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Samples in a row a topic must show ahead of the clock.
 const IN_A_ROW: u32 = 3;
 
-/// How long most topics must have been behind the clock, and nothing else.
+/// How long most topics must have shown nothing but samples too far behind the clock.
 const BEHIND_LASTS_NS: u64 = 1_000_000_000;
 
 /// A topic votes for this long after its last sample.
 const VOTES_FOR_NS: u64 = 2_000_000_000;
 
-/// How often the clock is looked at where nothing is out of bounds.
+/// How often the clock is checked while nothing is out of bounds.
 const PERIOD_NS: u64 = 1_000_000_000;
 
-/// After so long without any sample what comes was held back: a period begins with it.
+/// After this long without any sample, those that arrive were held back: a new period begins with them.
 const SILENCE_NS: u64 = 500_000_000;
 
-/// Lateness that is no error of the clock: transport, and sensors that take their time. Earliness has none but jitter.
+/// Lateness up to this is no error of the clock: transport and slow sensors cause it. Only jitter causes earliness.
 const LATE_NS: i64 = 200_000_000;
 const EARLY_NS: i64 = -50_000_000;
 
-/// An error of another clock that is left alone, and the share of a larger one that a period corrects.
+/// On a clock other than the wall clock: the largest error left alone, and the fraction (one over `FOLLOW`) of a larger
+/// one that each period corrects.
 const EXACT_NS: i64 = 5_000_000;
 const FOLLOW: i64 = 4;
 
-/// Lateness on the wall clock with which stamps are still taken to be of it.
+/// Lateness on the wall clock up to which stamps still count as its own.
 const OF_WALL_NS: i64 = 500_000_000;
 
-/// A change of the offset that is a step, not the following of a drift: what was late or early is so no more, and that is said.
+/// A larger change of the offset is a step, not drift being followed: samples late or early before are no longer so,
+/// which the run's health reports.
 const STEP_NS: u64 = 100_000_000;
 
 /// What one topic's stamps have shown.
@@ -57,19 +59,19 @@ const STEP_NS: u64 = 100_000_000;
 struct Topic {
     /// Wall time of the last sample.
     last_ns: Option<u64>,
-    /// Wall time less capture time: of the last sample, and the least of this period.
+    /// Wall time less capture time: that of the last sample, and the least of this period.
     delay_ns: i64,
     least_ns: Option<i64>,
     /// Samples in a row too far ahead.
     ahead: u32,
-    /// Since when all have been too far behind.
+    /// Since when all samples have been too far behind.
     behind_since_ns: Option<u64>,
 }
 
-/// The topics' votes; a pure function of what it is told.
+/// The topics' votes. Reads no clock: all times are arguments.
 #[derive(Debug)]
 struct Votes {
-    /// Capture times further ahead of the clock, or further behind, are of no use to the run.
+    /// Bounds: the run cannot use capture times further ahead of the clock, or further behind.
     ahead_ns: i64,
     behind_ns: i64,
     topics: Vec<Topic>,
@@ -91,8 +93,8 @@ impl Votes {
         }
     }
 
-    /// A sample captured at `capture_ns` has come at `wall_ns`, the clock being `offset_ns` behind the wall clock. The new
-    /// offset, if it is to change.
+    /// Takes a sample captured at `capture_ns` that arrived at `wall_ns`, the clock being `offset_ns` behind the wall
+    /// clock. Returns the new offset, if it is to change.
     fn sample(
         &mut self,
         index: TopicIndex,
@@ -114,7 +116,7 @@ impl Votes {
             .or(changed)
     }
 
-    /// The offset that samples out of bounds ask for, this one among them.
+    /// Notes a sample; returns the offset that samples out of bounds ask for, if this is one of them.
     fn vote(
         &mut self,
         index: TopicIndex,
@@ -150,14 +152,14 @@ impl Votes {
         leapt
     }
 
-    /// Samples out of the bounds of a clock that has been set.
+    /// Forgets which samples were out of bounds, since the clock has been set.
     fn forget_bounds(&mut self) {
         for topic in &mut self.topics {
             (topic.ahead, topic.behind_since_ns) = (0, None);
         }
     }
 
-    /// The offset that a period asks for which is over, and the next one.
+    /// Ends the period if it is over and begins the next one; returns the offset that its samples ask for.
     fn end_period(&mut self, wall_ns: u64, offset_ns: i64) -> Option<i64> {
         if wall_ns.saturating_sub(self.period_began_ns) < PERIOD_NS {
             return None;
@@ -170,7 +172,7 @@ impl Votes {
         corrected
     }
 
-    /// The offset that a period's samples ask for.
+    /// Returns the offset that a period's samples ask for.
     fn correct(&self, wall_ns: u64, offset_ns: i64) -> Option<i64> {
         let late_by = |t: &Topic| Some(t.least_ns?.saturating_sub(offset_ns));
         let early = |t: &Topic| late_by(t).filter(|late_ns| *late_ns < EARLY_NS);
@@ -193,7 +195,7 @@ impl Votes {
         Some(offset_ns.saturating_add(change_ns))
     }
 
-    /// The middle of what topics say, where more than half of those that vote say something.
+    /// Returns the median of what topics say, if more than half of the voting ones say something.
     fn most(&self, wall_ns: u64, says: impl Fn(&Topic) -> Option<i64>) -> Option<i64> {
         let votes = |t: &&Topic| {
             t.last_ns
@@ -212,7 +214,7 @@ impl Votes {
     }
 }
 
-/// The sensors' time, see the module.
+/// The sensors' clock, see the module.
 #[derive(Clone)]
 pub struct SensorClock(Arc<SensorTime>);
 
@@ -220,14 +222,15 @@ struct SensorTime {
     wall: WallClock,
     /// Wall time less sensor time.
     offset_ns: AtomicI64,
-    /// Steps of the offset after the first sample's.
+    /// Steps of the offset after the first sample.
     steps: Arc<AtomicU64>,
-    /// Of the receiving threads: the tick thread reads the offset alone.
+    /// For the receiving threads; the tick thread reads only the offset.
     votes: Mutex<Votes>,
 }
 
 impl SensorClock {
-    /// The wall clock until samples say otherwise: ones that the configuration's `max_future_ms` or `window_ms` would refuse.
+    /// Starts as the wall clock, until samples say otherwise. Its bounds are the configuration's `max_future_ms` ahead
+    /// and `window_ms` behind.
     pub fn new(config: &Config) -> SensorClock {
         let align = config.align();
         let votes = Votes::new(align.topics.len(), align.max_future_ns, align.window_ns);
@@ -239,7 +242,7 @@ impl SensorClock {
         }))
     }
 
-    /// Looks at the capture time of a topic's sample that has just arrived.
+    /// Takes the vote of a topic's sample that has just arrived.
     pub fn observe(&self, topic: TopicIndex, capture_ns: u64) {
         let mut votes = self.0.votes.lock().unwrap_or_else(PoisonError::into_inner);
         let (wall_ns, before_ns, seen) = (self.0.wall.now_ns(), self.offset_ns(), votes.seen);
@@ -251,13 +254,13 @@ impl SensorClock {
         }
     }
 
-    /// How often the clock has been set anew since the first sample: by sensors whose clock was, or whose messages have all
-    /// become late, which looks the same.
+    /// Returns how often the clock has been set since the first sample: because the sensors' clock was, or because all
+    /// their messages became late, which looks the same.
     pub fn steps(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.0.steps)
     }
 
-    /// Wall time less sensor time; 0 while they are the same.
+    /// Returns wall time less sensor time; 0 while they are the same.
     pub fn offset_ns(&self) -> i64 {
         self.0.offset_ns.load(Ordering::Acquire)
     }

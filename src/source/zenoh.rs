@@ -1,4 +1,4 @@
-//! Live input over zenoh. Callbacks stamp and queue; the tick thread only sleeps until something is there or due.
+//! Live input over zenoh. Callbacks stamp and queue messages; the tick thread sleeps until one comes or a tick is due.
 
 use super::recorder::{Recorded, RecordedChannel, Recorder};
 use super::sensor_clock::SensorClock;
@@ -34,11 +34,11 @@ struct Reception {
     wake: Thread,
     count: AtomicU64,
     recorder: Option<Recorder>,
-    /// For the encoding seen last.
+    /// For the last encoding seen.
     bound: Mutex<Option<Bound>>,
 }
 
-/// What messages of one encoding are.
+/// How messages of one encoding are decoded and recorded.
 struct Bound {
     encoding: zenoh::bytes::Encoding,
     format: Format,
@@ -46,8 +46,8 @@ struct Bound {
 }
 
 impl ZenohSource {
-    /// Subscribes to every topic of the inlet; must be called on the thread that will poll. What arrives is recorded as
-    /// well where there is a recorder.
+    /// Subscribes to every topic of the inlet; must be called on the thread that will poll. With a recorder, messages
+    /// are recorded as well.
     ///
     /// # Errors
     /// [`SourceError::Transport`] for keys that zenoh refuses.
@@ -104,7 +104,7 @@ impl Reception {
         let capture_time_ns = self
             .inlet
             .stamp(self.topic, publish_ns, arrival_ns, &payload, &format);
-        // What was stamped by its arrival agrees with whatever the clock shows.
+        // A sample stamped by its arrival agrees with any clock, so it has no vote.
         if capture_time_ns != arrival_ns {
             self.clock.observe(self.topic, capture_time_ns);
         }
@@ -157,7 +157,7 @@ impl Reception {
     }
 }
 
-/// A payload in one piece, kept where it is (shared memory included); copied when it came in several.
+/// Returns a payload in one piece: where it lies (shared memory included), or copied if it came in several.
 fn shared_bytes(payload: &ZBytes) -> Bytes {
     struct OnePiece(ZBytes);
     impl AsRef<[u8]> for OnePiece {

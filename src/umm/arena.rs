@@ -1,34 +1,34 @@
 //! Lays buffers out in one block before the block is allocated.
 //!
-//! Every buffer of a run is reserved here at start-up with a name; the sum is what the arena takes, known
-//! (and printed, and refused when over the limit) before a byte is allocated.
+//! Every buffer of a run is reserved here by name at start-up. Their sum is the size of the arena, which is known,
+//! printed and, when over the limit, refused before a byte is allocated.
 
 use crate::backend::Region;
 
-/// Elements of `f32` in a cache line; every buffer begins on one.
+/// `f32` elements in a cache line; every buffer begins on one.
 const ALIGN: usize = 16;
 
-/// Elements in the smallest page there is.
+/// `f32` elements in the smallest page there is.
 const PAGE: usize = 4096 / size_of::<f32>();
 
-/// Touches every page of fresh, zeroed memory: page faults belong to start-up, not to the first tick that gets there.
+/// Touches every page of fresh, zeroed memory, so that page faults happen at start-up, not in the tick that gets there.
 pub fn prefault(memory: &mut [f32]) {
     for first_of_page in memory.iter_mut().step_by(PAGE) {
-        // A zero the compiler does not see through: it would leave out writing zeros to zeroed memory.
+        // Opaque to the compiler, which would otherwise drop a write of zeros to zeroed memory.
         *first_of_page = std::hint::black_box(0.0);
     }
 }
 
-/// A reserved buffer, for the listing.
+/// The buffers reserved under one name, for the memory listing.
 #[derive(Clone, Debug)]
 pub struct Reservation {
-    /// What it is, e.g. `"/camera: encoder keys and values"`.
+    /// What they are, e.g. `"/camera/front/image: keys and values"`.
     pub name: String,
-    /// Bytes.
+    /// Bytes they take.
     pub bytes: usize,
 }
 
-/// Arena and moments do not fit their limit.
+/// Arena and moments that do not fit the memory limit.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(
     "the arena needs {arena_mib} MiB and the moments {moments_mib}, over `engine.memory_limit_mib` = {limit_mib}; largest of the arena: \
@@ -49,7 +49,7 @@ pub struct ArenaPlan {
 }
 
 impl ArenaPlan {
-    /// Reserves `len` elements under `name`; reservations of one name are listed as one line.
+    /// Reserves `len` elements under `name`; reservations of the same name are listed as one.
     pub fn reserve(&mut self, name: &str, len: usize) -> Region {
         let region = Region {
             start: self.len,
@@ -68,27 +68,27 @@ impl ArenaPlan {
         region
     }
 
-    /// Elements in all.
+    /// Returns the size of the arena in elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing is reserved.
+    /// Returns whether nothing is reserved.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Bytes in all.
+    /// Returns the size of the arena in bytes.
     pub fn bytes(&self) -> usize {
         self.len * size_of::<f32>()
     }
 
-    /// What is reserved, in the order it was.
+    /// Returns what is reserved, by name, in the order of first reservation.
     pub fn reservations(&self) -> &[Reservation] {
         &self.reservations
     }
 
-    /// Checks the sum, and the bytes of moments that lie beside the arena, against a limit in MiB.
+    /// Checks the arena's size plus that of the moments, which lie beside it, against a limit in MiB.
     ///
     /// # Errors
     /// [`ArenaTooLarge`], naming the largest reservation.

@@ -1,29 +1,31 @@
-//! What has left the window: a second, older ring a topic, of pooled tokens.
+//! What has left the window: a second, older ring per topic, of pooled tokens.
 //!
 //! # What is pooled
-//! Every `ratio` tokens that follow each other in a topic become one *pooled token* in each encoder layer: keys and values go
-//! through a learned strided convolution, one tap a token and column. They are pooled as soon as the last of them has
-//! arrived, not when it leaves the window, so which tokens make one, and its bits, depend on nothing but their order: not on
-//! how they were cut into chunks and ticks. Who *sees* it depends on time: a query sees a pooled token when the newest of its
-//! tokens is further back than the window, and so never twice. Tokens whose group is not whole, or not wholly out of the
-//! window, wait: between window and pooled tokens lie at most `ratio - 1` tokens that are in neither.
+//! Every `ratio` consecutive tokens of a topic, a group, become one *pooled token* in each encoder layer: their keys
+//! and values go through a learned strided convolution with one tap per token and column. A group is pooled as soon as
+//! its last token arrives, not when that token leaves the window. So which tokens form a pooled token, and its bits,
+//! depend only on their order, not on how they were cut into chunks and ticks. Who *sees* it depends on time: a query
+//! sees a pooled token once the newest of its tokens is further back than the window, so nothing is seen twice. Tokens
+//! that have left the window while their group is not whole, or not wholly out of it, are seen in neither form; there
+//! are at most `ratio - 1` of them.
 //!
-//! Keys are pooled before they are rotated, then rotated with the mean capture time, row and column of their tokens (rounded
-//! to whole nanoseconds, rows and columns). Pooling rotated keys with a weight for each column would make scores depend on
-//! absolute time; so they depend on differences only, as everywhere. Tokens that follow each other are close in time, so the
-//! mean is where they are.
+//! Keys are pooled unrotated, then rotated by the mean capture time, row and column of their tokens (rounded to whole
+//! nanoseconds, rows and columns). Scores then depend on differences only, as everywhere; pooling rotated keys with
+//! per-column weights would make them depend on absolute time. Consecutive tokens are close in time, so the mean stands
+//! for them all.
 //!
 //! # What is attended
-//! `block` pooled tokens are a block; its *summary* is the mean of its keys. Blocks that are wholly out of a chunk's window
-//! are scored against the mean of the chunk's queries, and the `top_k` best are attended, of equal ones the newer. What is
-//! newer than the newest of these blocks is short and attended without being scored: otherwise a hole of up to a block would
-//! lie behind the window. One choice serves a chunk in a layer, so what is attended are a few contiguous runs of the ring,
-//! never a copy. A tick costs the scores, one dot product for `ratio * block` tokens of context, and `top_k` blocks.
+//! `block` consecutive pooled tokens form a block, whose *summary* is the mean of its keys. Blocks wholly outside a
+//! chunk's window are scored against the mean of the chunk's queries, and the `top_k` best are attended; of equal ones,
+//! the newer. The pooled tokens newer than the newest of these blocks, the tail, are few and attended without being
+//! scored: otherwise a gap of up to a block would lie behind the window. One choice serves a whole chunk in a layer, so
+//! what is attended is a few contiguous runs of the ring, never a copy. For each chunk and layer this costs the scores,
+//! one dot product per `ratio * block` tokens of context, and attention to `top_k` blocks.
 //!
-//! The ring's capacity is whole blocks, so that a block never wraps; a block of which a token was evicted is no longer looked
-//! at. Pooling reads a layer's fresh keys and values and keeps those that wait in rows of its own: it does not matter how
-//! many tokens the topic's own ring holds. What that ring evicts while it is within the window is out of sight, as without a
-//! long context, until the window has passed over it.
+//! The ring's capacity is a whole number of blocks, so a block never wraps. A block that has lost a token to eviction
+//! is no longer looked at. Pooling reads a layer's fresh keys and values and keeps those that wait in rows of its own,
+//! so it does not matter how many tokens the topic's own ring holds. Tokens which that ring evicts while they are
+//! within the window are out of sight, as without a long context, until they have left the window.
 
 use super::arena::ArenaPlan;
 use super::compression::{Compression, MAX_RATIO, MAX_TOP_K};
@@ -37,10 +39,10 @@ use crate::model::rotary::Position;
 use arrayvec::ArrayVec;
 use std::ops::Range;
 
-/// Blocks chosen, oldest first.
+/// Numbers of the blocks chosen, oldest first.
 pub type Chosen = ArrayVec<u64, MAX_TOP_K>;
 
-/// What a chunk may look at.
+/// What a chunk may attend to beyond its window.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reach {
     /// Blocks to choose from, by number.
@@ -49,14 +51,14 @@ pub struct Reach {
     pub tail: Range<u64>,
 }
 
-/// One layer's part.
+/// One layer's part of a [`CompressedRing`].
 #[derive(Clone, Copy, Debug)]
 pub struct CompressedLayer {
     /// Pooled keys and values; keys rotated.
     pub pooled: KvRing,
     /// Mean key of each block, `[capacity / block, kv_width]`.
     pub summaries: Region,
-    /// Keys and values that wait for their group.
+    /// Keys and values that wait for their group to become whole.
     pub waiting: WaitingRows,
 }
 
@@ -74,26 +76,26 @@ pub struct WaitingRows {
 pub struct CompressedRing {
     sizes: Compression,
     ring: Ring,
-    /// Of each pooled token: the capture time of its newest token.
+    /// For each pooled token, the capture time of its newest token.
     newest_ns: Vec<i64>,
-    /// Of each block: the capture time of its newest token.
+    /// For each block, the capture time of its newest token.
     block_newest_ns: Vec<i64>,
     layers: Vec<CompressedLayer>,
-    /// Tokens that wait for their group.
+    /// Tokens that wait for their group to become whole.
     waiting: ArrayVec<Position, MAX_RATIO>,
     /// How many waited when the tick began.
     waited: usize,
-    /// Where the tick's new pooled tokens are.
+    /// Rotary positions of the tick's new pooled tokens.
     fresh: Vec<Position>,
-    /// First row of theirs in the tick's rotary table.
+    /// Their first row in the tick's rotary table.
     rotary_row: usize,
-    /// Scores of the blocks of one chunk.
+    /// Work space: scores of the blocks for one chunk.
     scores: Vec<f32>,
 }
 
 impl CompressedRing {
-    /// Reserves the rings of `layers` layers; `capacity` as [`Compression::check`] allows, `per_tick` the most tokens a tick
-    /// adds.
+    /// Reserves the rings of `layers` layers. `capacity` must pass [`Compression::check`]; `per_tick` is the most
+    /// tokens that a tick adds.
     pub fn reserve(
         plan: &mut ArenaPlan,
         name: &str,
@@ -128,29 +130,29 @@ impl CompressedRing {
         }
     }
 
-    /// Sizes.
+    /// Returns the sizes of the long context.
     pub fn sizes(&self) -> Compression {
         self.sizes
     }
 
-    /// Blocks the ring holds at most.
+    /// Returns the most blocks the ring can hold.
     pub fn blocks(&self) -> usize {
         self.block_newest_ns.len()
     }
 
-    /// One layer's rings.
+    /// Returns one layer's part.
     pub fn layer(&self, layer: usize) -> CompressedLayer {
         self.layers[layer]
     }
 
-    /// Before a tick's tokens.
+    /// Begins a tick, before its tokens are appended.
     pub fn begin_tick(&mut self) {
         self.fresh.clear();
         self.waited = self.waiting.len();
     }
 
-    /// Notes tokens that follow those before, and makes room for what they are pooled to. Every layer's keys and values must
-    /// then be pooled, before the next tick begins.
+    /// Notes the topic's next tokens and makes room for what they are pooled into. Every layer's keys and values must
+    /// then be pooled before the next tick begins.
     pub fn append(&mut self, positions: &[Position]) {
         for &position in positions {
             self.waiting.push(position);
@@ -163,7 +165,7 @@ impl CompressedRing {
         }
     }
 
-    /// Room for one pooled token, and its time.
+    /// Makes room for one pooled token and notes its time.
     fn push_times(&mut self, newest_ns: i64) {
         let position = self.ring.position();
         // One token always fits.
@@ -187,31 +189,31 @@ impl CompressedRing {
         (block % self.blocks() as u64) as usize
     }
 
-    /// Tokens that waited when the tick began, and tokens that wait now.
+    /// Returns how many tokens waited when the tick began and how many wait now.
     pub fn waited_and_waiting(&self) -> (usize, usize) {
         (self.waited, self.waiting.len())
     }
 
-    /// Where the tick's new pooled tokens are, oldest first.
+    /// Returns the rotary positions of the tick's new pooled tokens, oldest first.
     pub fn fresh(&self) -> &[Position] {
         &self.fresh
     }
 
-    /// Slots of the tick's new pooled tokens.
+    /// Returns the slots of the tick's new pooled tokens.
     pub fn fresh_slots(&self) -> Spans {
         let position = self.ring.position();
         self.ring
             .spans(position - self.fresh.len() as u64..position)
     }
 
-    /// Slots of the blocks that became whole in the tick: rows of [`CompressedLayer::summaries`].
+    /// Iterates over the slots of the blocks that became whole in this tick: rows of [`CompressedLayer::summaries`].
     pub fn whole_blocks(&self) -> impl Iterator<Item = usize> {
         let (block, position) = (self.sizes.block as u64, self.ring.position());
         let before = position - self.fresh.len() as u64;
         (before / block..position / block).map(|b| self.block_slot(b))
     }
 
-    /// First row of the tick's new pooled tokens in its rotary table.
+    /// Returns the first row of the tick's new pooled tokens in its rotary table.
     pub fn rotary_row(&self) -> usize {
         self.rotary_row
     }
@@ -221,8 +223,8 @@ impl CompressedRing {
         self.rotary_row = row;
     }
 
-    /// What a chunk may look at: its first token's position in the topic's ring is `chunk_start`, its oldest query's time
-    /// `oldest_ns`.
+    /// Returns what a chunk may attend to beyond its window. `chunk_start` is its first token's position in the topic's
+    /// ring, `oldest_ns` the time of its oldest query.
     pub fn reach(&self, chunk_start: u64, oldest_ns: i64, window_ns: i64) -> Reach {
         let block = self.sizes.block as u64;
         let made = chunk_start / self.sizes.ratio as u64;
@@ -239,7 +241,7 @@ impl CompressedRing {
         }
     }
 
-    /// Rows of [`CompressedLayer::summaries`] of these blocks, oldest first.
+    /// Iterates over the rows of [`CompressedLayer::summaries`] of these blocks, oldest first.
     pub fn summary_rows(&self, blocks: Range<u64>) -> impl Iterator<Item = Range<usize>> {
         let count = (blocks.end - blocks.start) as usize;
         let start = self.block_slot(blocks.start);
@@ -248,11 +250,11 @@ impl CompressedRing {
         [first, second].into_iter().filter(|rows| !rows.is_empty())
     }
 
-    /// The best of the given blocks by the scores in `scores`, in which their order is oldest first.
+    /// Chooses the best of the given blocks by `scores`, which holds one score per block, oldest first.
     pub fn choose(&mut self, backend: &dyn Backend, blocks: Range<u64>, scores: Region) -> Chosen {
         let scored = &mut self.scores[..scores.len];
         backend.download(scores, scored);
-        // Best first; the newest block comes first, and only a better one goes before it.
+        // Best first. Blocks are visited newest first, and an older one goes before a newer one only if it is better.
         let mut best: ArrayVec<(f32, u64), MAX_TOP_K> = ArrayVec::new();
         for (block, &score) in blocks.rev().zip(scored.iter().rev()) {
             let place = best.partition_point(|(other, _)| other.total_cmp(&score).is_ge());
@@ -289,12 +291,12 @@ impl CompressedRing {
         }
     }
 
-    /// Forgets everything; the topic's next token has the position 0.
+    /// Forgets everything; the topic's next token has position 0.
     pub fn clear(&mut self, backend: &mut dyn Backend) {
         self.restart(backend, &self.ring.view());
     }
 
-    /// As [`CompressedRing::clear`], whatever the ring says that it holds.
+    /// As [`CompressedRing::clear`], but zeroes every slot, whatever the ring claims to hold.
     pub fn erase(&mut self, backend: &mut dyn Backend) {
         self.restart(backend, &Spans::one(0..self.ring.capacity()));
     }
@@ -308,7 +310,7 @@ impl CompressedRing {
         self.begin_tick();
     }
 
-    /// Everything held but pooled rows, to or from a keyframe; the topic's next token has the position `position`.
+    /// Writes all state but the pooled rows to a keyframe or reads it back; the topic's next token is at `position`.
     pub(super) fn archive(
         &mut self,
         archive: &mut Archive<'_>,
@@ -365,7 +367,7 @@ impl CompressedRing {
         Ok(())
     }
 
-    /// Pooled rows, after [`CompressedRing::archive`].
+    /// Copies the pooled rows to or from an image, after [`CompressedRing::archive`].
     pub(super) fn rows(&mut self, rows: &mut Rows<'_>, backend: &mut dyn Backend) -> Archived {
         let slots = rows.next_ring(&self.ring);
         for layer in &self.layers {
@@ -377,7 +379,7 @@ impl CompressedRing {
         Ok(())
     }
 
-    /// Times and summaries of the blocks held, from their tokens.
+    /// Recomputes times and summaries of the blocks held from their pooled tokens.
     fn recompute_blocks(&mut self, backend: &mut dyn Backend) {
         let block = self.sizes.block as u64;
         let capacity = self.ring.capacity() as u64;
@@ -393,7 +395,7 @@ impl CompressedRing {
         }
     }
 
-    /// Writes the summary of the block in a slot.
+    /// Computes the summary of the block in a slot.
     pub fn summarise(&self, backend: &mut dyn Backend, layer: usize, slot: usize) {
         let CompressedLayer {
             pooled, summaries, ..
@@ -404,7 +406,7 @@ impl CompressedRing {
     }
 }
 
-/// The mean of each coordinate, rounded to the nearest, halves up.
+/// Returns the mean of each coordinate, rounded to the nearest integer, halves up.
 fn mean_position(tokens: &[Position]) -> Position {
     let n = tokens.len() as i128;
     let mean = |of: fn(&Position) -> i64| {

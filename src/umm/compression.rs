@@ -2,16 +2,16 @@
 
 use crate::backend::MAX_SEGMENTS;
 
-/// Most tokens pooled to one.
+/// Most tokens pooled into one.
 pub const MAX_RATIO: usize = 64;
 
 /// Most pooled tokens in a block.
 pub const MAX_BLOCK: usize = 256;
 
-/// Most blocks attended at once: with the other rings' segments they fit one attention call.
+/// Most blocks attended at once; together with the other rings' segments they fit one attention call.
 pub const MAX_TOP_K: usize = 32;
 
-// A block never wraps; the tail, the window and the own chunk may, and are two segments each then.
+// A block never wraps; the tail, the window and the chunk itself may, and then take two segments each.
 const _: () = assert!(MAX_TOP_K + 3 * 2 <= MAX_SEGMENTS);
 
 /// Most pooled tokens of a topic.
@@ -20,7 +20,7 @@ pub const MAX_CAPACITY: usize = 1 << 22;
 /// Sizes of a model's long context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compression {
-    /// Tokens pooled to one.
+    /// Tokens pooled into one.
     pub ratio: usize,
     /// Pooled tokens in a block.
     pub block: usize,
@@ -29,14 +29,14 @@ pub struct Compression {
 }
 
 impl Compression {
-    /// Pooled tokens a ring must hold to reach `tokens` back, `per_tick` being the most that one tick adds: whole
-    /// blocks, and one more for the block that is being written over.
+    /// Returns how many pooled tokens a ring must hold to reach `tokens` tokens back, when a tick adds at most
+    /// `per_tick`: whole blocks, plus one for the block being overwritten.
     pub fn capacity(&self, tokens: usize, per_tick: usize) -> usize {
         let pooled = tokens.max(per_tick).div_ceil(self.ratio) + 1;
         (pooled.div_ceil(self.block) + 1).saturating_mul(self.block)
     }
 
-    /// Whether a ring of `capacity` pooled tokens can be run.
+    /// Checks that a ring of `capacity` pooled tokens can be run.
     ///
     /// # Errors
     /// [`BadCapacity`].
@@ -53,7 +53,7 @@ impl Compression {
     }
 }
 
-/// A ring of pooled tokens that cannot be.
+/// An impossible capacity for a ring of pooled tokens.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a long context of {capacity} pooled tokens: it must be whole blocks of {block}, at least {least} and at most \

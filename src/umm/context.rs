@@ -1,5 +1,5 @@
-//! The context of a run: for each topic the rings of keys and values of every layer, the fusion tokens'
-//! rings, and the capture times that say which of them a query may see.
+//! The context of a run: each topic's rings of keys and values of every layer, the fusion tokens' rings, and the
+//! capture times that decide which keys a query may see.
 
 use super::arena::ArenaPlan;
 use super::compressed::CompressedRing;
@@ -48,17 +48,17 @@ impl LayeredRing {
         }
     }
 
-    /// The bookkeeping.
+    /// Returns the bookkeeping.
     pub fn ring(&self) -> &Ring {
         &self.ring
     }
 
-    /// Keys and values of one layer.
+    /// Returns the keys and values of one layer.
     pub fn layer(&self, layer: usize) -> KvRing {
         self.layers[layer]
     }
 
-    /// Whether a chunk of so many tokens can be appended.
+    /// Checks that a chunk of `tokens` tokens can be appended.
     ///
     /// # Errors
     /// [`ChunkTooLong`].
@@ -66,8 +66,8 @@ impl LayeredRing {
         self.ring.takes(tokens)
     }
 
-    /// Makes room for a chunk and notes its times. Every layer's keys and values must then be written to
-    /// the slots returned, before the next chunk is appended.
+    /// Makes room for a chunk and notes its times. Every layer's keys and values must then be written to the slots
+    /// returned before the layer's attention reads them.
     ///
     /// # Errors
     /// [`ChunkTooLong`]; nothing has changed then.
@@ -83,7 +83,7 @@ impl LayeredRing {
         })
     }
 
-    /// Pushes the segments of one layer over the given positions.
+    /// Pushes one layer's segments of the given positions.
     pub fn push_segments<'a>(
         &'a self,
         layer: usize,
@@ -96,12 +96,12 @@ impl LayeredRing {
         }
     }
 
-    /// Positions of every token held.
+    /// Returns the positions of the tokens held.
     pub fn held(&self) -> Range<u64> {
         self.ring.oldest()..self.ring.position()
     }
 
-    /// Newest time held that is in `[now_ns - window_ns, now_ns]`, if any.
+    /// Returns the newest time held that lies in `[now_ns - window_ns, now_ns]`, if any.
     pub fn newest_within(&self, now_ns: i64, window_ns: i64) -> Option<i64> {
         self.ring
             .view()
@@ -112,13 +112,14 @@ impl LayeredRing {
             .max()
     }
 
-    /// Forgets every token, as if there had been none: the next ones take the first slots again, since a sum's order goes by
-    /// slots, and what is no number does not stay behind in a block that they share.
+    /// Forgets every token, as if there had been none. The next ones begin at slot 0 again, because the
+    /// order of a sum follows the slots, and the old ones are zeroed, so that nothing non-finite is left in
+    /// a block that new ones share.
     pub fn clear(&mut self, backend: &mut dyn Backend) {
         self.restart(backend, &self.ring.view());
     }
 
-    /// As [`LayeredRing::clear`], whatever the ring says that it holds.
+    /// As [`LayeredRing::clear`], but zeroes every slot, whatever the ring claims to hold.
     pub fn erase(&mut self, backend: &mut dyn Backend) {
         self.restart(backend, &Spans::one(0..self.ring.capacity()));
     }
@@ -130,7 +131,7 @@ impl LayeredRing {
         self.ring.restart();
     }
 
-    /// To or from a keyframe: positions and times, older first.
+    /// Writes positions and times, older first, to a keyframe or reads them back.
     fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.same("layers", self.layers.len() as u64)?;
         let (layout, capacity) = (self.layout, self.ring.capacity());
@@ -144,7 +145,7 @@ impl LayeredRing {
         Ok(())
     }
 
-    /// Keys and values, layer by layer; the slots are the ring's.
+    /// Copies keys and values, layer by layer, to or from an image; returns which slots.
     fn rows(&self, rows: &mut Rows<'_>, backend: &mut dyn Backend) -> Result<Spans, ArchiveError> {
         let slots = rows.next_ring(&self.ring);
         for layer in &self.layers {
@@ -154,17 +155,17 @@ impl LayeredRing {
     }
 }
 
-/// What one topic keeps: its encoder and fusion rings and its adapter outputs.
+/// What one topic keeps: its encoder and fusion rings, its adapter outputs, and its long context if it has one.
 #[derive(Clone, Debug)]
 pub struct TopicContext {
     /// Index of the topic's modality in the model's list.
     pub modality: usize,
-    /// Encoder layers, then fusion layers: one position for all.
+    /// Encoder layers, then fusion layers, with one position for all.
     pub rings: LayeredRing,
-    /// Adapter outputs of the tokens held, `[capacity, d]`, kept as the specification's memory layout has them. Nothing reads
-    /// them yet: they are what a model that is exchanged between two ticks would begin with.
+    /// Adapter outputs of the tokens held, `[capacity, d]`, which the specification's memory layout asks for. Nothing
+    /// reads them yet; a model swapped in between two ticks would begin with them.
     pub features: Region,
-    /// What has left the window, in each encoder layer; none without a long context.
+    /// What has left the window, pooled in each encoder layer; none without a long context.
     pub compressed: Option<CompressedRing>,
     encoder_layers: usize,
 }
@@ -201,29 +202,29 @@ impl TopicContext {
         }
     }
 
-    /// Index in [`TopicContext::rings`] of a fusion layer.
+    /// Returns a fusion layer's index in [`TopicContext::rings`].
     pub fn fusion_layer(&self, layer: usize) -> usize {
         self.encoder_layers + layer
     }
 }
 
-/// The whole context of one stream.
+/// The whole context of one run.
 #[derive(Clone, Debug)]
 pub struct Context {
     /// One for each topic of the configuration, in its order.
     pub topics: Vec<TopicContext>,
-    /// The fusion tokens' own rings, a layer each.
+    /// The fusion tokens' own rings, one per fusion layer.
     pub fusion: LayeredRing,
 }
 
 impl Context {
-    /// Before a tick's tokens.
+    /// Begins a tick, before its tokens are appended.
     pub fn begin_tick(&mut self) {
         let compressed = self.topics.iter_mut().map(|t| &mut t.compressed);
         compressed.flatten().for_each(CompressedRing::begin_tick);
     }
 
-    /// Forgets everything: a new epoch.
+    /// Forgets everything, for a new epoch.
     pub fn clear(&mut self, backend: &mut dyn Backend) {
         for topic in &mut self.topics {
             topic.rings.clear(backend);
@@ -234,7 +235,7 @@ impl Context {
         self.fusion.clear(backend);
     }
 
-    /// As [`Context::clear`], after what rings say that they hold was read from a keyframe that turned out to be none.
+    /// As [`Context::clear`], but zeroes everything: what the rings claim to hold may come from an unusable keyframe.
     pub fn erase(&mut self, backend: &mut dyn Backend) {
         for topic in &mut self.topics {
             topic.rings.erase(backend);
@@ -246,10 +247,10 @@ impl Context {
         self.fusion.erase(backend);
     }
 
-    /// The whole context but its rows, to or from a keyframe.
+    /// Writes the context, all but its rows, to a keyframe or reads it back.
     ///
     /// # Errors
-    /// [`crate::archive::ArchiveError`]; the context is then to be cleared.
+    /// [`crate::archive::ArchiveError`]; the context must then be erased.
     pub fn archive(&mut self, archive: &mut Archive<'_>, backend: &mut dyn Backend) -> Archived {
         archive.same("topics", self.topics.len() as u64)?;
         for topic in &mut self.topics {
@@ -261,7 +262,7 @@ impl Context {
         self.fusion.archive(archive)
     }
 
-    /// The rows of all rings, after [`Context::archive`]; `d` is the width of a feature.
+    /// Copies the rows of all rings to or from an image, after [`Context::archive`]; `d` is the width of a feature.
     ///
     /// # Errors
     /// [`ArchiveError::Short`].

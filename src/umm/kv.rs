@@ -11,12 +11,12 @@ use std::ops::Range;
 /// Keys and values of one layer of a ring.
 #[derive(Clone, Copy, Debug)]
 pub struct KvRing {
-    /// Where they lie; keys are rotated.
+    /// Where they lie; keys are stored rotated.
     pub cache: KvCache,
 }
 
 impl KvRing {
-    /// Room for `capacity` tokens.
+    /// Reserves room for `capacity` tokens.
     pub fn reserve(plan: &mut ArenaPlan, name: &str, capacity: usize, layout: KvLayout) -> KvRing {
         let memory = plan.reserve(name, layout.len(capacity));
         KvRing {
@@ -24,7 +24,7 @@ impl KvRing {
         }
     }
 
-    /// Caches rows of `k` and `v`, `[rows, width]` each, from row `first` on, in these slots.
+    /// Caches the rows of `k` and `v` (`[rows, width]` each), from row `first` on, in the given slots.
     pub fn store(
         &self,
         backend: &mut dyn Backend,
@@ -36,7 +36,7 @@ impl KvRing {
         self.store_values(backend, v, first, slots);
     }
 
-    /// The keys alone.
+    /// As [`KvRing::store`], the keys alone.
     pub fn store_keys(&self, backend: &mut dyn Backend, k: Region, first: usize, slots: &Spans) {
         for (rows, slots) in self.rows_of(first, slots) {
             let n = slots.len();
@@ -45,7 +45,7 @@ impl KvRing {
         }
     }
 
-    /// The values alone.
+    /// As [`KvRing::store`], the values alone.
     pub fn store_values(&self, backend: &mut dyn Backend, v: Region, first: usize, slots: &Spans) {
         for (rows, slots) in self.rows_of(first, slots) {
             let n = slots.len();
@@ -54,7 +54,7 @@ impl KvRing {
         }
     }
 
-    /// Which row goes to the first of each run of slots.
+    /// Pairs each run of slots with the row that goes to its first slot.
     fn rows_of(
         &self,
         first: usize,
@@ -66,7 +66,7 @@ impl KvRing {
             .filter(|(_, slots)| !slots.is_empty())
     }
 
-    /// What attention reads of these slots; `times_ns` are all slots' times.
+    /// Returns these slots as attention reads them; `times_ns` holds the times of all slots of the ring.
     pub fn segment<'a>(
         &self,
         slots: Range<usize>,
@@ -81,14 +81,14 @@ impl KvRing {
         }
     }
 
-    /// Zeros in these slots; others that share a block with them may be zeroed too.
+    /// Zeroes these slots; others that share a block with them may be zeroed too.
     pub fn zero(&self, backend: &mut dyn Backend, slots: &Spans) {
         for slots in slots.iter() {
             self.cache.for_each_part(slots, |part| backend.zero(part));
         }
     }
 
-    /// These slots, to or from the image of a keyframe.
+    /// Copies these slots to or from the image of a keyframe.
     ///
     /// # Errors
     /// As [`Rows::cache`].
@@ -96,7 +96,7 @@ impl KvRing {
         rows.cache(backend, &self.cache, slots)
     }
 
-    /// All slots of a small one, to or from a keyframe.
+    /// Writes all slots to a keyframe or reads them back; for small rings.
     ///
     /// # Errors
     /// [`crate::archive::ArchiveError`].
@@ -105,7 +105,7 @@ impl KvRing {
     }
 }
 
-/// A region's bytes, to or from a keyframe.
+/// Writes a region's bytes to a keyframe or reads them back.
 ///
 /// # Errors
 /// [`crate::archive::ArchiveError`].

@@ -1,9 +1,9 @@
 //! UMM, unified memory management: the context of the transformer, kept alive in rings inside one arena.
 //!
-//! [`ring`] is the bookkeeping of one ring, [`arena`] lays every buffer of a run out in one block before it
-//! is allocated, [`kv`] holds one layer's keys and values as their backend caches them, [`context`] the rings of a run, which
-//! it forgets at an epoch, [`compressed`] is the ring of what has left the window and [`compression`] has its sizes. [`rows`] takes
-//! what lies in the rings to keyframes and back.
+//! [`ring`] keeps the books of one ring. [`arena`] lays out every buffer of a run in one block before the block is
+//! allocated. [`kv`] holds one layer's keys and values as their backend caches them, [`context`] the rings of a run,
+//! which are cleared at each epoch. [`compressed`] is the ring of what has left the window, [`compression`] its sizes.
+//! [`rows`] takes the contents of the rings to keyframes and back.
 
 pub mod arena;
 pub mod compressed;

@@ -1,9 +1,9 @@
 //! Bookkeeping of a ring buffer of tokens: which slots an append goes to, which slots a window covers.
 //!
-//! A token's *position* counts all tokens ever appended; its *slot* is where it lies. The two are kept
-//! apart, so that a wrap is nothing special: slot = position modulo capacity. A run of positions is at most
-//! two contiguous runs of slots ([`Spans`]), never a copy. The ring holds no data itself: several buffers
-//! of equal capacity (keys and values of every layer, times) share one ring.
+//! A token's *position* is how many tokens were appended before it; its *slot* is where it lies. Keeping the two apart
+//! makes a wrap nothing special: slot = position modulo capacity. A run of positions is at most two contiguous runs of
+//! slots ([`Spans`]), never a copy. The ring holds no data itself: several buffers of equal capacity (keys and values
+//! of every layer, times) share one ring.
 
 use crate::archive::{Archive, ArchiveError, Archived};
 use std::ops::Range;
@@ -11,14 +11,14 @@ use std::ops::Range;
 /// Contiguous runs of slots, older first; the second is empty unless the run wraps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spans {
-    /// Up to the end of the buffer.
+    /// The older run, at most up to the end of the buffer.
     pub first: Range<usize>,
-    /// From slot 0.
+    /// The newer run, from slot 0.
     pub second: Range<usize>,
 }
 
 impl Spans {
-    /// One run.
+    /// Makes spans of a single run.
     pub fn one(slots: Range<usize>) -> Spans {
         Spans {
             first: slots,
@@ -26,25 +26,25 @@ impl Spans {
         }
     }
 
-    /// The non-empty runs, older first.
+    /// Iterates over the non-empty runs, older first.
     pub fn iter(&self) -> impl Iterator<Item = Range<usize>> {
         [self.first.clone(), self.second.clone()]
             .into_iter()
             .filter(|span| !span.is_empty())
     }
 
-    /// Slots covered.
+    /// Returns the number of slots covered.
     pub fn len(&self) -> usize {
         self.first.len() + self.second.len()
     }
 
-    /// Whether no slot is covered.
+    /// Returns whether no slot is covered.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// A chunk that does not fit.
+/// A chunk that does not fit its ring.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a chunk of {tokens} tokens does not fit a ring of {capacity}: raise the topic's `capacity`"
@@ -63,7 +63,7 @@ pub struct Ring {
     position: u64,
     /// Positions before this one were forgotten by [`Ring::clear`].
     start: u64,
-    /// How often it has not simply gone on, see [`Ring::written_since`].
+    /// How often the ring was cleared, restarted or thawed, see [`Ring::written_since`].
     breaks: u64,
 }
 
@@ -75,7 +75,7 @@ pub struct RingMark {
 }
 
 impl Ring {
-    /// An empty ring.
+    /// Makes an empty ring.
     ///
     /// # Panics
     /// When `capacity` is 0.
@@ -89,33 +89,33 @@ impl Ring {
         }
     }
 
-    /// Slots.
+    /// Returns the number of slots.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Tokens ever appended; the next token's position.
+    /// Returns the next token's position: how many tokens were appended since the ring was made or restarted.
     pub fn position(&self) -> u64 {
         self.position
     }
 
-    /// Position of the oldest token still held; equal to [`Ring::position`] when the ring is empty.
+    /// Returns the position of the oldest token still held; [`Ring::position`] when the ring is empty.
     pub fn oldest(&self) -> u64 {
         self.start
             .max(self.position.saturating_sub(self.capacity as u64))
     }
 
-    /// Tokens held.
+    /// Returns the number of tokens held.
     pub fn len(&self) -> usize {
         (self.position - self.oldest()) as usize
     }
 
-    /// Whether no token is held.
+    /// Returns whether no token is held.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether a chunk of so many tokens can be appended.
+    /// Checks that a chunk of `tokens` tokens can be appended.
     ///
     /// # Errors
     /// [`ChunkTooLong`].
@@ -129,10 +129,10 @@ impl Ring {
         })
     }
 
-    /// Appends a chunk whole and returns the slots to write, evicting the oldest tokens where needed.
+    /// Appends a whole chunk, evicting the oldest tokens where needed, and returns the slots to write.
     ///
     /// # Errors
-    /// [`ChunkTooLong`] when the chunk is longer than the ring; then nothing has changed.
+    /// [`ChunkTooLong`] when the chunk is longer than the ring; nothing has changed then.
     pub fn append(&mut self, tokens: usize) -> Result<Spans, ChunkTooLong> {
         self.takes(tokens)?;
         let from = self.position;
@@ -140,7 +140,7 @@ impl Ring {
         Ok(self.spans(from..self.position))
     }
 
-    /// The slots of those of the given positions that are still held.
+    /// Returns the slots of the given positions, without those that are no longer held.
     pub fn spans(&self, positions: Range<u64>) -> Spans {
         let from = positions.start.max(self.oldest());
         let to = positions.end.min(self.position);
@@ -156,15 +156,15 @@ impl Ring {
         }
     }
 
-    /// The slots of every token held.
+    /// Returns the slots of every token held.
     pub fn view(&self) -> Spans {
         self.spans(self.oldest()..self.position)
     }
 
-    /// Positions to or from a keyframe.
+    /// Writes the positions to a keyframe or reads them back.
     ///
     /// # Errors
-    /// [`ArchiveError`], for a ring of another capacity among others.
+    /// [`ArchiveError`], also for a ring of another capacity.
     pub fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.same("ring capacity", self.capacity as u64)?;
         archive.number("ring position", &mut self.position)?;
@@ -180,20 +180,20 @@ impl Ring {
         Ok(())
     }
 
-    /// Forgets every token. Positions go on counting, so that an old position never names a new token.
+    /// Forgets every token. Positions keep counting, so that an old position never names a new token.
     pub fn clear(&mut self) {
         self.breaks += u64::from(!self.is_empty());
         self.start = self.position;
     }
 
-    /// Forgets every token and counts from position 0 again.
+    /// Forgets every token and restarts at position 0.
     pub fn restart(&mut self) {
         self.breaks += u64::from(self.position > 0);
         self.position = 0;
         self.start = 0;
     }
 
-    /// Now.
+    /// Returns a mark of the present, for [`Ring::written_since`].
     pub fn mark(&self) -> RingMark {
         RingMark {
             breaks: self.breaks,
@@ -201,8 +201,8 @@ impl Ring {
         }
     }
 
-    /// Slots that may have been written since then: all of them when tokens were forgotten or the ring was thawed in between, or
-    /// without a mark.
+    /// Returns the slots that may have been written since `mark`: all of them without a mark, or when tokens were
+    /// forgotten or the ring was thawed in between.
     pub fn written_since(&self, mark: Option<RingMark>) -> Spans {
         match mark {
             Some(mark) if mark.breaks == self.breaks => self.spans(mark.position..self.position),

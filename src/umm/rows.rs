@@ -1,15 +1,15 @@
 //! The rows of every ring as one run of bytes, to a keyframe and back.
 //!
-//! They lie there as in the arena, so that a row keeps its place and an image of them is brought up to date by
-//! copying what was written since: what a keyframe costs the tick loop is what the ticks since the last one have added, not
-//! the context. (Times and numbers, some bytes a slot, are written whole, beside the rows.)
+//! Rows lie in this image as they do in the arena. Each keeps its place, so an image is brought up to date by copying
+//! only what was written since: a keyframe costs the tick loop what the ticks since the last one added, not the whole
+//! context. (Times and numbers, a few bytes per slot, are written whole, beside the rows.)
 
 use super::ring::{Ring, RingMark, Spans};
 use crate::archive::{ArchiveError, Archived, take};
 use crate::backend::kv_cache::KvCache;
 use crate::backend::{Backend, Region};
 
-/// Named in errors.
+/// What errors call the rows.
 const WHAT: &str = "rows of the rings";
 
 /// Sizes of all rings.
@@ -21,16 +21,16 @@ pub struct Sizes {
     pub slots: usize,
 }
 
-/// Where the rows of all rings go to or come from. Rings are visited in one order, always.
+/// Where the rows of all rings go to or come from. Rings are always visited in the same order.
 #[derive(Debug)]
 pub enum Rows<'a> {
-    /// How large they are.
+    /// Nowhere: adds up their sizes.
     Measure(Sizes),
-    /// To an image of that many bytes.
+    /// To an image of [`Sizes::bytes`].
     Write {
         /// What is left of it.
         image: &'a mut [u8],
-        /// How far each ring was when the image was written, in the order of the rings; empty for a new image.
+        /// How far each ring had got when the image was last written, in the order of the rings; empty for a new image.
         marks: &'a mut Vec<RingMark>,
         /// Rings visited.
         rings: usize,
@@ -40,7 +40,7 @@ pub enum Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// To an image that was written when the rings were at `marks`, which are brought up to date too.
+    /// Makes the rows go to an image written when the rings were at `marks`; both are brought up to date.
     pub fn to(image: &'a mut [u8], marks: &'a mut Vec<RingMark>) -> Rows<'a> {
         Rows::Write {
             image,
@@ -49,7 +49,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Which slots of the next ring's buffers are to be copied.
+    /// Returns which slots of the next ring's buffers are to be copied.
     pub fn next_ring(&mut self, ring: &Ring) -> Spans {
         match self {
             Rows::Measure(sizes) => {
@@ -69,10 +69,10 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// These slots of a region, `[slots, width]` elements.
+    /// Copies these slots of a region, `[slots, width]` elements.
     ///
     /// # Errors
-    /// [`ArchiveError::Short`], as of the other two.
+    /// [`ArchiveError::Short`] when the image is too short.
     pub fn region(
         &mut self,
         backend: &mut dyn Backend,
@@ -87,10 +87,10 @@ impl<'a> Rows<'a> {
         })
     }
 
-    /// These slots of a cache of keys and values.
+    /// Copies these slots of a cache of keys and values.
     ///
     /// # Errors
-    /// [`ArchiveError::Short`].
+    /// As [`Rows::region`].
     pub fn cache(&mut self, backend: &mut dyn Backend, cache: &KvCache, slots: &Spans) -> Archived {
         self.parts(backend, cache.memory, |each| {
             for slots in slots.iter() {
@@ -99,7 +99,7 @@ impl<'a> Rows<'a> {
         })
     }
 
-    /// Memory of a backend, of which an image that is brought up to date gets the parts that `for_each_part` names.
+    /// Copies memory of a backend: to an image only the parts that `for_each_part` names, from an image all of it.
     fn parts(
         &mut self,
         backend: &mut dyn Backend,
@@ -122,10 +122,10 @@ impl<'a> Rows<'a> {
         Ok(())
     }
 
-    /// These slots of a buffer of the host, `[slots, width]`.
+    /// Copies these slots of a host buffer, `[slots, width]`: from an image all of it.
     ///
     /// # Errors
-    /// [`ArchiveError::Short`].
+    /// As [`Rows::region`].
     pub fn host(&mut self, values: &mut [f32], width: usize, slots: &Spans) -> Archived {
         let row_bytes = width * size_of::<f32>();
         let values: &mut [u8] = bytemuck::cast_slice_mut(values);
@@ -143,7 +143,7 @@ impl<'a> Rows<'a> {
         Ok(())
     }
 
-    /// The end of a thaw.
+    /// Checks that a thaw has used up the image.
     ///
     /// # Errors
     /// [`ArchiveError::Long`].
@@ -201,7 +201,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens between two keyframes, the image is what lies in the rings.
+        /// Whatever happens between two keyframes, the image equals what lies in the rings.
         #[test]
         fn an_image_brought_up_to_date_is_a_fresh_one(
             steps in proptest::collection::vec((0_usize..2, 0_usize..=CAPACITY, 0_usize..12), 1..40)

@@ -1,9 +1,9 @@
-//! Publishers' shared memory, given back when they are gone.
+//! Unmaps publishers' shared memory when they are gone.
 //!
-//! Zenoh maps a publishing process's memory with its first message and keeps it for the life of the session (zenoh 1.10,
-//! `ShmReader`): 16 MiB for every process that came and went, which also stays in `/dev/shm`. The client here maps the same
-//! memory, and unmaps it when nothing of it is in use and nothing was received from it between the arrivals of two further
-//! publishers. Should its publisher write again, it is mapped again.
+//! Zenoh maps a publishing process's memory with its first message and keeps it for the life of the session (zenoh
+//! 1.10, `ShmReader`): 16 MiB for every process that came and went, which also stay in `/dev/shm`. The client here maps
+//! the same memory, but unmaps it when none of it is in use and nothing was received from it between the arrivals of
+//! two further publishers. If its publisher writes again, it is mapped again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -12,13 +12,13 @@ use zenoh::shm::{
     WithProtocolID,
 };
 
-/// What a session is given instead of zenoh's own client of POSIX shared memory.
+/// Returns a session's clients of shared memory: [`Client`] in place of zenoh's own for POSIX.
 pub(super) fn clients() -> Arc<ShmClientStorage> {
     let client = Arc::new(Client::default());
     Arc::new(ShmClientStorage::builder().with_client(client).build())
 }
 
-/// What holds a segment while none of its messages are in use: zenoh's table.
+/// References to a segment while none of its messages are in use: the one in zenoh's table.
 const HOLDERS_AT_REST: usize = 1;
 
 #[derive(Debug, Default)]
@@ -53,21 +53,21 @@ fn unmap_if_idle(segment: &Weak<Segment>) {
     let Some(held) = segment.upgrade() else {
         return;
     };
-    // A message takes hold of the segment before it asks for its address, which waits for this lock.
+    // A message takes its reference to the segment before it asks for its address, which waits for this lock.
     let mut memory = held.memory();
     let idle = !held.received.swap(false, Ordering::Relaxed);
-    // One holder is this function.
+    // `held` is one more reference.
     if idle && segment.strong_count() == HOLDERS_AT_REST + 1 {
         *memory = None;
     }
 }
 
-/// A publisher's memory; each message in use holds it.
+/// A publisher's memory; each message in use holds a reference.
 #[derive(Debug)]
 struct Segment {
     id: SegmentID,
     memory: Mutex<Option<Arc<dyn ShmSegment>>>,
-    /// Since the last publisher came.
+    /// Whether a message came since the last publisher did.
     received: AtomicBool,
 }
 
@@ -95,11 +95,11 @@ mod tests {
     use zenoh::Wait;
     use zenoh::shm::{PosixShmProviderBackend, ShmProviderBackend};
 
-    /// A publisher's memory with `mark` written to it, and where that is.
+    /// Creates a publisher's memory, writes `mark` to it and returns where that is.
     fn publisher(mark: u8) -> (PosixShmProviderBackend, SegmentID, ChunkID) {
         let backend = PosixShmProviderBackend::builder(4096).wait().unwrap();
         let chunk = backend.alloc(&16_usize.try_into().unwrap()).unwrap();
-        // SAFETY: sixteen bytes were allocated, of which no one else knows yet.
+        // SAFETY: the pointer is to sixteen bytes that were just allocated and that nobody else knows yet.
         unsafe { chunk.data.ptr().cast_mut().write(mark) };
         (backend, chunk.descriptor.segment, chunk.descriptor.chunk)
     }
@@ -113,11 +113,11 @@ mod tests {
     fn memory_at_rest_is_given_back_and_comes_again() {
         let client = Client::default();
         let (_first, id, chunk) = publisher(7);
-        // What zenoh's table holds.
+        // The reference in zenoh's table.
         let table = client.attach(id).unwrap();
         let read = || {
             let at = table.map(chunk).unwrap();
-            // SAFETY: an address in mapped memory, written before.
+            // SAFETY: `map` has just returned this address in mapped memory, and `publisher` wrote the byte there.
             unsafe { at.read() }
         };
         assert_eq!(read(), 7);

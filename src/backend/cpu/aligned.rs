@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
-/// Something on the stack that begins on a cache line.
+/// A value on the stack that begins on a cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 pub(super) struct Aligned<T>(pub T);
@@ -14,7 +14,7 @@ pub(super) struct Aligned<T>(pub T);
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// A slice that owns its memory, and grows.
+/// A slice that owns its memory and can grow.
 pub(super) struct AlignedVec<T> {
     lines: Vec<Line>,
     len: usize,
@@ -32,8 +32,8 @@ impl<T> Default for AlignedVec<T> {
 }
 
 impl<T: Pod> AlignedVec<T> {
-    /// Makes it `len` elements long: what was there before stays, in places never used before are zeros. Memory is never
-    /// given back.
+    /// Resizes to `len` elements. Earlier contents stay, places never used before are zero, and
+    /// memory is never given back.
     pub(super) fn resize(&mut self, len: usize) {
         let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
         if lines > self.lines.len() {

@@ -1,8 +1,8 @@
-//! Matrix tiles (Intel AMX): sixteen rows of 64 bytes of input channels times as many of sixteen output channels at once: 64
-//! channels of 8 bits, 32 in bf16.
+//! Matrix tiles (Intel AMX): one instruction multiplies sixteen rows by sixteen output channels, over 64 bytes of input
+//! channels: 64 channels in 8 bits, 32 in bf16.
 //!
-//! The instructions have no stable intrinsics, hence assembly. The tiles belong to the thread and are configured for the
-//! length of one [`Tiles`]; other libraries that use them must not run on the same thread meanwhile.
+//! The instructions have no stable intrinsics, hence assembly. Tiles belong to the thread and are configured for the
+//! lifetime of a [`Tiles`]; meanwhile no other library that uses them may run on the same thread.
 
 pub(super) mod layer;
 mod loops;
@@ -19,7 +19,8 @@ use std::sync::OnceLock;
 /// Bytes of a tile.
 pub(super) const TILE: usize = TILE_ROWS * CACHE_LINE;
 
-/// Whether the processor has tiles of 8-bit values and bf16, and the system lets this process use them; or an emulator is loaded.
+/// Returns whether the processor has tiles of 8-bit values and bf16 and the system lets this process use them,
+/// or an emulator is loaded.
 pub(super) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| (of_the_processor() && permitted()) || emulated())
@@ -33,11 +34,11 @@ fn of_the_processor() -> bool {
     __cpuid_count(0, 0).eax >= 7 && __cpuid_count(7, 0).edx & all == all
 }
 
-/// Whether the tests' emulator of these instructions (`tests/emulator/tiles.c`) was loaded before this program. It cannot answer
-/// for the processor, hence a symbol.
+/// Returns whether the tests' emulator of these instructions (`tests/emulator/tiles.c`) was loaded before this program.
+/// It cannot answer `cpuid`, so a symbol gives it away.
 #[cfg(target_os = "linux")]
 fn emulated() -> bool {
-    // SAFETY: looks for a name that ends with a zero among what is loaded.
+    // SAFETY: only looks up a NUL-terminated name among the loaded symbols.
     let found =
         unsafe { nix::libc::dlsym(nix::libc::RTLD_DEFAULT, c"umm_tiles_are_emulated".as_ptr()) };
     !found.is_null()
@@ -48,7 +49,8 @@ fn emulated() -> bool {
     false
 }
 
-/// Asks Linux for the tiles' registers, which it hands out per process and on request only (Documentation/arch/x86/xstate.rst).
+/// Asks Linux for the tiles' registers, which it grants per process and only on request
+/// (Documentation/arch/x86/xstate.rst).
 #[cfg(target_os = "linux")]
 fn permitted() -> bool {
     const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
@@ -69,7 +71,7 @@ fn permitted() -> bool {
     false
 }
 
-/// What `ldtilecfg` reads.
+/// The configuration that `ldtilecfg` reads.
 #[repr(C, align(64))]
 struct TileConfig {
     palette: u8,
@@ -82,9 +84,9 @@ struct TileConfig {
 /// Sums of one row tile and one panel.
 pub(super) type TileSums<T> = [[T; PANEL]; TILE_ROWS];
 
-/// This thread's tiles, all sixteen rows of 64 bytes; released when dropped.
+/// This thread's tiles, each of sixteen rows of 64 bytes; released when dropped.
 pub(super) struct Tiles {
-    /// They are the thread's: the value must stay on it.
+    /// Tiles belong to the thread, so the value must stay on it.
     not_send: PhantomData<*const ()>,
 }
 
@@ -95,7 +97,8 @@ thread_local! {
 
 impl Tiles {
     /// # Panics
-    /// Where tiles are not available, and where the thread has them already: whichever is dropped first would release them.
+    /// If tiles are not available, or the thread has them already: whichever value is dropped first
+    /// would release them for both.
     pub(super) fn configure() -> Tiles {
         assert!(available(), "no matrix tiles here");
         assert!(!CONFIGURED.replace(true), "tiles configured twice");
@@ -108,7 +111,7 @@ impl Tiles {
         };
         config.row_bytes[..8].fill(64);
         config.rows[..8].fill(TILE_ROWS as u8);
-        // SAFETY: available; the 64 bytes are of the documented form.
+        // SAFETY: the instruction is available, and the 64 bytes have the documented form.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, preserves_flags));
         }
@@ -117,9 +120,9 @@ impl Tiles {
         }
     }
 
-    /// Sums of one or two tiles of rows (`x`, `[TILE_ROWS or 2 TILE_ROWS][stride]`, of which `depth` are used)
-    /// and two panels, `[row tile][panel]`. With one tile of rows panels stream from memory and are asked for ahead of their use; with
-    /// two they are taken to lie in the second cache.
+    /// Computes the sums, `[row tile][panel]`, of two panels and one or two tiles of rows. `x` is
+    /// `[TILE_ROWS or 2 TILE_ROWS][stride]`; `depth` values of each row are used. With one tile of rows, panels stream
+    /// from memory and are prefetched; with two, they are assumed to lie in the L2 cache.
     ///
     /// # Panics
     /// When the sizes do not fit.
@@ -142,8 +145,8 @@ impl Tiles {
         unsafe { self.multiply(rows, x.len() / tile, weights, depth, sums, false) }
     }
 
-    /// As [`Tiles::dot`], added to the sums, of panels that lie near and rows that took the place of other sums: those of the first of `tiles` (one or two)
-    /// tiles and the first panel of each step.
+    /// As [`Tiles::dot`], but adds to the sums, and reads rows that were stored in place of other sums: those of tile
+    /// `t` at step `s` are at `x[s][t][0]`, where the sums with the first panel were. There are one or two `tiles`.
     ///
     /// # Panics
     /// When the sizes do not fit.
@@ -162,14 +165,14 @@ impl Tiles {
             tile: size_of_val(&x[0][0]),
         };
         let depth = x.len() * CACHE_LINE / size_of::<E>();
-        // SAFETY: sums of a tile are sixteen rows of 64 bytes, and there are two tiles a step.
+        // SAFETY: the sums of a tile are sixteen rows of 64 bytes, and `x` has two tiles per step.
         unsafe { self.multiply(rows, tiles, weights, depth, sums, true) }
     }
 
-    /// What both have in common.
+    /// The common part of [`Tiles::dot`] and [`Tiles::add_in_place`].
     ///
     /// # Safety
-    /// There are `depth` elements in the rows of so many tiles, one or two.
+    /// `rows` describes `tiles` tiles, one or two, whose rows have `depth` elements.
     unsafe fn multiply<E: Element>(
         &self,
         rows: TileRows,
@@ -188,8 +191,9 @@ impl Tiles {
             steps: row_bytes / CACHE_LINE,
             sums: sums.as_mut_ptr().cast(),
         };
-        // SAFETY: `self` says the tiles are configured. A step reads 64 bytes of sixteen rows, by the caller, and 64 of
-        // sixteen output channels (1024 bytes), by the assertions. The four sums are 1024 bytes each, one after the other.
+        // SAFETY: `self` proves that tiles are configured. A step reads 64 bytes of each of a tile's sixteen rows,
+        // which the caller guarantees, and 64 of each of a panel's sixteen output channels (1024 bytes), which the
+        // assertions ensure. The four sums are 1024 bytes each, one after the other.
         unsafe {
             match tiles {
                 2 => dot_near::<E>(block, accumulate),
@@ -201,7 +205,7 @@ impl Tiles {
 
 impl Drop for Tiles {
     fn drop(&mut self) {
-        // SAFETY: configured by `configure` on this thread.
+        // SAFETY: `configure` has configured the tiles on this thread.
         unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) }
         CONFIGURED.set(false);
     }

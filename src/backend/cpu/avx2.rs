@@ -3,7 +3,7 @@
 use super::f32x16::{F32x16, LANES, ODD};
 use std::arch::x86_64::*;
 
-/// Whether this processor has what the functions here need.
+/// Returns whether this processor has the instructions that the functions here need.
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
 }
@@ -11,16 +11,16 @@ pub(super) fn available() -> bool {
 /// Elements of a register.
 const HALF: usize = LANES / 2;
 
-/// The lower and the upper eight.
+/// Sixteen floats: the lower and the upper eight.
 #[derive(Clone, Copy)]
 pub(super) struct F32x8x2(__m256, __m256);
 
-/// Bits of the first `count` of eight lanes.
+/// Returns a mask of the first `count` of eight lanes.
 #[inline(always)]
 unsafe fn first_lanes(count: usize) -> __m256i {
     const ONES_THEN_ZEROS: [i32; 2 * HALF] =
         [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
-    // SAFETY: eight places from `HALF - count` on; the instructions by the caller, so in all that follows.
+    // SAFETY: there are eight places from `HALF - count` on. Here and below, the caller guarantees the instructions.
     unsafe {
         let from = ONES_THEN_ZEROS.as_ptr().add(HALF - count.min(HALF));
         _mm256_loadu_si256(from.cast())
@@ -28,7 +28,7 @@ unsafe fn first_lanes(count: usize) -> __m256i {
 }
 
 impl F32x16 for F32x8x2 {
-    // Twelve sums in registers, two of columns, one of a row's element.
+    // Registers: twelve of sums, two of columns, one of a row's element.
     const ROWS: usize = 6;
     const ACROSS: usize = 1;
     const WIDE: usize = 1;
@@ -38,7 +38,7 @@ impl F32x16 for F32x8x2 {
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> F32x8x2 {
-        // SAFETY: by the caller; so in all that follows.
+        // SAFETY: guaranteed by the caller, here and in the methods below.
         let all = unsafe { _mm256_set1_ps(value) };
         F32x8x2(all, all)
     }
@@ -201,7 +201,7 @@ impl F32x16 for F32x8x2 {
         unsafe {
             let first = _mm256_loadu_si256(first.cast());
             let second = _mm256_loadu_si256(second.cast());
-            // Fours of pairs: 0 and 2, then 1 and 3.
+            // Groups of four pairs: 0 and 2, then 1 and 3.
             let low = _mm256_unpacklo_epi16(first, second);
             let high = _mm256_unpackhi_epi16(first, second);
             F32x8x2(
@@ -244,10 +244,10 @@ impl F32x16 for F32x8x2 {
     }
 }
 
-/// [`F32x16::store_growth`] of eight lanes.
+/// Computes [`F32x16::store_growth`] of eight lanes.
 #[inline(always)]
 unsafe fn growth(four: [__m256; 4]) -> __m256i {
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let [a, b, c, d] = four.map(|of| _mm256_castps_si256(of));
         let [b, c, d] = [
@@ -262,39 +262,39 @@ unsafe fn growth(four: [__m256; 4]) -> __m256i {
     }
 }
 
-/// Eight values in bf16.
+/// Widens eight bf16 values.
 #[inline(always)]
 unsafe fn widen(from: *const u16) -> __m256 {
-    // SAFETY: eight places, by the caller.
+    // SAFETY: the caller guarantees eight places.
     unsafe { even(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()))) }
 }
 
 #[inline(always)]
 unsafe fn load_pairs(from: *const u32) -> __m256i {
-    // SAFETY: eight places, by the caller.
+    // SAFETY: the caller guarantees eight places.
     unsafe { _mm256_loadu_si256(from.cast()) }
 }
 
 #[inline(always)]
 unsafe fn even(pairs: __m256i) -> __m256 {
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)) }
 }
 
 #[inline(always)]
 unsafe fn odd(pairs: __m256i) -> __m256 {
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(ODD as i32))) }
 }
 
-/// Step by step what [`math::exp2`](super::math::exp2) does.
+/// Follows [`math::exp2`](super::math::exp2) step by step; 0 below `lowest`.
 #[inline(always)]
 unsafe fn exp2<const N: usize>(t: __m256, polynomial: &[f32; N], lowest: f32) -> __m256 {
     use super::math::{EXP2_RANGE, ROUND};
     const BIAS: i32 = 127 << 23;
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
-        // What is not a number passes: it is the second argument.
+        // NaN passes: it is not less than `lowest`, and `min` returns its second argument.
         let kept = _mm256_cmp_ps::<_CMP_NLT_UQ>(t, _mm256_set1_ps(lowest));
         let t = _mm256_min_ps(_mm256_set1_ps(EXP2_RANGE), t);
         let rounded = _mm256_add_ps(t, _mm256_set1_ps(ROUND));

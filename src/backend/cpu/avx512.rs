@@ -4,7 +4,7 @@ use super::f32x16::{F32x16, LANES, ODD};
 use super::math::EXP2_RANGE;
 use std::arch::x86_64::*;
 
-/// Whether this processor has what the functions here need.
+/// Returns whether this processor has the instructions that the functions here need.
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
@@ -14,7 +14,7 @@ pub(super) fn available() -> bool {
 }
 
 impl F32x16 for __m512 {
-    // 28 sums, two vectors of columns, and the rows' elements from memory.
+    // Registers: 28 of sums and two of columns; the rows' elements come from memory.
     const ROWS: usize = 14;
     const ACROSS: usize = 2;
     const WIDE: usize = 4;
@@ -24,7 +24,7 @@ impl F32x16 for __m512 {
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> __m512 {
-        // SAFETY: by the caller; so in all that follows.
+        // SAFETY: guaranteed by the caller, here and in the methods below.
         unsafe { _mm512_set1_ps(value) }
     }
 
@@ -60,7 +60,7 @@ impl F32x16 for __m512 {
 
     #[inline(always)]
     unsafe fn store_growth(four: [__m512; 4], to: *mut u8) {
-        // Where the first operand has ones the second, else the third; and all that any has.
+        // `CHOSEN`: where the first operand has ones the second, else the third. `ANY`: all that any operand has.
         const CHOSEN: i32 = 0xca;
         const ANY: i32 = 0xfe;
         // SAFETY: see above.
@@ -171,16 +171,17 @@ impl F32x16 for __m512 {
     }
 }
 
-/// `2^t`, 0 below `lowest`, the bits of [`math::SoftmaxWeight`](super::math::SoftmaxWeight) where multiply-add is fused.
+/// Returns `2^t`, 0 below `lowest`, with the bits of [`math::SoftmaxWeight`](super::math::SoftmaxWeight)
+/// where multiply-add is fused.
 ///
 /// # Safety
 /// AVX-512 F and DQ are available.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 pub(super) unsafe fn exp2<const N: usize>(polynomial: &[f32; N], lowest: f32, t: __m512) -> __m512 {
-    // What is not a number passes: it is the second argument.
+    // NaN passes: `min` returns its second argument.
     let t = _mm512_min_ps(_mm512_set1_ps(EXP2_RANGE), t);
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { exp2_within(polynomial, lowest, t) }
 }
 
@@ -201,14 +202,14 @@ unsafe fn exp2_within<const N: usize>(polynomial: &[f32; N], lowest: f32, t: __m
     _mm512_maskz_scalef_ps(kept, p, n)
 }
 
-/// The largest lane of each of sixteen vectors; none may be other than a number.
+/// Returns the largest lane of each of sixteen vectors; no lane may be NaN.
 ///
 /// # Safety
 /// AVX-512 F is available.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn largest_of_each(rows: [__m512; LANES]) -> __m512 {
-    // Rows four apart to the four 128-bit parts of a vector, each the largest of a row's own parts.
+    // The four 128-bit parts of the result belong to rows four apart; each is the lane-wise maximum of its row's parts.
     let quarters = |i: usize| {
         let two = |a, b| {
             let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
@@ -218,7 +219,7 @@ pub(super) unsafe fn largest_of_each(rows: [__m512; LANES]) -> __m512 {
         let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
         _mm512_max_ps(even, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b))
     };
-    // Within these parts, of two vectors at a time.
+    // The same within these parts, for two vectors at a time.
     let halves = |a, b| {
         let low = _mm512_shuffle_ps::<0b01_00_01_00>(a, b);
         _mm512_max_ps(low, _mm512_shuffle_ps::<0b11_10_11_10>(a, b))
@@ -231,7 +232,7 @@ pub(super) unsafe fn largest_of_each(rows: [__m512; LANES]) -> __m512 {
     _mm512_max_ps(even, _mm512_shuffle_ps::<0b11_01_11_01>(a, b))
 }
 
-/// The sixteen lanes of a vector.
+/// Returns the sixteen lanes of a vector.
 ///
 /// # Safety
 /// AVX-512 F is available.
@@ -244,14 +245,14 @@ pub(super) unsafe fn lanes(x: __m512) -> [f32; LANES] {
     lanes
 }
 
-/// Rows to columns.
+/// Transposes sixteen rows to columns.
 ///
 /// # Safety
 /// AVX-512 F is available.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn transpose(rows: [__m512i; LANES]) -> [__m512i; LANES] {
-    // Pairs of rows, then fours, within 128 bits; then the 128-bit parts change places.
+    // Interleaves pairs of rows, then fours, within 128 bits; then rearranges the 128-bit parts.
     let mut pairs = rows;
     for i in (0..LANES).step_by(2) {
         pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
@@ -281,7 +282,7 @@ pub(super) unsafe fn transpose(rows: [__m512i; LANES]) -> [__m512i; LANES] {
     columns
 }
 
-/// A mask of the first `len` lanes; all where there are more.
+/// Returns a mask of the first `len` lanes, or of all if `len` is larger.
 #[inline(always)]
 pub(super) fn first_lanes(len: usize) -> __mmask16 {
     if len >= LANES {

@@ -3,7 +3,7 @@
 use super::math;
 use multiversion::multiversion;
 
-/// One dot product a summary, each in the order of [`math::dot`].
+/// Computes one dot product per summary, each in the order of [`math::dot`].
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]
 pub(super) fn block_scores_into(mean: &[f32], summaries: &[f32], out: &mut [f32]) {
     for (summary, out) in summaries.chunks_exact(mean.len()).zip(out) {

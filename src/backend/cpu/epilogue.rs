@@ -5,7 +5,7 @@ use super::f32x16::{F32x16, LANES};
 use super::math;
 use crate::backend::Epilogue;
 
-/// Writes a panel's results for a row; `out` is as much of the panel as there is.
+/// Writes a row's results in a panel; `out` is short where the output ends within the panel.
 #[inline(always)]
 pub(super) fn write_panel<const N: usize>(mut y: [f32; N], epilogue: Epilogue, out: &mut [f32]) {
     if epilogue == Epilogue::Gelu {
@@ -14,7 +14,7 @@ pub(super) fn write_panel<const N: usize>(mut y: [f32; N], epilogue: Epilogue, o
         }
     }
     match out.as_mut_array::<N>() {
-        // Whole vectors, but for the last panel.
+        // All panels but the last are whole vectors.
         Some(out) if epilogue == Epilogue::Add => (0..N).for_each(|i| out[i] += y[i]),
         Some(out) => *out = y,
         None if epilogue == Epilogue::Add => out.iter_mut().zip(&y).for_each(|(o, y)| *o += y),
@@ -22,7 +22,7 @@ pub(super) fn write_panel<const N: usize>(mut y: [f32; N], epilogue: Epilogue, o
     }
 }
 
-/// As [`write_panel`], of a vector; of sixteen places at most.
+/// As [`write_panel`], from a vector, to at most sixteen places.
 ///
 /// # Safety
 /// The processor has `S`.
@@ -32,7 +32,7 @@ pub(super) unsafe fn write_vector<S: F32x16>(mut y: S, epilogue: Epilogue, out: 
     let place = out.as_mut_ptr();
     // Most panels are whole, and masks cost.
     let whole = out.len() >= LANES;
-    // SAFETY: as many places as there are; the rest by the caller.
+    // SAFETY: touches only the places that `out` has; the caller guarantees the rest.
     unsafe {
         match epilogue {
             Epilogue::Store => (),

@@ -1,6 +1,6 @@
-//! Linear layers in `f32` where there is no kernel of our own: `rten-gemm`'s products, for processors without [`super::packed`] and for
-//! layers of few channels. Every sum has one fixed order, so a row's bits depend neither on the number of threads nor on the rows
-//! beside it.
+//! Linear layers in `f32` by `rten-gemm`, where there is no kernel of our own: on processors without [`super::packed`]
+//! and for layers of few channels. Every sum has one fixed order, so a row's bits depend neither on the number of
+//! threads nor on the rows beside it.
 
 use super::math;
 use super::share::for_each_rows;
@@ -10,7 +10,7 @@ use multiversion::multiversion;
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
 use rten_tensor::NdTensorView;
 
-/// Every thread reads all weights: fewer rows each would wait for memory.
+/// Every thread reads all weights; with fewer rows each, threads would wait for memory.
 const MIN_ROWS_PER_THREAD: usize = 8;
 
 /// Packs weights `[out_dim, in_dim]` as the right-hand side of `x W^T`.

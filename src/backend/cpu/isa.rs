@@ -1,40 +1,42 @@
 //! The instruction sets that products and attention have kernels for, and which of them this processor has.
 //!
-//! Whatever is chosen, products in 8 bits and bf16 (none of which is too large for `f32`) give the same bits, and so do `f32` and attention where multiply-add is fused.
+//! Products in 8 bits and in bf16 give the same bits whatever is chosen, as long as none of them overflows `f32`. So do
+//! `f32` products and attention, where multiply-add is fused.
 
-/// An instruction set with a kernel; of one architecture the slowest first. All give the same bits, as said above.
+/// An instruction set with kernels. Within an architecture, slower ones come first. All give the same
+/// bits, as the module says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// What the compiler makes of loops.
     Portable,
-    /// 64-bit Arm: vectors that multiply and sum four 8-bit values a lane.
+    /// 64-bit Arm: vectors that multiply and sum four 8-bit values per lane.
     NeonDotprod,
     /// 64-bit Arm: products of two rows with two columns.
     NeonI8mm,
-    /// 256-bit vectors; 8 bits are multiplied as 16.
+    /// 256-bit vectors; 8-bit values are multiplied as 16-bit ones.
     Avx2,
-    /// 256-bit vectors; in 8 bits they multiply and sum four values a lane.
+    /// 256-bit vectors that multiply and sum four 8-bit values per lane.
     AvxVnni,
-    /// 512-bit vectors, the same.
+    /// 512-bit vectors that do the same.
     Avx512Vnni,
-    /// The same with products of pairs in bf16.
+    /// The same, with products of bf16 pairs.
     Avx512Bf16,
     /// Matrix tiles.
     Amx,
 }
 
-/// Whether this processor has 512-bit vectors that round to bf16 and multiply in it.
+/// Returns whether this processor has 512-bit vectors that round to bf16 and multiply it.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn bf16_vectors() -> bool {
     Isa::Avx512Vnni.available() && is_x86_feature_detected!("avx512bf16")
 }
 
-/// Environment variable that names the best instruction set the kernels may use: for tests and comparisons. The loops in `f32`
+/// Environment variable that names the best instruction set the kernels may use: for tests and comparisons. `f32` loops
 /// that are left to the compiler, and `rten-gemm`, choose for themselves.
 pub const ISA_VARIABLE: &str = "UMM_ISA";
 
 impl Isa {
-    /// Of one architecture the slowest first.
+    /// All instruction sets; within an architecture, slower ones come first.
     pub const ALL: [Isa; 8] = [
         Isa::Portable,
         Isa::NeonDotprod,
@@ -46,7 +48,7 @@ impl Isa {
         Isa::Amx,
     ];
 
-    /// As in [`ISA_VARIABLE`] and in reports.
+    /// Returns the name used in [`ISA_VARIABLE`] and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
@@ -60,17 +62,17 @@ impl Isa {
         }
     }
 
-    /// The one of this [`Isa::name`].
+    /// Finds the instruction set of an [`Isa::name`].
     pub fn named(name: &str) -> Option<Isa> {
         Isa::ALL.into_iter().find(|isa| isa.name() == name)
     }
 
-    /// All names, for messages.
+    /// Lists all names, for messages.
     pub fn names() -> String {
         Isa::ALL.map(Isa::name).join(", ")
     }
 
-    /// Whether this processor, under this system, can run it.
+    /// Returns whether this processor, under this operating system, can run it.
     pub fn available(self) -> bool {
         match self {
             Isa::Portable => true,
@@ -95,15 +97,15 @@ impl Isa {
             Isa::NeonDotprod => super::int8::neon::dotprod_available(),
             #[cfg(target_arch = "aarch64")]
             Isa::NeonI8mm => super::int8::neon::i8mm_available(),
-            // Of another architecture.
+            // Belongs to another architecture.
             _ => false,
         }
     }
 
-    /// Whether [`ISA_VARIABLE`], where it is set, names one.
+    /// Checks that [`ISA_VARIABLE`], if set, names an instruction set.
     ///
     /// # Errors
-    /// A message that says which names there are.
+    /// A message that lists the names.
     pub fn check_variable() -> Result<(), String> {
         let Some(value) = std::env::var_os(ISA_VARIABLE) else {
             return Ok(());
@@ -117,7 +119,7 @@ impl Isa {
         ))
     }
 
-    /// The best available one, no better than [`ISA_VARIABLE`] says where it is set to one of the names.
+    /// Returns the best available instruction set, no better than the one [`ISA_VARIABLE`] names, if any.
     pub fn best() -> Isa {
         let limit = std::env::var(ISA_VARIABLE).ok();
         let limit = limit.as_deref().and_then(Isa::named).unwrap_or(Isa::Amx);

@@ -1,4 +1,4 @@
-//! Layer normalisation in loops compiled for the widest vectors the processor has: sums in one fixed order.
+//! Layer normalisation in loops compiled for the widest vectors the processor has, with every sum in one fixed order.
 
 use super::math;
 use super::plain::NORM_EPS;
@@ -8,7 +8,7 @@ use multiversion::multiversion;
 /// Rows whose means are summed together.
 const NORM_ROWS: usize = 4;
 
-/// Rows shared among threads.
+/// Normalises rows, shared among threads.
 pub(super) fn layer_norm_into(x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
     let d = weight.len();
     let part = rows_of_a_part(x.len() / d, d);

@@ -1,4 +1,4 @@
-//! Linear layers of the CPU backend: their weights in the form of a path and a precision, and their products.
+//! Linear layers of the CPU backend: their weights, in the form that path and precision need, and their products.
 
 use super::int8::Int8Linear;
 use super::{Cpu, Path, Precision, bf16, gemm, int8, pair, plain};
@@ -10,12 +10,12 @@ use rten_gemm::PackedBMatrix;
 /// Linear layers with fewer weights gain nothing from fewer bits and stay in `f32`.
 pub const MIN_NARROW_WEIGHTS: usize = 1 << 12;
 
-/// Whether a layer's weights are rounded where a backend's precision is not `f32`.
+/// Returns whether a layer's weights are rounded if the backend's precision is not `f32`.
 pub fn is_narrowed(in_dim: usize, out_dim: usize) -> bool {
     in_dim * out_dim >= MIN_NARROW_WEIGHTS && in_dim <= int8::MAX_IN_DIM
 }
 
-/// Weights `[out_dim, in_dim]` as [`Precision::Int8`] rounds them, and what a quantum of each row is worth: for
+/// Returns weights `[out_dim, in_dim]` as [`Precision::Int8`] rounds them, and what a quantum of each row is worth, for
 /// [`NarrowWeights::Int8`](crate::backend::narrow::NarrowWeights::Int8).
 pub fn quantized(weight: &[f32], in_dim: usize) -> (Vec<i8>, Vec<f32>) {
     let mut quanta = vec![0; weight.len()];
@@ -28,7 +28,7 @@ pub fn quantized(weight: &[f32], in_dim: usize) -> (Vec<i8>, Vec<f32>) {
     (quanta, scale)
 }
 
-/// Values as [`Precision::Bf16`] rounds them.
+/// Returns values as [`Precision::Bf16`] rounds them.
 pub fn rounded_to_bf16(values: &[f32]) -> Vec<u16> {
     values.iter().map(|v| bf16::Bf16::from_f32(*v).0).collect()
 }
@@ -53,13 +53,13 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    /// Whether rows that were prepared for this layer's product are as another's needs them.
+    /// Returns whether rows prepared for this layer's product also suit the `other`'s.
     pub(super) fn prepares_as(&self, other: &Linear) -> bool {
         let kind = |l: &Linear| std::mem::discriminant(&l.weights);
         self.in_dim == other.in_dim && kind(self) == kind(other)
     }
 
-    /// Bytes of weights.
+    /// Returns the bytes of weights and bias.
     pub(super) fn bytes(&self) -> usize {
         let weights = match &self.weights {
             LinearWeights::Int8(weights) => weights.bytes(),
@@ -72,7 +72,7 @@ impl Linear {
     }
 }
 
-/// A layer's bias; zeros where it has none.
+/// Returns a layer's bias, or zeros if it has none.
 fn bias_or_zeros(bias: Option<&[f32]>, out_dim: usize) -> Vec<f32> {
     let bias = bias.map_or_else(|| vec![0.0; out_dim], <[f32]>::to_vec);
     assert_eq!(bias.len(), out_dim, "linear bias size");
@@ -86,7 +86,7 @@ impl Cpu {
         LinearId(self.linears.len() - 1)
     }
 
-    /// Weights `[out_dim, in_dim]` in the form that this path and precision read.
+    /// Packs weights `[out_dim, in_dim]` in the form that this path and precision read.
     pub(super) fn pack_linear(
         &mut self,
         weight: &[f32],
@@ -124,7 +124,7 @@ impl Cpu {
         }
     }
 
-    /// Weights that were quantised before.
+    /// Packs weights that are already quantised.
     pub(super) fn take_quantized(
         &mut self,
         quanta: &[i8],
@@ -146,7 +146,7 @@ impl Cpu {
         }
     }
 
-    /// Weights of a layer that stays in `f32`.
+    /// Packs the weights of a layer that stays in `f32`.
     fn pack_f32(
         &mut self,
         weight: &[f32],
@@ -164,7 +164,7 @@ impl Cpu {
         LinearWeights::Packed(gemm::pack(&self.gemm, weight, in_dim, out_dim))
     }
 
-    /// A linear layer of rows that are, or are not, prepared for its kind of weights already.
+    /// Computes a linear layer; `prepared` says whether its rows already have the form its kind of weights needs.
     pub(super) fn multiply(
         &mut self,
         x: Region,

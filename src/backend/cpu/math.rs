@@ -1,11 +1,10 @@
-//! Loops the compiler turns into vector code, with the order of every sum fixed: the same bits on
-//! every instruction set, because no sum is reassociated and no multiply-add is fused but where a
-//! function's `FUSED` says so.
+//! Loops that the compiler turns into vector code. They give the same bits on every instruction set, because no sum is
+//! reassociated and no multiply-add is fused unless a function's `FUSED` says so.
 
 /// Partial sums a dot product is spread over.
 const LANES: usize = 16;
 
-/// `sum of a[i] * b[i]`, in [`LANES`] partial sums folded pairwise.
+/// Returns the sum of `a[i] * b[i]`, in [`LANES`] partial sums folded pairwise.
 #[inline]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; LANES];
@@ -24,8 +23,8 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     fold(lanes) + tail
 }
 
-/// `sum of f(row, x[row][i])` of each of some rows of one length, in [`LANES`] partial sums folded pairwise. An addition waits for
-/// the one before it in its row, so that more rows take little longer than one.
+/// Returns each row's sum of `f(row, x[row][i])`, in [`LANES`] partial sums folded pairwise. Rows have the same length.
+/// An addition waits for the one before it in its row, so several rows take little longer than one.
 #[inline(always)]
 pub(super) fn sums_of_rows<const N: usize>(
     x: [&[f32]; N],
@@ -46,7 +45,7 @@ pub(super) fn sums_of_rows<const N: usize>(
     totals
 }
 
-/// A sum taken in pieces, in [`LANES`] partial sums; only the last piece may end within a block of as many.
+/// A sum taken in pieces, in [`LANES`] partial sums; only the last piece may end within a block of [`LANES`].
 #[derive(Clone, Copy, Default)]
 pub(super) struct Sum {
     pub(super) lanes: [f32; LANES],
@@ -67,20 +66,20 @@ impl Sum {
         }
     }
 
-    /// All that was added.
+    /// Returns the sum of all that was added.
     #[inline(always)]
     pub(super) fn total(&self) -> f32 {
         fold(self.lanes) + self.tail
     }
 }
 
-/// The larger; the first where the second is not a number.
+/// Returns the larger; `a` if `b` is NaN.
 #[inline(always)]
 pub(super) fn max(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
-/// The largest element; minus infinity of none. What is not a number is passed over.
+/// Returns the largest element, or minus infinity if there is none. NaN is passed over.
 #[inline(always)]
 pub(super) fn largest(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -108,8 +107,8 @@ fn fold(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// `a b + c`, rounded once where `FUSED`: only for functions compiled for processors that have the instruction, others
-/// would call a slow routine.
+/// Returns `a b + c`, rounded once if `FUSED`: only for functions compiled for processors that have the instruction;
+/// others would call a slow routine.
 #[inline(always)]
 pub(super) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FUSED { a.mul_add(b, c) } else { a * b + c }
@@ -118,8 +117,8 @@ pub(super) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
 /// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
 pub(super) const ROUND: f32 = 12_582_912.0;
 
-/// `2^f` on `[-1/2, 1/2]`, highest power first: the polynomial of degree 5 whose largest relative error is the least (Remez
-/// exchange), 7.5e-8.
+/// Coefficients of `2^f` on `[-1/2, 1/2]`, highest power first: the polynomial of degree 5 with the least maximum
+/// relative error (Remez exchange), 7.5e-8.
 pub(super) const EXP2: [f32; 6] = [
     1.327_647_3e-3,
     9.675_541e-3,
@@ -135,7 +134,7 @@ pub(super) const EXP2_NARROW: [f32; 4] = [5.517_167e-2, 0.242_611_13, 0.693_260_
 /// Largest magnitude of an exponent that [`exp2`] takes.
 pub(super) const EXP2_RANGE: f32 = 126.0;
 
-/// `2^t` by `polynomial`, for `t` above [`EXP2_RANGE`] that of it; below its negative anything.
+/// Returns `2^t` by `polynomial`. `t` is capped at [`EXP2_RANGE`]; below its negative the result is meaningless.
 #[inline(always)]
 pub(super) fn exp2<const FUSED: bool, const N: usize>(polynomial: &[f32; N], t: f32) -> f32 {
     let t = if t > EXP2_RANGE { EXP2_RANGE } else { t };
@@ -152,18 +151,18 @@ pub(super) fn exp2<const FUSED: bool, const N: usize>(polynomial: &[f32; N], t: 
 
 /// Unnormalised weights of a softmax: `exp2(score * factor + offset)`, zero where that exponent is below `lowest`.
 pub(super) struct SoftmaxWeight<const N: usize> {
-    /// What a score is multiplied with: its scale and `log2(e)`.
+    /// What a score is multiplied by: its scale times `log2(e)`.
     pub(super) factor: f32,
-    /// Minus the reference: the largest exponent, or whatever number is subtracted from all.
+    /// Minus the reference: the largest exponent, or whatever else is subtracted from all exponents.
     pub(super) offset: f32,
     /// `2^f`, see [`EXP2`].
     pub(super) polynomial: &'static [f32; N],
-    /// Least exponent that weighs anything.
+    /// Least exponent whose weight is not zero.
     pub(super) lowest: f32,
 }
 
 impl<const N: usize> SoftmaxWeight<N> {
-    /// Of scores to the base of e that are still to be multiplied with `scale`; no reference.
+    /// Creates the weights of scores to the base of e, still to be multiplied by `scale`; there is no reference.
     #[inline(always)]
     pub(super) fn new(polynomial: &'static [f32; N], lowest: f32, scale: f32) -> Self {
         SoftmaxWeight {
@@ -174,20 +173,20 @@ impl<const N: usize> SoftmaxWeight<N> {
         }
     }
 
-    /// The weight of `score`.
+    /// Returns the weight of `score`.
     #[inline(always)]
     pub(super) fn of<const FUSED: bool>(&self, score: f32) -> f32 {
         self.at::<FUSED>(multiply_add::<FUSED>(score, self.factor, self.offset))
     }
 
-    /// The weight of a sink's logit, which nothing is multiplied with.
+    /// Returns the weight of a sink's logit, which has no scale.
     #[inline(always)]
     pub(super) fn of_sink<const FUSED: bool>(&self, sink: f32) -> f32 {
         let t = multiply_add::<FUSED>(sink, std::f32::consts::LOG2_E, self.offset);
         self.at::<FUSED>(t)
     }
 
-    /// The weight of an exponent, to the base of 2, from which the reference is subtracted already.
+    /// Returns the weight of an exponent to the base of 2, from which the reference has been subtracted.
     #[inline(always)]
     pub(super) fn at<const FUSED: bool>(&self, t: f32) -> f32 {
         let weight = exp2::<FUSED, N>(self.polynomial, t);
@@ -195,7 +194,7 @@ impl<const N: usize> SoftmaxWeight<N> {
     }
 }
 
-/// GELU, tanh approximation, in the form `x * sigmoid(2 u)`.
+/// Computes GELU, tanh approximation, in the form `x * sigmoid(2 u)`.
 #[inline(always)]
 pub(super) fn gelu(x: f32) -> f32 {
     // -2 sqrt(2 / pi) log2(e), and the same times 0.044715.
@@ -210,7 +209,7 @@ pub(super) fn gelu(x: f32) -> f32 {
 mod tests {
     use super::*;
 
-    /// The largest relative error of weights of `polynomial`, beyond what rounding the exponent costs.
+    /// Returns the largest relative error of weights by `polynomial`, beyond what rounding the exponent costs.
     fn worst<const FUSED: bool, const N: usize>(polynomial: &'static [f32; N]) -> f64 {
         let weigh = SoftmaxWeight::new(polynomial, -EXP2_RANGE, 1.0);
         assert_eq!(weigh.of::<FUSED>(-100.0), 0.0);
@@ -221,7 +220,7 @@ mod tests {
             let x = i as f32 * 1e-4;
             let exact = f64::from(x).exp();
             let off = (f64::from(weigh.of::<FUSED>(x)) - exact).abs() / exact;
-            // `x log2(e)` is rounded, at twice: the factor and the product.
+            // `x log2(e)` is rounded twice: the factor and the product.
             off - f64::from(x.abs()) * 2.0_f64.powi(-23)
         });
         errors.fold(0.0, f64::max)

@@ -1,9 +1,9 @@
-//! The CPU backend: plain loops that define each operation, and quick ones beside them.
+//! The CPU backend: plain loops that define each operation, and fast implementations beside them.
 //!
-//! [`operations`] leads from the operations' names to who computes them. [`plain`] is written to be read; [`Path`] chooses it or the
-//! quick ones, once, at construction, as [`Precision`] chooses what linear layers and attention are computed in and [`Isa`] the
-//! instructions. Linear layers are in [`linear`]: [`packed`] and [`gemm`] for `f32`, [`bf16`], [`int8`]; [`attention`] has
-//! a folder for each precision, [`kv`] writes what it reads.
+//! [`operations`] dispatches each operation to its implementation. [`plain`] is written to be read. [`Path`] selects it
+//! or the fast implementations, once, at construction; likewise [`Precision`] selects what linear layers and attention
+//! are computed in, and [`Isa`] the instructions. Linear layers are in [`linear`]: [`packed`] and [`gemm`] for `f32`,
+//! [`bf16`], [`int8`]. [`attention`] has a folder for each precision; [`kv`] writes the caches that attention reads.
 
 mod aligned;
 #[cfg(target_arch = "x86_64")]
@@ -77,44 +77,44 @@ pub struct Cpu {
     path: Path,
     precision: Precision,
     isa: Isa,
-    /// What `f32` kernels run on; none: loops, and products by `rten-gemm`.
+    /// Vectors that `f32` kernels run on; without them, loops run, and `rten-gemm` for products.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     vectors: Option<Vectors>,
     arena: Pages<f32>,
-    /// Where layers' weights lie.
+    /// Memory of the layers' weights.
     pool: Pool,
     linears: Vec<Linear>,
     tables: Vec<Table>,
     gemm: GemmExecutor,
     /// Buffers of the attention kernels.
     attention_work: attention::AttentionWork,
-    /// Rows of keys or values rounded to pairs, on their way to a cache; grow to the largest call.
+    /// Keys or values rounded to bf16 pairs, on their way to a cache; grows to the largest call.
     kv_bf16: AlignedVec<f32>,
-    /// The same in 8 bits.
+    /// The same, in 8 bits.
     kv_int8: Quantized,
-    /// Rows of a product, set apart; grow to the largest call.
+    /// A product's input rows, copied to blocks; grows to the largest call.
     #[cfg(target_arch = "x86_64")]
     copied_rows: AlignedVec<f32>,
-    /// Rows in bf16; grow to the largest call.
+    /// A product's input rows in bf16; grows to the largest call.
     bf16_rows: bf16::Activations,
-    /// Rows in 8 bits; grow to the largest call.
+    /// A product's input rows in 8 bits; grows to the largest call.
     int8_rows: int8::Activations,
     /// The mean query of a chunk, `[kv_width]`.
     mean_query: Vec<f32>,
 }
 
 impl Cpu {
-    /// A backend without weights or arena, in `f32`.
+    /// Creates a backend without weights or arena, in `f32`.
     pub fn new(path: Path) -> Cpu {
         Cpu::with_precision(path, Precision::F32)
     }
 
-    /// A backend without weights or arena, whose kernels use the instruction set of [`Isa::best`].
+    /// Creates a backend without weights or arena, whose kernels use the instruction set of [`Isa::best`].
     pub fn with_precision(path: Path, precision: Precision) -> Cpu {
         Cpu::with_isa(path, precision, Isa::best())
     }
 
-    /// As [`Cpu::with_precision`], on another instruction set, which must be available.
+    /// As [`Cpu::with_precision`], but on the given instruction set, which must be available.
     pub fn with_isa(path: Path, precision: Precision, isa: Isa) -> Cpu {
         Cpu {
             path,
@@ -138,7 +138,7 @@ impl Cpu {
         }
     }
 
-    /// Rows of keys or of values to a cache.
+    /// Writes rows of keys or values to a cache.
     fn store(
         &mut self,
         what: Cached,
@@ -185,7 +185,7 @@ impl Cpu {
         }
     }
 
-    /// Name of the kernel that `f32` products run.
+    /// Returns the name of the kernel that computes `f32` products.
     pub fn f32_kernel(&self) -> &str {
         #[cfg(target_arch = "x86_64")]
         if let Some(vectors) = self.vectors {
@@ -195,7 +195,7 @@ impl Cpu {
     }
 }
 
-/// One region to read and one to write.
+/// Borrows one region to read and one to write.
 fn pair(arena: &mut [f32], src: Region, dst: Region) -> (&[f32], &mut [f32]) {
     let [src, dst] = disjoint(arena, [src, dst]);
     (src, dst)

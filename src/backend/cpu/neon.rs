@@ -4,17 +4,17 @@ use super::f32x16::{F32x16, LANES, ODD};
 use super::math::{EXP2_RANGE, ROUND};
 use std::arch::aarch64::*;
 
-/// Registers.
+/// Registers of a vector.
 const PARTS: usize = 4;
 
 /// Elements of a register.
 const PART: usize = LANES / PARTS;
 
-/// Four registers of four.
+/// Sixteen floats: four registers of four.
 #[derive(Clone, Copy)]
 pub(super) struct F32x4x4([float32x4_t; PARTS]);
 
-/// [`F32x4x4`] of what an expression gives for the constant `$i` from 0 to 3.
+/// Makes an [`F32x4x4`] of what an expression gives for the constants `$i` from 0 to 3.
 macro_rules! four {
     (|$i:ident| $part:expr) => {
         F32x4x4([
@@ -38,9 +38,9 @@ macro_rules! four {
     };
 }
 
-// These instructions belong to every such processor.
+// Every 64-bit Arm processor has these instructions.
 impl F32x16 for F32x4x4 {
-    // 24 sums, four of columns, one of a row's element.
+    // Registers: 24 of sums, four of columns, one of a row's element.
     const ROWS: usize = 6;
     const ACROSS: usize = 1;
     const WIDE: usize = 1;
@@ -50,7 +50,7 @@ impl F32x16 for F32x4x4 {
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> F32x4x4 {
-        // SAFETY: by the caller; so in all that follows.
+        // SAFETY: guaranteed by the caller, here and in the methods below.
         F32x4x4([unsafe { vdupq_n_f32(value) }; PARTS])
     }
 
@@ -83,7 +83,7 @@ impl F32x16 for F32x4x4 {
             for i in 0..PARTS {
                 let [a, b, c, d] = four.map(|of| vreinterpretq_u32_f32(of.0[i]));
                 let [b, c, d] = [vsubq_u32(b, a), vsubq_u32(c, b), vsubq_u32(d, c)];
-                // Shifted, beside the bits that are not.
+                // Each insertion puts shifted bits above the other operand's low ones.
                 let bytes = vsliq_n_u32::<16>(vsliq_n_u32::<8>(a, b), vsliq_n_u32::<8>(c, d));
                 vst1q_u8(to.add(4 * i * PART), vreinterpretq_u8_u32(bytes));
             }
@@ -119,7 +119,7 @@ impl F32x16 for F32x4x4 {
 
     #[inline(always)]
     unsafe fn max(self, other: F32x4x4) -> F32x4x4 {
-        // SAFETY: see above. What is not a number is not greater.
+        // SAFETY: see above. NaN is not greater.
         unsafe { four!(|I| vbslq_f32(vcgtq_f32(self.0[I], other.0[I]), self.0[I], other.0[I])) }
     }
 
@@ -199,21 +199,21 @@ impl F32x16 for F32x4x4 {
     }
 }
 
-/// Two and two floats.
+/// Takes four floats as two halves.
 #[inline(always)]
 fn halves(four: float32x4_t) -> float64x2_t {
-    // SAFETY: the instructions belong to every such processor.
+    // SAFETY: every 64-bit Arm processor has these instructions.
     unsafe { vreinterpretq_f64_f32(four) }
 }
 
-/// Step by step what [`math::exp2`](super::math::exp2) does.
+/// Follows [`math::exp2`](super::math::exp2) step by step; 0 below `lowest`.
 #[inline(always)]
 unsafe fn exp2<const N: usize>(t: float32x4_t, polynomial: &[f32; N], lowest: f32) -> float32x4_t {
     const BIAS: u32 = 127 << 23;
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let none = vcltq_f32(t, vdupq_n_f32(lowest));
-        // What is not a number passes.
+        // NaN passes.
         let t = vminq_f32(t, vdupq_n_f32(EXP2_RANGE));
         let rounded = vaddq_f32(t, vdupq_n_f32(ROUND));
         let f = vsubq_f32(t, vsubq_f32(rounded, vdupq_n_f32(ROUND)));

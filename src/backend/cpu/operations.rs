@@ -51,7 +51,7 @@ impl Backend for Cpu {
         out_dim: usize,
     ) -> LinearId {
         match weight {
-            // Rounded again their scales would differ in the last bit.
+            // Quantised again, their scales would differ in the last bit.
             NarrowWeights::Int8 { quanta, scale }
                 if self.precision == Precision::Int8 && is_narrowed(in_dim, out_dim) =>
             {

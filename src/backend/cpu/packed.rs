@@ -1,7 +1,8 @@
 //! Linear layers in `f32`: weights packed once, in panels that are read from end to end.
 //!
-//! The sums are those of `rten-gemm`, to the bit: blocks of [`DEPTH_BLOCK`] input channels, the bias after the first.
-//! Where there are no [`Vectors`], or fewer than sixteen input channels, that crate computes them ([`super::gemm`]).
+//! Sums equal those of `rten-gemm` to the bit: they run over blocks of [`DEPTH_BLOCK`] input channels, and the bias is
+//! added after the first block. Without [`Vectors`], or with fewer than sixteen input channels, that crate computes the
+//! layer ([`super::gemm`]).
 
 use super::aligned::AlignedVec;
 use super::f32x16::{F32x16, LANES, Vectors, on_vectors};
@@ -61,13 +62,14 @@ impl PackedLinear {
         }
     }
 
-    /// Bytes held, the bias aside.
+    /// Returns the bytes held, without the bias.
     pub(super) fn bytes(&self) -> usize {
         size_of_val(&self.panels[..])
     }
 }
 
-/// `out (=, += or = gelu) x W^T + b`, its panels shared among threads. `copied` are the rows, see [`copy_blocks_into`].
+/// Computes `out (=, += or = gelu) x W^T + b`, with panels shared among threads. `copied` holds the rows,
+/// see [`copy_blocks_into`].
 pub(super) fn linear_into(
     linear: &PackedLinear,
     copied: &[f32],
@@ -86,7 +88,8 @@ pub(super) fn linear_into(
     let panels = linear.bias.len() / panel_width(linear.vectors);
     let work = rows * linear.in_dim * linear.out_dim;
     share_panels(panels, work, MIN_WORK_PER_THREAD, |panels| {
-        // SAFETY: available, by the assertion; a panel is one thread's, so each output column has one writer.
+        // SAFETY: the assertion ensures that the vectors are available. A panel belongs to one thread, so each
+        // output column has one writer.
         unsafe { run(linear.vectors, &call, panels) };
     });
 }
@@ -96,7 +99,7 @@ on_vectors! {
     fn run(call: &Call<'_>, panels: Claims<'_>) = |S| call.run::<S, { S::ACROSS }>(panels)
 }
 
-/// Rows to blocks of [`DEPTH_BLOCK`] channels, `[blocks][rows][ROW_STRIDE]`.
+/// Copies rows to blocks of [`DEPTH_BLOCK`] channels, `[blocks][rows][ROW_STRIDE]`.
 pub(super) fn copy_blocks_into(
     x: &[f32],
     in_dim: usize,
@@ -152,13 +155,14 @@ impl Call<'_> {
                 };
                 let weights = &weights[from * width..to * width];
                 let x = &self.x[from / DEPTH_BLOCK * out.rows() * ROW_STRIDE..];
-                // SAFETY: by the caller.
+                // SAFETY: guaranteed by the caller.
                 unsafe { self.multiply_rows::<S, ACROSS>(panel, weights, x, own, &finish) };
             }
         }
     }
 
-    /// All rows, `x`, by a panel's weights of one block of channels. The next ones are asked for if the panel is the thread's `own`.
+    /// Multiplies all rows, `x`, by a panel's weights of one block of channels. Prefetches the next weights if the
+    /// panel is from the thread's `own` share.
     ///
     /// # Safety
     /// As [`Call::run`].
@@ -178,7 +182,7 @@ impl Call<'_> {
         let (mut row, mut tiles) = (0, 0);
         while row < out.rows() {
             let n = even_block(out.rows() - row, S::ROWS);
-            // Over the first tiles, or along with these weights where there is only one.
+            // The next weights are prefetched during the first tiles, or along with these if there is only one tile.
             let prefetch = match tiles {
                 _ if alone => Prefetch::Stream,
                 _ if own && tiles < ACROSS => {
@@ -189,7 +193,8 @@ impl Call<'_> {
             tiles += 1;
             let rows = &x[row * ROW_STRIDE..(row + n) * ROW_STRIDE];
             with_tile_rows!(n, S::ROWS, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
-                // SAFETY: `rows` holds `M` rows, `weights` `depth` times `ACROSS` vectors; the rest by the caller.
+                // SAFETY: `rows` holds `M` rows, `weights` holds `depth` times `ACROSS` vectors; the
+                // caller guarantees the rest.
                 unsafe {
                     let mut b = [weights.as_ptr(); ACROSS];
                     for (across, b) in b.iter_mut().enumerate() {
@@ -207,16 +212,16 @@ impl Call<'_> {
     }
 }
 
-/// What becomes of the sums of a block of input channels.
+/// How the sums of a block of input channels reach the output.
 struct Finish<'a> {
-    /// Of the panel, for the first block.
+    /// The panel's bias, for the first block.
     bias: Option<&'a [f32]>,
     add: bool,
     gelu: bool,
 }
 
 impl Finish<'_> {
-    /// `out` is as much of the panel as there is.
+    /// Writes a row's sums; `out` is short where the output ends within the panel.
     ///
     /// # Safety
     /// The processor has `S`.
@@ -225,7 +230,8 @@ impl Finish<'_> {
         for (across, sum) in sums.iter().enumerate() {
             let at = across * LANES;
             let count = out.len().saturating_sub(at).min(LANES);
-            // SAFETY: as many elements as there are; sixteen of the bias.
+            // SAFETY: touches only the `count` elements that `out` has, and sixteen of the bias; the
+            // caller guarantees the vectors.
             unsafe {
                 let to = out.as_mut_ptr().wrapping_add(at);
                 let mut value = *sum;

@@ -1,8 +1,8 @@
-//! Memory in pages of 2 MiB where the system gives them: a step reads every weight once, and with pages of 4 KiB looking up
-//! where each lies takes up to as long as the reading (`benches/NOTES.md`).
+//! Memory in pages of 2 MiB where the system grants them: a step reads every weight once, and with pages of 4 KiB,
+//! translating addresses takes up to as long as the reading (`benches/NOTES.md`).
 //!
-//! [`Pages`] owns memory of its own, the arena; [`Pool`] hands out parts of larger blocks, the layers' weights, so that small
-//! layers share a page.
+//! [`Pages`] owns its memory: the arena. [`Pool`] hands out parts of larger blocks: layers' weights, so that
+//! small layers share a page.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -12,32 +12,32 @@ use std::sync::Arc;
 /// Size of a large page, and alignment of everything here.
 const LARGE_PAGE: usize = 2 << 20;
 
-/// Weights are packed into blocks of this size, or of a layer's where that is larger.
+/// Size of the blocks that weights are packed into; a larger layer has a block of its own size.
 const POOL_BLOCK: usize = 16 << 20;
 
-/// Alignment of a part: a cache line, also two of them where the processor fetches pairs.
+/// Alignment of a part: a pair of cache lines, as some processors fetch them.
 const PART_ALIGN: usize = 128;
 
-/// Numbers.
+/// A type of plain numbers.
 ///
 /// # Safety
-/// All bits zero is a value, and it is aligned within [`PART_ALIGN`].
+/// All-zero bits are a valid value, and the alignment divides [`PART_ALIGN`].
 pub(super) unsafe trait Plain: Copy + Send + Sync + 'static {}
-// SAFETY: a number.
+// SAFETY: a number; zero bits are zero.
 unsafe impl Plain for f32 {}
-// SAFETY: a number.
+// SAFETY: a number; zero bits are zero.
 unsafe impl Plain for i8 {}
-// SAFETY: two bytes of a number.
+// SAFETY: two bytes of a number; zero bits are zero.
 unsafe impl Plain for super::bf16::Bf16 {}
 
-/// Zeroed bytes from a multiple of [`LARGE_PAGE`] on, given back when dropped.
+/// Zeroed bytes that begin at a multiple of [`LARGE_PAGE`]; given back when dropped.
 struct Block {
     start: NonNull<u8>,
     bytes: usize,
     memory: memory::Memory,
 }
 
-// SAFETY: it owns its memory; access goes through the references of `Pages` and `Part`.
+// SAFETY: a block owns its memory; access goes through the references of `Pages` and `Part`.
 unsafe impl Send for Block {}
 // SAFETY: as above; shared parts are only read.
 unsafe impl Sync for Block {}
@@ -60,7 +60,8 @@ impl Drop for Block {
     }
 }
 
-/// From the system itself: the allocator would write its zeros, and with them small pages, before large ones are asked for.
+/// Memory from the system itself: the allocator would write its zeros, and so populate small pages, before
+/// large ones are asked for.
 #[cfg(target_os = "linux")]
 mod memory {
     use super::LARGE_PAGE;
@@ -76,7 +77,7 @@ mod memory {
 
     impl Memory {
         pub(super) fn zeroed(bytes: usize) -> Memory {
-            // Room to begin on a large page; what is not touched takes no memory.
+            // Room to begin on a large page; untouched pages take no memory.
             let bytes = bytes.saturating_add(LARGE_PAGE);
             let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
             let mapped = NonZeroUsize::new(bytes).and_then(|bytes| {
@@ -89,7 +90,7 @@ mod memory {
             };
             // An interpreter that knows no such advice can still check the rest.
             if bytes >= 2 * LARGE_PAGE && !cfg!(miri) {
-                // Where it is refused small pages do.
+                // If it is refused, small pages will do.
                 // SAFETY: the range is this mapping; the advice changes nothing of what it holds.
                 let _ = unsafe { madvise(start, bytes, MmapAdvise::MADV_HUGEPAGE) };
             }
@@ -99,7 +100,7 @@ mod memory {
         pub(super) fn aligned(&self) -> NonNull<u8> {
             let start = self.start.cast::<u8>();
             let ahead = start.as_ptr().align_offset(LARGE_PAGE);
-            // SAFETY: less than a large page, by which the mapping is longer than what is used.
+            // SAFETY: `ahead` is less than a large page, and the mapping is a large page longer than what is used.
             unsafe { start.add(ahead) }
         }
 
@@ -153,7 +154,7 @@ pub(super) struct Pages<T> {
 }
 
 impl<T: Plain> Pages<T> {
-    /// `len` zeros.
+    /// Allocates `len` zeros.
     pub(super) fn zeroed(len: usize) -> Pages<T> {
         Pages {
             block: Block::new(len * size_of::<T>()),
@@ -183,12 +184,12 @@ impl<T: Plain> DerefMut for Pages<T> {
 #[derive(Default)]
 pub(super) struct Pool {
     block: Option<Arc<Block>>,
-    /// Bytes of the block that are given away.
+    /// Bytes of the block already handed out.
     used: usize,
 }
 
 impl Pool {
-    /// `len` elements, zeros until `fill` has written them.
+    /// Hands out `len` elements, which are zeros until `fill` writes them.
     pub(super) fn part<T: Plain>(&mut self, len: usize, fill: impl FnOnce(&mut [T])) -> Part<T> {
         let bytes = len * size_of::<T>();
         let fits = |block: &&Arc<Block>| self.used + bytes <= block.bytes;
@@ -201,10 +202,11 @@ impl Pool {
                 block
             }
         };
-        // SAFETY: inside the block, as was seen above.
+        // SAFETY: inside the block, as checked above.
         let start = unsafe { block.start.add(self.used) }.cast::<T>();
         self.used = (self.used + bytes).next_multiple_of(PART_ALIGN);
-        // SAFETY: `len` elements of the block, aligned, zeros; given to no one before, and to no one else until `fill` returns.
+        // SAFETY: `len` elements of the block, aligned and zeroed; handed to no one before, and to no one
+        // else until `fill` returns.
         fill(unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), len) });
         Part {
             _block: block,
@@ -216,7 +218,7 @@ impl Pool {
 
 /// A part of a block; read only.
 pub(super) struct Part<T> {
-    /// Keeps the memory.
+    /// Keeps the memory alive.
     _block: Arc<Block>,
     start: NonNull<T>,
     len: usize,
@@ -231,7 +233,7 @@ impl<T: Plain> Deref for Part<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: `len` elements of a block that is kept, written by no one any more.
+        // SAFETY: `len` elements of a block that is kept alive and no longer written by anyone.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }

@@ -23,13 +23,14 @@ pub enum Precision {
     /// Weights, activations, keys and values rounded to bf16, sums in `f32`: half the memory, the same bits on every
     /// processor with fused multiply-add. Small layers stay `f32`, as with 8 bits.
     Bf16,
-    /// Weights, activations, queries, keys and values in 8 bits, every row with a scale of its own: a quarter of the memory, products of
-    /// the same bits on every processor. Layers of fewer than [`MIN_NARROW_WEIGHTS`] weights stay `f32`.
+    /// Weights, activations, queries, keys and values in 8 bits, every row with a scale of its own: a quarter of
+    /// the memory, and products with the same bits on every processor. Layers of fewer than
+    /// [`MIN_NARROW_WEIGHTS`] weights stay `f32`.
     Int8,
 }
 
 impl Precision {
-    /// As in a configuration.
+    /// Returns the name used in configurations.
     pub fn name(self) -> &'static str {
         match self {
             Precision::F32 => "f32",

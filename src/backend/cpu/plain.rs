@@ -36,7 +36,7 @@ pub(super) fn linear_into(
     }
 }
 
-/// What is done with one result.
+/// Writes one result as the epilogue says.
 pub(super) fn put(out: &mut f32, y: f32, epilogue: Epilogue) {
     match epilogue {
         Epilogue::Store => *out = y,
@@ -57,9 +57,9 @@ pub(super) fn layer_norm_into(x: &[f32], weight: &[f32], bias: &[f32], out: &mut
     }
 }
 
-/// Sections of a head's dimensions, the first of each and its pairs: a half of the dimensions belongs to time, a quarter to
-/// the row, a quarter to the column; within a section of `2 n` dimensions, `i` pairs with `i + n` (Su et al. 2021,
-/// arXiv:2104.09864, in the half-split layout).
+/// Returns the sections of a head's dimensions, each as its first dimension and its number of pairs. Half of the
+/// dimensions belong to time, a quarter to the row, a quarter to the column. Within a section of `2 n` dimensions, `i`
+/// pairs with `i + n` (Su et al. 2021, arXiv:2104.09864, in the half-split layout).
 #[inline(always)]
 pub(super) fn sections(head_dim: usize) -> [(usize, usize); 3] {
     [
@@ -89,7 +89,7 @@ pub(super) fn rotary_in_place(x: &mut [f32], heads: usize, head_dim: usize, tabl
     }
 }
 
-/// The arena but for the part that is written to.
+/// The arena without the part that is written to.
 #[derive(Clone, Copy)]
 pub(super) struct Around<'a> {
     before: &'a [f32],
@@ -99,7 +99,7 @@ pub(super) struct Around<'a> {
 }
 
 impl<'a> Around<'a> {
-    /// The part that is written to, and what is around it.
+    /// Splits the arena into the part that is written to and what is around it.
     pub(super) fn split(arena: &'a mut [f32], written: Region) -> (&'a mut [f32], Around<'a>) {
         let (before, rest) = arena.split_at_mut(written.start);
         let (written, after) = rest.split_at_mut(written.len);
@@ -111,10 +111,10 @@ impl<'a> Around<'a> {
         (written, around)
     }
 
-    /// These elements of the arena.
+    /// Returns these elements of the arena.
     ///
     /// # Panics
-    /// When they are not outside the part that is written to.
+    /// When they overlap the part that is written to.
     #[inline(always)]
     pub(super) fn get(&self, range: Range<usize>) -> &'a [f32] {
         if range.end <= self.before.len() {
@@ -135,7 +135,7 @@ pub(super) struct Attention<'a> {
     pub sink: &'a [f32],
 }
 
-/// Whether a query at `t_query` sees a key at `t_key`.
+/// Returns whether a query at `t_query` sees a key at `t_key`.
 pub(crate) fn visible(visibility: Visibility, t_query: i64, t_key: i64) -> bool {
     match visibility {
         Visibility::All => true,
@@ -147,7 +147,8 @@ pub(crate) fn visible(visibility: Visibility, t_query: i64, t_key: i64) -> bool 
     }
 }
 
-/// Scores first, then the softmax, then the weighted sum: three passes, as in the textbook.
+/// Computes attention in two passes over the keys: the largest score, then the weights and the weighted sum of values,
+/// which is divided by the sum of the weights.
 pub(super) fn attention_into(call: &Attention<'_>, out: &mut [f32]) {
     let HeadShape {
         heads,
@@ -214,7 +215,7 @@ pub(super) fn gate(x: &[f32], extra: &[f32], weight: &[f32], bias: f32) -> f32 {
     1.0 / (1.0 + (-(dot + bias)).exp())
 }
 
-/// `kernel` is `[taps, width]`.
+/// Sums groups of rows, weighted by `kernel`, `[taps, width]`.
 pub(super) fn compress_into(x: &[f32], kernel: &[f32], width: usize, out: &mut [f32]) {
     let group = kernel.len();
     for (x, out) in x.chunks_exact(group).zip(out.chunks_exact_mut(width)) {
@@ -227,7 +228,7 @@ pub(super) fn compress_into(x: &[f32], kernel: &[f32], width: usize, out: &mut [
     }
 }
 
-/// For each key/value head the mean of the queries over rows and the heads of its group, `[kv_width]`.
+/// Computes, for each key/value head, the mean of the queries over all rows and the heads of its group, `[kv_width]`.
 pub(super) fn mean_query_into(q: &[f32], rows: usize, shape: HeadShape, mean: &mut [f32]) {
     let HeadShape {
         heads,

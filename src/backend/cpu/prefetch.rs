@@ -1,4 +1,4 @@
-//! Weights asked for before their turn, at the pace at which memory brings them.
+//! Prefetching weights before their turn, at the pace at which memory delivers them.
 
 use super::geometry::{CACHE_LINE, PANEL};
 #[cfg(target_arch = "x86_64")]
@@ -6,34 +6,35 @@ use std::arch::x86_64::_mm_prefetch;
 #[cfg(target_arch = "x86_64")]
 use std::ops::Range;
 
-/// Asks for some of the cache lines from `first` on.
+/// Prefetches some of the cache lines from `first` on.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) fn prefetch_lines<const HINT: i32>(first: *const u8, lines: Range<usize>) {
     for line in lines {
-        // SAFETY: prefetching reads nothing.
+        // SAFETY: a prefetch may name any address.
         unsafe { _mm_prefetch::<HINT>(first.wrapping_add(line * CACHE_LINE).cast()) };
     }
 }
 
-/// A schedule of prefetches: while one pair of panels is multiplied the next is asked for, spread evenly over the steps that takes. A
-/// step can ask at a few places, as often at each of them; where that is more than an even share asking ends before the last step. More
-/// at once would keep what is needed now waiting.
+/// A schedule of prefetches: while one pair of panels is multiplied, the next is prefetched, spread evenly over the
+/// steps. More at once would delay what is needed now. A step prefetches at a few places, the same number of lines at
+/// each; where that makes more than an even share, prefetching ends before the last step.
 #[derive(Clone, Copy)]
 pub(super) struct PrefetchPlan {
-    /// From the first panel in use to what is asked for next.
+    /// From the first panel in use to what is prefetched next, in bytes.
     offset: usize,
-    /// Where asking ends.
+    /// Where prefetching ends, likewise.
     end: usize,
-    /// Cache lines asked for with each step.
+    /// Cache lines prefetched in each step.
     lines: usize,
 }
 
 impl PrefetchPlan {
-    /// For pairs of `pair_bytes` that lie one behind the other, multiplied with `rows` rows, a line of each in a step that can ask at
-    /// `parts` places. None for a single tile of rows, which reads as fast as memory brings: its own loop asks.
+    /// Plans for pairs of `pair_bytes` that lie one after the other and are multiplied with `rows` rows. A step takes a
+    /// line of each row and can prefetch at `parts` places. `None` for a single tile of rows, which reads as fast as
+    /// memory delivers: its own loop prefetches.
     pub(super) fn new(pair_bytes: usize, rows: usize, parts: usize) -> Option<PrefetchPlan> {
-        // Of all whole pairs of row tiles.
+        // The steps of all whole pairs of row tiles.
         let steps = rows.div_ceil(PANEL) / 2 * (pair_bytes / (2 * CACHE_LINE * PANEL));
         (steps > 0).then(|| PrefetchPlan {
             offset: pair_bytes,
@@ -42,7 +43,7 @@ impl PrefetchPlan {
         })
     }
 
-    /// Asked for with each step; none when all has been.
+    /// Returns the lines to prefetch in each step: none once all have been.
     pub(super) fn lines(&self) -> usize {
         if self.offset < self.end {
             self.lines
@@ -51,10 +52,10 @@ impl PrefetchPlan {
         }
     }
 
-    /// With so many steps; where they ask from.
+    /// Goes on by `steps` steps, and returns the offset from which they prefetch.
     pub(super) fn steps(&mut self, steps: usize) -> usize {
         let from = self.offset;
-        // Beyond the end a few lines of the pair behind are asked for: their turn comes.
+        // Past the end, a few lines of the pair after that are prefetched: their turn comes.
         self.offset = (self.offset + steps * self.lines() * CACHE_LINE).min(self.end);
         from
     }

@@ -1,10 +1,10 @@
-//! Rotary positions in loops compiled for the widest vectors the processor has.
+//! Rotary position embeddings in loops compiled for the widest vectors the processor has.
 
 use super::plain::sections;
 use super::share::{for_each_rows, rows_of_a_part};
 use multiversion::multiversion;
 
-/// As [`plain`](super::plain)'s, to the bit: nothing is fused. Rows shared among threads.
+/// Rotates as [`plain`](super::plain) does, to the bit: nothing is fused. Rows are shared among threads.
 pub(super) fn rotary_in_place(x: &mut [f32], heads: usize, head_dim: usize, table: &[f32]) {
     let width = heads * head_dim;
     let part = rows_of_a_part(table.len() / head_dim, width);
@@ -16,21 +16,22 @@ pub(super) fn rotary_in_place(x: &mut [f32], heads: usize, head_dim: usize, tabl
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]
 fn rotate_rows(x: &mut [f32], heads: usize, head_dim: usize, table: &[f32]) {
     match head_dim {
-        // The presets' heads.
+        // The presets' head sizes.
         32 => rotate_heads::<4>(x, heads, 32, table),
         64 => rotate_heads::<8>(x, heads, 64, table),
         _ => rotate_heads::<1>(x, heads, head_dim, table),
     }
 }
 
-/// `N` pairs at a time, which divides each section's.
+/// Rotates `N` pairs at a time; `N` divides the number of pairs in each section.
 #[inline(always)]
 fn rotate_heads<const N: usize>(x: &mut [f32], heads: usize, head_dim: usize, table: &[f32]) {
     let rows = x.chunks_exact_mut(heads * head_dim);
     for (x, table) in rows.zip(table.chunks_exact(head_dim)) {
         let (cos, sin) = table.split_at(head_dim / 2);
         for head in x.chunks_exact_mut(head_dim) {
-            // Seen through, heads would be taken together and their elements put in order first: three times as long with AVX2.
+            // Without this the compiler takes heads together and reorders their elements first: three
+            // times as long with AVX2.
             let head = std::hint::black_box(head);
             let (mut cos, mut sin) = (cos.as_chunks::<N>().0, sin.as_chunks::<N>().0);
             for (start, pairs) in sections(head_dim) {

@@ -3,17 +3,18 @@
 use crate::compute::{self, Claims};
 use arrayvec::ArrayVec;
 
-/// Elements that must be gone over for another thread to save more time than it costs.
+/// Elements below which another thread costs more time than it saves.
 const MIN_ELEMENTS_PER_THREAD: usize = 1 << 13;
 
-/// Rows of a part where `rows` of `width` elements are gone over one by one: parts are no more than threads.
+/// Returns the rows of a part where `rows` rows of `width` elements are processed one by one; there are no
+/// more parts than threads.
 pub(super) fn rows_of_a_part(rows: usize, width: usize) -> usize {
     let parts = compute::threads().min(rows * width / MIN_ELEMENTS_PER_THREAD);
     rows.div_ceil(parts.max(1)).max(1)
 }
 
-/// Calls `work` with rows of `x` and of `out`, each with its width, `part` rows at a time, shared among threads; there are no more
-/// parts than threads can be.
+/// Calls `work` with `part` rows of `x` and of `out` at a time, shared among threads. Both come with their widths.
+/// There may be at most [`compute::MAX_THREADS`] parts.
 pub(super) fn for_each_rows<A: Sync, B: Send>(
     part: usize,
     (x, x_width): (&[A], usize),
@@ -27,7 +28,7 @@ pub(super) fn for_each_rows<A: Sync, B: Send>(
     compute::for_each_part(&mut parts, |(x, out)| work(x, out));
 }
 
-/// Shares the panels of a product, or pairs of them, among as many threads as there are `least_work` for.
+/// Shares the panels of a product, or pairs of panels, among as many threads as have `least_work` each.
 pub(super) fn share_panels(
     panels: usize,
     work: usize,

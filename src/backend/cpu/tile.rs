@@ -1,8 +1,8 @@
 //! Products in `f32`: a tile of several rows and vectors whose sums stay in registers.
 //!
-//! Every sum is a chain of fused multiply-adds in the order of the inner dimension, whatever the tile: the bits of
-//! `rten-gemm`'s kernels and of the loops in [`super::attention`], so that a processor without these vectors comes to
-//! the same results.
+//! Every sum is a chain of fused multiply-adds in the order of the inner dimension, whatever the tile: the
+//! bits of `rten-gemm`'s kernels and of the loops in [`super::attention`], so that a processor without these
+//! vectors gets the same results.
 
 use super::f32x16::{F32x16, LANES};
 #[cfg(target_arch = "x86_64")]
@@ -10,21 +10,20 @@ use super::geometry::STREAM_AHEAD_BYTES;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
-/// Which memory a tile asks for ahead of its use.
+/// What a tile prefetches.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Prefetch {
-    /// None.
     Nothing,
-    /// The same vectors' next ones.
+    /// Its own vectors, [`STREAM_AHEAD_BYTES`] ahead.
     #[cfg(target_arch = "x86_64")]
     Stream,
-    /// A line a step from here on, for a later tile.
+    /// One cache line per step, from this address on, for a later tile.
     #[cfg(target_arch = "x86_64")]
     Lines(*const f32),
 }
 
 impl Prefetch {
-    /// Of attention's tile from this row on: the first rows ask for the vectors that all read.
+    /// Returns what attention's tile from `row` on prefetches: the first tile fetches the vectors that all read.
     pub(super) fn of_rows_from(row: usize) -> Prefetch {
         match row {
             #[cfg(target_arch = "x86_64")]
@@ -34,15 +33,15 @@ impl Prefetch {
     }
 }
 
-/// Elements of the inner dimension of one tile: as many weights stay in the nearest cache while all rows pass by, and
-/// `rten-gemm` sums as many at a time.
+/// Elements of the inner dimension of one tile: so many that their weights stay in the L1 cache while all rows pass by,
+/// and as many as `rten-gemm` sums at a time.
 pub(super) const DEPTH_BLOCK: usize = 256;
 
-/// Distance of a tile's rows: known to the compiler, which then needs no register for each; no divisor of a page, so that rows
-/// do not push each other out of the cache.
+/// Distance between a tile's rows: a constant, so that the compiler needs no register for each row, and not a divisor
+/// of a page, so that rows do not evict each other from the cache.
 pub(super) const ROW_STRIDE: usize = DEPTH_BLOCK + LANES;
 
-/// Adds `a[m][k] b[v][k]` for `k` below `depth` to the sums: rows [`ROW_STRIDE`] apart, vectors `b_stride` apart.
+/// Adds `a[m][k] * b[v][k]`, for all `k < depth`, to `sums[m][v]`. Rows lie [`ROW_STRIDE`] apart, vectors `b_stride`.
 ///
 /// # Safety
 /// As in [`super::f32x16`]; `a` has `M` rows, each `b` has `depth` vectors.
@@ -56,7 +55,7 @@ pub(super) unsafe fn tile<S: F32x16, const M: usize, const V: usize>(
     prefetch: Prefetch,
 ) {
     let mut tile = *sums;
-    // SAFETY: by the caller; prefetching reads nothing.
+    // SAFETY: guaranteed by the caller; a prefetch may name any address.
     unsafe {
         match prefetch {
             Prefetch::Nothing => {
@@ -86,10 +85,10 @@ pub(super) unsafe fn tile<S: F32x16, const M: usize, const V: usize>(
     *sums = tile;
 }
 
-/// One element of the inner dimension.
+/// Adds the products of one element of the inner dimension.
 ///
 /// # Safety
-/// As in [`super::f32x16`]; `a` has `M` elements, `ROW_STRIDE` apart, each `b` a vector `at` elements on.
+/// As in [`super::f32x16`]; `a` has `M` elements, `ROW_STRIDE` apart, each `b` has a vector `at` elements on.
 #[inline(always)]
 unsafe fn step<S: F32x16, const M: usize, const V: usize>(
     sums: &mut [[S; V]; M],
@@ -97,7 +96,7 @@ unsafe fn step<S: F32x16, const M: usize, const V: usize>(
     b: &[*const f32; V],
     at: usize,
 ) {
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut columns = [S::splat(0.0); V];
         for (column, b) in columns.iter_mut().zip(b) {
@@ -112,7 +111,7 @@ unsafe fn step<S: F32x16, const M: usize, const V: usize>(
     }
 }
 
-/// Calls `$call` with the constant `$M` that equals `$rows`, one of the list and no more than the constant `$most`.
+/// Evaluates `$call` with a constant `$M` equal to `$rows`, which must be in the list and at most the constant `$most`.
 macro_rules! with_tile_rows {
     ($rows:expr, $most:expr, [$($n:literal)*], |$M:ident| $call:expr) => {
         match $rows {

@@ -14,7 +14,7 @@ use umm::sink::state_file::StateFile;
 use umm::sink::watched::{Fault, Watched};
 use umm::sink::{Channel, Output, Sink, SinkError, Tee};
 
-/// The sinks that write files, as one; none where the run writes none.
+/// Returns the sinks that write files, as one; `None` where the run writes none.
 pub(super) fn sinks(
     arguments: &RunArguments,
     config: &Config,
@@ -25,7 +25,7 @@ pub(super) fn sinks(
     let mut disk: Vec<Box<dyn Sink>> = Vec::new();
     if let Some(out) = &arguments.out {
         let mut facts = run::facts(config, weights, "live");
-        // Digests depend on fused multiply-add; a live run is of one machine anyway.
+        // Digests depend on fused multiply-add. A replay's log must not name the machine; a live run's may.
         facts.insert(
             "backend".to_owned(),
             Cpu::with_precision(CpuPath::Fast, config.engine.precision).name(),
@@ -49,7 +49,7 @@ pub(super) fn sinks(
 /// The output log, which may leave keyframes to the state file.
 struct OutputLog {
     file: McapFile,
-    /// What the run begins with, an input of it: before its first output.
+    /// The keyframe the run begins with: as an input, it is written before the first output.
     restored: Option<Arc<Keyframe>>,
     keyframes: bool,
 }

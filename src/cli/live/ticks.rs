@@ -1,4 +1,4 @@
-//! The tick thread of a live run, from its engine to what it has come to.
+//! The tick thread of a live run, from building its engine to printing the outcome.
 
 use crate::cli::print;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use umm::watchdog::{Pulse, Watchdog};
 /// Periods for which the tick loop may stand still before the watchdog speaks.
 const WATCHDOG_PERIODS: u32 = 5;
 
-/// At least this long: the loop sleeps up to 50 ms.
+/// Shortest standstill after which the watchdog speaks: the loop sleeps up to 50 ms.
 const LEAST_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Where a live run's messages come from, and where they are recorded.
@@ -45,7 +45,7 @@ pub(super) struct Begin {
     pub limit: Option<Duration>,
 }
 
-/// The live tick thread, start to end.
+/// Runs the live tick thread from start to end.
 pub(super) fn run_live(
     config: &Config,
     weights: Weights,
@@ -68,7 +68,7 @@ pub(super) fn run_live(
         stopwatch,
     )?;
     print::engine(&weights, &runtime);
-    // The backend has its own: the file's pages are not to be locked with them.
+    // The backend has its own copy; the file's pages are not to be locked as well.
     drop(weights);
     watch(&mut runtime, how, &clock);
     if let Some(keyframe) = &how.restored {
@@ -121,7 +121,7 @@ pub(super) fn run_live(
     Ok(ended?)
 }
 
-/// Goes on from an earlier run's keyframe, or says why not.
+/// Goes on from an earlier run's keyframe, or prints why not.
 fn restart(runtime: &mut Runtime, keyframe: &Keyframe) {
     match runtime.restart(keyframe) {
         Ok(()) => say!(
@@ -133,7 +133,7 @@ fn restart(runtime: &mut Runtime, keyframe: &Keyframe) {
     }
 }
 
-/// The thread that speaks for the tick loop where it does not.
+/// Starts the thread that speaks for the tick loop while that is silent.
 fn watchdog(
     config: &Config,
     received: &Received<'_>,
@@ -147,7 +147,7 @@ fn watchdog(
         .map_err(|e| RunError::Sink(SinkError::Transport(format!("no watchdog thread: {e}"))))?)
 }
 
-/// What else the run's health is about: sinks, the recording, the sensors' clock.
+/// Makes sinks, the recording and the sensors' clock part of the run's health.
 fn watch(runtime: &mut Runtime, how: &Begin, clock: &SensorClock) {
     for fault in &how.faults {
         runtime.watch(fault.clone());
@@ -168,7 +168,7 @@ fn watch(runtime: &mut Runtime, how: &Begin, clock: &SensorClock) {
     }
 }
 
-/// What the run has come to.
+/// Prints the outcome of the run.
 fn print_end(config: &Config, runtime: &mut Runtime, clock: &SensorClock) {
     let total = runtime.timing().total();
     let lead = runtime.timing().lead();

@@ -1,4 +1,4 @@
-//! Fields of a JSON message by their paths: one pass over it, no tree.
+//! Finds fields of a JSON message by their paths, in one pass and without a tree.
 
 use crate::decode::path::Step;
 use crate::decode::{DecodeError, SignalPath};
@@ -9,7 +9,7 @@ use std::fmt;
 /// Most paths looked for in one walk: one bit each.
 const MAX_TARGETS: usize = 64;
 
-/// Does a key, or an index, lead along a step?
+/// A member's key or an element's index, which may lead along a step of a path.
 #[derive(Clone, Copy)]
 pub(super) enum At<'k> {
     Key(&'k str),
@@ -24,10 +24,10 @@ fn leads(step: &Step, at: At<'_>) -> bool {
     }
 }
 
-/// What is looked for.
+/// The paths looked for.
 pub(super) trait Targets {
     fn len(&self) -> usize;
-    /// Whether step `depth` of target `i` leads along `at`; nothing when the target is shorter.
+    /// Returns whether `at` leads along step `depth` of target `i`; false if the target is shorter.
     fn leads(&self, i: usize, depth: usize, at: At<'_>) -> bool;
     fn depth(&self, i: usize) -> usize;
 }
@@ -126,7 +126,7 @@ impl<'de, T: Targets + ?Sized> Visitor<'de> for Walk<'_, '_, 'de, T> {
         Ok(())
     }
 
-    // A path that leads into a scalar is simply not there.
+    // A path that goes on below a scalar finds nothing.
     fn visit_bool<E>(self, _: bool) -> Result<(), E> {
         Ok(())
     }
@@ -147,7 +147,7 @@ impl<'de, T: Targets + ?Sized> Visitor<'de> for Walk<'_, '_, 'de, T> {
     }
 }
 
-/// Reads a key and says which targets go on below it.
+/// Reads a key and returns the mask of the targets that go on below it.
 struct Key<'w, 't, 'f, 'de, T: Targets + ?Sized>(&'w Walk<'t, 'f, 'de, T>);
 
 impl<'de, T: Targets + ?Sized> DeserializeSeed<'de> for Key<'_, '_, '_, 'de, T> {
@@ -170,7 +170,7 @@ impl<'de, T: Targets + ?Sized> Visitor<'de> for Key<'_, '_, '_, 'de, T> {
     }
 }
 
-/// Calls `found` with the literal text of every target that is there.
+/// Calls `found` with the index and literal text of every target that is there.
 pub(super) fn walk<'de, T: Targets + ?Sized>(
     payload: &'de [u8],
     targets: &T,
@@ -194,7 +194,7 @@ pub(super) fn walk<'de, T: Targets + ?Sized>(
     deserializer.end().map_err(malformed)
 }
 
-/// The literals of fixed members of a message.
+/// Returns the literals of fixed members of a message.
 pub(super) fn members<'de, const N: usize>(
     payload: &'de [u8],
     targets: [&[&str]; N],

@@ -1,18 +1,18 @@
-//! Audio quality: clipping and discontinuities of the last second, silence while it lasts.
+//! Audio quality: clipping and discontinuities within the last second, and silence while it lasts.
 
 use super::{Quality, Reason};
 use crate::archive::{Archive, Archived};
 
-/// Full scale, near enough that a clipped 16-bit sample counts.
+/// Full scale, with enough margin that a clipped 16-bit sample counts.
 const FULL_SCALE: f32 = 0.999;
 
 /// Share of samples at full scale beyond which a block is clipped.
 const CLIPPED_SHARE: f32 = 0.01;
 
-/// RMS below which nothing is heard: -75 dBFS, a few units of 16 bit.
+/// RMS below which a block is silent: -75 dBFS, a few units of a 16-bit sample.
 const SILENT_RMS: f32 = 1.8e-4;
 
-/// Silence is no pause when it lasts this long. A live microphone has noise: its pauses are louder.
+/// Silence that lasts this long is a fault. A live microphone's pauses are louder, because it has noise.
 const SILENT_AFTER_S: f32 = 0.5;
 
 /// How long a clipped block or a discontinuity is held against the stream.
@@ -22,7 +22,7 @@ const HELD_S: f32 = 1.0;
 #[derive(Clone, Debug, Default)]
 pub struct AudioQuality {
     since_clipped_s: Option<f32>,
-    /// For how long every block has been silent.
+    /// How long every block has been silent.
     silent_s: f32,
     since_discontinuity_s: Option<f32>,
 }
@@ -50,19 +50,19 @@ impl AudioQuality {
         };
     }
 
-    /// To or from a keyframe.
+    /// Writes this to a keyframe or reads it back.
     pub(in crate::frontend) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.option("clipped", &mut self.since_clipped_s)?;
         archive.number("silent", &mut self.silent_s)?;
         archive.option("discontinuous", &mut self.since_discontinuity_s)
     }
 
-    /// Blocks were missing or overlapped.
+    /// Records that blocks were missing or overlapped.
     pub fn discontinuity(&mut self) {
         self.since_discontinuity_s = Some(0.0);
     }
 
-    /// Of the last second.
+    /// Returns the quality as of the last block.
     pub fn quality(&self) -> Quality {
         let mut quality = Quality::GOOD;
         if self.since_clipped_s.is_some() {

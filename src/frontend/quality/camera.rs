@@ -1,37 +1,38 @@
-//! Camera quality: exposure, blur, frozen frames; measured on the image as the model sees it, without borders.
+//! Camera quality: exposure, blur and frozen frames, measured on the image as the model sees it, without borders.
 
 use super::{Quality, Reason};
 use crate::archive::{Archive, Archived};
 use multiversion::multiversion;
 
-/// Cells a side of the signature that tells a frozen picture.
+/// Cells on each side of the signature that detects a frozen picture.
 const CELLS: usize = 16;
 
-/// Mean luma below is too dark, above too bright (0..255).
+/// Mean luma (0..255) below `DARK` is too dark, above `BRIGHT` too bright.
 const DARK: f32 = 20.0;
 const BRIGHT: f32 = 235.0;
 
-/// Luma below is black, above white.
+/// Luma below `BLACK` is black, above `WHITE` white.
 const BLACK: f32 = 4.0;
 const WHITE: f32 = 251.0;
 
-/// Share of pixels at black or white beyond which exposure is bad.
+/// Share of black or of white pixels above which exposure is bad.
 const SATURATED_SHARE: f32 = 0.6;
 
 /// Variance of the Laplacian of luma below which a picture is blurred (Pech-Pacheco et al. 2000); a road scene at 224
 /// pixels has several hundred.
 const SHARP_VARIANCE: f32 = 30.0;
 
-/// Equal pictures in a row after which the camera is frozen. Sensor noise makes real ones differ.
+/// Repeats of a picture in a row that mean a frozen camera. Sensor noise makes live pictures differ.
 const FROZEN_AFTER: u32 = 3;
 
-/// Steps of luma in a level of brightness: whole numbers, whose sums do not depend on an order, vectors among them.
+/// Luma steps in a level of brightness. Luma is a whole number of steps, so that its sums do not depend on the order of
+/// addition, which vectors change.
 const LUMA_STEPS: f32 = 4.0;
 
 /// Running state of one camera.
 #[derive(Clone, Debug)]
 pub struct CameraQuality {
-    /// In [`LUMA_STEPS`].
+    /// Of each pixel, in [`LUMA_STEPS`].
     luma: Vec<i32>,
     signature: [u32; CELLS * CELLS],
     equal_in_a_row: u32,
@@ -50,7 +51,7 @@ impl Default for CameraQuality {
 }
 
 impl CameraQuality {
-    /// Looks at an RGB image, `[height * width * 3]`.
+    /// Judges an RGB image, `[height * width * 3]`.
     pub fn observe(&mut self, width: usize, height: usize, rgb: &[u8]) {
         self.luma.resize(rgb.len() / 3, 0);
         luma_into(rgb, &mut self.luma);
@@ -64,19 +65,19 @@ impl CameraQuality {
         self.quality = quality;
     }
 
-    /// Of the last image.
+    /// Returns the last image's quality.
     pub fn quality(&self) -> Quality {
         self.quality
     }
 
-    /// To or from a keyframe.
+    /// Writes this to a keyframe or reads it back.
     pub(in crate::frontend) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.slice("signature", &mut self.signature)?;
         archive.number("equal pictures", &mut self.equal_in_a_row)?;
         self.quality.archive(archive)
     }
 
-    /// Compares sums over cells: equal for the same picture, different under sensor noise.
+    /// Compares sums over cells, which are equal for the same picture and differ under sensor noise.
     fn judge_frozen(&mut self, width: usize, height: usize, rgb: &[u8], quality: &mut Quality) {
         let mut signature = [0_u32; CELLS * CELLS];
         let column = |cell: usize| (cell * width).div_ceil(CELLS) * 3;
@@ -99,10 +100,10 @@ impl CameraQuality {
     }
 }
 
-/// BT.601 luma of each pixel, in [`LUMA_STEPS`].
+/// Writes each pixel's BT.601 luma, in [`LUMA_STEPS`].
 #[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
 fn luma_into(rgb: &[u8], luma: &mut [i32]) {
-    // In 256ths, of which a step has 64; to the nearest step.
+    // In 256ths of a level, 64 to a step; rounded to the nearest step.
     const WEIGHTS: [i32; 3] = [77, 150, 29];
     for (luma, pixel) in luma.iter_mut().zip(rgb.as_chunks::<3>().0) {
         let [r, g, b] = pixel.map(i32::from);
@@ -110,7 +111,7 @@ fn luma_into(rgb: &[u8], luma: &mut [i32]) {
     }
 }
 
-/// How bright a picture is, 0 to 255, and the shares of its pixels at both ends.
+/// A picture's mean luma, 0 to 255, and its shares of black and white pixels.
 struct Exposure {
     mean: f32,
     black: f32,
@@ -137,10 +138,11 @@ impl Exposure {
     }
 }
 
-/// Pixels whose sums are taken in 32 bits: of luma, or of squares of its Laplacian, which has up to four times its range.
+/// Pixels summed at a time in 32 bits, which suffice even for squares of the Laplacian, whose magnitude is up to four
+/// times luma's.
 const RUN: usize = 128;
 
-/// The sum of luma, and how many pixels are below [`BLACK`] and above [`WHITE`].
+/// Returns the sum of luma, and how many pixels are below [`BLACK`] and above [`WHITE`].
 #[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
 fn count(luma: &[i32]) -> (u64, u64, u64) {
     const LOW: i32 = (BLACK * LUMA_STEPS) as i32;
@@ -160,7 +162,7 @@ fn count(luma: &[i32]) -> (u64, u64, u64) {
     (sum, black, white)
 }
 
-/// Variance of the 4-neighbour Laplacian over the inner pixels, in squared levels of brightness.
+/// Returns the variance of the 4-neighbour Laplacian over the inner pixels, in squared levels of brightness.
 fn laplacian_variance(width: usize, height: usize, luma: &[i32]) -> f32 {
     if width < 3 || height < 3 {
         return 0.0;
@@ -177,7 +179,7 @@ fn laplacian_variance(width: usize, height: usize, luma: &[i32]) -> f32 {
     in_steps as f32 / (LUMA_STEPS * LUMA_STEPS)
 }
 
-/// Sums of the Laplacian, and of its squares, along the middle one of three rows.
+/// Returns the sums of the Laplacian and of its squares along the middle one of three rows.
 #[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
 fn laplacian_sums(rows: &[i32], width: usize) -> (i64, u64) {
     let (above, rest) = rows.split_at(width);
@@ -234,7 +236,7 @@ mod tests {
         assert_eq!(judge(&live), Quality::GOOD);
     }
 
-    /// Beside the formulas in `f64`, of widths around the pixels whose sums are taken together.
+    /// Compares with the formulas in `f64`, at widths around `RUN`.
     #[test]
     fn what_is_measured_is_what_the_formulas_say() {
         for (width, height) in [(3, 3), (RUN, 4), (RUN + 2, 5), (RUN + 3, 3), (300, 7)] {
@@ -254,7 +256,7 @@ mod tests {
                 let off = f64::from(*luma) / f64::from(LUMA_STEPS) - exact;
                 assert!(off.abs() < 0.75, "{luma} for {exact}");
             }
-            // From here on of the whole numbers.
+            // From here on, the formulas are applied to the rounded luma.
             let luma_of = |i: usize| f64::from(luma[i]) / f64::from(LUMA_STEPS);
             let n = luma.len() as f64;
             let exposure = Exposure::of(&luma);

@@ -1,4 +1,4 @@
-//! How good a modality's input is: a score the gates see, and the reasons people read.
+//! How good a modality's input is: a score for the gates, and reasons for people.
 
 pub mod audio;
 pub mod camera;
@@ -13,28 +13,28 @@ pub enum Reason {
     UnderExposed,
     /// Camera: too bright.
     OverExposed,
-    /// Camera: no sharp edge.
+    /// Camera: no sharp edges.
     Blurred,
     /// Camera: the same picture again and again.
     Frozen,
     /// Audio: samples at full scale.
     Clipped,
-    /// Audio: nothing.
+    /// Audio: nothing to be heard.
     Silent,
     /// Audio: blocks missing or overlapping.
     Discontinuous,
-    /// Telemetry: longer without a message than the rate allows.
+    /// Telemetry: a longer time without a message than the rate allows.
     Gap,
     /// Telemetry: messages at uneven times.
     Jitter,
-    /// Telemetry: all values the same for long.
+    /// Telemetry: all values unchanged for too long.
     Stuck,
-    /// Telemetry: messages without one of the signals.
+    /// Telemetry: messages come, but one of the signals does not.
     Incomplete,
 }
 
 impl Reason {
-    /// All.
+    /// All reasons.
     pub const ALL: [Reason; 11] = [
         Reason::UnderExposed,
         Reason::OverExposed,
@@ -49,7 +49,7 @@ impl Reason {
         Reason::Incomplete,
     ];
 
-    /// As outputs name it.
+    /// Returns the name used in outputs.
     pub fn name(self) -> &'static str {
         match self {
             Reason::UnderExposed => "under-exposed",
@@ -76,32 +76,32 @@ pub struct Quality {
 }
 
 impl Quality {
-    /// Nothing to complain of.
+    /// The full score, without reasons.
     pub const GOOD: Quality = Quality {
         score: 1.0,
         reasons: 0,
     };
 
-    /// To or from a keyframe.
+    /// Writes this to a keyframe or reads it back.
     pub(super) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.number("quality", &mut self.score)?;
         archive.number("quality", &mut self.reasons)
     }
 
-    /// Lowers the score by a factor, for a reason.
+    /// Multiplies the score by `factor` and adds the reason.
     pub fn lower(&mut self, factor: f32, reason: Reason) {
         self.score *= factor;
         self.reasons |= 1 << reason as u16;
     }
 
-    /// What lowers it.
+    /// Returns what lowers the score.
     pub fn reasons(self) -> impl Iterator<Item = Reason> {
         Reason::ALL
             .into_iter()
             .filter(move |r| self.reasons & (1 << *r as u16) != 0)
     }
 
-    /// Whether a reason applies.
+    /// Returns whether a reason applies.
     pub fn has(self, reason: Reason) -> bool {
         self.reasons & (1 << reason as u16) != 0
     }

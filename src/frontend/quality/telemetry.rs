@@ -1,35 +1,36 @@
-//! Telemetry quality: gaps, jitter, stuck values, signals that do not come.
+//! Telemetry quality: gaps, jitter, stuck values, missing signals.
 
 use super::{Quality, Reason};
 use crate::archive::{Archive, Archived};
 
-/// Longest pause, in nominal periods, that is no gap.
+/// Longest pause, in nominal periods, that is not a gap.
 const GAP_PERIODS: f64 = 5.0;
 
-/// Pauses are never gaps below this: a tick may take the newest of many messages.
+/// Pauses up to this are never gaps, because a tick may take only the newest of many messages.
 const LEAST_GAP_NS: u64 = 250_000_000;
 
-/// A signal that has not come for so long, while messages did, is missing: messages may bring their signals in turns.
+/// A signal is missing if it has not come for longer than this while messages did. Not sooner: messages may bring their
+/// signals in turns.
 const INCOMPLETE_AFTER_NS: u64 = 1_000_000_000;
 
-/// Mean deviation of the spacing, relative to its mean, beyond which messages come unevenly.
+/// Mean deviation of the spacing between messages, relative to its mean, above which they come unevenly.
 const UNEVEN: f64 = 0.75;
 
-/// Weight of a new spacing in the averages.
+/// Weight of a new spacing in the moving averages.
 const WEIGHT: f64 = 0.1;
 
 /// Running state of one telemetry topic.
 #[derive(Clone, Debug)]
 pub struct TelemetryQuality {
     gap_after_ns: u64,
-    /// 0: never.
+    /// 0 means never.
     stuck_after_ns: u64,
     last_ns: Option<u64>,
     mean_ns: f64,
     deviation_ns: f64,
     spacings: u32,
     values: Vec<f64>,
-    /// When each signal came last; before it ever did, the first message.
+    /// When each signal last came; for one that never did, when the first message came.
     came_ns: Vec<u64>,
     unchanged_since_ns: u64,
     gap: bool,
@@ -37,7 +38,8 @@ pub struct TelemetryQuality {
 }
 
 impl TelemetryQuality {
-    /// For messages at `rate_hz` with `signals` values; values unchanged for `stuck_after_ns` are stuck (0: never).
+    /// Creates the state for messages at `rate_hz` with `signals` values; values unchanged for `stuck_after_ns` are
+    /// stuck (0 means never).
     pub fn new(rate_hz: f64, signals: usize, stuck_after_ns: u64) -> TelemetryQuality {
         TelemetryQuality {
             gap_after_ns: LEAST_GAP_NS.max((GAP_PERIODS * 1e9 / rate_hz) as u64),
@@ -54,12 +56,13 @@ impl TelemetryQuality {
         }
     }
 
-    /// Looks at the values of a tick's newest message, NaN for one it does not have, and at which signals any of the tick's messages had.
+    /// Takes the values of a tick's newest message, NaN for those it does not have. `came` says which signals any of
+    /// the tick's messages had.
     pub fn observe(&mut self, capture_ns: u64, values: &[f64], came: &[bool]) {
         if let Some(last_ns) = self.last_ns {
             let spacing_ns = capture_ns.saturating_sub(last_ns);
             self.gap = spacing_ns > self.gap_after_ns;
-            // A gap is no jitter: a pause of an hour would count as unevenness for long after it.
+            // A gap is not jitter: an hour's pause would count as unevenness long after its end.
             if !self.gap {
                 self.observe_spacing(spacing_ns as f64);
             }
@@ -89,9 +92,9 @@ impl TelemetryQuality {
         self.mean_ns += WEIGHT * (spacing_ns - self.mean_ns);
     }
 
-    /// As of the tick at `now_ns`.
+    /// Returns the quality as of the tick at `now_ns`.
     pub fn quality(&self, now_ns: u64) -> Quality {
-        // Before the averages have settled an uneven start says nothing.
+        // An uneven start says nothing until the averages have settled.
         const SETTLED: u32 = 10;
         let mut quality = Quality::GOOD;
         let silent = self
@@ -117,7 +120,7 @@ impl TelemetryQuality {
         quality
     }
 
-    /// To or from a keyframe.
+    /// Writes this to a keyframe or reads it back.
     pub(crate) fn archive(&mut self, archive: &mut Archive<'_>) -> Archived {
         archive.option("newest message", &mut self.last_ns)?;
         archive.number("spacing", &mut self.mean_ns)?;
@@ -182,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_signal_that_does_not_come_is_noticed() {
-        // Which of two signals a message has.
+        // `has` says which of two signals message `i` has.
         let run = |has: &dyn Fn(u64) -> [bool; 2]| {
             let mut state = TelemetryQuality::new(50.0, 2, 0);
             for i in 0..200 {
@@ -194,7 +197,7 @@ mod tests {
         assert_eq!(run(&|_| [true, true]), Quality::GOOD);
         assert!(run(&|_| [true, false]).has(Reason::Incomplete));
         assert!(run(&|i| [true, i < 100]).has(Reason::Incomplete));
-        // In turns, and after a pause.
+        // Signals in turns, and one that comes late.
         assert_eq!(run(&|i| [i % 2 == 0, i % 2 == 1]), Quality::GOOD);
         assert_eq!(run(&|i| [true, i > 190]), Quality::GOOD);
     }

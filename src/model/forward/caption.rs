@@ -1,4 +1,4 @@
-//! The caption decoder, the whole caption so far at every step.
+//! The caption decoder, run over the whole caption so far at every step.
 
 use super::matrix::{Matrix, add, add_rows, product};
 use super::{ForwardTick, Reference};
@@ -26,7 +26,7 @@ impl Reference<'_> {
         }
     }
 
-    /// The whole caption decoder over the caption so far.
+    /// Returns the next token, from the decoder run over the whole caption so far.
     fn next_token(&self, caption: &[u32], fused: &Matrix) -> u32 {
         let d = self.spec.d;
         let mut x: Matrix = std::iter::once(256)

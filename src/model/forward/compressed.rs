@@ -1,6 +1,6 @@
-//! The long context over a whole sequence: every pooled token that ever was, behind a mask.
+//! The long context over a whole sequence: every pooled token there ever was, behind a mask.
 //!
-//! The definition is in [`crate::umm::compressed`]; nothing is shared with it but the model's sizes.
+//! [`crate::umm::compressed`] has the definition; no computation is shared with it.
 
 use super::matrix::{Matrix, add, dot, mean};
 use super::{Reference, Token};
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 /// A pooled token.
 struct Pooled {
     topic: usize,
-    /// Counts the topic's pooled tokens.
+    /// Number of the pooled token within its topic.
     index: usize,
     newest_ns: i64,
     k: Vec<f64>,
@@ -18,7 +18,7 @@ struct Pooled {
 }
 
 impl Reference<'_> {
-    /// The encoder's self-attention, the pooled tokens being further keys.
+    /// Computes the encoder's self-attention with the pooled tokens as further keys.
     pub(super) fn long_attention(
         &self,
         layer: &str,
@@ -49,7 +49,7 @@ impl Reference<'_> {
         self.linear(&format!("{name}.o"), &attended)
     }
 
-    /// Every whole group of every topic that has a long context, keys rotated.
+    /// Pools every whole group of every topic that has a long context, and rotates the keys.
     fn pool(&self, layer: &str, tokens: &[Token], k: &Matrix, v: &Matrix) -> Vec<Pooled> {
         let ratio = self.spec.compress_ratio;
         let kernel_k = self.values(&format!("{layer}.compress.k"));
@@ -80,7 +80,7 @@ impl Reference<'_> {
         all
     }
 
-    /// Which pooled tokens each token attends to.
+    /// Returns which pooled tokens each token attends to.
     fn pooled_mask(&self, tokens: &[Token], pooled: &[Pooled], q: &Matrix) -> Vec<Vec<bool>> {
         let mut mask = vec![vec![false; pooled.len()]; tokens.len()];
         let mut chunks: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
@@ -99,7 +99,7 @@ impl Reference<'_> {
         mask
     }
 
-    /// The pooled tokens that a chunk, the tokens `rows`, attends to but for each query's own window.
+    /// Returns the pooled tokens that a chunk, the tokens `rows`, attends to before each query's own window is applied.
     fn attended(
         &self,
         tokens: &[Token],
@@ -113,7 +113,7 @@ impl Reference<'_> {
         let of_topic = |t: &&Token| t.topic == first.topic && t.tick <= first.tick;
         let until = tokens.iter().filter(of_topic).count() / ratio;
         let capacity = self.sequence.context_capacity[first.topic];
-        // Whole groups before the chunk, in blocks of which nothing is evicted at the end of the tick.
+        // Whole groups before the chunk, in blocks that have lost nothing to eviction by the end of the tick.
         let seen = |p: &Pooled| {
             let block_held = p.index / block * block + capacity >= until;
             p.topic == first.topic && (p.index + 1) * ratio <= start && block_held
@@ -154,7 +154,7 @@ impl Reference<'_> {
             .collect()
     }
 
-    /// For each key/value head the mean over the rows and the heads of its group.
+    /// Returns, for each key/value head, the mean over the rows and the query heads of its group.
     fn mean_query<'q>(&self, rows: impl Iterator<Item = &'q Vec<f64>>) -> Vec<f64> {
         let (hd, group) = (self.spec.head_dim, self.spec.heads / self.spec.kv_heads);
         let rows: Matrix = rows.cloned().collect();
@@ -167,7 +167,7 @@ impl Reference<'_> {
     }
 }
 
-/// One tap a row of `kernel`, each column on its own.
+/// Sums the rows, each weighted by its row of `kernel`, column by column.
 fn convolve<'a>(kernel: &[f64], rows: impl Iterator<Item = &'a Vec<f64>>) -> Vec<f64> {
     let mut sum = Vec::new();
     for (i, row) in rows.enumerate() {
@@ -179,10 +179,10 @@ fn convolve<'a>(kernel: &[f64], rows: impl Iterator<Item = &'a Vec<f64>>) -> Vec
     sum
 }
 
-/// Each coordinate's mean, rounded to the nearest, halves up.
+/// Returns the mean of each coordinate, rounded to the nearest integer, halves up.
 fn mean_position(positions: impl Iterator<Item = Position> + Clone) -> Position {
     let n = positions.clone().count() as i64;
-    // From the first one's time: the sum of the times themselves does not fit.
+    // Times count from the first one: the sum of the times themselves would overflow.
     let origin = positions.clone().next().map_or(0, |p| p.time_ns);
     let rounded = |sum: i64| (2 * sum + n).div_euclid(2 * n);
     let sum = |of: fn(&Position) -> i64| positions.clone().map(|p| of(&p)).sum::<i64>();

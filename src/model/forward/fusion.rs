@@ -6,7 +6,7 @@ use crate::model::rotary::Position;
 use crate::model::spec::Modality;
 
 impl Reference<'_> {
-    /// Fused tokens and gates of every tick.
+    /// Computes the fused tokens and gates of every tick.
     pub(super) fn fuse(&self, tokens: &[Token]) -> Vec<ForwardTick> {
         let n = self.spec.fusion_tokens;
         let mut ticks: Vec<ForwardTick> = vec![ForwardTick::default(); self.sequence.ticks.len()];
@@ -34,7 +34,7 @@ impl Reference<'_> {
         ticks
     }
 
-    /// A layer's windowed self-attention over all ticks' fusion tokens, then its feed-forward part.
+    /// Runs a layer's windowed self-attention over all ticks' fusion tokens, then its feed-forward part.
     fn fuse_over_time(&self, name: &str, x: &mut [Matrix]) {
         let n = self.spec.fusion_tokens;
         let time = |row: usize| self.sequence.ticks[row / n].0.tick_time_ns;
@@ -67,7 +67,7 @@ impl Reference<'_> {
         }
     }
 
-    /// `sum_m g_m Attn_m` and the gates of tick `k`.
+    /// Computes `sum_m g_m Attn_m` and the gates of tick `k`.
     fn cross(&self, name: &str, k: usize, h: &Matrix, tokens: &[Token]) -> (Matrix, Vec<f64>) {
         let moment = &self.sequence.ticks[k].0;
         let now = moment.tick_time_ns;

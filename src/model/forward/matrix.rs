@@ -1,6 +1,6 @@
-//! Matrices as lists of rows, and what the reference does with them.
+//! Matrices as lists of rows, and the operations of the reference on them.
 
-/// Rows.
+/// Rows of a matrix.
 pub(super) type Matrix = Vec<Vec<f64>>;
 
 pub(super) fn product(x: &Matrix, weight: &[f64], bias: &[f64]) -> Matrix {

@@ -1,4 +1,4 @@
-//! The rotary table of a step: computed on the host, a row a token.
+//! The rotary table of a step: computed on the host, one row per token.
 
 use super::Shared;
 use crate::model::layout::Layout;
@@ -6,7 +6,7 @@ use crate::model::network::LaneStep;
 use crate::model::rotary::Position;
 
 impl Shared {
-    /// Of the tokens of all lanes.
+    /// Computes and uploads the rows of all lanes' tokens.
     pub(super) fn upload_rotary(&mut self, steps: &[LaneStep<'_>], layout: &Layout) {
         self.host.rotary.clear();
         self.host.rotary.resize(layout.rows() * self.head_dim, 0.0);
@@ -21,7 +21,7 @@ impl Shared {
         self.backend.upload(region, &self.host.rotary);
     }
 
-    /// Of what the tokens are pooled to, where there is a long context.
+    /// Computes and uploads the rows of the new pooled tokens, where there is a long context.
     pub(super) fn upload_long_context_rotary(&mut self, steps: &mut [LaneStep<'_>]) {
         let Some(long) = self.encoder.long_context() else {
             return;
@@ -36,14 +36,14 @@ impl Shared {
         long.upload_rotary(self.backend.as_mut(), table);
     }
 
-    /// Rows of the rotary table from `first` on.
+    /// Fills the host's rotary table from row `first` on.
     pub(super) fn fill_rotary(&mut self, positions: &[Position], origin_ns: i64, first: usize) {
         let (width, table) = (self.head_dim, &mut self.host.rotary);
         let mut previous: Option<(Position, usize)> = None;
         for (row, &position) in positions.iter().enumerate() {
             let at = (first + row) * width;
             match previous {
-                // Equal neighbours, the signals of a message, cost a copy instead of sines.
+                // Equal neighbours, such as the signals of one message, cost a copy instead of sines and cosines.
                 Some((same, from)) if same == position => table.copy_within(from..from + width, at),
                 _ => self
                     .rotary

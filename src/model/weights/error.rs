@@ -1,4 +1,4 @@
-//! What is wrong with weights, by tensor and file.
+//! What can be wrong with weights, naming tensor and file.
 
 use super::super::spec::{SPEC_KEY, SpecError};
 use crate::backend::cpu::Precision;
@@ -15,7 +15,7 @@ pub enum WeightsError {
         /// Why.
         source: std::io::Error,
     },
-    /// Not a safetensors file, or cut, or altered.
+    /// The file is not a safetensors file, or is truncated or altered.
     #[error("{file}: not a whole safetensors file: {reason}")]
     Format {
         /// The file.
@@ -23,7 +23,7 @@ pub enum WeightsError {
         /// Why.
         reason: String,
     },
-    /// No specification, or one that is not understood.
+    /// The file has no specification, or an unusable one.
     #[error(
         "{file}: no usable model specification under the metadata key `{SPEC_KEY}`: {reason}; make weights with `umm model init`"
     )]
@@ -46,22 +46,22 @@ pub enum WeightsError {
     Shape {
         /// Its name.
         name: String,
-        /// As asked for.
+        /// The shape asked for.
         expected: Vec<usize>,
-        /// As found.
+        /// The shape found.
         found: Vec<usize>,
     },
-    /// A tensor's elements are of a kind that is not read.
+    /// A tensor's elements are of a type that is not read.
     #[error(
         "tensor `{name}` is {found}; this build reads F32, of the matrices of linear layers also BF16 and I8"
     )]
     Dtype {
         /// Its name.
         name: String,
-        /// As found.
+        /// The type found.
         found: String,
     },
-    /// NaN or infinity.
+    /// A weight is NaN or infinite.
     #[error("tensor `{name}` element {index} is {value}: weights must be finite")]
     NotFinite {
         /// Its name.
@@ -71,7 +71,7 @@ pub enum WeightsError {
         /// The value.
         value: f32,
     },
-    /// An 8-bit value that has no negative.
+    /// An 8-bit weight is -128, which has no negative in 8 bits.
     #[error(
         "tensor `{name}` element {index} is -128: 8-bit weights are -127 to 127, as `umm model pack` writes them"
     )]
@@ -81,7 +81,7 @@ pub enum WeightsError {
         /// Flat index.
         index: usize,
     },
-    /// What a quantum is worth makes no weights.
+    /// A scale, what one quantum is worth, is negative or gives weights that are not finite.
     #[error(
         "tensor `{name}` element {index} is {value}: a scale is at least 0, and 127 times it a finite number"
     )]
@@ -93,17 +93,17 @@ pub enum WeightsError {
         /// The value.
         value: f32,
     },
-    /// Matrices in different bits.
+    /// Matrices are stored in different precisions.
     #[error("tensor `{name}` is stored in {}, others in {}: pack all for one precision", precision.name(), others.name())]
     Mixed {
         /// A matrix.
         name: String,
         /// What it was rounded for.
         precision: Precision,
-        /// And others.
+        /// What others were rounded for.
         others: Precision,
     },
-    /// Weights that have been rounded before.
+    /// The weights have been rounded already.
     #[error("`{name}` is stored in {} already: pack the weights it was made from", precision.name())]
     Rounded {
         /// A matrix.
@@ -111,7 +111,7 @@ pub enum WeightsError {
         /// What it was rounded for.
         precision: Precision,
     },
-    /// Tensors nobody asks for: the file belongs to another model.
+    /// The file has tensors nobody asks for: it belongs to another model.
     #[error("tensors that the specification does not know: {}", names.join(", "))]
     Unknown {
         /// Their names.

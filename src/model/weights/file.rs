@@ -15,12 +15,13 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Largest weights file that is read.
+/// Size of the largest weights file that is read.
 const MAX_FILE_BYTES: u64 = 8 << 30;
 
 impl Weights {
-    /// Maps and checks a file; its pages are the system's, which may take them back. A file that is mapped must be replaced by
-    /// another of its name, as [`Weights::save`] does, never written to. What cannot be mapped, a pipe, is read.
+    /// Maps and checks a file. Its pages belong to the system, which may evict them. While mapped, the file must never
+    /// be written to, only replaced by another of its name, as [`Weights::save`] does. What cannot be mapped, such as a
+    /// pipe, is read.
     ///
     /// # Errors
     /// See [`WeightsError`]; the message names the file or tensor.
@@ -39,7 +40,7 @@ impl Weights {
         };
         within_limit(file.metadata().map_err(io)?.len())?;
         let name = path.display().to_string();
-        // SAFETY: only read; that no one writes to it meanwhile is asked of whoever replaces weights, as said above.
+        // SAFETY: the mapping is only read, and the contract above forbids writing to the file while it is mapped.
         let Ok(map) = (unsafe { Mmap::map(&file) }) else {
             let mut bytes = Vec::new();
             let most = MAX_FILE_BYTES + 1;
@@ -47,7 +48,7 @@ impl Weights {
             within_limit(read as u64)?;
             return Weights::from_bytes(&bytes, &name);
         };
-        // Without the advice it is read page by page.
+        // If the advice fails, the file is read page by page.
         let _ = map.advise(Advice::WillNeed);
         let map = Arc::new(map);
         Weights::read(&map, &name, Some(&map))
@@ -61,13 +62,13 @@ impl Weights {
         Weights::read(bytes, file, None)
     }
 
-    /// As [`Weights::from_bytes`], of a file's mapping if `bytes` are one.
+    /// As [`Weights::from_bytes`]; `map` is the mapping if `bytes` are a mapped file's.
     fn read(bytes: &[u8], file: &str, map: Option<&Arc<Mmap>>) -> Result<Weights, WeightsError> {
         let spec = spec_of(bytes, file)?;
         let views = SafeTensors::deserialize(bytes).map_err(|error| not_whole(file, &error))?;
         let asked = crate::model::init::shapes(&spec);
         let mut weights = Weights::empty(spec);
-        // What no one asks for: scales, until their matrix is read.
+        // Tensors that the specification does not ask for: scales until their matrix is read, and unknown ones.
         let mut others: BTreeMap<&str, TensorView<'_>> = BTreeMap::new();
         let mut in_8_bits = Vec::new();
         for (name, view) in views.iter() {
@@ -107,7 +108,7 @@ impl Weights {
         Err(WeightsError::Unknown { names })
     }
 
-    /// Checks that nothing that is asked for is missing, and matrices in fewer bits.
+    /// Checks that nothing asked for is missing, and that matrices in fewer bits are valid and of one precision.
     fn check_is_whole(&self, asked: &BTreeMap<String, Vec<usize>>) -> Result<(), WeightsError> {
         let held = self.shapes();
         if let Some((name, shape)) = asked.iter().find(|(n, _)| !held.contains_key(n.as_str())) {
@@ -127,21 +128,21 @@ impl Weights {
         Ok(())
     }
 
-    /// The file's bytes.
+    /// Returns the bytes of a weights file.
     ///
     /// # Errors
-    /// When the library refuses to serialise; it does not for tensors checked here.
+    /// [`WeightsError::Format`] when the library refuses to serialise, which it does not for tensors checked here.
     pub fn to_bytes(&self) -> Result<Vec<u8>, WeightsError> {
         let (views, metadata) = self.as_file()?;
         safetensors::serialize(views, Some(metadata)).map_err(unwritable)
     }
 
-    /// Writes the file beside the one that is there and then takes its name: who has that one mapped keeps it.
+    /// Writes a new file beside the present one, then gives it that name: whoever has the old file mapped keeps it.
     ///
     /// # Errors
-    /// [`WeightsError::Io`].
+    /// [`WeightsError::Io`]; [`WeightsError::Format`] as [`Weights::to_bytes`].
     pub fn save(&self, path: &Path) -> Result<(), WeightsError> {
-        // It is written beside and put in its place: what is no file, a device, must not be replaced.
+        // The new file takes the place of whatever has the name; a device, say, must not be replaced.
         if std::fs::metadata(path).is_ok_and(|facts| !facts.is_file()) {
             let source = std::io::Error::other("not a file, weights are not written there");
             return Err(WeightsError::Io {
@@ -156,7 +157,7 @@ impl Weights {
         let (views, metadata) = self.as_file()?;
         let (file, mut name) = new_file::create_beside(path).map_err(io)?;
         let permissions = file.metadata().map_err(io)?.permissions();
-        // The library puts a file of its own there, which only its owner may read.
+        // The library creates a file of its own there, which only its owner may read.
         let written = safetensors::serialize_to_file(views, Some(metadata), name.place());
         written.map_err(|error| match error {
             SafeTensorError::IoError(source) => io(source),
@@ -171,7 +172,7 @@ impl Weights {
         Ok(())
     }
 
-    /// Tensors and metadata as the library takes them.
+    /// Returns tensors and metadata as the library takes them.
     fn as_file(&self) -> Result<FileParts<'_>, WeightsError> {
         let spec = serde_json::to_string(&self.spec).map_err(unwritable)?;
         let mut views = Vec::with_capacity(self.tensors.len());
@@ -199,7 +200,7 @@ impl Weights {
     }
 }
 
-/// What the file says that it makes.
+/// Reads and validates the specification in the file's metadata.
 fn spec_of(bytes: &[u8], file: &str) -> Result<ModelSpec, WeightsError> {
     let spec_error = |reason: String| WeightsError::Spec {
         file: file.to_owned(),
@@ -251,7 +252,7 @@ fn unwritable(error: impl std::fmt::Display) -> WeightsError {
     }
 }
 
-/// A tensor as the file says it is; its values lie in the mapping, if there is one.
+/// Makes a tensor of a view; its values lie in the mapping, if there is one.
 fn tensor<T: Pod>(view: &TensorView<'_>, map: Option<&Arc<Mmap>>) -> Tensor<T> {
     Tensor {
         shape: view.shape().to_vec(),

@@ -13,26 +13,26 @@ use std::thread::Thread;
 /// Ticks that may wait for the first stage: several seconds of them.
 pub(super) const RECORDS: usize = 64;
 
-/// Encoded outputs that may wait for a stage: as many ticks.
+/// Encoded outputs that may wait for a stage: those of as many ticks.
 pub(super) const BUFFERS: usize = RECORDS * MESSAGES as usize;
 
 /// Room every buffer has from the start, its pages in memory; larger outputs grow it once.
 const BUFFER_BYTES: usize = 16 << 10;
 
-/// Thumbnails that may wait for a stage. They are larger than all else but keyframes: with buffers of their own, which grow
-/// once, the others stay small.
+/// Thumbnails that may wait for a stage. They are larger than all else but keyframes; buffers of their own, which grow
+/// once, keep the others small.
 pub(super) const THUMBNAIL_BUFFERS: usize = 4;
 
 /// Room a thumbnail's buffer has from the start: an image of 224 pixels a side.
 pub(super) const THUMBNAIL_BYTES: usize = 224 * 224 * 3;
 
-/// Keyframes that may wait, each in its maker's buffer: the run's own, and one that it makes at its end.
+/// Keyframes that may wait, each in its maker's buffer: the run's regular one, and one that it makes at its end.
 pub(super) const KEYFRAMES: usize = 2;
 
 /// What is handed to a stage.
 pub(super) enum Item {
     Parcel(Parcel),
-    /// To the first alone.
+    /// To the first stage alone.
     Tick(Box<TickRecord>),
 }
 
@@ -45,9 +45,9 @@ impl Item {
 /// What waits for one stage.
 pub(super) struct Waiting {
     items: ArrayQueue<Item>,
-    /// Of the parcels: no more than their buffers' share, so that other stages have theirs.
+    /// How many items are thumbnails: no more than one stage's share of their buffers, so that the others have theirs.
     thumbnails: AtomicUsize,
-    /// The thread must be woken.
+    /// Whether the thread must be woken.
     pub sleeps: AtomicBool,
     pub stop: AtomicBool,
 }
@@ -62,7 +62,7 @@ impl Waiting {
         }
     }
 
-    /// Hands an item to the thread; returns it where there is no room.
+    /// Hands an item to the thread; returns it if there is no room.
     pub fn send(&self, item: Item, thread: Option<&Thread>) -> Option<Item> {
         let refused = self.push(item);
         if self.sleeps.load(Ordering::SeqCst)
@@ -78,7 +78,7 @@ impl Waiting {
         if !item.is_thumbnail() {
             return self.items.push(item).err();
         }
-        // One thread pushes: the count can only fall meanwhile.
+        // Only one thread pushes, so the count can only fall meanwhile.
         if self.thumbnails.load(Ordering::Acquire) == THUMBNAIL_BUFFERS {
             return Some(item);
         }
@@ -125,7 +125,7 @@ fn buffers(n: usize, bytes: usize) -> ArrayQueue<Vec<u8>> {
 }
 
 impl Shared {
-    /// For so many stages.
+    /// Creates queues for `stages` stages, and what circulates between them.
     pub fn new(stages: usize, config: &Config, spec: &ModelSpec) -> Shared {
         let free_records = ArrayQueue::new(RECORDS);
         for _ in 0..RECORDS {
@@ -134,7 +134,7 @@ impl Shared {
         Shared {
             waiting: (0..stages).map(|_| Waiting::new()).collect(),
             free_records,
-            // As many as can wait for all stages: one that stands still leaves those before it theirs.
+            // As many as can wait for all stages: one that stands still leaves those before it their share.
             free: buffers(stages * BUFFERS, BUFFER_BYTES),
             free_thumbnails: buffers(stages * THUMBNAIL_BUFFERS, THUMBNAIL_BYTES),
             returned: ArrayQueue::new(KEYFRAMES),
@@ -150,7 +150,7 @@ impl Shared {
         }
     }
 
-    /// A copy of an output, where a buffer is free.
+    /// Copies an output, if a buffer is free.
     fn copy(&self, output: &Output<'_>) -> Option<Parcel> {
         let mut payload = self.free_of(output.channel).pop()?;
         payload.clear();
@@ -174,7 +174,7 @@ impl Shared {
         }
     }
 
-    /// What did not find room is counted; its memory is free again.
+    /// Counts an item that found no room as dropped, and frees its memory for others.
     pub fn drop_item(&self, item: Item) {
         self.count_dropped(match item {
             Item::Parcel(_) => 1,

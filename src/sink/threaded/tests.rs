@@ -6,7 +6,7 @@ use crate::sink::watched::Watched;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-/// Keeps what it gets; fails at the third output; waits while the gate is shut.
+/// Keeps what it gets; fails at the output with index `fails_at`; waits while `shut`.
 #[derive(Default)]
 struct Inner {
     got: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -160,7 +160,7 @@ fn a_keyframe_is_sealed_and_comes_back_and_a_thumbnail_is_exchanged() {
     assert_eq!(got[0], sealed);
 }
 
-/// The second of two stages stands still: the first goes on, and is short of no kind of buffers.
+/// The second of two stages stands still: the first goes on and runs short of no kind of buffer.
 #[test]
 fn a_stage_that_stands_still_keeps_nothing_from_those_before_it() {
     let (first, second) = (Inner::default(), Inner::default());
@@ -192,7 +192,7 @@ fn a_stage_that_stands_still_keeps_nothing_from_those_before_it() {
     assert!(late.is_sorted_by_key(|b| usize::from_le_bytes(b[..].try_into().unwrap())));
 }
 
-/// A tick's messages are those that the tick's thread would have made, on every stage, and what does not fit is counted.
+/// On every stage a tick's messages are those that the tick thread would have made; what does not fit is counted.
 #[test]
 fn a_tick_is_encoded_by_the_first_stage_and_goes_on_to_the_next() {
     const TICKS: usize = RECORDS + 10;

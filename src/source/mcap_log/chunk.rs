@@ -1,5 +1,4 @@
-//! The records inside a chunk. The `mcap` crate's reader takes a chunk's word for the lengths of its records; here they are
-//! checked first.
+//! The records inside a chunk. The `mcap` crate's reader trusts their lengths; here they are checked first.
 
 use super::MAX_RECORD_BYTES;
 use super::parse::{ChunkHead, FRAME_BYTES};
@@ -13,7 +12,7 @@ pub(crate) struct ChunkReader {
 }
 
 impl ChunkReader {
-    /// For chunks whose checksum must hold.
+    /// Creates a reader for chunks whose checksum must hold.
     pub fn new() -> ChunkReader {
         ChunkReader {
             raw: Vec::new(),
@@ -21,7 +20,7 @@ impl ChunkReader {
         }
     }
 
-    /// Gives the records of a chunk to `take`, opcode and body, in order; none of a chunk whose checksum does not hold.
+    /// Passes each record of a chunk to `take`, opcode and body, in order; none if the checksum does not hold.
     ///
     /// # Errors
     /// What is wrong with the chunk.
@@ -69,7 +68,7 @@ impl ChunkReader {
     }
 }
 
-/// Reads chunk records alone: the file's magic is checked elsewhere.
+/// Creates a reader for chunk records alone: the file's magic is checked elsewhere.
 pub(super) fn chunk_reader(checked: bool) -> LinearReader {
     LinearReader::new_with_options(
         LinearReaderOptions::default()
@@ -80,7 +79,7 @@ pub(super) fn chunk_reader(checked: bool) -> LinearReader {
     )
 }
 
-/// Gives the records of a chunk record, frame included, to `take`, in order.
+/// Passes the records inside the chunk record `raw`, which includes its frame, to `take`, in order.
 pub(super) fn records_of(
     reader: &mut LinearReader,
     raw: &mut [u8],
@@ -92,7 +91,7 @@ pub(super) fn records_of(
     if head.plain && !fits(records, head.packed_bytes) {
         return Err("a record runs over the end of its chunk".to_owned());
     }
-    // The record's length as its own fields have it: without padding, and right where the file's is damaged.
+    // The record gets the length that its fields imply: without padding, and right even where the file's is damaged.
     let length = head.head_bytes + head.packed_bytes;
     if let Some(field) = raw.get_mut(1..FRAME_BYTES) {
         field.copy_from_slice(&length.to_le_bytes());
@@ -112,8 +111,8 @@ pub(super) fn records_of(
     Ok(())
 }
 
-/// Whether the records that begin in `records` stay within the `declared` bytes of their chunk; the reader, which takes
-/// records out of an uncompressed chunk one by one, relies on it.
+/// Whether the records that begin in `records` stay within the `declared` bytes of their chunk. The reader, which takes
+/// the records of an uncompressed chunk one by one, relies on it.
 fn fits(mut records: &[u8], declared: u64) -> bool {
     let mut left = declared;
     while let Some((&[_, length @ ..], _)) = records.split_first_chunk::<FRAME_BYTES>() {

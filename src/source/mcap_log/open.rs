@@ -2,7 +2,7 @@
 
 use super::unpack::Unpacked;
 
-/// An open segment, in a heap whose greatest is the one with the next message.
+/// An open segment. The greatest in the heap has the next message.
 pub(super) struct Open {
     /// Log time of its next message.
     pub time_ns: u64,
@@ -25,7 +25,7 @@ impl Open {
 
 impl Ord for Open {
     fn cmp(&self, other: &Open) -> std::cmp::Ordering {
-        // The heap gives its greatest: earliest first, then file order.
+        // Reversed, since the heap yields its greatest: earliest first, then in file order.
         (other.time_ns, other.offset).cmp(&(self.time_ns, self.offset))
     }
 }

@@ -1,7 +1,7 @@
 //! The bodies of the MCAP records that replay needs (mcap.dev/spec), borrowed from the bytes they lie in.
 //!
-//! A body that does not parse is `None`; nothing is allocated on the word of a length. Bytes behind the last known field
-//! are passed over, as the specification asks of readers.
+//! A body that does not parse gives `None`; no allocation trusts a length. Bytes behind the last known field are passed
+//! over, as the specification asks of readers.
 
 use super::{LogChannel, LogSchema};
 use std::collections::{BTreeMap, HashMap};
@@ -13,7 +13,7 @@ pub(super) const FRAME_BYTES: usize = 9;
 /// A footer's body: summary start, summary offset start, CRC.
 pub(super) const FOOTER_BODY_BYTES: usize = 8 + 8 + 4;
 
-/// Enough of a chunk to read its [`ChunkHead`], for every compression with a name of up to 24 bytes.
+/// Enough of a chunk to read its [`ChunkHead`], if the compression's name has at most 24 bytes.
 pub(super) const CHUNK_HEAD_BYTES: usize = 64;
 
 /// Reads little-endian fields front to back.
@@ -44,7 +44,7 @@ impl<'a> Fields<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// Bytes after their `u32` count.
+    /// Reads bytes that follow their `u32` count.
     fn prefixed(&mut self) -> Option<&'a [u8]> {
         let n = self.u32()?;
         self.bytes(usize::try_from(n).ok()?)
@@ -55,7 +55,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Splits the first record off `bytes`: opcode and body.
+/// Splits the first record off `bytes`: returns opcode, body and the remaining bytes.
 pub(super) fn split_record(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let mut fields = Fields(bytes);
     let [opcode] = fields.array()?;
@@ -76,7 +76,7 @@ pub(super) struct MessageHead {
 impl MessageHead {
     pub const BYTES: usize = 2 + 4 + 8 + 8;
 
-    /// The head, and the message's own bytes.
+    /// Splits a body into the head and the message's own bytes.
     pub fn split(body: &[u8]) -> Option<(MessageHead, &[u8])> {
         let mut fields = Fields(body);
         let head = MessageHead {
@@ -95,9 +95,9 @@ pub(super) struct ChunkHead {
     pub first_ns: u64,
     pub unpacked_bytes: u64,
     pub packed_bytes: u64,
-    /// No compression is named.
+    /// Whether no compression is named.
     pub plain: bool,
-    /// Bytes of these fields, where the records begin.
+    /// Size of these fields; the records begin behind them.
     pub head_bytes: u64,
 }
 
@@ -120,7 +120,7 @@ impl ChunkHead {
     }
 }
 
-/// A message index: its channel, and the log time of each of its messages.
+/// Reads a message index: its channel, and the log time of each of its messages.
 pub(super) fn message_index(body: &[u8]) -> Option<(u16, impl Iterator<Item = u64>)> {
     let mut fields = Fields(body);
     let channel_id = fields.u16()?;
@@ -179,7 +179,7 @@ impl Statistics {
     }
 }
 
-/// Where the summary section begins; none when there is none.
+/// Returns where the summary section begins, if there is one.
 pub(super) fn footer_summary_start(body: &[u8]) -> Option<u64> {
     Fields(body).u64().filter(|&start| start != 0)
 }
@@ -195,7 +195,7 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Takes a schema record in; the first of an id stays, as repetitions must be equal.
+    /// Adds a schema record; the first of an id stays, as repetitions must be equal.
     pub fn add_schema(&mut self, body: &[u8]) -> Option<()> {
         let mut fields = Fields(body);
         let id = fields.u16()?;
@@ -209,8 +209,8 @@ impl Tables {
         Some(())
     }
 
-    /// Takes a channel record in; the first of an id stays. One whose schema is not known is left out: summary sections
-    /// may repeat channels without schemas.
+    /// Adds a channel record; the first of an id stays. A channel whose schema is not known is left out: summary
+    /// sections may repeat channels without schemas.
     pub fn add_channel(&mut self, body: &[u8]) -> Option<()> {
         let mut fields = Fields(body);
         let (id, schema_id) = (fields.u16()?, fields.u16()?);

@@ -1,8 +1,7 @@
 //! Where a log's messages lie, found by walking from record to record without unpacking any chunk.
 //!
-//! The walk needs no index, so a log that was cut has the same way in as a whole one. A verified chunk index is used as
-//! a set of anchors: the walk must step on each of them, and where a damaged length would carry it past one, it goes on
-//! from there.
+//! The walk needs no index, so a cut log is read like a whole one. A verified chunk index is used as a set of anchors:
+//! the walk must step on each of them, and if a damaged length would carry it past one, it goes on from that anchor.
 
 use super::parse::{CHUNK_HEAD_BYTES, ChunkHead, FRAME_BYTES, MessageHead, Tables, message_index};
 use super::section::Section;
@@ -40,7 +39,7 @@ pub(super) struct Segment {
     pub stretch: Stretch,
 }
 
-/// What the walk has found.
+/// What the walk found.
 #[derive(Debug, Default)]
 pub(super) struct Layout {
     /// In file order.
@@ -84,7 +83,7 @@ struct Walk<'s, R> {
 }
 
 impl<R: Read + Seek> Walk<'_, R> {
-    /// Reads the record at `at` and says where the next one is; none at the end.
+    /// Reads the record at `at` and returns where the next one is; none at the end.
     fn step(&mut self, at: u64) -> Result<Option<u64>> {
         let left = self.size.saturating_sub(at);
         if left < FRAME_BYTES as u64 {
@@ -131,7 +130,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         Ok(Some(end))
     }
 
-    /// A record that cannot be right: where to go on, if anywhere.
+    /// Notes a record that cannot be right; returns where to go on, if anywhere.
     fn lose(&mut self, at: u64, reason: String) -> Option<u64> {
         let next = self.boundary_after(at);
         if next >= self.size {
@@ -142,7 +141,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         Some(next)
     }
 
-    /// The next place that is known to begin a record, or the end of the file.
+    /// Returns the next place that is known to begin a record, or the end of the file.
     fn boundary_after(&self, at: u64) -> u64 {
         let Some(section) = self.section else {
             return self.size;
@@ -163,7 +162,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         self.anchor(at).is_some()
     }
 
-    /// Schemas and channels of the summary section are known by now.
+    /// Whether `at` lies before the summary section, whose schemas and channels are known already.
     fn in_data(&self, at: u64) -> bool {
         self.section.is_none_or(|section| at < section.start)
     }
@@ -182,7 +181,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         };
         let needed = head.head_bytes.saturating_add(head.packed_bytes);
         if length == u64::MAX {
-            // Writers put this there first, and the length when the chunk is done.
+            // Writers put this value there first, and the length once the chunk is done.
             let reason = "a chunk that was not finished: its writer was stopped".to_owned();
             return Ok(self.lose(at, reason));
         }
@@ -222,7 +221,7 @@ impl<R: Read + Seek> Walk<'_, R> {
             return Ok(self.lose(at, reason));
         }
         if length > needed {
-            // Allowed by the format, written by nobody: more likely a damaged length that hides what follows.
+            // The format allows it, but nobody writes it: more likely a damaged length that hides what follows.
             let reason = format!("a chunk of {length} bytes needs {needed} of them");
             self.layout.end.add_damage(at, reason);
         }
@@ -295,7 +294,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         Ok(())
     }
 
-    /// Reads at `at`, keeping what is buffered when that is near.
+    /// Reads at `at`, keeping what is buffered if that is near.
     fn read(&mut self, at: u64, into: &mut [u8]) -> Result<()> {
         match i64::try_from(i128::from(at) - i128::from(self.position)) {
             Ok(offset) => self.file.seek_relative(offset)?,

@@ -13,7 +13,7 @@ use std::io::{Read, Seek, SeekFrom};
 /// Bytes read at a time.
 const BLOCK_BYTES: usize = 1 << 16;
 
-/// A data-end record without a CRC: what comes before a summary section.
+/// A data-end record without a CRC, as it precedes a summary section.
 const DATA_END: [u8; FRAME_BYTES + 4] = [op::DATA_END, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// A whole summary section.
@@ -21,16 +21,16 @@ const DATA_END: [u8; FRAME_BYTES + 4] = [op::DATA_END, 4, 0, 0, 0, 0, 0, 0, 0, 0
 pub(super) struct Section {
     /// Where it begins.
     pub start: u64,
-    /// It has a CRC, which is right.
+    /// Whether it has a CRC that is right.
     pub verified: bool,
     pub tables: Tables,
     pub statistics: Option<Statistics>,
-    /// By offset.
+    /// Sorted by offset.
     pub chunks: Vec<ChunkIndex>,
 }
 
 impl Section {
-    /// The section of a file; none when it has none or when it is not whole.
+    /// Reads the section of a file; none if it is missing or not whole.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -63,7 +63,7 @@ impl Section {
     fn read_records(&mut self, input: &mut dyn Read) -> std::io::Result<Option<()>> {
         let options = LinearReaderOptions::default()
             .with_skip_start_magic(true)
-            // There is none in a summary, and the reader's arithmetic overflows on a broken one.
+            // A summary has no chunks, and unpacking a broken one overflows the reader's arithmetic.
             .with_emit_chunks(true)
             .with_validate_summary_section_crc(true)
             .with_record_length_limit(MAX_RECORD_BYTES as usize);
@@ -98,7 +98,7 @@ impl Section {
         Some(())
     }
 
-    /// Whether all channels of the log are here.
+    /// Returns whether it describes all channels of the log.
     pub fn has_all_channels(&self) -> bool {
         let statistics = self.statistics.as_ref();
         statistics.is_some_and(|s| s.channels as usize == self.tables.channels.len())

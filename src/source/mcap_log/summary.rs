@@ -22,11 +22,11 @@ impl ChannelCount {
     }
 }
 
-/// A channel and what the log has of it.
+/// A channel and how many messages the log has of it, and when.
 #[derive(Clone, Debug)]
 pub struct ChannelSummary {
     channel: Arc<LogChannel>,
-    /// Messages.
+    /// Number of messages.
     pub messages: u64,
     /// Earliest and latest log time.
     pub span_ns: Option<(u64, u64)>,
@@ -43,18 +43,18 @@ impl Deref for ChannelSummary {
 /// What a log holds.
 #[derive(Clone, Debug, Default)]
 pub struct LogSummary {
-    /// Channels by topic; those without messages included.
+    /// Channels sorted by topic, including those without messages.
     pub channels: Vec<ChannelSummary>,
-    /// Messages in all.
+    /// Number of all messages.
     pub messages: u64,
     /// Earliest and latest log time.
     pub span_ns: Option<(u64, u64)>,
-    /// Whether the log is cut or damaged, as far as was seen: a damaged chunk shows when it is read.
+    /// Whether the log is cut or damaged, as far as is known: a damaged chunk shows only when it is read.
     pub end: LogEnd,
 }
 
-/// Channels and counts of a log. They come from its summary section and message indexes where these are whole and agree
-/// with each other, else from reading the log once.
+/// Returns the channels and counts of a log: from its summary section and message indexes, if these are whole and agree
+/// with each other, else by reading the log once.
 ///
 /// # Errors
 /// [`LogError`] when the file cannot be read or is no MCAP file.

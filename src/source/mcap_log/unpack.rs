@@ -1,4 +1,4 @@
-//! One segment of a log in memory: its messages in log-time order, their bytes shared without further copies.
+//! One segment of a log in memory: its messages in log-time or file order, their bytes shared without further copies.
 
 use super::LogMessage;
 use super::chunk::{chunk_reader, records_of};
@@ -28,12 +28,12 @@ pub(super) struct Unpacked {
 }
 
 impl Unpacked {
-    /// Log time of the `i`-th message.
+    /// Returns the log time of the `i`-th message.
     pub fn log_time_ns(&self, i: usize) -> Option<u64> {
         self.places.get(i).map(|place| place.head.log_time_ns)
     }
 
-    /// The `i`-th message in log-time order, if its bytes are here.
+    /// Returns the `i`-th message, if its bytes are here.
     pub fn message(&self, i: usize) -> Option<LogMessage> {
         let place = self.places.get(i)?;
         (place.end <= self.data.len()).then(|| LogMessage {
@@ -45,12 +45,12 @@ impl Unpacked {
         })
     }
 
-    /// Bytes held.
+    /// Returns the size of the bytes held.
     pub fn data_bytes(&self) -> usize {
         self.data.len()
     }
 
-    /// Lets go of the messages' bytes; their order stays.
+    /// Drops the messages' bytes; their order stays.
     pub fn drop_data(&mut self) {
         self.data = Bytes::new();
     }
@@ -70,7 +70,7 @@ pub(super) struct Unpacker {
     file: File,
     raw: Vec<u8>,
     checked: LinearReader,
-    /// Whether messages are put in the order of their times.
+    /// Whether messages are sorted by log time.
     by_time: bool,
 }
 
@@ -84,8 +84,8 @@ impl Unpacker {
         }
     }
 
-    /// Reads a segment. Its schemas and channels go into `tables`; of a damaged chunk nothing is kept, of a cut one what
-    /// lies before the cut.
+    /// Reads a segment and adds its schemas and channels to `tables`. Keeps nothing of a damaged chunk, and of a cut
+    /// one what lies before the cut.
     pub fn unpack(&mut self, segment: &Segment, tables: &mut Tables) -> Result<Unpacked, Failure> {
         let bytes = usize::try_from(segment.bytes).unwrap_or(usize::MAX);
         self.raw.resize(bytes, 0);
@@ -107,7 +107,7 @@ impl Unpacker {
                 }
             }
             Stretch::CutChunk(head) => {
-                // What fails here fails because of the cut.
+                // A failure here is due to the cut.
                 let mut unchecked = chunk_reader(false);
                 let mut take = |opcode, body: &[u8]| collected.take(opcode, body);
                 let _ = records_of(&mut unchecked, &mut self.raw, &head, &mut take);
@@ -119,7 +119,7 @@ impl Unpacker {
     }
 }
 
-/// The records of a segment as they come.
+/// The records of a segment, collected in file order.
 #[derive(Default)]
 struct Collected {
     places: Vec<Place>,
@@ -182,7 +182,7 @@ impl Collected {
             .retain(|place| tables.channels.contains_key(&place.head.channel_id));
         let undescribed = (all - self.places.len()) as u64;
         if by_time {
-            // Stable: messages of one time stay in file order.
+            // The sort is stable: messages of one time stay in file order.
             self.places.sort_by_key(|place| place.head.log_time_ns);
         }
         Ok(Unpacked {

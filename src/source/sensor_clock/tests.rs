@@ -34,7 +34,7 @@ impl Drive {
         self.offset_ns = changed.unwrap_or(self.offset_ns);
     }
 
-    /// So many milliseconds in which each topic's samples are `delay_ns(topic)` late on the wall clock.
+    /// Drives for `ms` milliseconds, each topic's samples `delay_ns(topic)` late on the wall clock, or missing.
     fn go(&mut self, ms: u64, delay_ns: impl Fn(usize) -> Option<i64>) {
         for _ in 0..ms {
             self.wall_ns += MS;
@@ -47,7 +47,7 @@ impl Drive {
         }
     }
 
-    /// Nothing comes for so long, then all of it at once, stamped on a clock `behind_ns` behind.
+    /// Holds back `ms` milliseconds of samples, then delivers all at once, stamped by a clock `behind_ns` behind.
     fn hold_back(&mut self, ms: u64, behind_ns: i64) {
         let from_ns = self.wall_ns;
         self.wall_ns += ms * MS;
@@ -68,7 +68,7 @@ const JITTER_NS: i64 = 3 * MS as i64;
 fn sensors_on_the_wall_clock_leave_it_alone() {
     let mut drive = Drive::new();
     drive.go(5000, |topic| Some(JITTER_NS * (1 + topic as i64)));
-    // Late by more than the tolerances, within the window: latency.
+    // Later than the tolerances but within the window: latency.
     drive.go(5000, |_| Some(S));
     drive.go(5000, |_| Some(JITTER_NS));
     assert_eq!((drive.offset_ns, drive.changes), (0, 0));
@@ -122,7 +122,7 @@ fn an_offset_that_was_false_is_given_up() {
     assert_eq!(drive.offset_ns, 0);
 }
 
-/// Inputs that are all slow: a false offset is given up between them as well.
+/// Where all inputs are slow, a false offset is dropped as well.
 #[test]
 fn slow_inputs_correct_the_clock_too() {
     let mut drive = Drive::new();
@@ -139,7 +139,7 @@ fn slow_inputs_correct_the_clock_too() {
     assert_eq!(drive.offset_ns, 0);
 }
 
-/// Sensors that are further ahead of the wall clock than the configuration allows, and less than is usual.
+/// Sensors further ahead of the wall clock than the configuration allows, but by less than [`EARLY_NS`].
 #[test]
 fn tight_bounds_do_not_make_it_flap() {
     let mut drive = Drive::new();
@@ -160,7 +160,7 @@ fn a_process_that_was_stopped_keeps_its_clock() {
     }
 }
 
-/// By less than the run would refuse, and by just about as much, where some topics are refused and others not.
+/// Ahead by less than the run would refuse, and by about as much, so that some topics are refused and others not.
 #[test]
 fn sensors_ahead_of_the_wall_clock_are_followed() {
     for ahead_ns in [S / 10, 9 * S / 10, 1_006 * MS as i64] {
@@ -174,7 +174,7 @@ fn sensors_ahead_of_the_wall_clock_are_followed() {
     }
 }
 
-/// A hundred parts in a million for an hour: the clock is never further off than a deadline has room for.
+/// A hundred parts per million for an hour: the clock's error never exceeds what a deadline leaves room for.
 #[test]
 fn slow_drift_is_followed_closely() {
     const AWAY_NS: i64 = 50_000 * S;
@@ -183,7 +183,7 @@ fn slow_drift_is_followed_closely() {
         drive.go(1000, |_| Some(AWAY_NS));
         let begin_ns = drive.wall_ns;
         for minute in 1..=60 {
-            // A second of each minute is enough to correct it in, and the rest goes faster.
+            // Ten seconds of each minute are enough to correct the drift; the rest is skipped.
             drive.wall_ns = begin_ns + minute * 60_000 * MS;
             for _ in 0..10_000 {
                 let off_ns = (drive.wall_ns - begin_ns) as i64 / 1_000_000 * parts_in_a_million;

@@ -1,6 +1,6 @@
-//! A linear layer on tiles, as a software pipeline: while they multiply a block of thirty-two rows by a pair of panels, vectors write the
-//! results of the block before, and prefetches for the next pair lie between one tile instruction and the next. All three take turns on
-//! the way to memory, where each by itself would leave it idle.
+//! A linear layer on tiles, as a software pipeline: while tiles multiply a block of thirty-two rows by a pair of
+//! panels, vectors write the results of the block before, and prefetches for the next pair lie between tile
+//! instructions. The three take turns on the way to memory, which each by itself would leave idle.
 
 use super::loops::{Element, INSTRUCTIONS, Step, store_sums, zero_sums};
 use super::{TILE, TileSums, Tiles};
@@ -19,12 +19,12 @@ const FOUR_EACH: usize = 4 * INSTRUCTIONS;
 /// Rows of a block.
 const ROWS: usize = 2 * TILE_ROWS;
 
-/// What a layer's product is made of, and what becomes of it.
+/// A layer's product: its panels, and how its results are written.
 pub(in crate::backend::cpu) trait Layer<E: Element> {
-    /// What the results of a pair's columns are made with.
+    /// What turns the sums of a pair's columns into results.
     type Columns: Copy;
 
-    /// Both panels of a pair.
+    /// Returns both panels of a pair.
     fn panels(&self, pair: usize) -> [&[E]; 2];
 
     fn columns(&self, pair: usize) -> Self::Columns;
@@ -42,13 +42,13 @@ type Sums<T> = Aligned<[[TileSums<T>; 2]; 2]>;
 /// Rows of a block whose results in a pair's columns are still to be written.
 struct Item<C> {
     columns: C,
-    /// The first of the block.
+    /// The block's first row.
     first: usize,
     left: Range<usize>,
 }
 
 impl<C: Copy> Item<C> {
-    /// Of the next `count` rows, whose `sums` these are.
+    /// Writes the results of the next `count` rows from the block's `sums`.
     ///
     /// # Safety
     /// As [`multiply`].
@@ -64,14 +64,14 @@ impl<C: Copy> Item<C> {
             self.left.start += 1;
             let [first, second] = &sums.0[row / TILE_ROWS];
             let sums = [&first[row % TILE_ROWS], &second[row % TILE_ROWS]];
-            // SAFETY: by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { layer.write(self.columns, self.first + row, sums) };
         }
     }
 }
 
-/// All claimed pairs of a layer by the first `rows` rows of `x`, which lie [`row_stride`] apart, whole tiles of them, each of
-/// `depth` values.
+/// Multiplies the first `rows` rows of `x` by all claimed pairs of a layer. `x` holds whole tiles of rows,
+/// [`row_stride`] apart, each of `depth` values.
 ///
 /// # Panics
 /// When the sizes do not fit.
@@ -99,7 +99,7 @@ pub(in crate::backend::cpu) unsafe fn multiply<E: Element, L: Layer<E>>(
         for first in (0..rows).step_by(ROWS) {
             let of_block = (rows - first).min(ROWS);
             let x = &x[first * stride..][..of_block.next_multiple_of(TILE_ROWS) * stride];
-            // SAFETY: by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 if of_block > TILE_ROWS {
                     let work = Beside {
@@ -124,19 +124,19 @@ pub(in crate::backend::cpu) unsafe fn multiply<E: Element, L: Layer<E>>(
         }
     }
     if let Some(item) = &mut begun {
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { item.write(ROWS, layer, before) };
     }
 }
 
-/// What vectors do meanwhile: the block before.
+/// What vectors do meanwhile: write the results of the block before.
 struct Beside<'a, E: Element, L: Layer<E>> {
     layer: &'a L,
     sums: &'a Sums<E::Sum>,
     item: Option<&'a mut Item<L::Columns>>,
 }
 
-/// A block's sums, while the results of another are written.
+/// Computes a block's sums while the results of another are written.
 ///
 /// # Safety
 /// As [`multiply`].
@@ -160,8 +160,8 @@ unsafe fn multiply_block<E: Element, L: Layer<E>>(
         row_bytes: stride * size_of::<E>(),
         panels: panels.map(|panel| panel.as_ptr().cast()),
     };
-    // SAFETY: tiles are configured; a step reads a line of thirty-two rows and sixteen lines of both panels, which are there by the
-    // assertions; the rest by the caller.
+    // SAFETY: tiles are configured. A step reads one line of each of thirty-two rows and sixteen lines of each panel,
+    // which the assertions ensure. The caller guarantees the rest.
     unsafe {
         zero_sums();
         for _ in 0..steps {

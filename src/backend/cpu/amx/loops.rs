@@ -8,8 +8,7 @@ use crate::backend::cpu::prefetch::prefetch_lines;
 use std::arch::asm;
 use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1};
 
-/// How far ahead of their use panels are asked for that lie in the second cache: behind the pair that is multiplied, where a step
-/// is short.
+/// How far ahead panels in the L2 cache are prefetched: past the pair being multiplied, where panels are short.
 const NEAR_BYTES: usize = 4096;
 
 /// Where tiles of rows lie, in bytes.
@@ -28,16 +27,16 @@ pub(in crate::backend::cpu) struct TileRows {
 #[derive(Clone, Copy)]
 pub(in crate::backend::cpu) struct Block {
     pub(super) rows: TileRows,
-    /// Of 1024 bytes a step each.
+    /// Each of 1024 bytes per step.
     pub(super) panels: [*const u8; 2],
     pub(super) steps: usize,
-    /// Tile by tile, those of the first rows and both panels first.
+    /// Tile by tile: those of the first rows with both panels, then the others.
     pub(super) sums: *mut u8,
 }
 
 /// A step of thirty-two rows and two panels.
 pub(in crate::backend::cpu) struct Step {
-    /// A line of the first sixteen rows, and of the others.
+    /// Where the line of the first sixteen rows begins, and of the other sixteen.
     pub(super) rows: [*const u8; 2],
     /// From row to row.
     pub(super) row_bytes: usize,
@@ -45,7 +44,7 @@ pub(in crate::backend::cpu) struct Step {
 }
 
 impl Step {
-    /// To the next one, whose lines of rows are so many bytes further.
+    /// Goes on to the next step, whose lines of rows lie `next` bytes further.
     #[inline(always)]
     pub(super) fn go_on(&mut self, next: usize) {
         self.rows = self.rows.map(|rows| rows.wrapping_add(next));
@@ -53,31 +52,32 @@ impl Step {
     }
 }
 
-/// Instructions of a step.
+/// Tile instructions of a step.
 pub(super) const INSTRUCTIONS: usize = 8;
 
-/// What tiles can be multiplied of.
+/// A type of elements that tiles can multiply.
 pub(in crate::backend::cpu) trait Element: Copy {
-    /// Of their products.
+    /// The type of sums of products.
     type Sum: Copy + Default;
 
-    /// Sums of sixteen rows, added to those that are there if they go on. Asks for both panels [`STREAM_AHEAD_BYTES`] ahead, into the second cache,
-    /// since more lines can be on their way there than to the first.
+    /// Computes the sums of sixteen rows, and adds them to those in memory if `accumulate`. Prefetches both panels
+    /// [`STREAM_AHEAD_BYTES`] ahead, into the L2 cache, since more lines can be on their way there than to L1.
     ///
     /// # Safety
-    /// Tiles are configured, and the block is as it says.
+    /// Tiles are configured, and the memory that the block describes is there.
     unsafe fn dot_one(block: Block, accumulate: bool);
 
-    /// Products of thirty-two rows and two panels added to tiles 0 to 3, those of the first rows and both panels first. Asks for
-    /// `LINES` lines from `ahead` on, a multiple of eight: some after each instruction, so that tiles find a way to memory between
-    /// them.
+    /// Adds the products of thirty-two rows and two panels to tiles 0 to 3, those of the first rows with both panels
+    /// first. Prefetches `LINES` lines from `ahead` on, a multiple of eight: some after each instruction, so that tiles
+    /// get to memory in between.
     ///
     /// # Safety
     /// As [`Element::dot_one`].
     unsafe fn step<const LINES: usize>(step: &Step, ahead: *const u8);
 }
 
-/// Sums of thirty-two rows, as [`Element::dot_one`]; asks for both panels [`NEAR_BYTES`] ahead, from the second cache to the first.
+/// Computes the sums of thirty-two rows, as [`Element::dot_one`] those of sixteen. Prefetches both panels
+/// [`NEAR_BYTES`] ahead, from the L2 cache to L1.
 ///
 /// # Safety
 /// As [`Element::dot_one`].
@@ -93,7 +93,7 @@ pub(super) unsafe fn dot_near<E: Element>(block: Block, accumulate: bool) {
         row_bytes: row,
         panels: block.panels,
     };
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if accumulate {
             load_sums(block.sums);
@@ -111,13 +111,13 @@ pub(super) unsafe fn dot_near<E: Element>(block: Block, accumulate: bool) {
     }
 }
 
-/// The sums of [`Element::step`] to zeros.
+/// Zeroes the sums of [`Element::step`].
 ///
 /// # Safety
 /// Tiles are configured.
 #[inline(always)]
 pub(super) unsafe fn zero_sums() {
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         zero!("tmm0");
         zero!("tmm1");
@@ -126,13 +126,13 @@ pub(super) unsafe fn zero_sums() {
     }
 }
 
-/// The sums of [`Element::step`] from as many tiles, one after the other.
+/// Loads the sums of [`Element::step`], four tiles one after the other.
 ///
 /// # Safety
-/// Tiles are configured, and so much is there.
+/// Tiles are configured, and four tiles of memory are there.
 #[inline(always)]
 unsafe fn load_sums(from: *const u8) {
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         load!("tmm0", from, CACHE_LINE);
         load!("tmm1", from.wrapping_add(TILE), CACHE_LINE);
@@ -141,13 +141,13 @@ unsafe fn load_sums(from: *const u8) {
     }
 }
 
-/// The sums of [`Element::step`] to as many tiles, one after the other.
+/// Stores the sums of [`Element::step`], four tiles one after the other.
 ///
 /// # Safety
 /// As [`load_sums`].
 #[inline(always)]
 pub(super) unsafe fn store_sums(to: *mut u8) {
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         store!(to, "tmm0");
         store!(to.wrapping_add(TILE), "tmm1");
@@ -156,15 +156,15 @@ pub(super) unsafe fn store_sums(to: *mut u8) {
     }
 }
 
-/// The loops for an element, whose tiles `$multiply` multiplies.
+/// Implements the loops for an element whose tiles the instruction `$multiply` multiplies.
 macro_rules! element {
     ($element:ty, $sum:ty, $multiply:literal) => {
         impl Element for $element {
             type Sum = $sum;
 
-            /// Memory is the limit, so weights are asked for ahead of their use.
+            /// Memory is the limit, so weights are prefetched.
             unsafe fn dot_one(block: Block, accumulate: bool) {
-                // SAFETY: by the caller; prefetching reads nothing.
+                // SAFETY: guaranteed by the caller; a prefetch may name any address.
                 unsafe {
                     asm!(
                         "test {accumulate:e}, {accumulate:e}",
@@ -219,7 +219,7 @@ macro_rules! element {
                 let prefetch = |instruction: usize| {
                     prefetch_lines::<_MM_HINT_T1>(ahead, instruction * part..(instruction + 1) * part);
                 };
-                // SAFETY: by the caller.
+                // SAFETY: guaranteed by the caller.
                 unsafe {
                     load!("tmm4", rows[0], row_bytes);
                     prefetch(0);

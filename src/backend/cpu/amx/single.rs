@@ -1,10 +1,10 @@
-//! Operations on single tiles, for kernels that have vectors at work between them.
+//! Operations on single tiles, for kernels in which vectors work between them.
 //!
-//! What a tile holds stays there from one of these to the next: the compiler keeps nothing in tiles, as no type of the language
-//! lives there. The language's rules for assembly have no way to say so; nothing that is called in between may use tiles. A tile is
-//! named by its register, since an instruction names it.
+//! A tile keeps its contents from one operation to the next: the compiler keeps nothing in tiles, as no Rust type lives
+//! there. Rust's rules for assembly have no way to say so; nothing called in between may use tiles. A tile is named by
+//! its register, as in the instruction.
 
-/// A tile to zeros.
+/// Zeroes a tile.
 macro_rules! zero {
     ($tile:literal) => {
         std::arch::asm!(
@@ -14,7 +14,7 @@ macro_rules! zero {
     };
 }
 
-/// Sixteen rows of 64 bytes from `$from` on, `$stride` bytes apart.
+/// Loads sixteen rows of 64 bytes from `$from` on, `$stride` bytes apart.
 macro_rules! load {
     ($tile:literal, $from:expr, $stride:expr) => {
         std::arch::asm!(
@@ -26,7 +26,7 @@ macro_rules! load {
     };
 }
 
-/// Sixteen rows of 64 bytes, one after the other, to `$to`.
+/// Stores sixteen rows of 64 bytes to `$to`, one after the other.
 macro_rules! store {
     ($to:expr, $tile:literal) => {
         std::arch::asm!(
@@ -38,7 +38,7 @@ macro_rules! store {
     };
 }
 
-/// Sixteen rows of 64 bytes to `$to`, `$stride` bytes apart.
+/// Stores sixteen rows of 64 bytes to `$to`, `$stride` bytes apart.
 macro_rules! store_rows {
     ($to:expr, $stride:expr, $tile:literal) => {
         std::arch::asm!(
@@ -50,7 +50,8 @@ macro_rules! store_rows {
     };
 }
 
-/// Products of the rows in `$rows` and the panel in `$panel` by the instruction `$by`, added to the sums in `$sums`.
+/// Multiplies the rows in `$rows` and the panel in `$panel` by the instruction `$by`, and adds the
+/// products to the sums in `$sums`.
 macro_rules! multiply {
     ($by:literal, $sums:literal, $rows:literal, $panel:literal) => {
         std::arch::asm!(
@@ -60,14 +61,14 @@ macro_rules! multiply {
     };
 }
 
-/// The same in 8 bits.
+/// Multiplies likewise, in 8 bits.
 macro_rules! add_products_of_bytes {
     ($sums:literal, $rows:literal, $panel:literal) => {
         $crate::backend::cpu::amx::single::multiply!("tdpbssd", $sums, $rows, $panel)
     };
 }
 
-/// The same in bf16.
+/// Multiplies likewise, in bf16.
 macro_rules! add_products {
     ($sums:literal, $rows:literal, $panel:literal) => {
         $crate::backend::cpu::amx::single::multiply!("tdpbf16ps", $sums, $rows, $panel)

@@ -1,4 +1,4 @@
-//! `f32` in loops that the compiler turns into vectors, for every processor.
+//! Attention in `f32`, in loops that the compiler vectorises, for every processor.
 
 use super::seen::Seen;
 use super::{NEAR, Queries, hide, inverse_of, reference_of, weights_from};
@@ -7,17 +7,17 @@ use crate::backend::cpu::math;
 use multiversion::multiversion;
 use multiversion::target::target_cfg_f;
 
-/// Query rows worked on together. With more of them the compiler no longer keeps the sums in vectors: ten times slower.
+/// Query rows worked on together. With more, the compiler no longer keeps the sums in vectors: ten times slower.
 const QUERIES: usize = 4;
 
-/// Buffers of one thread; grow to the largest window and stay.
+/// Buffers of one thread; they grow to the largest window and stay.
 #[derive(Default)]
 pub(super) struct Scratch {
     /// `[QUERIES][head_dim]`.
     queries: Vec<f32>,
     /// To the base of 2, `[QUERIES][blocks * PANEL]`.
     logits: Vec<f32>,
-    /// As the logits.
+    /// Laid out like the logits.
     weights: Vec<f32>,
 }
 
@@ -30,7 +30,7 @@ impl Scratch {
     }
 }
 
-/// All queries.
+/// Computes attention for all queries.
 #[multiversion(targets("x86_64+avx512f+avx2+fma", "x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn attend(queries: &Queries<'_>, scratch: &mut Scratch) {
     scratch.make_room(queries.head_dim(), queries.seen);
@@ -41,7 +41,7 @@ pub(super) fn attend(queries: &Queries<'_>, scratch: &mut Scratch) {
     }
 }
 
-/// `N` rows of (token, head) at a time; `FUSED` where the processor has fused multiply-add.
+/// Computes `N` rows of (token, head) at a time; `FUSED` where the processor has fused multiply-add.
 #[inline(always)]
 fn attend_rows<const N: usize, const FUSED: bool>(queries: &Queries<'_>, scratch: &mut Scratch) {
     let (hd, seen, count) = (queries.head_dim(), queries.seen, queries.count());
@@ -53,7 +53,7 @@ fn attend_rows<const N: usize, const FUSED: bool>(queries: &Queries<'_>, scratch
         weights,
     } = scratch;
     for first in (0..count).step_by(N) {
-        // Without enough rows the last one is computed again: its results are the same.
+        // Where rows run out, the last one is computed again, with the same results.
         let index: [usize; N] = std::array::from_fn(|i| (first + i).min(count - 1));
         for (i, q) in scaled.chunks_exact_mut(hd).enumerate() {
             queries.scaled_query_into(index[i], q);
@@ -85,7 +85,7 @@ fn attend_rows<const N: usize, const FUSED: bool>(queries: &Queries<'_>, scratch
                 weighted_values::<N, FUSED>(&mut sums, weights, values);
             }
             for (i, sums) in sums.iter().enumerate() {
-                // SAFETY: dropped before the next one.
+                // SAFETY: dropped before the next one is taken.
                 let out = unsafe { queries.result(index[i], column, PANEL) };
                 out.iter_mut()
                     .zip(sums)
@@ -95,7 +95,7 @@ fn attend_rows<const N: usize, const FUSED: bool>(queries: &Queries<'_>, scratch
     }
 }
 
-/// Unnormalised weights of a row's logits, whole panels; returns one over their sum, the sink's included.
+/// Writes unnormalised weights of a row's logits, whole panels; returns one over their sum, including the sink's.
 #[inline(always)]
 fn softmax<const FUSED: bool>(logits: &[f32], sink: f32, weights: &mut [f32]) -> f32 {
     let sum = weigh::<FUSED>(logits, sink, 0.0, weights);
@@ -106,7 +106,7 @@ fn softmax<const FUSED: bool>(logits: &[f32], sink: f32, weights: &mut [f32]) ->
     inverse_of(weigh::<FUSED>(logits, sink, reference, weights))
 }
 
-/// Weights of a row's logits from a reference; returns their sum, the sink's included.
+/// Writes weights of a row's logits relative to a reference; returns their sum, including the sink's.
 #[inline(always)]
 fn weigh<const FUSED: bool>(logits: &[f32], sink: f32, reference: f32, weights: &mut [f32]) -> f32 {
     let weigh = weights_from(reference);
@@ -118,14 +118,14 @@ fn weigh<const FUSED: bool>(logits: &[f32], sink: f32, reference: f32, weights: 
     sum.total() + weigh.of_sink::<FUSED>(sink)
 }
 
-/// Dot products of each query with the keys of a block, `packed` `[head_dim][PANEL]`.
+/// Returns the dot products of each query with a block's keys, `packed` as `[head_dim][PANEL]`.
 #[inline(always)]
 fn logits_of_block<const N: usize, const FUSED: bool>(
     queries: [&[f32]; N],
     packed: &[f32],
 ) -> [[f32; PANEL]; N] {
     let mut sums = [[0.0_f32; PANEL]; N];
-    // One length for all, so that the loop checks none.
+    // One length for all, so that the loop needs no checks.
     let queries = queries.map(|q| &q[..packed.len() / PANEL]);
     for (d, column) in packed.chunks_exact(PANEL).enumerate() {
         for (sums, query) in sums.iter_mut().zip(queries) {

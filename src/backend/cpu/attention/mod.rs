@@ -1,13 +1,13 @@
 //! Attention of a few new queries over a long window.
 //!
-//! Keys and values lie in panels ([`kv_cache`](crate::backend::kv_cache)), which products read where they are. A key/value head at a
-//! time, all rows of (token, head of the group) that share it are worked on several at a time, so that what is loaded
-//! serves all of them. Slots of a block that a row does not see get a weight of exactly zero, which changes no sum: a row's sums
-//! run in the same order whatever rows are beside it, and of finite values its bits depend on its own inputs, on the slots of what it sees, and
-//! on whether the processor fuses a multiplication with an addition.
+//! Keys and values lie in panels ([`kv_cache`](crate::backend::kv_cache)), which products read in place. For one
+//! key/value head at a time, the rows (token, head of the group) that share it are processed several together, so that
+//! each load serves them all. Slots of a block that a row does not see get a weight of exactly zero, which changes no
+//! sum: a row's sums run in the same order whatever rows are beside it. If values are finite, its bits depend only on
+//! its own inputs, on the slots of what it sees, and on whether the processor fuses multiply-add.
 //!
-//! [`loops`] is `f32` for every processor, [`vectors`] the same sums on vectors, [`bf16`] has queries, keys, values
-//! and weights in bf16, [`int8`] in 8 bits.
+//! [`loops`] computes in `f32` on every processor, [`vectors`] the same sums on vectors. [`bf16`] has queries, keys,
+//! values and weights in bf16, [`int8`] in 8 bits.
 
 mod bf16;
 mod int8;
@@ -41,7 +41,7 @@ pub(super) enum Method {
     Int8(Isa),
 }
 
-/// What the calls of a backend keep; grows to the largest and stays.
+/// What a backend keeps from call to call; grows to the largest call and stays.
 #[derive(Default)]
 pub(super) struct AttentionWork {
     seen: Seen,
@@ -58,7 +58,7 @@ struct AttentionScratch {
     int8: int8::Scratch,
 }
 
-/// Attention over the whole call, its key/value heads shared among threads; `out` is `[queries, q_width]`.
+/// Computes the attention of a whole call, its key/value heads shared among threads; `out` is `[queries, q_width]`.
 pub(super) fn attention_into(
     method: Method,
     call: &Attention<'_>,
@@ -78,7 +78,7 @@ pub(super) fn attention_into(
         scratch.resize_with(threads, AttentionScratch::default);
     }
     let scratch = &mut scratch[..threads];
-    // Whoever comes to be quick enough for a head finds its buffers there.
+    // Any thread may take a head: all of them have their buffers ready.
     for scratch in &mut *scratch {
         match method {
             Method::Loops => scratch.loops.make_room(call.shape.head_dim, seen),
@@ -111,15 +111,15 @@ pub(super) fn attention_into(
     });
 }
 
-/// The queries that share a key/value head: rows of (token, head of the group), what they see, and where their results go: a
-/// thread has them for itself.
+/// The queries that share a key/value head: rows of (token, head of the group), what they see, and where their
+/// results go. Only one thread has them.
 struct Queries<'a> {
     call: &'a Attention<'a>,
     seen: &'a Seen,
     kv_head: usize,
     /// Query heads of the key/value head.
     group: usize,
-    /// Of all heads.
+    /// The output of all heads.
     out: &'a RowsOut,
 }
 
@@ -147,7 +147,7 @@ impl Queries<'_> {
         self.call.sink[self.head(index)]
     }
 
-    /// The place of a query's result, from element `from` on: as many elements as there are, at most `len`.
+    /// Returns the place of a query's result, from element `from` on, at most `len` elements.
     ///
     /// # Safety
     /// Nobody else may have a place of the same query.
@@ -159,16 +159,17 @@ impl Queries<'_> {
     unsafe fn result(&self, index: usize, from: usize, len: usize) -> &mut [f32] {
         let (row, first) = (index / self.group, self.head(index) * self.head_dim());
         let len = self.head_dim().saturating_sub(from).min(len);
-        // SAFETY: the heads of a key/value head are one thread's (an item of `share`); the rest by the caller.
+        // SAFETY: the heads of a key/value head belong to one thread (an item of `share`);
+        // the caller guarantees the rest.
         unsafe { self.out.part(row, first + from, len) }
     }
 
-    /// What a dot product of a query and a key is multiplied with.
+    /// Returns the factor that turns a dot product of a query and a key into a logit.
     fn scale(&self) -> f32 {
         1.0 / (self.head_dim() as f32).sqrt()
     }
 
-    /// One query times what makes its dot products logits to the base of 2, `[head_dim]`.
+    /// Writes one query, `[head_dim]`, scaled so that its dot products are base-2 logits.
     #[inline(always)]
     fn scaled_query_into(&self, index: usize, out: &mut [f32]) {
         let factor = self.scale() * std::f32::consts::LOG2_E;
@@ -192,17 +193,17 @@ impl Queries<'_> {
         self.call.arena.get(values)
     }
 
-    /// Bits of the slots of a block that a row sees.
+    /// Returns the slots of a block that a row sees, one bit each.
     #[inline(always)]
     fn mask(&self, block: usize, index: usize) -> u64 {
         self.seen.mask(block, index / self.group)
     }
 }
 
-/// Scores of slots that are not seen, those of bits from 0 on that `mask` lacks, to minus infinity.
+/// Sets the scores of slots that are not seen, whose bits in `mask` (from bit 0 on) are clear, to minus infinity.
 #[inline(always)]
 fn hide(scores: &mut [f32; PANEL], mask: u32) {
-    // All bits where a slot is hidden: without branches, so that it becomes a vector's work.
+    // All bits set where a slot is hidden: no branches, so that the compiler vectorises this.
     let hidden: [u32; PANEL] = std::array::from_fn(|i| (mask >> i & 1).wrapping_sub(1));
     for (score, hidden) in scores.iter_mut().zip(hidden) {
         let kept = score.to_bits() & !hidden;
@@ -213,12 +214,14 @@ fn hide(scores: &mut [f32; PANEL], mask: u32) {
 /// 2^80.
 const FAR: f32 = (1_u128 << 80) as f32;
 
-/// Sums of weights, the sink's among them, with which the logits are taken as they are (logits of -55 to 55, to the base of e):
-/// `f32` holds sums of values of up to 2^47, and what [`math::EXP2_RANGE`] leaves out is less than it shows.
+/// Sums of a row's weights, including the sink's, for which no reference is subtracted from its logits (-55
+/// to 55 to the base of e): `f32` then holds sums of values of up to 2^47, and what [`math::EXP2_RANGE`]
+/// leaves out is too small to show.
 const NEAR: RangeInclusive<f32> = 1.0 / FAR..=FAR;
 
-/// Weights in `f32` of logits to the base of 2, unnormalised. They are taken from a reference, a whole number, which makes no result
-/// another: zero, so that weights can be made before all logits are known, unless their sum is not [`NEAR`]; then the largest logit, rounded.
+/// Returns what turns base-2 logits into unnormalised `f32` weights, relative to a reference. The reference is zero, so
+/// that weights can be made before all logits are known, unless their sum is not [`NEAR`]: then it is the largest
+/// logit, rounded. As a whole number, it changes no result.
 #[inline(always)]
 fn weights_from(reference: f32) -> math::SoftmaxWeight<6> {
     math::SoftmaxWeight {
@@ -227,8 +230,8 @@ fn weights_from(reference: f32) -> math::SoftmaxWeight<6> {
     }
 }
 
-/// See [`weights_from`]: of a row's largest logits, and of its sink's, to the base of e; of nothing to attend to, which is all of them at
-/// minus infinity, zero.
+/// Returns a row's reference (see [`weights_from`]), from its largest base-2 logits and its sink's logit to the base of
+/// e. If all are minus infinity, there is nothing to attend to, and it is zero.
 #[inline(always)]
 fn reference_of(logits: &[f32], sink: f32) -> f32 {
     let largest = math::max(sink * std::f32::consts::LOG2_E, math::largest(logits));
@@ -239,7 +242,7 @@ fn reference_of(logits: &[f32], sink: f32) -> f32 {
     }
 }
 
-/// One over a sum of weights; zero of none.
+/// Returns one over a sum of weights; zero if that is zero.
 #[inline(always)]
 fn inverse_of(sum: f32) -> f32 {
     if sum == 0.0 { 0.0 } else { 1.0 / sum }

@@ -1,4 +1,4 @@
-//! Which slots the queries of a call see: blocks of a cache, and a mask of each for every time that queries have.
+//! Which slots the queries of a call see: blocks of caches, each with a mask for every query time.
 
 use crate::backend::KvSegment;
 use crate::backend::cpu::plain::{Attention, visible};
@@ -11,7 +11,7 @@ pub(super) struct Block {
     cache: KvCache,
     /// Which of the cache's blocks.
     index: usize,
-    /// Every query sees all of it.
+    /// Whether every query sees all of it.
     pub whole: bool,
 }
 
@@ -20,14 +20,14 @@ impl Block {
         self.index * self.cache.layout.form.block()
     }
 
-    /// The panels of a head's keys, one after the other: where they begin in the arena, and their elements.
+    /// Returns where in the arena the panels of a head's keys lie, one after the other.
     #[inline(always)]
     pub(super) fn keys(&self, head: usize) -> Range<usize> {
         let start = self.cache.panel(head, self.first_slot());
         start..start + self.cache.layout.form.values_per_element() * self.cache.panel_len()
     }
 
-    /// The values of a column of a head, from this block's first slot to the end of the cache.
+    /// Returns where a column of a head's values lies, from this block's first slot to the end of the cache.
     #[inline(always)]
     pub(super) fn values(&self, head: usize, column: usize) -> Range<usize> {
         let start = self.cache.column(head, column, self.first_slot());
@@ -35,7 +35,7 @@ impl Block {
         start..end
     }
 
-    /// A parameter of a head's rows, one a slot of the block.
+    /// Returns where a parameter of a head's rows lies, one per slot of the block.
     #[inline(always)]
     pub(super) fn params(&self, head: usize, param: SlotParam) -> Range<usize> {
         let start = self.cache.param(head, param, self.first_slot());
@@ -47,22 +47,22 @@ impl Block {
     }
 }
 
-/// See the module. Grows to what the caches of a call can hold, and stays.
+/// What the queries of a call see. Grows to what the caches of a call can hold, and stays.
 #[derive(Default)]
 pub(super) struct Seen {
     pub blocks: Vec<Block>,
-    /// Blocks whose slots follow each other, by their places in `blocks`.
+    /// Runs of blocks whose slots follow each other, as places in `blocks`.
     pub runs: Vec<Range<usize>>,
     /// Bits of the slots that are seen, `[blocks][times]`.
     masks: Vec<u64>,
-    /// Times of the queries: one if all are equal, else each query's.
+    /// Number of query times: one if all are equal, else one per query.
     times: usize,
-    /// Blocks there can be with the caches of this call full.
+    /// Most blocks there can be with all caches full, in any call so far.
     most: usize,
 }
 
 impl Seen {
-    /// What the queries of `call` see.
+    /// Finds what the queries of `call` see.
     pub(super) fn look(&mut self, call: &Attention<'_>) {
         let all = call.q_time_ns;
         let same = all.iter().all(|t| Some(t) == all.first());
@@ -72,8 +72,8 @@ impl Seen {
         self.masks.clear();
         self.runs.clear();
         self.reserve(call);
-        // The block looked at last, and whether it is in the list: segments that meet within a block are one there, whatever
-        // is seen of it, so that the order of a query's slots does not depend on other queries.
+        // The block looked at last, and whether it is listed. Segments that meet within a block share its entry,
+        // whatever is seen of it, so that the order of a query's slots does not depend on other queries.
         let mut last = None;
         for segment in call.segments {
             let layout = segment.cache.layout;
@@ -148,13 +148,13 @@ impl Seen {
         }
     }
 
-    /// Room for all that the call's caches can hold: it is not to grow while a window fills.
+    /// Reserves room for all that the call's caches can hold, so that nothing grows while a window fills.
     fn reserve(&mut self, call: &Attention<'_>) {
         let mut most = 0;
         let mut before = None;
         for KvSegment { cache, .. } in call.segments {
-            // Two blocks of a cache can be listed twice: that in which a window that wraps begins and ends, and that which the queries'
-            // own chunk shares with it.
+            // Two blocks of a cache can be listed twice: the one in which a wrapping window both begins and ends, and
+            // the one that the queries' own chunk shares with the window.
             const SEEN_AGAIN: usize = 2;
             if before != Some(cache) {
                 most += cache.blocks() + SEEN_AGAIN;
@@ -167,7 +167,7 @@ impl Seen {
         self.masks.reserve(self.most * self.times);
     }
 
-    /// Where the run ends that a block is in.
+    /// Returns where the run ends that contains `block`.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     #[inline(always)]
     pub(super) fn run_end(&self, block: usize) -> usize {
@@ -175,12 +175,12 @@ impl Seen {
         self.runs[run].end
     }
 
-    /// Blocks there can be.
+    /// Returns the most blocks there can be.
     pub(super) fn most(&self) -> usize {
         self.most
     }
 
-    /// What a query sees of a block.
+    /// Returns what a query sees of a block, one bit per slot.
     #[inline(always)]
     pub(super) fn mask(&self, block: usize, query: usize) -> u64 {
         let time = if self.times == 1 { 0 } else { query };

@@ -1,7 +1,7 @@
-//! `f32` on vectors: the sums of [`super::loops`], in the same order, many rows at a time.
+//! Attention in `f32` on vectors: the sums of [`super::loops`], in the same order, many rows at a time.
 //!
-//! Keys are gone over once, in chunks of a few blocks: logits of all rows, their weights, sums of their values. What a chunk holds stays
-//! in the nearest cache meanwhile, so that keys and values come from the second one once for all rows.
+//! One pass goes over the keys in chunks of a few blocks: logits of all rows, their weights, sums of their values. A
+//! chunk stays in the L1 cache meanwhile, so that keys and values come from the L2 cache once for all rows.
 
 mod rows;
 
@@ -15,11 +15,11 @@ use crate::backend::cpu::tile::{DEPTH_BLOCK, Prefetch, ROW_STRIDE, tile, with_ti
 use rows::{Row, add, track_max, weigh};
 use std::ops::Range;
 
-/// Blocks of a chunk.
+/// Blocks in a chunk.
 const CHUNK: usize = 4;
 
-/// The same where one tile holds all rows: no values are read twice, so that nothing is gained by keeping a chunk's near, and longer
-/// chunks change less often between logits, weights and sums.
+/// The same where one tile holds all rows: no values are read twice, so keeping a chunk's values near gains nothing,
+/// and longer chunks switch less often between logits, weights and sums.
 const CHUNK_OF_ONE_TILE: usize = DEPTH_BLOCK / PANEL;
 
 // A chunk's weights are a tile's rows when values are summed.
@@ -28,12 +28,12 @@ const _: () = assert!(CHUNK <= CHUNK_OF_ONE_TILE && PANEL == LANES);
 /// Widest head: its elements are a tile's depth.
 pub(in crate::backend::cpu) const MAX_HEAD_DIM: usize = DEPTH_BLOCK;
 
-/// Buffers of one thread, of [`F32x16::ROWS_TOGETHER`] rows.
+/// Buffers of one thread, for [`F32x16::ROWS_TOGETHER`] rows.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// Times `log2(e) / sqrt(head_dim)`: their dot products are logits to the base of 2. `[rows][ROW_STRIDE]`.
+    /// Times `log2(e) / sqrt(head_dim)`, so that their dot products are base-2 logits, `[rows][ROW_STRIDE]`.
     queries: AlignedVec<f32>,
-    /// Of a chunk: logits, then weights, `[rows][ROW_STRIDE]`.
+    /// A chunk's logits, then its weights, `[rows][ROW_STRIDE]`.
     weights: AlignedVec<f32>,
     /// Weighted sums, `[rows][ROW_STRIDE]`.
     values: AlignedVec<f32>,
@@ -50,20 +50,20 @@ impl Scratch {
     }
 }
 
-/// All queries.
+/// Computes attention for all queries.
 ///
 /// # Panics
-/// Where there are no such vectors, and for heads wider than [`MAX_HEAD_DIM`].
+/// When the processor lacks these vectors, and for heads wider than [`MAX_HEAD_DIM`].
 pub(super) fn attend(vectors: Vectors, queries: &Queries<'_>, scratch: &mut Scratch) {
     assert!(vectors.available(), "no such vectors here");
     assert!(queries.head_dim() <= MAX_HEAD_DIM, "head too wide");
     scratch.make_room(vectors);
-    // SAFETY: available, and there is room.
+    // SAFETY: the vectors are available, and `scratch` has room.
     unsafe { attend_on(vectors, queries, scratch) };
 }
 
 on_vectors! {
-    /// As [`attend_rows`].
+    /// Runs [`attend_rows`].
     fn attend_on(queries: &Queries<'_>, scratch: &mut Scratch) = |S| {
         attend_rows::<S, { S::ACROSS }>(queries, scratch)
     }
@@ -84,20 +84,20 @@ unsafe fn attend_rows<S: F32x16, const ACROSS: usize>(
             first,
             rows,
         };
-        // SAFETY: by the caller.
+        // SAFETY: the caller guarantees it.
         unsafe { block.attend::<S, ACROSS>(scratch) };
         first += rows;
     }
 }
 
-/// What becomes of a chunk's logits.
+/// What a pass does with a chunk's logits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Use {
-    /// Weights as they are, and sums of values.
+    /// Makes weights of them as they are, and sums values.
     Weigh,
-    /// The same, taken from each row's reference.
+    /// The same, relative to each row's reference.
     WeighFrom,
-    /// The largest is kept.
+    /// Keeps the largest.
     Largest,
 }
 
@@ -119,9 +119,10 @@ impl Block<'_> {
             self.queries.scaled_query_into(self.first + row, query);
             scratch.rows[row].reference = 0.0;
         }
-        // Both passes after the first are for rows with logits far from zero, if there are any; the others come to the same again.
+        // The two later passes are for rows with logits far from zero, if there are any; the other
+        // rows get the same results again.
         for logits in [Use::Weigh, Use::Largest, Use::WeighFrom] {
-            // SAFETY: by the caller.
+            // SAFETY: the caller guarantees it.
             unsafe { self.go_over::<S, ACROSS>(logits, scratch) };
             let rows = &mut scratch.rows[..self.rows];
             if logits == Use::Largest {
@@ -135,7 +136,7 @@ impl Block<'_> {
         }
         for (row, values) in (0..self.rows).zip(scratch.values.chunks(ROW_STRIDE)) {
             let inverse = inverse_of(scratch.rows[row].sum);
-            // SAFETY: dropped before the next one.
+            // SAFETY: dropped before the next one is taken.
             let out = unsafe { self.queries.result(self.first + row, 0, hd) };
             for (out, value) in out.iter_mut().zip(values) {
                 *out = value * inverse;
@@ -143,7 +144,7 @@ impl Block<'_> {
         }
     }
 
-    /// Sums of all weights.
+    /// Adds up each row's weights, including the sink's.
     #[inline(always)]
     fn sum(&self, rows: &mut [Row]) {
         for (index, row) in rows.iter_mut().enumerate() {
@@ -157,7 +158,7 @@ impl Block<'_> {
         }
     }
 
-    /// References of rows far from zero.
+    /// Sets the references of rows whose logits are far from zero.
     fn take_references(&self, rows: &mut [Row]) {
         for (index, row) in rows.iter_mut().enumerate() {
             if !NEAR.contains(&row.sum) {
@@ -166,7 +167,7 @@ impl Block<'_> {
         }
     }
 
-    /// All keys once.
+    /// Goes over all keys once.
     ///
     /// # Safety
     /// As [`attend_rows`].
@@ -196,7 +197,7 @@ impl Block<'_> {
         };
         for start in (0..blocks).step_by(chunk) {
             let chunk = start..blocks.min(start + chunk);
-            // SAFETY: by the caller.
+            // SAFETY: the caller guarantees it.
             unsafe {
                 self.score::<S, ACROSS>(chunk.clone(), queries, weights);
                 match logits {
@@ -212,7 +213,7 @@ impl Block<'_> {
         }
     }
 
-    /// Logits of a chunk's keys, [`F32x16::ACROSS`] blocks at a time.
+    /// Computes the logits of a chunk's keys, [`F32x16::ACROSS`] blocks at a time.
     ///
     /// # Safety
     /// As [`attend_rows`].
@@ -226,7 +227,8 @@ impl Block<'_> {
         const { assert!(CHUNK.is_multiple_of(ACROSS) && CHUNK_OF_ONE_TILE.is_multiple_of(ACROSS)) };
         let blocks = &self.queries.seen.blocks[..chunk.end];
         for at in chunk.clone().step_by(ACROSS) {
-            // Where there is no further block the last one is multiplied again; its place is there and holds no key.
+            // Past the last block, that block is multiplied again: the place for the
+            // result exists and belongs to no key.
             let mut b = [std::ptr::null(); ACROSS];
             for (across, b) in b.iter_mut().enumerate() {
                 *b = self.queries.keys((at + across).min(chunk.end - 1)).as_ptr();
@@ -238,7 +240,7 @@ impl Block<'_> {
                 let to = &mut logits[row * ROW_STRIDE..];
                 let rows = &queries[row * ROW_STRIDE..(row + n) * ROW_STRIDE];
                 with_tile_rows!(n, S::ROWS, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
-                    // SAFETY: a block has as many vectors as a head has elements; the rest by the caller.
+                    // SAFETY: a block has as many vectors as a head has elements; the caller guarantees the rest.
                     unsafe { self.score_tile::<S, M, ACROSS>(rows, b, to, Prefetch::of_rows_from(row)) }
                 });
                 row += n;
@@ -251,7 +253,7 @@ impl Block<'_> {
         }
     }
 
-    /// What each row does not see of a block.
+    /// Hides from each row what it does not see of a block.
     #[inline(always)]
     fn hide(&self, block: usize, logits: &mut [f32]) {
         for (row, logits) in logits.chunks_mut(ROW_STRIDE).take(self.rows).enumerate() {
@@ -272,7 +274,7 @@ impl Block<'_> {
         prefetch: Prefetch,
     ) {
         assert!(to.len() >= (M - 1) * ROW_STRIDE + ACROSS * LANES);
-        // SAFETY: by the caller; the places are there by the assertion.
+        // SAFETY: the assertion makes sure of the places; the caller guarantees the rest.
         unsafe {
             let mut sums = [[S::splat(0.0); ACROSS]; M];
             let hd = self.queries.head_dim();
@@ -299,7 +301,7 @@ impl Block<'_> {
         let columns = self.queries.head_dim().next_multiple_of(LANES);
         let mut column = 0;
         while column < columns {
-            // SAFETY: by the caller.
+            // SAFETY: the caller guarantees it.
             unsafe {
                 column += match columns - column {
                     64.. if S::WIDE >= 4 => {
@@ -314,7 +316,7 @@ impl Block<'_> {
         }
     }
 
-    /// `V` vectors of the values' columns from `column` on, for all rows; returns how many columns that is.
+    /// Adds `V` vectors of columns from `column` on, for all rows; returns how many columns those are.
     ///
     /// # Safety
     /// As [`attend_rows`].
@@ -342,7 +344,7 @@ impl Block<'_> {
                 let weights = &weights[(at - chunk.start) * PANEL..];
                 let values = &mut values[row * ROW_STRIDE..(row + rows) * ROW_STRIDE][column..];
                 with_tile_rows!(rows, S::ROWS_OF_WIDE, [1 2 3 4 5 6 7], |M| {
-                    // SAFETY: by the caller; `b` are the values of as many slots.
+                    // SAFETY: `b` are the values of `depth` slots; the caller guarantees the rest.
                     unsafe {
                         add::<S, M, V>(weights, b, depth, values, Prefetch::of_rows_from(row));
                     }

@@ -28,7 +28,7 @@ pub(in crate::backend::cpu) struct Bf16Linear {
     out_dim: usize,
     /// `[panels][depth / 2][PANEL][2]`.
     panels: Part<Bf16>,
-    /// Of the input channels.
+    /// Order of the input channels.
     order: Order,
     bias: Vec<f32>,
 }
@@ -66,12 +66,12 @@ impl Bf16Linear {
         }
     }
 
-    /// Bytes held, the bias aside.
+    /// Returns the bytes held, without the bias.
     pub(in crate::backend::cpu) fn bytes(&self) -> usize {
         size_of_val(&self.panels[..])
     }
 
-    /// Both panels of a pair.
+    /// Returns both panels of a pair.
     fn pair(&self, pair: usize) -> [&[Bf16]; 2] {
         let of_panel = PANEL * self.in_dim.next_multiple_of(STEP);
         let (first, second) = self.panels[2 * pair * of_panel..][..2 * of_panel].split_at(of_panel);
@@ -83,7 +83,7 @@ impl Bf16Linear {
         [&biases[2 * pair], &biases[2 * pair + 1]]
     }
 
-    /// Weight of an input and an output channel, as it is multiplied.
+    /// Returns the weight of an output channel `n` and an input channel `k`, as it is multiplied.
     fn weight(&self, n: usize, k: usize) -> f32 {
         let (depth, k) = (self.in_dim.next_multiple_of(STEP), self.order.place(k));
         let at = n / PANEL * PANEL * depth + k / 2 * 2 * PANEL + n % PANEL * 2 + k % 2;
@@ -91,19 +91,19 @@ impl Bf16Linear {
     }
 }
 
-/// Rows in bf16; grow to the largest call and stay.
+/// Rows in bf16; grows to the largest call and keeps its memory.
 #[derive(Default)]
 pub(in crate::backend::cpu) struct Activations {
     rows: AlignedVec<Bf16>,
 }
 
 impl Activations {
-    /// Takes over rows, for the products of `isa`.
+    /// Rounds rows for the products of `isa`.
     pub(in crate::backend::cpu) fn round(&mut self, isa: Isa, x: &[f32], in_dim: usize) {
         let order = Order::of(isa);
         let stride = row_stride::<Bf16>(in_dim.next_multiple_of(STEP));
         let rows = x.len() / in_dim;
-        // Rows beyond the last are read by whole tiles; what they give is not used.
+        // Whole tiles also read rows beyond the last, whose results are not used.
         self.rows.resize(rows.next_multiple_of(TILE_ROWS) * stride);
         let part = rows_of_a_part(rows, in_dim);
         for_each_rows(part, (x, in_dim), (&mut self.rows, stride), |x, rows| {
@@ -114,7 +114,7 @@ impl Activations {
     }
 }
 
-/// `out (=, += or = gelu) x W^T + b` of rounded rows, its panels shared among the threads of the current pool.
+/// Computes `out (=, += or = gelu) x W^T + b` of rounded rows; threads of the current pool share the panels.
 pub(in crate::backend::cpu) fn linear_into(
     isa: Isa,
     linear: &Bf16Linear,
@@ -149,7 +149,7 @@ impl Call<'_> {
         #[cfg(target_arch = "x86_64")]
         if self.isa == Isa::Amx {
             assert!(self.isa.available(), "no {} here", self.isa.name());
-            // SAFETY: available.
+            // SAFETY: tiles are available, as asserted; claimed pairs are this thread's alone.
             return unsafe { self.run_on_tiles(depth, pairs) };
         }
         let stride = row_stride::<Bf16>(depth);
@@ -171,7 +171,7 @@ impl Call<'_> {
                 product.dot((x, stride), rows, &columns, &mut sums.0, ahead.as_mut());
                 #[cfg(target_arch = "x86_64")]
                 if let Some(vectors) = vectors {
-                    // SAFETY: available; threads hold disjoint pairs of panels.
+                    // SAFETY: `best` returns available vectors; threads hold disjoint pairs of panels.
                     unsafe { finish_on(vectors, self, &sums.0, row, rows, pair) };
                     continue;
                 }
@@ -185,11 +185,11 @@ impl Call<'_> {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
     unsafe fn run_on_tiles(&self, depth: usize, pairs: Claims<'_>) {
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { layer::multiply(self, self.rows, self.out.rows(), depth, pairs) }
     }
 
-    /// Columns from `first` on, whose biases these are.
+    /// Writes a row's results to the columns from `first` on, which have these `biases`.
     ///
     /// # Safety
     /// The processor has `S`; no one else writes the columns.
@@ -201,7 +201,7 @@ impl Call<'_> {
         row: usize,
         sums: [&[f32; PANEL]; 2],
     ) {
-        // SAFETY: sixteen sums and biases; the rest by the caller.
+        // SAFETY: sixteen sums and biases; the caller guarantees the rest.
         unsafe {
             let out = self.out.part(row, first, 2 * PANEL);
             for (panel, out) in out.chunks_mut(PANEL).enumerate() {
@@ -214,7 +214,7 @@ impl Call<'_> {
 
 #[cfg(target_arch = "x86_64")]
 impl<'a> layer::Layer<Bf16> for Call<'a> {
-    /// The first, and biases.
+    /// The first column, and the biases.
     type Columns = (usize, [&'a [f32; PANEL]; 2]);
 
     fn panels(&self, pair: usize) -> [&[Bf16]; 2] {
@@ -227,7 +227,7 @@ impl<'a> layer::Layer<Bf16> for Call<'a> {
 
     #[inline(always)]
     unsafe fn write(&self, columns: Self::Columns, row: usize, sums: [&[f32; PANEL]; 2]) {
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.write_row::<__m512>(columns, row, sums) }
     }
 }
@@ -264,7 +264,8 @@ fn finish(call: &Call<'_>, sums: &[[TileSums; 2]; 2], row: usize, rows: usize, p
     }
 }
 
-/// The definition, for [`Path::Plain`](super::super::Path): the same rounding, sums in loops to be read.
+/// Defines the product, for [`Path::Plain`](super::super::Path): the same rounding and sums, in
+/// loops written to be read.
 pub(in crate::backend::cpu) fn plain_linear_into(
     linear: &Bf16Linear,
     x: &[f32],

@@ -1,11 +1,12 @@
 //! Products of values in bf16, summed in `f32`: the same bits on every processor.
 //!
-//! bf16 is the upper half of an `f32`: eight bits of precision, the whole range. The product of two is exact in `f32`, short of infinity, so
-//! only the order of the sums matters, and it is the one of Intel's matrix tiles (TDPBF16PS): within a step of [`STEP`]
-//! channels the even ones are summed in turn, the odd ones too, then both together are added to what was there. Values
-//! smaller than 2^-55 become zero when they are rounded: no product or sum is then so small that one processor would
-//! keep what another flushes to zero. AVX-512's own product (VDPBF16PS) adds each pair's two in turn to one sum: with pairs of even
-//! channels and pairs of odd ones it comes to the same bits ([`pairs`]). Processors without either multiply in `f32`.
+//! bf16 is the upper half of an `f32`: eight bits of precision, the whole range. The product of two values is exact in
+//! `f32` unless it overflows, so only the order of the sums matters. It is that of Intel's matrix tiles (TDPBF16PS):
+//! within a step of [`STEP`] channels the even ones are summed in turn, and so are the odd ones; then both sums
+//! together are added to what was there. Values smaller than 2^-55 are rounded to zero, so that no product or sum is so
+//! small that one processor would keep what another flushes to zero. AVX-512's own product (VDPBF16PS) adds both
+//! products of a pair in turn to one sum: with pairs of even channels and pairs of odd ones it gives the same bits
+//! ([`pairs`]). Processors with neither multiply in `f32`.
 //!
 //! [`linear`] holds a layer's weights in this form; [`attention`](super::attention) keeps keys, values and weights in it
 //! where a backend's precision allows.
@@ -39,7 +40,7 @@ pub(super) const STEP: usize = 32;
 const SMALLEST: f32 = f32::from_bits((127 - 55) << 23);
 
 impl Bf16 {
-    /// Rounded to the nearest, ties to even; smaller than 2^-55 is zero; what is not a number stays so.
+    /// Rounds to the nearest, ties to even. Values smaller than 2^-55 become zero; NaN stays NaN.
     #[inline(always)]
     pub(super) fn from_f32(value: f32) -> Bf16 {
         const INFINITY: u32 = 0x7f80_0000;
@@ -60,14 +61,14 @@ impl Bf16 {
         Bf16((rounded >> 16) as u16)
     }
 
-    /// Exact.
+    /// Converts exactly.
     #[inline(always)]
     pub(super) fn to_f32(self) -> f32 {
         from_bf16(self.0)
     }
 }
 
-/// Each value to bf16, then zeros; in this order.
+/// Rounds values to bf16, adds zeros up to the end of the row, and arranges it in `order`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
 pub(super) fn round_row_into(values: &[f32], order: Order, row: &mut [Bf16]) {
     let (rounded, padding) = row.split_at_mut(values.len());
@@ -78,13 +79,13 @@ pub(super) fn round_row_into(values: &[f32], order: Order, row: &mut [Bf16]) {
     order.arrange(row);
 }
 
-/// Elements of `f32` memory that `values` values in bf16 take.
+/// Returns the elements of `f32` memory that `values` values in bf16 take.
 pub(super) fn pairs_len(values: usize) -> usize {
     values.div_ceil(2)
 }
 
-/// Each two neighbours to bf16, in the bits of one element: the first in the lower half. Without a neighbour the last one's is
-/// zero. Such elements are only ever copied; arithmetic could change them.
+/// Rounds each two neighbours to bf16, in the bits of one element, the first in the lower half. A last one without a
+/// neighbour is paired with zero. Such elements are only ever copied; arithmetic could change them.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
 pub(super) fn round_pairs_into(values: &[f32], out: &mut [f32]) {
     let pair = |low: f32, high: f32| {
@@ -119,7 +120,7 @@ mod tests {
             assert_eq!(Bf16::from_f32(value).to_f32(), expected, "{value}");
         }
         assert!(Bf16::from_f32(f32::NAN).to_f32().is_nan());
-        // Not a number by its lowest bits alone.
+        // NaN by its lowest bits alone.
         assert!(
             Bf16::from_f32(f32::from_bits(0x7f80_0001))
                 .to_f32()

@@ -1,4 +1,4 @@
-//! In which order the channels of rows and columns lie that are multiplied with each other.
+//! The order of channels in rows and columns that are multiplied with each other.
 
 use super::Bf16;
 use crate::backend::cpu::isa::Isa;
@@ -12,15 +12,15 @@ const PLACES: [usize; GROUP] = [1, 3, 0, 2];
 /// An order of channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::backend::cpu) enum Order {
-    /// As they are numbered: a pair is an even channel and the odd one behind it.
+    /// As they are numbered: a pair is an even channel and the odd one after it.
     Natural,
-    /// Within four channels first the pair of the even ones, then that of the odd ones, the second before the first: the order in
-    /// which [`super::pairs`] sums them.
+    /// In every four channels, first the pair of even ones, then that of odd ones, each with its second channel before
+    /// its first, as [`super::pairs`] needs them.
     Halves,
 }
 
 impl Order {
-    /// In which rows are read on this instruction set, and columns wherever they can be chosen.
+    /// Returns the order of rows on this instruction set, and of columns wherever theirs can be chosen.
     pub(in crate::backend::cpu) fn of(isa: Isa) -> Order {
         match isa {
             Isa::Avx512Bf16 => Order::Halves,
@@ -28,7 +28,7 @@ impl Order {
         }
     }
 
-    /// Where a channel lies.
+    /// Returns the place of a channel.
     pub(super) fn place(self, channel: usize) -> usize {
         match self {
             Order::Natural => channel,

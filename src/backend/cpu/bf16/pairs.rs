@@ -1,10 +1,11 @@
-//! A tile's product on 512-bit vectors that multiply pairs in bf16 (VDPBF16PS): the bits of matrix tiles at twice the pace of
-//! `f32`.
+//! A tile's product on 512-bit vectors that multiply bf16 pairs (VDPBF16PS): the bits of matrix tiles, at
+//! twice the speed of `f32`.
 //!
-//! The instruction adds the product of each lane's upper halves, then that of its lower halves, to one sum (Intel's reference;
-//! of AMD's Zen 5 measured, 4.5 million lanes). Tiles sum even channels in turn and odd ones in turn, so pairs are made of two
-//! even channels or of two odd ones, the first in the upper half: [`Order::Halves`]. Rows and weights are stored so; columns of
-//! keys and values, which lie as they do for every processor, are brought to it on their way.
+//! The instruction adds the product of each lane's upper halves, then that of its lower halves, to one sum (Intel's
+//! reference; measured on AMD's Zen 5, 4.5 million lanes). Tiles sum even channels in turn and odd ones in turn, so a
+//! pair is made of two even channels or two odd ones, the first in the upper half: [`Order::Halves`]. Rows and weights
+//! are stored in this order; columns of keys and values, which lie in the same order for every processor, are
+//! rearranged as they are loaded.
 
 use super::order::Order;
 use super::product::{Columns, TileSums};
@@ -21,25 +22,26 @@ use std::sync::OnceLock;
 /// Pairs of channels in a step.
 const STEP_PAIRS: usize = STEP / 2;
 
-/// Steps whose columns stay in the nearest cache while all rows pass by.
+/// Steps whose columns stay in the L1 cache while all rows pass by.
 const CHUNK_STEPS: usize = DEPTH_BLOCK / STEP;
 
-/// Rows of a tile: with two panels and sums of even and of odd channels they leave room for both panels' columns.
+/// Rows of a tile: their sums of even and of odd channels with two panels leave registers for both panels' columns.
 const ROWS: usize = 6;
 
-/// Tiles of as many rows as two whole ones of [`TILE_ROWS`].
+/// Tiles that cover the rows of two matrix tiles.
 pub(super) const TILES: usize = (2 * TILE_ROWS).div_ceil(ROWS);
 
-/// Whether this processor's product sums as is said above, of values that would show another order, or sums rounded once.
+/// Returns whether this processor's product sums as the module says, tried with values that would show another order or
+/// a sum rounded only once.
 ///
 /// # Panics
-/// Where there is no such product.
+/// If there is no such product.
 pub(in crate::backend::cpu) fn sum_as_tiles() -> bool {
     static AS_TILES: OnceLock<bool> = OnceLock::new();
     *AS_TILES.get_or_init(|| {
         assert!(bf16_vectors(), "no vectors of bf16 here");
         let two = |exponent: i32| 2.0_f32.powi(exponent);
-        // What was there, the product of upper halves and that of lower ones, by one.
+        // The sum so far, and the upper and the lower halves, which are multiplied by one.
         let cases = [
             (1.0, two(24), -two(24)),
             (1.0, -two(24), two(24)),
@@ -60,7 +62,7 @@ pub(in crate::backend::cpu) fn sum_as_tiles() -> bool {
     })
 }
 
-/// One lane's product of pairs added to a sum.
+/// Adds one lane's product of pairs to a sum.
 ///
 /// # Safety
 /// AVX-512 with BF16 is available.
@@ -70,10 +72,11 @@ unsafe fn product_of(before: f32, a: i32, b: i32) -> f32 {
     _mm512_cvtss_f32(_mm512_dpbf16_ps(_mm512_set1_ps(before), pairs(a), pairs(b)))
 }
 
-/// Sums over the columns' depth of `rows` rows in [`Order::Halves`], `stride` apart; added to what was there if they go on.
+/// Computes the sums, over the columns' depth, of `rows` rows in [`Order::Halves`], `stride` apart, and adds them to
+/// those in memory if `accumulate`.
 ///
 /// # Panics
-/// Where there are no such vectors, and when sizes do not fit.
+/// If there are no such vectors, or the sizes do not fit.
 pub(super) fn dot(
     (x, stride): (&[Bf16], usize),
     rows: usize,
@@ -101,7 +104,7 @@ pub(super) fn dot(
                 from: ahead.steps(depth / STEP),
             }),
     };
-    // SAFETY: available; the sizes are asserted.
+    // SAFETY: availability and sizes are asserted.
     unsafe {
         match columns.order {
             Order::Natural => multiply::<false>(&call, sums),
@@ -118,28 +121,28 @@ struct Call {
     /// Pairs of channels.
     panels: [*const u32; 2],
     steps: usize,
-    /// Whether sums are added to.
+    /// Whether to add to the sums in memory.
     accumulate: bool,
     ahead: Option<PrefetchLines>,
 }
 
-/// Which memory is asked for.
+/// Which memory is prefetched.
 #[derive(Clone, Copy)]
 struct PrefetchLines {
-    /// Where it begins, in bytes behind the first panel.
+    /// Where it begins, in bytes from the first panel on.
     from: usize,
-    /// Cache lines with each step of each tile: six for one pair of row tiles, three for two, then two and one.
+    /// Cache lines in each step of each tile: six for one pair of row tiles, three for two, then two and one.
     lines: usize,
 }
 
 impl PrefetchLines {
-    /// What comes with this step of all tiles' ones.
+    /// Prefetches the lines of one step, counted over all tiles.
     #[inline(always)]
     fn run(self, panel: *const u32, step: usize) {
         let from = panel
             .cast::<u8>()
             .wrapping_add(self.from + step * self.lines * CACHE_LINE);
-        // Known numbers: a loop would take registers, which are all taken.
+        // Constants, since a loop would need registers, and all are taken.
         match self.lines {
             1 => prefetch_lines::<_MM_HINT_T1>(from, 0..1),
             2 => prefetch_lines::<_MM_HINT_T1>(from, 0..2),
@@ -149,7 +152,7 @@ impl PrefetchLines {
     }
 }
 
-/// Chunk by chunk of the depth, rows in tiles.
+/// Multiplies chunk by chunk of the depth, with rows in tiles.
 ///
 /// # Safety
 /// AVX-512 with BF16 is available; rows and panels hold what the call says, panels in [`Order::Halves`] if `ARRANGED`.
@@ -162,7 +165,7 @@ unsafe fn multiply<const ARRANGED: bool>(call: &Call, sums: &mut [[TileSums; 2];
         while row < call.rows {
             let n = even_block(call.rows - row, ROWS);
             with_tile_rows!(n, ROWS, [1 2 3 4 5 6], |M| {
-                // SAFETY: by the caller.
+                // SAFETY: guaranteed by the caller.
                 unsafe {
                     if row == 0 && call.ahead.is_none() {
                         tile::<M, ARRANGED, true>(call, (row, index), &steps, sums);
@@ -181,11 +184,12 @@ unsafe fn multiply<const ARRANGED: bool>(call: &Call, sums: &mut [[TileSums; 2];
     }
 }
 
-/// Sums of even and of odd channels begin anew in every step and are added to those in memory at its end. Unless sums go on, the
-/// first step begins them. With `STREAM` the columns' next lines are asked for.
+/// Multiplies a tile. Sums of even and of odd channels begin anew in every step and are added to those in
+/// memory at its end, which the first step overwrites unless the call accumulates. With `STREAM` the columns'
+/// next lines are prefetched.
 ///
 /// # Safety
-/// As [`multiply`]; there are `M` rows from this one on, the tile of this index.
+/// As [`multiply`]; the tile of this `index` has `M` rows, from `row` on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn tile<const M: usize, const ARRANGED: bool, const STREAM: bool>(
@@ -210,7 +214,7 @@ unsafe fn tile<const M: usize, const ARRANGED: bool, const STREAM: bool>(
                     _mm_prefetch::<_MM_HINT_T0>(ahead);
                     _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(CACHE_LINE));
                 }
-                // SAFETY: two times sixteen pairs, by the caller.
+                // SAFETY: two times sixteen pairs, as the caller guarantees.
                 let two = unsafe {
                     let at = at.cast::<__m512i>();
                     [at.read_unaligned(), at.wrapping_add(1).read_unaligned()]
@@ -220,7 +224,7 @@ unsafe fn tile<const M: usize, const ARRANGED: bool, const STREAM: bool>(
             for (half, (sums, columns)) in halves.iter_mut().zip(columns).enumerate() {
                 for (m, sums) in sums.iter_mut().enumerate() {
                     let at = x.wrapping_add(m * call.stride + 2 * (pair + half));
-                    // SAFETY: a pair of the row, by the caller.
+                    // SAFETY: a pair of the row, as the caller guarantees.
                     let a = _mm512_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() });
                     for (sum, column) in sums.iter_mut().zip(columns) {
                         *sum = _mm512_dpbf16_ps(*sum, pairs(a), pairs(column));
@@ -248,7 +252,7 @@ unsafe fn tile<const M: usize, const ARRANGED: bool, const STREAM: bool>(
     }
 }
 
-/// Two pairs of neighbouring channels to the pair of the even and that of the odd ones.
+/// Turns two pairs of neighbouring channels into the pair of even ones and that of odd ones.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn arranged([first, second]: [__m512i; 2]) -> [__m512i; 2] {
@@ -259,9 +263,9 @@ fn arranged([first, second]: [__m512i; 2]) -> [__m512i; 2] {
     ]
 }
 
-/// The same bits.
+/// Returns the same bits as pairs in bf16.
 #[inline(always)]
 fn pairs(bits: __m512i) -> __m512bh {
-    // SAFETY: both are 512 bits of anything.
+    // SAFETY: both types are 512 bits, any of which are valid.
     unsafe { std::mem::transmute(bits) }
 }

@@ -15,7 +15,7 @@ use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::prefetch::PrefetchPlan;
 use multiversion::multiversion;
 
-/// Rows worked on together by the loops: with two sums each for sixteen channels they fill the registers.
+/// Rows that the loops take together: their sums, two for each of sixteen channels, fill the registers.
 const LOOP_ROWS: usize = 4;
 
 /// Sums of one row tile and one panel.
@@ -27,16 +27,16 @@ pub(in crate::backend::cpu) struct Columns<'a> {
     pub panels: [&'a [Bf16]; 2],
     /// Channels, a multiple of [`STEP`].
     pub depth: usize,
-    /// Of their channels. That of rows is always [`Order::of`] the instruction set.
+    /// Order of their channels. That of rows is always [`Order::of`] the instruction set.
     pub order: Order,
 }
 
-/// What multiplies, for one thread.
+/// What multiplies on one thread.
 pub(in crate::backend::cpu) enum Product {
     Loops,
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     Vectors(Vectors),
-    /// Vectors of pairs in bf16.
+    /// Vectors of bf16 pairs.
     #[cfg(target_arch = "x86_64")]
     Pairs,
     #[cfg(target_arch = "x86_64")]
@@ -44,7 +44,7 @@ pub(in crate::backend::cpu) enum Product {
 }
 
 impl Product {
-    /// The best way that `isa`, which is available, allows. It belongs to the thread.
+    /// Returns the best that `isa`, which must be available, allows. It belongs to the thread.
     pub(in crate::backend::cpu) fn new(isa: Isa) -> Product {
         #[cfg(target_arch = "x86_64")]
         match isa {
@@ -60,7 +60,7 @@ impl Product {
         Product::Loops
     }
 
-    /// This thread's matrix tiles, where they multiply.
+    /// Returns this thread's matrix tiles, if they multiply.
     #[cfg(target_arch = "x86_64")]
     pub(in crate::backend::cpu) fn tiles(&self) -> Option<&Tiles> {
         match self {
@@ -69,7 +69,7 @@ impl Product {
         }
     }
 
-    /// What asks for the next pair of panels, so many bytes, while one is multiplied with these rows.
+    /// Returns the prefetches of the next pair of panels, of `pair_bytes`, while one is multiplied with `rows` rows.
     pub(in crate::backend::cpu) fn ahead(
         &self,
         pair_bytes: usize,
@@ -83,7 +83,7 @@ impl Product {
         None
     }
 
-    /// Whether rows are read from where their scores were, see [`Product::add_in_place`].
+    /// Returns whether rows are read from where their scores were, see [`Product::add_in_place`].
     pub(in crate::backend::cpu) fn in_place(&self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self.tiles().is_some();
@@ -91,11 +91,11 @@ impl Product {
         false
     }
 
-    /// As [`Product::add`], of one or two tiles of rows that took the place of scores: [`STEP`] values of a row lie where the
-    /// first panel of its scores did.
+    /// As [`Product::add`], for one or two tiles of rows that were stored in place of their scores: [`STEP`] values of
+    /// a row lie where its scores with the first panel did.
     ///
     /// # Panics
-    /// Where [`Product::in_place`] is not.
+    /// If not [`Product::in_place`].
     pub(in crate::backend::cpu) fn add_in_place(
         &self,
         x: &[[[TileSums; 2]; 2]],
@@ -111,8 +111,8 @@ impl Product {
         unreachable!("{tiles} tiles without the matrix extension");
     }
 
-    /// Sums over the columns' depth of the first `rows` of one or two whole tiles of rows `x`, `[16 or 32][stride]`. Other rows'
-    /// sums hold anything. Vectors of pairs ask for memory as `ahead` says.
+    /// Computes the sums, over the columns' depth, of the first `rows` rows of `x`: one or two whole tiles,
+    /// `[16 or 32][stride]`. Sums of other rows may be anything. Vectors of pairs prefetch as `ahead` says.
     pub(in crate::backend::cpu) fn dot(
         &self,
         x: (&[Bf16], usize),
@@ -130,8 +130,8 @@ impl Product {
         self.without_tiles(x, rows, columns, sums, false, ahead);
     }
 
-    /// As [`Product::dot`] without the matrix extension, added to the sums; rows may begin behind the place where a tile's first
-    /// does, as long as each has the columns' depth.
+    /// As [`Product::dot`] without the matrix extension, but adds to the sums. `x` may begin within its first row, as
+    /// long as each row still has the columns' depth.
     pub(in crate::backend::cpu) fn add(
         &self,
         x: (&[Bf16], usize),
@@ -142,7 +142,7 @@ impl Product {
         self.without_tiles(x, rows, columns, sums, true, None);
     }
 
-    /// Either, on vectors or in loops; these ask for memory by themselves.
+    /// Computes either, on vectors or in loops; all but vectors of pairs disregard `ahead`.
     fn without_tiles(
         &self,
         x: (&[Bf16], usize),
@@ -170,7 +170,7 @@ impl Product {
         let (x, stride) = x;
         for first in (0..rows).step_by(LOOP_ROWS) {
             let n = LOOP_ROWS.min(rows - first);
-            // Without enough rows the last one is computed again.
+            // If there are too few rows, the last one is computed again.
             let x = std::array::from_fn(|i| &x[(first + i.min(n - 1)) * stride..][..depth]);
             for (p, panel) in panels.iter().enumerate() {
                 let begun = std::array::from_fn(|i| {
@@ -206,7 +206,7 @@ fn add_rows(
                 for (sums, x) in halves.iter_mut().zip(x) {
                     let x = x[2 * pair + parity].to_f32();
                     for l in 0..PANEL {
-                        // The product is exact, short of infinity: fusing would change nothing.
+                        // The product is exact unless it overflows: fusing would change nothing.
                         sums[l] += x * w[l];
                     }
                 }

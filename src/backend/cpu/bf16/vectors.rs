@@ -1,5 +1,5 @@
-//! A tile's product on vectors of `f32`: a bf16 value is the upper half of one, so that both halves of a pair are a shift and
-//! a mask away, and fusing multiply-add changes nothing: products are exact, short of infinity.
+//! A tile's product on vectors of `f32`. A bf16 value is the upper half of one, so a shift or a mask yields either half
+//! of a pair. Fusing multiply-add changes nothing, since products are exact unless they overflow.
 
 use super::product::TileSums;
 use super::{Bf16, STEP};
@@ -18,7 +18,7 @@ const _: () = assert!(PANEL == LANES);
 /// Pairs of channels in a step.
 const STEP_PAIRS: usize = STEP / 2;
 
-/// Steps whose weights stay in the nearest cache while all rows pass by.
+/// Steps whose weights stay in the L1 cache while all rows pass by.
 const CHUNK_STEPS: usize = DEPTH_BLOCK / STEP;
 
 /// Most rows of a tile.
@@ -27,10 +27,10 @@ const MAX_ROWS: usize = 14;
 /// A chunk of a tile's rows, `[rows][ROW_STRIDE]`.
 type Rows = [MaybeUninit<f32>; MAX_ROWS * ROW_STRIDE];
 
-/// What [`Product::dot`](super::Product::dot) says, and, if the sums go on, [`Product::add`](super::Product::add).
+/// Computes [`Product::dot`](super::Product::dot), or [`Product::add`](super::Product::add) if `accumulate`.
 ///
 /// # Panics
-/// Where there are no such vectors, and when the sizes do not fit.
+/// If there are no such vectors, or the sizes do not fit.
 pub(super) fn dot(
     vectors: Vectors,
     (x, stride): (&[Bf16], usize),
@@ -48,12 +48,12 @@ pub(super) fn dot(
         x: x.as_ptr().cast(),
         stride,
         rows,
-        // Pairs of channels; what reads them does not ask for their alignment.
+        // Pairs of channels; what reads them needs no alignment.
         panels: panels.map(|panel| panel.as_ptr().cast()),
         steps: depth / STEP,
         accumulate,
     };
-    // SAFETY: available; the sizes are asserted.
+    // SAFETY: availability and sizes are asserted.
     unsafe { multiply(vectors, &call, sums) };
 }
 
@@ -64,7 +64,7 @@ struct Call {
     rows: usize,
     panels: [*const u32; 2],
     steps: usize,
-    /// Whether sums are added to.
+    /// Whether to add to the sums in memory.
     accumulate: bool,
 }
 
@@ -74,7 +74,7 @@ on_vectors! {
 }
 
 impl Call {
-    /// Chunk by chunk of the depth, rows in tiles, `ACROSS` panels at a time.
+    /// Multiplies chunk by chunk of the depth, with rows in tiles, `ACROSS` panels at a time.
     ///
     /// # Safety
     /// The processor has `S`; rows and panels hold what the fields say.
@@ -85,7 +85,7 @@ impl Call {
             0 => S::ROWS,
             rows => rows,
         };
-        // What is not written is not read.
+        // Only what has been written is read.
         let mut rows = Aligned([const { MaybeUninit::uninit() }; MAX_ROWS * ROW_STRIDE]);
         let mut step = 0;
         loop {
@@ -93,12 +93,12 @@ impl Call {
             let mut row = 0;
             while row < self.rows {
                 let n = even_block(self.rows - row, most);
-                // SAFETY: by the caller; a chunk is no longer than the rows here.
+                // SAFETY: guaranteed by the caller; a chunk is no longer than the rows of `rows`.
                 unsafe { self.expand::<S>(row..row + n, &steps, &mut rows.0) };
                 with_tile_rows!(n, most, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], |M| {
                     let mut panel = 0;
                     while panel < self.panels.len() {
-                        // SAFETY: by the caller.
+                        // SAFETY: guaranteed by the caller.
                         unsafe {
                             if S::ROWS_OF_HALVES > 0 {
                                 self.tile_of_halves::<S, M, ACROSS>(&rows.0, row, panel, &steps, sums);
@@ -118,7 +118,7 @@ impl Call {
         }
     }
 
-    /// Some steps of some rows to `f32`.
+    /// Expands some steps of some rows to `f32`.
     ///
     /// # Safety
     /// As [`Call::dot`].
@@ -128,14 +128,14 @@ impl Call {
             let from = self.x.wrapping_add(row * self.stride + steps.start * STEP);
             let parts = to[..steps.len() * STEP].chunks_exact_mut(LANES);
             for (part, to) in parts.enumerate() {
-                // SAFETY: by the caller; sixteen places.
+                // SAFETY: guaranteed by the caller; sixteen places.
                 unsafe { S::load_bf16(from.add(part * LANES)).store(to.as_mut_ptr().cast()) };
             }
         }
     }
 
-    /// Even and odd channels of a step each have their sum, which are added at its end. Unless sums go on, the first step begins
-    /// them.
+    /// Multiplies a tile. Even and odd channels of a step have a sum each; both are added at its end. The first step
+    /// begins from zero unless the call accumulates.
     ///
     /// # Safety
     /// As [`Call::dot`]; there are `M` rows, expanded for these steps, and `ACROSS` panels from `panel` on.
@@ -148,7 +148,7 @@ impl Call {
         steps: &Range<usize>,
         sums: &mut [[TileSums; 2]; 2],
     ) {
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let mut tile = [[S::splat(0.0); ACROSS]; M];
             if self.accumulate || steps.start > 0 {
@@ -179,8 +179,8 @@ impl Call {
         }
     }
 
-    /// As [`Call::tile`], even and odd channels side by side; registers hold no more than these, so that their sums are added to what
-    /// is in memory.
+    /// As [`Call::tile`], with even and odd channels side by side. Registers hold no more than their sums, so each step
+    /// adds these to those in memory.
     ///
     /// # Safety
     /// As [`Call::tile`].
@@ -195,7 +195,7 @@ impl Call {
     ) {
         for step in steps.clone() {
             let begins = !self.accumulate && step == 0;
-            // SAFETY: by the caller; sixteen sums each.
+            // SAFETY: guaranteed by the caller; sixteen sums each.
             unsafe {
                 let b = self.columns(row, panel, step);
                 let a = rows.as_ptr().cast::<f32>().add((step - steps.start) * STEP);
@@ -212,7 +212,7 @@ impl Call {
         }
     }
 
-    /// Where a step's pairs of each panel from `panel` on lie. For the tile of the first rows they are asked for ahead.
+    /// Returns where a step's pairs lie in each panel from `panel` on. For the tile of the first rows, also prefetches.
     ///
     /// # Safety
     /// There are as many panels and steps.
@@ -225,7 +225,7 @@ impl Call {
     ) -> [*const u32; ACROSS] {
         let mut columns = [self.panels[panel]; ACROSS];
         for (across, column) in columns.iter_mut().enumerate() {
-            // SAFETY: by the caller.
+            // SAFETY: guaranteed by the caller.
             *column = unsafe { self.panels[panel + across].add(step * STEP_PAIRS * PANEL) };
             if row == 0 {
                 ask_ahead(*column);
@@ -235,20 +235,20 @@ impl Call {
     }
 }
 
-/// Asks for the step of a panel that lies behind the end of a page, where the processor's own prefetching stops.
+/// Prefetches a panel's step in the next page, which the hardware prefetcher does not reach.
 #[inline(always)]
 fn ask_ahead(step: *const u32) {
     #[cfg(target_arch = "x86_64")]
     for pair in 0..STEP_PAIRS {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         let line = step.wrapping_add(pair * PANEL).cast::<i8>();
-        // SAFETY: prefetching reads nothing.
+        // SAFETY: a prefetch may name any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(STREAM_AHEAD_BYTES)) };
     }
     let _ = step;
 }
 
-/// Sums of a step's even or `ODD` channels.
+/// Returns the sums of a step's even channels, or of its odd ones if `ODD`.
 ///
 /// # Safety
 /// The processor has `S`; there are a step's pairs from each `b` on, and every other element of `M` rows from `a` on.
@@ -257,7 +257,7 @@ unsafe fn half_step<S: F32x16, const M: usize, const ACROSS: usize, const ODD: b
     a: *const f32,
     b: [*const u32; ACROSS],
 ) -> [[S; ACROSS]; M] {
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut sums = [[S::splat(0.0); ACROSS]; M];
         for pair in 0..STEP_PAIRS {
@@ -277,7 +277,7 @@ unsafe fn half_step<S: F32x16, const M: usize, const ACROSS: usize, const ODD: b
     }
 }
 
-/// Sums of a step's even and of its odd channels, both at once.
+/// Returns the sums of a step's even and of its odd channels, computed side by side.
 ///
 /// # Safety
 /// As [`half_step`].
@@ -286,7 +286,7 @@ unsafe fn both_halves<S: F32x16, const M: usize, const ACROSS: usize>(
     a: *const f32,
     b: [*const u32; ACROSS],
 ) -> [[[S; ACROSS]; M]; 2] {
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut sums = [[[S::splat(0.0); ACROSS]; M]; 2];
         for pair in 0..STEP_PAIRS {

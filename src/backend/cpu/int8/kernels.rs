@@ -1,7 +1,7 @@
 //! A layer's product, on each instruction set.
 //!
-//! A loop makes the sums of a block of rows and of one or two panels. Panels are the outer loop: a panel's weights come from
-//! memory once and serve all rows from the nearest cache.
+//! An inner loop computes the sums of a block of rows and one or two panels. The outer loop is over panels: a panel's
+//! weights come from memory once and serve all rows from the L1 cache.
 
 use super::panel::{self, Sums};
 use super::{Finish, Isa, Rows};
@@ -17,10 +17,10 @@ use std::ops::Range;
 /// Multiplications below which starting another thread costs more than it saves.
 const MIN_WORK_PER_THREAD: usize = 1 << 18;
 
-/// Rows whose sums with a panel wait for what is done with them, where panels are taken one by one.
+/// Rows whose sums with a panel are computed before any of them is written, where panels are taken one by one.
 const ROWS_A_TIME: usize = 96;
 
-/// All of `finish.linear`'s panels, shared among threads. Where they are cut changes nothing in the results.
+/// Multiplies by all panels of `finish.linear`, shared among threads, which does not affect the results.
 pub(super) fn product_into(isa: Isa, rows: &Rows, finish: &Finish<'_>, out: &mut [f32]) {
     let linear = finish.linear;
     let count = finish.row_scale.len();
@@ -50,7 +50,7 @@ impl Call<'_> {
     fn run(&self, pairs: Claims<'_>) {
         match self.isa {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `product_into` asserts that the processor has it.
+            // SAFETY: `product_into` asserts that `isa` is available.
             Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { self.run_vnni(pairs) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
@@ -59,7 +59,7 @@ impl Call<'_> {
         }
     }
 
-    /// Panels of a pair: the last may have one.
+    /// Returns the panels of a pair; the last pair may have only one.
     fn panels(&self, pair: usize) -> Range<usize> {
         2 * pair..(2 * pair + 2).min(self.finish.linear.panel_count())
     }
@@ -75,18 +75,18 @@ impl Call<'_> {
                     to: sums.as_flattened_mut(),
                     stride: PANEL,
                 };
-                // SAFETY: `product_into` asserts that the processor has it.
+                // SAFETY: `product_into` asserts that `isa` is available.
                 unsafe { panel::multiply_into(self.isa, self.x, rows, panel, to) };
                 self.finish(sums, first, index);
             }
         }
     }
 
-    /// Sums of rows from `first` on and a panel, to the output.
+    /// Writes the sums of rows from `first` on and a panel to the output.
     fn finish(&self, sums: &[[i32; PANEL]], first: usize, panel: usize) {
         #[cfg(target_arch = "x86_64")]
         if let Some(vectors) = Vectors::best(self.isa) {
-            // SAFETY: available.
+            // SAFETY: `best` returns available vectors.
             return unsafe { x86::finish_on(vectors, self, sums, first, panel) };
         }
         for (row, sums) in (first..).zip(sums) {
@@ -117,13 +117,14 @@ mod x86 {
     }
 
     impl Call<'_> {
-        /// A pair's panels, and how many of the two are written: without a second one the first is multiplied twice.
+        /// Returns a pair's panels, and how many of the two are written: without a second one, the
+        /// first is multiplied twice.
         fn pair(&self, pair: usize) -> ([usize; 2], usize) {
             let panels = self.panels(pair);
             ([panels.start, panels.end - 1], panels.len())
         }
 
-        /// Of at most [`VNNI_ROWS`] rows, for which weights come as memory brings them: quickest one panel after the other.
+        /// Multiplies at most [`VNNI_ROWS`] rows. Memory sets the pace then, and one panel after the other is quickest.
         ///
         /// # Safety
         /// As [`Call::run_vnni`].
@@ -136,11 +137,11 @@ mod x86 {
                 let offsets = [linear.offset(panel)];
                 let mut sums = Aligned([[[0_i32; PANEL]; 1]; VNNI_ROWS]);
                 with_tile_rows!(self.out.rows(), VNNI_ROWS, [1 2 3 4 5 6 7 8 9 10 11 12], |M| {
-                    // SAFETY: the function's own condition.
+                    // SAFETY: this function has the same condition.
                     unsafe { dot_vnni::<M, 1, true>(x, weights, offsets, depth, &mut sums.0, None) }
                 });
                 for (row, [sums]) in sums.0.iter().enumerate().take(self.out.rows()) {
-                    // SAFETY: the function's own condition.
+                    // SAFETY: this function has the same condition.
                     unsafe { self.put_on::<__m512>(sums, row, panel) };
                 }
             }
@@ -153,7 +154,7 @@ mod x86 {
             let linear = self.finish.linear;
             let (x, depth) = (self.x.unsigned(), linear.depth());
             if self.out.rows() <= VNNI_ROWS {
-                // SAFETY: the function's own condition.
+                // SAFETY: this function has the same condition.
                 return unsafe { self.run_vnni_of_one_block(pairs) };
             }
             for claim in pairs {
@@ -164,7 +165,7 @@ mod x86 {
                 let (mut row, mut index) = (0, 0);
                 while row < self.out.rows() {
                     let n = even_block(self.out.rows() - row, VNNI_ROWS);
-                    // Behind the first block, which asks for its own panels, each one asks for a part of the next pair.
+                    // The first block prefetches its own panels, each later one a part of the next pair.
                     let next = (claim.own && index > 0).then(|| Next {
                         every: blocks - 1,
                         first: index - 1,
@@ -173,7 +174,7 @@ mod x86 {
                     let x = &x[row * depth..(row + n) * depth];
                     let mut sums = Aligned([[[0_i32; PANEL]; 2]; VNNI_ROWS]);
                     with_tile_rows!(n, VNNI_ROWS, [1 2 3 4 5 6 7 8 9 10 11 12], |M| {
-                        // SAFETY: the function's own condition.
+                        // SAFETY: this function has the same condition.
                         unsafe {
                             if row == 0 {
                                 dot_vnni::<M, 2, true>(x, weights, offsets, depth, &mut sums.0, None);
@@ -184,7 +185,7 @@ mod x86 {
                     });
                     for (i, sums) in sums.0[..n].iter().enumerate() {
                         for (sums, panel) in sums.iter().zip(pair).take(used) {
-                            // SAFETY: the function's own condition.
+                            // SAFETY: this function has the same condition.
                             unsafe { self.put_on::<__m512>(sums, row + i, panel) };
                         }
                     }
@@ -196,22 +197,23 @@ mod x86 {
 
     impl Call<'_> {
         /// # Safety
-        /// Tiles must be available, AVX-512 F, BW, VL and DQ, and FMA.
+        /// Tiles, AVX-512 F, BW, VL and DQ, and FMA must be available.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
         pub(super) unsafe fn run_amx(&self, pairs: Claims<'_>) {
             let (x, rows) = (self.x.bytes(), self.out.rows());
-            // SAFETY: the function's own condition; threads hold disjoint panels.
+            // SAFETY: this function has the same condition; threads hold disjoint panels.
             unsafe { layer::multiply(self, x, rows, self.finish.linear.depth(), pairs) }
         }
 
-        /// A row's sums to the output.
+        /// Writes a row's sums to the output.
         ///
         /// # Safety
         /// The processor has `S`.
         #[inline(always)]
         unsafe fn put_on<S: F32x16>(&self, sums: &[i32; PANEL], row: usize, panel: usize) {
             let with = self.finish.linear.scale_and_bias(panel);
-            // SAFETY: threads hold disjoint panels, and a thread writes one part at a time; the rest by the caller.
+            // SAFETY: threads hold disjoint panels, and a thread writes one part at a time; the
+            // caller guarantees the rest.
             unsafe {
                 let out = self.out.part(row, panel * PANEL, PANEL);
                 self.finish.write_on::<S>(sums, row, with, out);
@@ -219,11 +221,11 @@ mod x86 {
         }
     }
 
-    /// A pair's columns, and what their results are made with.
+    /// A pair's columns, and what turns their sums into results.
     #[derive(Clone, Copy)]
     pub(super) struct Columns<'a> {
         first: usize,
-        /// Of each panel; of one alone twice the same.
+        /// Of each panel; a single one has them twice.
         scale_and_bias: [[&'a [f32; PANEL]; 2]; 2],
     }
 
@@ -246,7 +248,8 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn write(&self, columns: Columns<'_>, row: usize, sums: [&[i32; PANEL]; 2]) {
-            // SAFETY: threads hold disjoint pairs, and a thread writes one part at a time; the rest by the caller.
+            // SAFETY: threads hold disjoint pairs, and a thread writes one part at a time; the
+            // caller guarantees the rest.
             unsafe {
                 let out = self.out.part(row, columns.first, 2 * PANEL);
                 for (panel, out) in out.chunks_mut(PANEL).enumerate() {

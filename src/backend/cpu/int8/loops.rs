@@ -5,7 +5,7 @@ use crate::backend::cpu::geometry::PANEL;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{AVX2_ROWS, Next, VNNI_ROWS, dot_avx_vnni, dot_avx2, dot_vnni};
 
-/// Sums of one row and one panel.
+/// Computes the sums of one row and one panel.
 #[multiversion::multiversion(targets("x86_64+avx2", "aarch64+neon"))]
 pub(super) fn dot_portable(x: &[i8], weights: &[i8]) -> [i32; PANEL] {
     let mut sums = [0_i32; PANEL];
@@ -14,7 +14,7 @@ pub(super) fn dot_portable(x: &[i8], weights: &[i8]) -> [i32; PANEL] {
         .zip(weights.chunks_exact(PANEL * GROUP))
     {
         for (sum, w) in sums.iter_mut().zip(step.chunks_exact(GROUP)) {
-            // Two products fit 16 bits, four do not.
+            // The sum of two products fits 16 bits, that of four does not.
             for i in 0..GROUP {
                 *sum += i32::from(i16::from(x[i]) * i16::from(w[i]));
             }
@@ -30,12 +30,11 @@ mod x86 {
     use crate::backend::cpu::int8::DEPTH;
     use std::arch::x86_64::*;
 
-    /// Rows of a block: with two vectors of sums each they leave registers for weights and activations. Those of 256 bits are
-    /// AVX-VNNI's too.
+    /// Rows of a block: their sums, two vectors each, leave registers for weights and activations. Also AVX-VNNI's.
     pub(in super::super) const AVX2_ROWS: usize = 6;
     pub(in super::super) const VNNI_ROWS: usize = 12;
 
-    /// Which of the next pair's lines a block of rows asks for: each `every` one from `first` on.
+    /// Which of the next pair's lines a block of rows prefetches: from `first` on, one in `every`.
     #[derive(Clone, Copy)]
     pub(in super::super) struct Next {
         pub every: usize,
@@ -49,7 +48,7 @@ mod x86 {
         };
     }
 
-    /// Sums of `M` rows of 16-bit values and one panel, `stride` apart.
+    /// Computes the sums of `M` rows of 16-bit values and one panel; those of a row lie `stride` after those before.
     ///
     /// # Safety
     /// AVX2 must be available.
@@ -63,11 +62,11 @@ mod x86 {
     ) {
         assert!(x.len() >= M * depth && weights.len() >= PANEL * depth);
         assert!(depth.is_multiple_of(DEPTH) && sums.len() >= (M - 1) * stride + PANEL);
-        // Eight channels at a time: their pairs of products fill two vectors a row.
+        // Eight output channels at a time: their pairs of products fill two vectors per row.
         for half in 0..2 {
             let mut pairs = [[_mm256_setzero_si256(); 2]; M];
             for group in 0..depth / GROUP {
-                // SAFETY: `group * 64 + half * 32 + 32 <= PANEL * depth`, by the assertion inside `weights`.
+                // SAFETY: `group * 64 + half * 32 + 32 <= PANEL * depth`, inside `weights` by the assertion.
                 let w = unsafe {
                     let at = weights.as_ptr().add(group * PANEL * GROUP + half * 32);
                     if half == 0 {
@@ -79,7 +78,7 @@ mod x86 {
                     ]
                 };
                 for (m, pairs) in pairs.iter_mut().enumerate() {
-                    // SAFETY: four values at `m * depth + group * 4`, by the assertion inside `x`.
+                    // SAFETY: four values at `m * depth + group * 4`, inside `x` by the assertion.
                     let four = unsafe {
                         let at = x.as_ptr().add(m * depth + group * GROUP);
                         at.cast::<i64>().read_unaligned()
@@ -100,7 +99,8 @@ mod x86 {
         }
     }
 
-    /// Sums of `M` rows of unsigned values and one panel, less `offset` if there is one, `stride` apart.
+    /// Computes the sums of `M` rows of unsigned values and one panel, less `offset` if there is one; those of a row
+    /// lie `stride` after those before.
     ///
     /// # Safety
     /// AVX2 and AVX-VNNI must be available.
@@ -126,7 +126,7 @@ mod x86 {
         }
         let mut lanes = [begun; M];
         for group in 0..depth / GROUP {
-            // SAFETY: `group * 64 + 64 <= PANEL * depth`, by the assertion inside `weights`.
+            // SAFETY: `group * 64 + 64 <= PANEL * depth`, inside `weights` by the assertion.
             let w = unsafe {
                 let at = weights.as_ptr().add(group * PANEL * GROUP);
                 _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(STREAM_AHEAD_BYTES));
@@ -136,7 +136,7 @@ mod x86 {
                 ]
             };
             for (m, lanes) in lanes.iter_mut().enumerate() {
-                // SAFETY: four values at `m * depth + group * 4`, by the assertion inside `x`.
+                // SAFETY: four values at `m * depth + group * 4`, inside `x` by the assertion.
                 let four = unsafe {
                     let at = x.as_ptr().add(m * depth + group * GROUP);
                     at.cast::<i32>().read_unaligned()
@@ -156,8 +156,8 @@ mod x86 {
         }
     }
 
-    /// Sums of `M` rows of values with 128 added and `P` panels. Asks for their own lines ahead of their use if they `STREAM`, else
-    /// for the next pair's.
+    /// Computes the sums of `M` rows of values with 128 added and `P` panels. Prefetches the panels' own lines if they
+    /// `STREAM`, else the next pair's.
     ///
     /// # Safety
     /// AVX-512 F, BW, VL and VNNI must be available.
@@ -179,7 +179,7 @@ mod x86 {
         let offset = offsets.map(|o| unsafe { _mm512_loadu_si512(o.as_ptr().cast()) });
         let mut lanes = [offset.map(|o| _mm512_sub_epi32(_mm512_setzero_si512(), o)); M];
         for group in 0..depth / GROUP {
-            // SAFETY: `group * 64 + 64 <= PANEL * depth`, by the assertion inside both panels.
+            // SAFETY: `group * 64 + 64 <= PANEL * depth`, inside each panel by the assertion.
             let at = weights.map(|w| unsafe { w.as_ptr().add(group * PANEL * GROUP) });
             if STREAM {
                 for at in at {
@@ -196,7 +196,7 @@ mod x86 {
             // SAFETY: a vector each, as above.
             let w = at.map(|at| unsafe { _mm512_loadu_si512(at.cast()) });
             for (m, lanes) in lanes.iter_mut().enumerate() {
-                // SAFETY: four values at `m * depth + group * 4`, by the assertion inside `x`.
+                // SAFETY: four values at `m * depth + group * 4`, inside `x` by the assertion.
                 let four = unsafe {
                     let at = x.as_ptr().add(m * depth + group * GROUP);
                     at.cast::<i32>().read_unaligned()

@@ -1,13 +1,14 @@
-//! Products on 8-bit integers: those of linear layers, and ([`near`]) of attention. Of layers, weights quantised once per output channel, activations per row as they come, both
-//! symmetric, sums in `i32`.
+//! Products of 8-bit integers: those of linear layers, and ([`near`]) of attention. Layers' weights are quantised once,
+//! per output channel, activations as they come, per row; both symmetrically, with sums in `i32`.
 //!
-//! `x[r] . w[n] = sum(qx qw) * (sx[r] * sw[n])`, with `s = max |v| / 127` and `q = round_half_even(v / s)` (the symmetric
-//! scheme of Jacob et al. 2018, arXiv:1712.05877). An integer sum has no order, and the epilogue fuses nothing, so every
-//! instruction set, number of rows and number of threads gives the same bits. Results are `f32`, also where the next layer's
-//! rows are 8 bits: a row's scale is known when all of it is there, and by then it is written.
+//! `x[r] . w[n] = sum(qx qw) * (sx[r] * sw[n])`, with `s = max |v| / 127` and `q = round_half_even(v / s)` (the
+//! symmetric scheme of Jacob et al. 2018, arXiv:1712.05877). The order of an integer sum does not matter, and the
+//! epilogue fuses nothing, so every instruction set, number of rows and number of threads gives the same bits. Results
+//! are `f32`, even where the next layer's rows are 8 bits: a row's scale is known only when all of the row is there,
+//! and by then it is written.
 //!
-//! Weights lie as the kernels read them: panels of [`PANEL`] output channels, `[in_dim / 4][PANEL][4]`, each step one cache
-//! line. `in_dim` is padded with zeros to [`DEPTH`], `out_dim` to whole panels.
+//! Weights lie as the kernels read them: panels of [`PANEL`] output channels, `[in_dim / 4][PANEL][4]`, a cache line
+//! for every four input channels. `in_dim` is padded with zeros to a multiple of [`DEPTH`], `out_dim` to whole panels.
 
 mod kernels;
 mod loops;
@@ -40,7 +41,7 @@ pub(super) const GROUP: usize = 4;
 /// Largest magnitude of a quantised value; -128 is not used, so that every value has its negative.
 const QUANTUM_MAX: f32 = 127.0;
 
-/// Most input channels: what an `i32` sum of products of two 8-bit values holds without overflow, the bias of the
+/// Most input channels: as many products of two 8-bit values as an `i32` sum holds without overflow, the bias of the
 /// unsigned kernels (128) included.
 pub(super) const MAX_IN_DIM: usize = (i32::MAX / (255 * 127)) as usize / DEPTH * DEPTH;
 
@@ -53,7 +54,7 @@ pub(super) struct Int8Linear {
     /// What one quantum of a channel is worth, `[panels * PANEL]`.
     scale: Vec<f32>,
     bias: Vec<f32>,
-    /// `128 * sum of the channel's weights`: what kernels that add 128 to the activations take away again.
+    /// `128 * sum of the channel's weights`: what kernels that add 128 to the activations subtract again.
     offset: Vec<i32>,
 }
 
@@ -86,7 +87,7 @@ impl Int8Linear {
         })
     }
 
-    /// `quantize` makes a row's quanta, zeros behind them, and says what one is worth.
+    /// Packs rows. `quantize` writes a row's quanta, followed by zeros, and returns what one is worth.
     fn from_rows<R>(
         pool: &mut Pool,
         rows: impl Iterator<Item = R>,
@@ -149,19 +150,19 @@ impl Int8Linear {
         &self.offset[panel * PANEL..][..PANEL]
     }
 
-    /// Scales and biases of a panel.
+    /// Returns the scales and biases of a panel.
     #[cfg(target_arch = "x86_64")]
     fn scale_and_bias(&self, panel: usize) -> [&[f32; PANEL]; 2] {
         [&self.scale, &self.bias].map(|of| &of.as_chunks::<PANEL>().0[panel])
     }
 
-    /// Bytes held.
+    /// Returns the bytes held.
     pub(super) fn bytes(&self) -> usize {
         self.panels.len() + 3 * size_of::<f32>() * self.scale.len()
     }
 }
 
-/// A product's place in the output, and what is done with it on the way there.
+/// What turns a product's sums into results.
 struct Finish<'a> {
     linear: &'a Int8Linear,
     row_scale: &'a [f32],
@@ -169,7 +170,7 @@ struct Finish<'a> {
 }
 
 impl Finish<'_> {
-    /// Writes the sums of one row and one panel, `out` being as much of the panel as there is.
+    /// Writes the results of one row and one panel; `out` is short where the output ends within the panel.
     #[inline(always)]
     fn write(&self, sums: &[i32; PANEL], row: usize, panel: usize, out: &mut [f32]) {
         let at = panel * PANEL;
@@ -183,7 +184,7 @@ impl Finish<'_> {
         write_panel(y, self.epilogue, out);
     }
 
-    /// As [`Finish::write`], on vectors, of a panel's `scale` and `bias`.
+    /// As [`Finish::write`], on vectors, with a panel's `scale` and `bias`.
     ///
     /// # Safety
     /// The processor has `S`.
@@ -196,7 +197,7 @@ impl Finish<'_> {
         [scale, bias]: [&[f32; PANEL]; 2],
         out: &mut [f32],
     ) {
-        // SAFETY: sixteen sums, scales and biases; the rest by the caller.
+        // SAFETY: sixteen sums, scales and biases; the caller guarantees the rest.
         unsafe {
             let factor = S::splat(self.row_scale[row]).mul(S::load(scale.as_ptr()));
             let y = S::load_integers(sums.as_ptr()).mul(factor);
@@ -205,7 +206,7 @@ impl Finish<'_> {
     }
 }
 
-/// `out (=, += or = gelu) x W^T + b` of quantised rows, its panels shared among the threads of the current pool.
+/// Computes `out (=, += or = gelu) x W^T + b` of quantised rows; threads of the current pool share the panels.
 pub(super) fn linear_into(
     isa: Isa,
     linear: &Int8Linear,
@@ -221,7 +222,7 @@ pub(super) fn linear_into(
     kernels::product_into(isa, &activations.rows, &finish, out);
 }
 
-/// The definition, for [`super::Path::Plain`]: the same formula in loops to be read.
+/// Defines the product, for [`super::Path::Plain`]: the same formula in loops written to be read.
 pub(super) fn plain_linear_into(
     linear: &Int8Linear,
     x: &[f32],
@@ -241,7 +242,7 @@ pub(super) fn plain_linear_into(
             for (k, v) in x.iter().enumerate() {
                 let panel = linear.panel(n / PANEL);
                 let w = panel[(k / GROUP * PANEL + n % PANEL) * GROUP + k % GROUP];
-                // A conversion to an integer makes 0 of NaN.
+                // The conversion to an integer turns NaN into 0.
                 let q = (v * (1.0 / scale))
                     .round_ties_even()
                     .clamp(-QUANTUM_MAX, QUANTUM_MAX) as i32;

@@ -1,4 +1,4 @@
-//! Products of a few rows and panels that lie near: what attention multiplies, on each instruction set.
+//! Products of a few rows and panels that lie in a near cache: what attention multiplies, on each instruction set.
 
 use super::panel::{self, Panel, Sums};
 use super::{Isa, Rows};
@@ -8,17 +8,17 @@ use crate::backend::cpu::geometry::PANEL;
 
 /// Panels of columns, one after the other.
 pub(in crate::backend::cpu) struct Columns<'a, P> {
-    /// Each of them, `[depth / 4][PANEL][4]`.
+    /// Returns each of them, `[depth / 4][PANEL][4]`.
     pub panel: P,
     /// How many there are.
     pub count: usize,
-    /// Values of a column, whole steps.
+    /// Values of a column, a multiple of [`DEPTH`](super::DEPTH).
     pub depth: usize,
-    /// 128 times the sum of each column's values, `[count * PANEL]`, where kernels add 128 to rows.
+    /// 128 times the sum of each column's values, `[count * PANEL]`, if kernels add 128 to rows.
     pub offset: Option<&'a [i32]>,
 }
 
-/// What multiplies, for one thread.
+/// What multiplies on one thread.
 pub(in crate::backend::cpu) enum Product {
     /// One panel after the other.
     Panels(Isa),
@@ -27,10 +27,10 @@ pub(in crate::backend::cpu) enum Product {
 }
 
 impl Product {
-    /// On `isa`.
+    /// Returns what multiplies on `isa`.
     ///
     /// # Panics
-    /// Where it is not available, and for AVX-512's vectors, on which attention multiplies by itself.
+    /// If it is not available, and for AVX-512's vectors, on which attention has products of its own.
     pub(in crate::backend::cpu) fn new(isa: Isa) -> Product {
         assert!(isa.available(), "no {} here", isa.name());
         match isa {
@@ -41,7 +41,7 @@ impl Product {
         }
     }
 
-    /// This thread's matrix tiles, where they multiply.
+    /// Returns this thread's matrix tiles, if they multiply.
     #[cfg(target_arch = "x86_64")]
     pub(in crate::backend::cpu) fn tiles(&self) -> Option<&Tiles> {
         match self {
@@ -50,8 +50,8 @@ impl Product {
         }
     }
 
-    /// Sums of the first `rows` of `x` and every column, those of a row `stride` apart: `[rows][stride]`, which has room for whole
-    /// tiles of rows. Other places hold anything then.
+    /// Computes the sums of the first `rows` rows of `x` and every column, `[rows][stride]`. `sums` has room for whole
+    /// tiles of rows; its other places may hold anything afterwards.
     pub(in crate::backend::cpu) fn multiply_into<'p, P: Fn(usize) -> &'p [i8]>(
         &self,
         x: &Rows,
@@ -73,7 +73,7 @@ impl Product {
                         to: &mut sums[at..],
                         stride,
                     };
-                    // SAFETY: `new` asserts that the processor has it.
+                    // SAFETY: `new` asserts that `isa` is available.
                     unsafe { panel::multiply_into(*isa, x, 0..rows, panel, sums) };
                 }
             }
@@ -91,7 +91,7 @@ mod x86 {
     use crate::backend::cpu::int8::{DEPTH, GROUP};
     use crate::backend::cpu::isa::Isa;
 
-    /// Whole tiles of rows.
+    /// Multiplies whole tiles of rows.
     pub(super) fn by_tiles<'p, P: Fn(usize) -> &'p [i8]>(
         _configured: &Tiles,
         x: &Rows,
@@ -110,8 +110,8 @@ mod x86 {
             for tile in 0..tiles {
                 let x = x.bytes()[tile * TILE_ROWS * row_bytes..].as_ptr();
                 let to = sums[tile * TILE_ROWS * stride + panel * PANEL..].as_mut_ptr();
-                // SAFETY: tiles are configured; sixteen rows of a step, as many lines of a panel, and places for sixteen
-                // sums in as many rows are there by the assertions.
+                // SAFETY: tiles are configured. The assertions ensure sixteen rows of a step, sixteen lines of a panel,
+                // and places for sixteen sums in each of sixteen rows.
                 unsafe {
                     zero!("tmm0");
                     for step in (0..depth).step_by(DEPTH) {

@@ -1,7 +1,7 @@
-//! 64-bit Arm: `sdot` multiplies and sums four 8-bit values a lane, `smmla` two rows of eight with two columns of eight.
+//! 64-bit Arm: `sdot` multiplies and sums four 8-bit values per lane, `smmla` two rows and two columns of eight.
 //!
 //! Neither instruction has a stable intrinsic, hence assembly of one instruction each; the rest are NEON intrinsics.
-//! They have run under an emulator only: their bits are tested, their speed has not been measured.
+//! These kernels have run under an emulator only: their bits are tested, their speed has not been measured.
 
 use super::{DEPTH, GROUP};
 use crate::backend::cpu::geometry::PANEL;
@@ -9,7 +9,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::array::from_fn;
 
-/// Vectors of sums that a row of a panel has.
+/// Vectors of sums of a row and a panel.
 const VECTORS: usize = PANEL / 4;
 
 /// Bytes of a vector.
@@ -21,24 +21,24 @@ const DOT_ROWS: usize = 4;
 /// Pairs of rows of a block of `smmla`: with eight vectors of sums each they leave eight registers.
 const PAIRS: usize = 3;
 
-/// Whether the processor has `sdot`.
+/// Returns whether the processor has `sdot`.
 pub(in crate::backend::cpu) fn dotprod_available() -> bool {
     std::arch::is_aarch64_feature_detected!("neon")
         && std::arch::is_aarch64_feature_detected!("dotprod")
 }
 
-/// Whether the processor has `smmla`, and `sdot` for what is left of an odd number of rows.
+/// Returns whether the processor has `smmla`, and `sdot` for a single row.
 pub(in crate::backend::cpu) fn i8mm_available() -> bool {
     dotprod_available() && std::arch::is_aarch64_feature_detected!("i8mm")
 }
 
-/// Sums of every one of `rows` rows of `x` (`[rows][depth]`) and one panel, each handed to `put` with its row.
+/// Hands the sums of each of `rows` rows of `x` (`[rows][depth]`) and one panel to `put`, with the row.
 ///
 /// # Panics
 /// When the sizes do not fit.
 ///
 /// # Safety
-/// [`dotprod_available`].
+/// [`dotprod_available`] holds.
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn panel_by_dotprod(
     x: &[i8],
@@ -51,7 +51,7 @@ pub(super) unsafe fn panel_by_dotprod(
         let n = (rows - first).min(DOT_ROWS);
         let x = &x[first * depth..(first + n) * depth];
         let mut sums = [[0; PANEL]; DOT_ROWS];
-        // SAFETY: the function's own condition.
+        // SAFETY: this function has the same condition.
         unsafe {
             match n {
                 1 => dot::<1>(x, weights, depth, &mut sums),
@@ -66,13 +66,13 @@ pub(super) unsafe fn panel_by_dotprod(
     }
 }
 
-/// As [`panel_by_dotprod`]; `x` holds a further row after an odd number of them, whose values do not matter.
+/// As [`panel_by_dotprod`]; after an odd number of rows `x` holds one more, whose values do not matter.
 ///
 /// # Panics
 /// When the sizes do not fit.
 ///
 /// # Safety
-/// [`i8mm_available`].
+/// [`i8mm_available`] holds.
 #[target_feature(enable = "neon,dotprod,i8mm")]
 pub(super) unsafe fn panel_by_i8mm(
     x: &[i8],
@@ -82,8 +82,8 @@ pub(super) unsafe fn panel_by_i8mm(
     mut put: impl FnMut(&[i32; PANEL], usize),
 ) {
     if rows == 1 {
-        // Half of every product of a pair would be for nothing.
-        // SAFETY: the function's own condition includes it.
+        // Half of every product of a pair would be wasted.
+        // SAFETY: this function's condition includes that one's.
         return unsafe { panel_by_dotprod(x, rows, weights, depth, put) };
     }
     for first in (0..rows).step_by(2 * PAIRS) {
@@ -91,7 +91,7 @@ pub(super) unsafe fn panel_by_i8mm(
         let pairs = n.div_ceil(2);
         let x = &x[first * depth..(first + 2 * pairs) * depth];
         let mut sums = [[[0; PANEL]; 2]; PAIRS];
-        // SAFETY: the function's own condition.
+        // SAFETY: this function has the same condition.
         unsafe {
             match pairs {
                 1 => multiply::<1>(x, weights, depth, &mut sums),
@@ -105,10 +105,10 @@ pub(super) unsafe fn panel_by_i8mm(
     }
 }
 
-/// Sums of `M` rows and one panel.
+/// Computes the sums of `M` rows and one panel.
 ///
 /// # Safety
-/// [`dotprod_available`].
+/// [`dotprod_available`] holds.
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn dot<const M: usize>(
     x: &[i8],
@@ -120,10 +120,10 @@ unsafe fn dot<const M: usize>(
     assert!(depth.is_multiple_of(DEPTH) && M <= DOT_ROWS);
     let mut lanes = [[vdupq_n_s32(0); VECTORS]; M];
     for at in (0..depth).step_by(BYTES) {
-        // SAFETY: sixteen values at `m * depth + at`, where `at + 16 <= depth`: by the assertions inside `x`.
+        // SAFETY: sixteen values at `m * depth + at`, where `at + 16 <= depth`: inside `x`, by the assertions.
         let x: [int8x16_t; M] = from_fn(|m| unsafe { vld1q_s8(x.as_ptr().add(m * depth + at)) });
         let steps = &weights[at * PANEL..][..BYTES * PANEL];
-        // SAFETY: the function's own condition.
+        // SAFETY: this function has the same condition.
         unsafe {
             dot_group::<0, M>(&mut lanes, steps, x);
             dot_group::<1, M>(&mut lanes, steps, x);
@@ -142,7 +142,7 @@ unsafe fn dot<const M: usize>(
 /// Adds the products of the `G`th group of four input channels among sixteen.
 ///
 /// # Safety
-/// [`dotprod_available`].
+/// [`dotprod_available`] holds.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn dot_group<const G: u32, const M: usize>(
@@ -155,20 +155,20 @@ unsafe fn dot_group<const G: u32, const M: usize>(
         // SAFETY: sixteen values.
         let w = unsafe { vld1q_s8(w.as_ptr()) };
         for (lanes, x) in lanes.iter_mut().zip(x) {
-            // SAFETY: the function's own condition.
+            // SAFETY: this function has the same condition.
             lanes[vector] = unsafe { sdot::<G>(lanes[vector], w, x) };
         }
     }
 }
 
-/// To each lane of `sum` the four products of its values of `w` and the `G`th four values of `x`.
+/// Adds to each lane of `sum` the four products of its values of `w` and the `G`th four values of `x`.
 ///
 /// # Safety
-/// [`dotprod_available`].
+/// [`dotprod_available`] holds.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn sdot<const G: u32>(mut sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
-    // SAFETY: available by the caller's promise; touches these registers only.
+    // SAFETY: the caller guarantees the instruction, which touches these registers only.
     unsafe {
         asm!(
             "sdot {sum:v}.4s, {w:v}.16b, {x:v}.4b[{group}]",
@@ -182,10 +182,10 @@ unsafe fn sdot<const G: u32>(mut sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> 
     sum
 }
 
-/// Sums of `P` pairs of rows and one panel.
+/// Computes the sums of `P` pairs of rows and one panel.
 ///
 /// # Safety
-/// [`i8mm_available`].
+/// [`i8mm_available`] holds.
 #[target_feature(enable = "neon,i8mm")]
 unsafe fn multiply<const P: usize>(
     x: &[i8],
@@ -195,11 +195,11 @@ unsafe fn multiply<const P: usize>(
 ) {
     assert!(x.len() >= 2 * P * depth && weights.len() >= PANEL * depth);
     assert!(depth.is_multiple_of(DEPTH) && P <= PAIRS);
-    // Of each two output channels: both sums of the first row, both of the second.
+    // For each two output channels: both sums of the first row, then both of the second.
     let mut squares = [[vdupq_n_s32(0); PANEL / 2]; P];
     for at in (0..depth).step_by(2 * GROUP) {
         let pairs: [int8x16_t; P] = from_fn(|p| {
-            // SAFETY: eight values at `row * depth + at`, where `at + 8 <= depth`: by the assertions inside `x`.
+            // SAFETY: eight values at `row * depth + at`, where `at + 8 <= depth`: inside `x`, by the assertions.
             let row = |row: usize| unsafe { vld1_s8(x.as_ptr().add(row * depth + at)) };
             vcombine_s8(row(2 * p), row(2 * p + 1))
         });
@@ -218,7 +218,7 @@ unsafe fn multiply<const P: usize>(
             let high = vreinterpretq_s8_s32(vzip2q_s32(first, second));
             for (squares, pair) in squares.iter_mut().zip(pairs) {
                 let [a, b] = [2 * four, 2 * four + 1];
-                // SAFETY: the function's own condition.
+                // SAFETY: this function has the same condition.
                 unsafe {
                     squares[a] = smmla(squares[a], pair, low);
                     squares[b] = smmla(squares[b], pair, high);
@@ -239,14 +239,14 @@ unsafe fn multiply<const P: usize>(
     }
 }
 
-/// To `sum`, two by two, the products of the two rows of eight in `x` with the two in `w`.
+/// Adds to `sum`, two by two, the products of the two rows of eight in `x` with the two in `w`.
 ///
 /// # Safety
-/// [`i8mm_available`].
+/// [`i8mm_available`] holds.
 #[inline]
 #[target_feature(enable = "neon,i8mm")]
 unsafe fn smmla(mut sum: int32x4_t, x: int8x16_t, w: int8x16_t) -> int32x4_t {
-    // SAFETY: available by the caller's promise; touches these registers only.
+    // SAFETY: the caller guarantees the instruction, which touches these registers only.
     unsafe {
         asm!(
             "smmla {sum:v}.4s, {x:v}.16b, {w:v}.16b",

@@ -1,4 +1,5 @@
-//! Sums of rows and one panel, on each instruction set but those that take more of them at once: tiles, and vectors of 512 bits.
+//! Sums of rows and one panel, on each instruction set but those that take more panels at once:
+//! tiles, and 512-bit vectors.
 
 use super::loops::dot_portable;
 #[cfg(target_arch = "x86_64")]
@@ -16,9 +17,9 @@ use std::ops::Range;
 pub(super) struct Panel<'a> {
     /// `[depth / 4][PANEL][4]`.
     pub weights: &'a [i8],
-    /// Values of a column, whole steps.
+    /// Values of a column, a multiple of [`DEPTH`](super::DEPTH).
     pub depth: usize,
-    /// 128 times the sum of each column's values, where kernels add 128 to rows.
+    /// 128 times the sum of each column's values, if kernels add 128 to rows.
     #[cfg_attr(
         not(target_arch = "x86_64"),
         expect(dead_code, reason = "none does there")
@@ -26,16 +27,16 @@ pub(super) struct Panel<'a> {
     pub offset: Option<&'a [i32]>,
 }
 
-/// Where sums go, a row's `stride` behind those of the row before.
+/// Where sums go: those of a row lie `stride` after those of the row before.
 pub(super) struct Sums<'a> {
     pub to: &'a mut [i32],
     pub stride: usize,
 }
 
-/// Sums of these rows of `x` and the panel.
+/// Computes the sums of these rows of `x` and the panel.
 ///
 /// # Panics
-/// When the sizes do not fit, and on an instruction set that takes more panels at once.
+/// If the sizes do not fit, and on an instruction set that takes more panels at once.
 ///
 /// # Safety
 /// `isa` is available.
@@ -49,10 +50,10 @@ pub(super) unsafe fn multiply_into(
     match isa {
         Isa::Portable => in_loops(x, rows, panel, sums),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         Isa::Avx2 | Isa::AvxVnni => unsafe { by_256_bits(isa, x, rows, panel, sums) },
         #[cfg(target_arch = "aarch64")]
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         Isa::NeonDotprod | Isa::NeonI8mm => unsafe { by_neon(isa, x, rows, panel, sums) },
         _ => unreachable!("one panel alone on {}", isa.name()),
     }
@@ -67,7 +68,7 @@ fn in_loops(x: &Rows, rows: Range<usize>, panel: Panel<'_>, sums: Sums<'_>) {
 }
 
 /// # Safety
-/// `isa`, which is one of NEON, is available.
+/// `isa`, which is one of the NEON sets, is available.
 #[cfg(target_arch = "aarch64")]
 unsafe fn by_neon(isa: Isa, x: &Rows, rows: Range<usize>, panel: Panel<'_>, sums: Sums<'_>) {
     use super::neon::{panel_by_dotprod, panel_by_i8mm};
@@ -76,7 +77,7 @@ unsafe fn by_neon(isa: Isa, x: &Rows, rows: Range<usize>, panel: Panel<'_>, sums
     let put = |of_row: &[i32; PANEL], row: usize| {
         sums.to[row * sums.stride..][..PANEL].copy_from_slice(of_row);
     };
-    // SAFETY: by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match isa {
             Isa::NeonI8mm => panel_by_i8mm(x, count, weights, depth, put),
@@ -100,7 +101,7 @@ unsafe fn by_256_bits(isa: Isa, x: &Rows, rows: Range<usize>, panel: Panel<'_>, 
         let x_of = row * depth..(row + n) * depth;
         let to = &mut sums.to[(row - rows.start) * sums.stride..];
         with_tile_rows!(n, AVX2_ROWS, [1 2 3 4 5 6], |M| {
-            // SAFETY: by the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 match isa {
                     Isa::AvxVnni => dot_avx_vnni::<M>(&x.unsigned()[x_of], weights, offset, depth, (to, sums.stride)),

@@ -32,7 +32,7 @@ impl Form {
     }
 }
 
-/// See the module; grows to the largest call and stays.
+/// See the module; grows to the largest call and keeps its memory.
 #[derive(Default)]
 pub(in crate::backend::cpu) struct Rows {
     bytes: AlignedVec<i8>,
@@ -40,7 +40,7 @@ pub(in crate::backend::cpu) struct Rows {
 }
 
 impl Rows {
-    /// Values from the beginning of a row to that of the next one.
+    /// Returns the distance from one row to the next, in values.
     pub(super) fn stride(isa: Isa, depth: usize) -> usize {
         match isa {
             Isa::Amx => row_stride::<i8>(depth),
@@ -48,7 +48,8 @@ impl Rows {
         }
     }
 
-    /// For so many rows of `depth` values, whole steps. Rows beyond the last are read by whole tiles; what they give is not used.
+    /// Makes room for `rows` rows of `depth` values, a multiple of [`DEPTH`]. Whole tiles also read rows beyond the
+    /// last, whose results are not used.
     pub(in crate::backend::cpu) fn make_room(&mut self, isa: Isa, rows: usize, depth: usize) {
         assert!(depth.is_multiple_of(DEPTH), "whole steps");
         let padded = rows.next_multiple_of(TILE_ROWS) * Rows::stride(isa, depth);
@@ -58,7 +59,7 @@ impl Rows {
         }
     }
 
-    /// Quantises a row, and says what one quantum is worth: [`quantize_row`].
+    /// Quantises a row as [`quantize_row`] does, and returns what one quantum is worth.
     pub(in crate::backend::cpu) fn quantize(
         &mut self,
         isa: Isa,
@@ -75,8 +76,8 @@ impl Rows {
         }
     }
 
-    /// As [`Rows::make_room`], of values no less than zero that are put there as bytes, without 128 added, and then
-    /// [widened](Rows::widen).
+    /// As [`Rows::make_room`], for values no less than zero that are written as bytes, without 128 added, and
+    /// then [widened](Rows::widen).
     pub(in crate::backend::cpu) fn make_room_for_bytes(
         &mut self,
         isa: Isa,
@@ -88,7 +89,7 @@ impl Rows {
         self.bytes.resize(padded);
     }
 
-    /// The bytes of so many rows as the kernels of `isa` read them.
+    /// Converts the bytes of `rows` rows to what the kernels of `isa` read.
     pub(in crate::backend::cpu) fn widen(&mut self, isa: Isa, rows: usize, depth: usize) {
         if Form::of(isa) == Form::Words {
             let values = rows * Rows::stride(isa, depth);
@@ -100,7 +101,7 @@ impl Rows {
         &self.bytes
     }
 
-    /// Of [`Form::Unsigned`], or the bits of bytes.
+    /// Returns values of [`Form::Unsigned`], or the bits of bytes.
     #[cfg(target_arch = "x86_64")]
     pub(in crate::backend::cpu) fn unsigned(&self) -> &[u8] {
         bytemuck::cast_slice(&self.bytes)
@@ -110,7 +111,7 @@ impl Rows {
         bytemuck::cast_slice_mut(&mut self.bytes)
     }
 
-    /// Of [`Form::Words`].
+    /// Returns values of [`Form::Words`].
     #[cfg(target_arch = "x86_64")]
     pub(super) fn words(&self) -> &[i16] {
         &self.words
@@ -133,7 +134,7 @@ pub(in crate::backend::cpu) struct Activations {
 }
 
 impl Activations {
-    /// Takes over rows, for the kernel of `isa`.
+    /// Quantises rows for the kernel of `isa`.
     pub(in crate::backend::cpu) fn quantize(&mut self, isa: Isa, x: &[f32], in_dim: usize) {
         let depth = in_dim.next_multiple_of(DEPTH);
         let rows = x.len() / in_dim;
@@ -170,7 +171,7 @@ fn quantize_rows<Q: Quantum>(
 
 /// How a kernel reads a quantised value.
 pub(in crate::backend::cpu) trait Quantum: bytemuck::Pod + Send {
-    /// From the two's complement in the lowest bits.
+    /// Converts from two's complement in the lowest bits.
     fn from_bits(bits: u32) -> Self;
 }
 
@@ -202,19 +203,20 @@ pub(in crate::backend::cpu) fn quantize_row<Q: Quantum>(x: &[f32], row: &mut [Q]
     quantize_by(x, row, |scale| scale)
 }
 
-/// As [`quantize_row`]: `worth` makes of the largest magnitude over [`QUANTUM_MAX`] what a quantum is to be worth, no less.
+/// As [`quantize_row`], but `worth` turns the largest magnitude over [`QUANTUM_MAX`] into what a quantum is
+/// worth, which must be no less.
 #[inline(always)]
 pub(in crate::backend::cpu) fn quantize_by<Q: Quantum>(
     x: &[f32],
     row: &mut [Q],
     worth: impl Fn(f32) -> f32,
 ) -> f32 {
-    // Of floats without their signs the order of the bits is the order of the values; infinity and NaN come last.
+    // Without their signs, floats are ordered as their bits are; infinity and NaN come last.
     const INFINITY: u32 = 0x7f80_0000;
     let largest = x.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
     let finite = largest < INFINITY;
     let scale = worth(f32::from_bits(largest) / QUANTUM_MAX);
-    // So small that its inverse is infinite: nothing is lost by calling it zero.
+    // If the scale is so small that its inverse is infinite, nothing is lost by calling it zero.
     let inverse = 1.0 / scale;
     let (row, padding) = row.split_at_mut(x.len());
     padding.fill(Q::from_bits(0));
@@ -224,7 +226,7 @@ pub(in crate::backend::cpu) fn quantize_by<Q: Quantum>(
     }
     for (q, v) in row.iter_mut().zip(x) {
         let v = (v * inverse).clamp(-QUANTUM_MAX, QUANTUM_MAX);
-        // To the nearest integer, ties to even, in the lowest bits.
+        // The sum has the nearest integer, ties to even, in its lowest bits.
         *q = Q::from_bits((v + ROUND).to_bits());
     }
     scale

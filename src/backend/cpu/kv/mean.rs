@@ -1,10 +1,10 @@
-//! What is cached, read back: the mean of keys.
+//! Reads the cache back: the mean of keys.
 
 use crate::backend::cpu::geometry::PANEL;
 use crate::backend::kv_cache::{KvCache, KvForm, SlotParam};
 use std::ops::Range;
 
-/// One of an element's numbers.
+/// Returns one of the numbers that an element holds.
 #[inline(always)]
 pub(super) fn number(form: KvForm, element: f32, index: usize) -> f32 {
     let bits = element.to_bits();
@@ -15,7 +15,7 @@ pub(super) fn number(form: KvForm, element: f32, index: usize) -> f32 {
     }
 }
 
-/// The mean of cached keys, `[kv_width]`, each sum in the order of the slots; `memory` is the cache's.
+/// Writes the mean of cached keys, `[kv_width]`, summed in slot order; `memory` is the cache's.
 pub(in crate::backend::cpu) fn mean_keys_into(
     cache: &KvCache,
     slots: Range<usize>,

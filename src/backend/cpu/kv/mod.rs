@@ -1,4 +1,4 @@
-//! Rows of keys and values to the panels of a cache, each as soon as it is computed.
+//! Writes rows of keys and values to the panels of a cache, as soon as they are computed.
 
 mod mean;
 mod quantized;
@@ -18,7 +18,7 @@ use std::ops::Range;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const _: () = assert!(PANEL == LANES);
 
-/// What a row is.
+/// Whether rows are keys or values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cached {
     Keys,
@@ -29,22 +29,23 @@ pub(super) enum Cached {
 pub(super) struct Store<'a> {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     vectors: Option<Vectors>,
-    /// As if its memory began at 0.
+    /// The cache, as if its memory began at 0.
     cache: KvCache,
-    /// In the form of the cache, but neighbours of a row to an element, `[rows][kv_heads][elements]`.
+    /// In the cache's form, but with neighbours within a row packed into each element, `[rows][kv_heads][elements]`.
     rows: &'a [f32],
-    /// What one quantum of a head's row is worth, `[rows][kv_heads]`, in 8 bits.
+    /// In 8 bits, the scale of each head's row, `[rows][kv_heads]`.
     scale: &'a [f32],
     slots: Range<usize>,
-    /// The cache's.
+    /// The cache's memory.
     memory: &'a mut [f32],
 }
 
 impl<'a> Store<'a> {
-    /// `rows` are in the cache's form already, whose memory is `memory`; in 8 bits they have a `scale`.
+    /// Prepares to cache `rows`, which are in the cache's form already and, in 8 bits, have a
+    /// `scale`; `memory` is the cache's.
     ///
     /// # Panics
-    /// When the rows are not those of so many slots, which lie in the cache.
+    /// When there are not as many rows as slots, or when `slots` or `memory` do not fit the cache.
     pub(super) fn new(
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))] vectors: Option<Vectors>,
         cache: KvCache,
@@ -70,7 +71,7 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// Elements of one head's key or value as they come.
+    /// Elements of one head's key or value as it arrives.
     fn elements(&self) -> usize {
         self.cache.layout.elements_per_row()
     }
@@ -82,7 +83,7 @@ impl<'a> Store<'a> {
         &self.rows[row * elements..][..elements]
     }
 
-    /// All rows.
+    /// Writes all rows.
     pub(super) fn put(&mut self, what: Cached) {
         match what {
             Cached::Keys => self.keys(),
@@ -109,7 +110,7 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// What `of` makes of each head's row and of its scale.
+    /// Writes what `of` makes of each head's row and its scale.
     fn param(&mut self, param: SlotParam, of: impl Fn(&[i8], f32) -> f32) {
         for slot in self.slots.clone() {
             for head in 0..self.cache.layout.kv_heads {
@@ -136,7 +137,7 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// Sixteen rows turned on vectors, sixteen elements at a time; returns how many elements were.
+    /// Transposes sixteen rows on vectors, sixteen elements at a time; returns how many elements of each it has done.
     fn whole_panel(&mut self, head: usize, slot: usize) -> usize {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(vectors) = self.vectors {
@@ -145,8 +146,8 @@ impl<'a> Store<'a> {
             for first in (0..whole).step_by(LANES) {
                 let rows = std::array::from_fn(|i| self.row(head, slot + i)[first..].as_ptr());
                 let to = &mut self.memory[panel + first * PANEL..][..LANES * PANEL];
-                // SAFETY: every row has sixteen elements from there on; a panel has places for them. The processor has the
-                // vectors, since there are some.
+                // SAFETY: every row has sixteen elements from `first` on, and `to` has places for all. `vectors` is set
+                // only if the processor has them.
                 unsafe { transpose(vectors, rows, to.as_mut_ptr()) };
             }
             return whole;
@@ -162,7 +163,7 @@ impl<'a> Store<'a> {
             KvForm::Int8 => {
                 put_quarters(self);
                 self.param(SlotParam::ValueLog, |_, scale| log2_of_sixteenths(scale));
-                // What is not a number shows in the logarithm, and there only where the slot is seen.
+                // A scale of NaN shows through the logarithm, and so only where the slot is seen.
                 let inverse = |scale: f32| if scale.is_nan() { 1.0 } else { 1.0 / scale };
                 self.param(SlotParam::ValueInverse, |_, scale| inverse(scale));
             }
@@ -180,7 +181,7 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// Two slots of a pair at once where both are there.
+    /// Writes the two slots of a pair at once where both are given.
     fn paired_values(&mut self) {
         let mut slot = self.slots.start;
         while slot < self.slots.end {
@@ -204,7 +205,8 @@ impl<'a> Store<'a> {
             let to = &mut self.memory[at..at + PANEL];
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             if let (Some(vectors), LANES) = (self.vectors, even.len()) {
-                // SAFETY: sixteen values each, and sixteen places; the processor has the vectors, since there are some.
+                // SAFETY: both rows have sixteen values, and `to` sixteen places; `vectors` is set
+                // only if the processor has them.
                 unsafe { zip(vectors, even, odd, to.as_mut_ptr()) };
                 continue;
             }
@@ -230,7 +232,7 @@ impl<'a> Store<'a> {
     }
 }
 
-/// Values in 8 bits: a slot's take one of four places in elements that other slots have the rest of.
+/// Writes values in 8 bits: a slot's quanta take one of the four places in each element, other slots have the rest.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
 fn put_quarters(store: &mut Store<'_>) {
     let numbers = KvForm::Int8.values_per_element();
@@ -248,13 +250,13 @@ fn put_quarters(store: &mut Store<'_>) {
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 on_vectors! {
-    /// Sixteen elements of each of sixteen rows to columns.
+    /// Transposes sixteen elements of each of sixteen rows to columns.
     fn transpose(rows: [*const f32; LANES], to: *mut f32) = |S| S::transpose(rows, to)
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 on_vectors! {
-    /// Sixteen values of an even slot, each with its neighbour of the next one.
+    /// Pairs sixteen values of an even slot, each with the same one of the odd slot after it.
     fn zip(even: &[Bf16], odd: &[Bf16], to: *mut f32) = |S| {
         S::zip_bf16(even.as_ptr().cast(), odd.as_ptr().cast()).store(to)
     }
@@ -268,7 +270,7 @@ mod tests {
     use crate::backend::parity::noise;
     use proptest::prelude::*;
 
-    /// What a slot holds of one head's key and value, read one number at a time.
+    /// Reads one head's key and value back from a slot, one number at a time.
     fn row_of(cache: &KvCache, memory: &[f32], head: usize, slot: usize) -> [Vec<f32>; 2] {
         let (layout, panel) = (cache.layout, cache.panel(head, slot));
         let (hd, numbers) = (layout.head_dim, layout.form.values_per_element());
@@ -316,7 +318,8 @@ mod tests {
     }
 
     proptest! {
-        /// However rows are cut into chunks, wherever they begin, on vectors or in loops: each slot holds its own row.
+        /// Each slot holds its own row, however rows are cut into chunks and wherever they
+        /// begin, on vectors or in loops.
         #[test]
         fn every_slot_holds_its_row(
             form in prop_oneof![Just(KvForm::F32), Just(KvForm::Bf16), Just(KvForm::Int8)],

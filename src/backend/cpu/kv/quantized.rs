@@ -7,7 +7,7 @@ use crate::backend::cpu::int8::quantize_by;
 use crate::backend::kv_cache::KvLayout;
 use multiversion::multiversion;
 
-/// Rows on their way to a cache; grow to the largest call and stay.
+/// Rows on their way to a cache; the buffers grow to the largest call and stay.
 #[derive(Default)]
 pub(in crate::backend::cpu) struct Quantized {
     /// Four quanta to an element, `[rows][kv_heads][elements]`.
@@ -17,8 +17,8 @@ pub(in crate::backend::cpu) struct Quantized {
 }
 
 impl Quantized {
-    /// Of rows, `[rows][kv_width]`, the elements and what one quantum is worth; values get scales of which [`log2_of_sixteenths`] is
-    /// the logarithm.
+    /// Quantises `rows`, `[rows][kv_width]`, and returns their elements and scales; values get scales whose logarithm
+    /// [`log2_of_sixteenths`] returns.
     pub(in crate::backend::cpu) fn take(
         &mut self,
         what: Cached,
@@ -36,7 +36,7 @@ impl Quantized {
     }
 }
 
-/// Rows of the first of `sizes`, to rows of the second, and what one quantum of each is worth.
+/// Quantises rows of the first of `sizes` to rows of the second, and writes the scale of each.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
 fn quantize(
     what: Cached,
@@ -55,10 +55,11 @@ fn quantize(
     }
 }
 
-/// The next power of two times a number of sixteenths that is no less; at least 2^-60, below which all is zero.
+/// Rounds a scale up to a power of two times a whole number of sixteenths; at least 2^-60, far
+/// below which values become zero.
 #[inline(always)]
 fn sixteenths_above(scale: f32) -> f32 {
-    // Four bits of a float's fraction are left.
+    // Keeps four bits of a float's fraction.
     const BELOW: u32 = (1 << 19) - 1;
     const SMALLEST: f32 = 1.0 / (1_u64 << 60) as f32;
     let scale = f32::from_bits((scale.to_bits() + BELOW) & !BELOW);
@@ -85,7 +86,7 @@ const LOG2: [f32; 16] = [
     0.954_196_33,
 ];
 
-/// The logarithm, to the base of 2, of a power of two times a number of sixteenths; of what is not a number nothing else.
+/// Returns the base-2 logarithm of a power of two times a number of sixteenths; NaN stays NaN.
 pub(super) fn log2_of_sixteenths(value: f32) -> f32 {
     let bits = value.to_bits();
     let exponent = (bits >> 23) as i32 - 127;
@@ -96,7 +97,7 @@ pub(super) fn log2_of_sixteenths(value: f32) -> f32 {
     }
 }
 
-/// One of the four quanta of each element.
+/// Writes one of the four quanta of each element; places without a quantum get zero.
 #[inline(always)]
 pub(super) fn put_quarter(elements: &mut [f32], quarter: usize, quanta: &[i8]) {
     let mut padded = [0_i8; PANEL];
@@ -123,7 +124,8 @@ mod tests {
         }
     }
 
-    /// Whatever the values, a row's scale is one of those, no less than a 127th of the largest nor a sixteenth more.
+    /// Whatever the values, a row's scale is a number of sixteenths, no less than a 127th of the largest
+    /// value and at most a sixteenth more.
     #[test]
     fn scales_of_values_are_sixteenths() {
         let mut quanta = [0_i8; 4];

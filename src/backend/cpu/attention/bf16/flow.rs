@@ -1,9 +1,10 @@
-//! Heads of up to 64 elements on matrix tiles, as a software pipeline: sixteen queries at a time go over the keys once; while vectors make the
-//! weights of some keys, tiles compute the scores of the next ones and add up the values of those before. Scores stay in the nearest
-//! cache, and weighted sums never leave their tiles.
+//! Attention with heads of up to 64 elements on matrix tiles, as a software pipeline. Sixteen queries at a time go over
+//! the keys once: while vectors make the weights of some keys, tiles compute the scores of the next keys and add up the
+//! values of the previous ones. Scores stay in the L1 cache, and weighted sums never leave their tiles.
 //!
-//! The bits are those of [`super::attend_rows`], for queries whose weights need no reference ([`super::reference`]). Whether one
-//! does shows in its sum, when all is done: then nothing is written, and its tile of queries is computed again there.
+//! For queries whose weights need no reference ([`super::reference`]), the bits are those of [`super::attend_rows`].
+//! Whether a query needs one shows only in its sum, at the end: then nothing is written, and [`super::attend_rows`]
+//! computes its tile of queries again.
 
 use super::vectors::{self, ROWS_HELD};
 use super::{KEYS, NEAR, TileSums, hide_of_block, weights_of};
@@ -19,25 +20,25 @@ use crate::backend::cpu::rows::row_stride;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// Blocks of keys gone over together.
+/// Blocks of keys processed together.
 const BLOCKS: usize = 2;
 
 /// Panels of their keys.
 const PANELS: usize = BLOCKS * KEYS / PANEL;
 
-/// Steps of a head at most: its values are as many pairs of columns, whose sums take half of the tiles.
+/// Most steps of a head: its values are as many pairs of columns, whose sums take half of the tiles.
 const MAX_STEPS: usize = 2;
 
-/// Columns of values at most.
+/// Most columns of values.
 const COLUMNS: usize = 2 * MAX_STEPS;
 
 /// Bytes of a tile.
 const TILE: usize = size_of::<TileSums>();
 
-/// Scores of sixteen rows, of which a pair of panels' weights take the first one's place.
+/// Scores of sixteen rows; the weights of a pair of panels take the place of the first one's scores.
 type Scores = Aligned<[TileSums; PANELS]>;
 
-/// Whether heads are not too wide, and this processor has what there is here beside tiles.
+/// Returns whether heads are narrow enough and this processor has what is used here besides tiles.
 pub(super) fn takes(queries: &Queries<'_>) -> bool {
     bf16_vectors() && queries.head_dim() <= MAX_STEPS * STEP
 }
@@ -50,12 +51,12 @@ struct Place {
     values: [[*const u8; COLUMNS]; BLOCKS],
 }
 
-/// Two panels of keys, and values of a block, where there is none: zeros.
+/// Zeros: two panels of keys, or the values, of a block that does not exist.
 static NOTHING: Aligned<[TileSums; 2 * MAX_STEPS]> =
     Aligned([[[0.0; PANEL]; TILE_ROWS]; 2 * MAX_STEPS]);
 
 impl Place {
-    /// Of the blocks from `at` on, as far as there are any.
+    /// Locates the blocks from `at` on, as far as there are any.
     fn of(queries: &Queries<'_>, steps: usize, at: usize) -> Place {
         let mut place = Place::nowhere();
         for block in 0..BLOCKS.min(queries.seen.blocks.len().saturating_sub(at)) {
@@ -78,8 +79,8 @@ impl Place {
     }
 }
 
-/// All queries of `rows`, at most a tile of them, which lie rounded in `x`, `[TILE_ROWS][row stride]`. Where one of them needs a
-/// reference, nothing is written: false.
+/// Computes attention for the queries `rows`, at most a tile of them, which lie rounded in `x`,
+/// `[TILE_ROWS][row stride]`. If one of them needs a reference, writes nothing and returns false.
 ///
 /// # Panics
 /// For queries that it does not [take](takes), and when sizes do not fit.
@@ -92,7 +93,7 @@ pub(super) fn attend(
     let depth = queries.head_dim().next_multiple_of(STEP);
     assert!(takes(queries), "other vectors or heads");
     assert!(x.len() >= TILE_ROWS * row_stride::<Bf16>(depth) && rows.len() <= TILE_ROWS);
-    // SAFETY: available; tiles are configured; `x` is large enough.
+    // SAFETY: `takes` and the assertion check the instructions and the size of `x`; tiles are configured.
     unsafe {
         match depth / STEP {
             1 => attend_rows::<1>(queries, rows, x),
@@ -102,7 +103,7 @@ pub(super) fn attend(
 }
 
 /// # Safety
-/// AVX-512 with BF16 is available, tiles are configured, and a row of `x` has as many steps.
+/// AVX-512 with BF16 is available, tiles are configured, and a row of `x` has `STEPS` steps.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
 unsafe fn attend_rows<const STEPS: usize>(
     queries: &Queries<'_>,
@@ -122,7 +123,7 @@ unsafe fn attend_rows<const STEPS: usize>(
         next: place(0),
         ahead: place(BLOCKS),
     };
-    // SAFETY: by the caller; places have the panels and columns of as many steps.
+    // SAFETY: places have the panels and columns of `STEPS` steps; the caller guarantees the rest.
     unsafe {
         for group in 0..PANELS {
             for turn in 0..TURNS {
@@ -139,7 +140,7 @@ unsafe fn attend_rows<const STEPS: usize>(
             work.ahead = place(at + 2 * BLOCKS);
             hide(queries, at, &rows, lots[1]);
             let [before, now, next] = &mut lots;
-            // Panels come from memory for the first queries, for the others from the second cache.
+            // The first queries read panels from memory, the others from the L2 cache.
             if rows.start == 0 {
                 step::<STEPS, true>(&work, &mut softmax, before, now, next);
             } else {
@@ -157,7 +158,7 @@ unsafe fn attend_rows<const STEPS: usize>(
     }
 }
 
-/// Scores of slots that rows do not see to minus infinity, of the blocks from `at` on.
+/// Sets the scores of slots that rows do not see to minus infinity, in the blocks from `at` on.
 fn hide(queries: &Queries<'_>, at: usize, rows: &Range<usize>, scores: &mut Scores) {
     let blocks = &queries.seen.blocks;
     for (block, panels) in (at..).zip(scores.0.as_chunks_mut::<2>().0) {
@@ -169,29 +170,29 @@ fn hide(queries: &Queries<'_>, at: usize, rows: &Range<usize>, scores: &mut Scor
     }
 }
 
-/// Turns that the work of a panel on tiles is spread over: as many as rows are held.
+/// Turns over which the tiles' work on a panel is spread: one per row held.
 const TURNS: usize = ROWS_HELD;
 
-/// What tiles do while weights are made: for each panel a group of [`TURNS`]. Tiles 0 to 3 are the weighted sums, one a column; 4
-/// queries, 5 weights, 6 keys or values, 7 scores.
+/// What tiles do while weights are made, in a group of [`TURNS`] for each panel. Tiles 0 to 3 hold the weighted sums,
+/// one per column; 4 holds queries, 5 weights, 6 keys or values, 7 scores.
 struct Work {
     x: *const u8,
     row_bytes: usize,
     before: Place,
     next: Place,
-    /// What may be asked for.
+    /// What may be prefetched.
     ahead: Place,
 }
 
 impl Work {
-    /// Scores of a panel of the next keys.
+    /// Does a turn's part of the scores of a panel of the next keys.
     ///
     /// # Safety
     /// As [`attend_rows`].
     #[inline(always)]
     unsafe fn score<const STEPS: usize>(&self, panel: usize, turn: usize, scores: &mut Scores) {
         let keys = self.next.keys[panel / 2].wrapping_add(panel % 2 * STEPS * TILE);
-        // SAFETY: by the caller.
+        // SAFETY: the caller guarantees it.
         unsafe {
             match turn {
                 0 => {
@@ -211,7 +212,8 @@ impl Work {
         }
     }
 
-    /// Values of the keys before, those of a pair of panels in two groups, each with half of the columns.
+    /// Does a turn's part of adding up the previous keys' values; a pair of panels takes two
+    /// groups, each for half of the columns.
     ///
     /// # Safety
     /// As [`attend_rows`].
@@ -219,7 +221,7 @@ impl Work {
     unsafe fn weigh<const STEPS: usize>(&self, group: usize, turn: usize, weights: &Scores) {
         let (block, half) = (group / 2, group % 2);
         let column = half * STEPS + usize::from(turn >= 6);
-        // SAFETY: by the caller.
+        // SAFETY: the caller guarantees it.
         unsafe {
             match turn {
                 2 => {
@@ -236,7 +238,7 @@ impl Work {
         }
     }
 
-    /// A share of the keys and values ahead.
+    /// Prefetches a turn's share of the keys and values ahead.
     #[inline(always)]
     fn prefetch<const STEPS: usize>(&self, group: usize, turn: usize) {
         let ahead = &self.ahead;
@@ -244,7 +246,7 @@ impl Work {
         let share = STEPS * TILE / TURNS;
         let keys = ahead.keys[block].wrapping_add(half * STEPS * TILE + turn * share);
         for line in (0..share).step_by(CACHE_LINE) {
-            // SAFETY: prefetching reads nothing; so below.
+            // SAFETY: prefetching reads nothing; the same below.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(keys.wrapping_add(line).cast()) };
         }
         for values in &ahead.values[block][half * STEPS..(half + 1) * STEPS] {
@@ -257,13 +259,13 @@ impl Work {
     }
 }
 
-/// Products of weights and values added to a column's sums.
+/// Adds products of weights and values to a column's sums.
 ///
 /// # Safety
 /// Tiles are configured.
 #[inline(always)]
 unsafe fn add_to(column: usize) {
-    // SAFETY: by the caller.
+    // SAFETY: the caller guarantees it.
     unsafe {
         match column {
             0 => add_products!("tmm0", "tmm5", "tmm6"),
@@ -274,7 +276,7 @@ unsafe fn add_to(column: usize) {
     }
 }
 
-/// The same lines for each number, a constant in them.
+/// Repeats a block for each number, which is a constant in it.
 macro_rules! each {
     ($name:ident in $($n:literal)*, $body:block) => {
         $({
@@ -284,8 +286,8 @@ macro_rules! each {
     };
 }
 
-/// Scores to weights, in the place of every second panel's, with the tiles' work in between. Without a branch: sums would wait for
-/// its end in memory.
+/// Turns scores into weights, in the place of every second panel's scores, with the tiles' work in between. There are
+/// no branches, across which the sums would be kept in memory.
 ///
 /// # Safety
 /// As [`attend_rows`].
@@ -304,7 +306,7 @@ unsafe fn step<const STEPS: usize, const ASKS: bool>(
         let lanes = softmax.lanes[HALF * ROWS_HELD..].as_mut_ptr();
         let mut sums = [_mm512_setzero_ps(); ROWS_HELD];
         for (row, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: sixteen places; so below.
+            // SAFETY: sixteen places each; the same below.
             *sum = unsafe { _mm512_loadu_ps(lanes.wrapping_add(row).cast()) };
         }
         each!(PAIR in 0 1, {
@@ -312,7 +314,8 @@ unsafe fn step<const STEPS: usize, const ASKS: bool>(
             each!(ROW in 0 1 2 3 4 5 6 7, {
                 let at = (2 * PAIR * TILE_ROWS + HALF * ROWS_HELD + ROW) * PANEL;
                 let from = from.wrapping_add(at);
-                // SAFETY: the caller's for tiles; sixteen scores each, of which the first ones' place takes two bytes for each.
+                // SAFETY: sixteen scores each, and the place of the first sixteen has two bytes for each of the 32;
+                // the caller guarantees the tiles.
                 unsafe {
                     work.score::<STEPS>(GROUP, ROW, next);
                     work.weigh::<STEPS>(GROUP, ROW, before);
@@ -336,7 +339,8 @@ unsafe fn step<const STEPS: usize, const ASKS: bool>(
     });
 }
 
-/// Weighted sums over the sums of weights to the output, by way of `columns`, where no row needs a reference.
+/// Writes the weighted sums over the sums of weights to the output, by way of `columns`; false, and nothing
+/// written, if a row needs a reference.
 ///
 /// # Safety
 /// As [`attend_rows`].
@@ -348,9 +352,10 @@ unsafe fn finish<const STEPS: usize>(
     columns: &mut Scores,
 ) -> bool {
     let keys = queries.seen.blocks.len() * KEYS;
-    // SAFETY: by the caller.
+    // SAFETY: the caller guarantees it.
     let sums = unsafe { avx512::lanes(vectors::sums(softmax)) };
-    // The largest of these weights and the sink's lies between their mean and their sum; a little wider, since weights are rounded.
+    // The largest of the weights and the sink's lies between their mean and their sum; the bounds are a little
+    // tighter, since weights are rounded.
     const NOT_EXACT: f32 = 1.0 + 1.0 / 64.0;
     let least = NEAR.start().exp2() * (keys + 1) as f32 * NOT_EXACT;
     let most = NEAR.end().exp2() / NOT_EXACT;
@@ -361,7 +366,7 @@ unsafe fn finish<const STEPS: usize>(
         return false;
     }
     let [a, b, c, d] = &mut columns.0;
-    // SAFETY: by the caller; a tile's room each.
+    // SAFETY: each has room for a tile; the caller guarantees the rest.
     unsafe {
         store!(a.as_mut_ptr(), "tmm0");
         store!(b.as_mut_ptr(), "tmm1");

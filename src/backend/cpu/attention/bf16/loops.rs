@@ -1,5 +1,4 @@
-//! Softmax in loops that the compiler turns into vectors, for every processor: the definition for
-//! [`super::vectors`].
+//! Softmax in loops that the compiler vectorises, for every processor: the definition for [`super::vectors`].
 
 use super::{KEYS, ROWS, Scores, reference, weights_of};
 use crate::backend::cpu::attention::Queries;
@@ -10,8 +9,8 @@ use crate::backend::cpu::rows::row_stride;
 use multiversion::multiversion;
 use multiversion::target::target_cfg_f;
 
-/// Scores to weights of the softmax, unnormalised; returns one over each row's sum. Not for AVX-512, for which the compiler gathers
-/// lanes from row to row.
+/// Turns scores into unnormalised softmax weights; returns one over each row's sum. Not compiled for AVX-512, where the
+/// compiler would gather lanes across rows.
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn weigh(
     queries: &Queries<'_>,

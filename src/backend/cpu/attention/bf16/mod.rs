@@ -1,5 +1,5 @@
-//! bf16: queries, keys, values and softmax weights rounded, sums in `f32`; the order of every sum is the one of
-//! [`crate::backend::cpu::bf16`], so all processors with fused multiply-add come to the same bits.
+//! Attention in bf16: queries, keys, values and softmax weights are rounded, sums are in `f32`. Every sum runs in the
+//! order of [`crate::backend::cpu::bf16`], so all processors with fused multiply-add give the same bits.
 
 #[cfg(target_arch = "x86_64")]
 mod flow;
@@ -32,18 +32,18 @@ const _: () = assert!(KEYS == STEP && KEYS == KvForm::Bf16.block());
 /// Scores of a pair of tiles of rows with [`KEYS`] keys, `[row tile][panel]`.
 type Scores = [[TileSums; 2]; 2];
 
-/// Buffers of one thread; grow to the largest window and stay.
+/// Buffers of one thread; they grow to the largest window and stay.
 #[derive(Default)]
 pub(super) struct Scratch {
     /// `[ROWS][row stride]`.
     queries: AlignedVec<Bf16>,
-    /// Of a block of [`KEYS`] keys each.
+    /// One for each block of [`KEYS`] keys.
     scores: AlignedVec<Scores>,
-    /// `[ROWS][row stride]` of the keys.
+    /// A weight for each key, `[ROWS][row stride]`.
     weights: AlignedVec<Bf16>,
 }
 
-/// All queries.
+/// Computes attention for all queries.
 pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch) {
     scratch.make_room(queries.head_dim(), queries.seen);
     let product = Product::new(isa);
@@ -65,7 +65,7 @@ pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch) {
     }
 }
 
-/// At most [`ROWS`] queries.
+/// Computes attention for at most [`ROWS`] queries.
 fn attend_rows(
     isa: Isa,
     product: &Product,
@@ -95,7 +95,7 @@ fn attend_rows(
         }
         softmax.track_max(scores, rows);
     }
-    // Where there are tiles the softmax is on vectors, which can leave weights where scores were.
+    // Where there are tiles, the softmax runs on vectors, which can leave weights in the place of scores.
     let in_place = product.in_place();
     let places = if in_place {
         None
@@ -116,14 +116,14 @@ fn attend_rows(
 struct Weights<'a> {
     product: &'a Product,
     rows: usize,
-    /// Where they are in the place of scores.
+    /// The weights, where they took the place of scores.
     in_scores: Option<&'a [Scores]>,
-    /// Else `[ROWS][row stride]`.
+    /// Else the weights, `[ROWS][row stride]`.
     in_rows: &'a [Bf16],
 }
 
 impl Weights<'_> {
-    /// Values weighted with them, to the output.
+    /// Writes the values weighted with them to the output.
     fn sum(&self, queries: &Queries<'_>, first: usize, inverse: &[f32; ROWS]) {
         let seen = queries.seen;
         let stride = row_stride::<Bf16>(seen.blocks.len() * KEYS);
@@ -167,7 +167,7 @@ impl Scratch {
     }
 }
 
-/// Queries to rows of whole steps, in the order of `isa`'s products.
+/// Rounds queries to rows of whole steps, in the order of `isa`'s products.
 fn round_queries(isa: Isa, queries: &Queries<'_>, rows: Range<usize>, to: &mut [Bf16]) {
     let depth = queries.head_dim().next_multiple_of(STEP);
     let rounded = to.chunks_exact_mut(row_stride::<Bf16>(depth));
@@ -186,7 +186,7 @@ enum Softmax {
 }
 
 impl Softmax {
-    /// The best way that `isa` allows, for the rows from `first` on.
+    /// Picks the best way that `isa` allows, for the rows from `first` on.
     fn new(isa: Isa, queries: &Queries<'_>, first: usize) -> Softmax {
         #[cfg(target_arch = "x86_64")]
         if isa >= Isa::Avx512Bf16 {
@@ -197,7 +197,7 @@ impl Softmax {
         Softmax::Loops
     }
 
-    /// Scores of `rows` rows with the next keys.
+    /// Updates the largest scores with those of `rows` rows with the next keys.
     #[cfg_attr(
         not(target_arch = "x86_64"),
         expect(unused_variables, reason = "loops look at all of them together")
@@ -214,7 +214,7 @@ impl Softmax {
         }
     }
 
-    /// Scores to weights, unnormalised, in rows of their own or in place; returns one over each row's sum.
+    /// Turns scores into unnormalised weights, in rows of their own or in place; returns one over each row's sum.
     fn weigh(
         &mut self,
         queries: &Queries<'_>,
@@ -244,16 +244,16 @@ impl Softmax {
     }
 }
 
-/// Logarithm of the smallest weight there is: a smaller one is nothing beside a sum of one or more, and this one is still
-/// above what products in bf16 take for zero.
+/// Base-2 logarithm of the smallest weight: anything smaller vanishes beside a row's sum, which is at least 2^-24 (see
+/// [`NEAR`]), and this one is still above what bf16 products take for zero.
 const LOWEST: f32 = -54.0;
 
-/// Where the logarithm of a row's largest weight, to the base of 2, may lie for weights to be taken as they are: sums are far from
-/// what `f32` holds, and what [`LOWEST`] leaves out is far less than bf16 shows.
+/// Base-2 logarithms of a row's largest weight for which no reference is needed: sums stay far from the limits of
+/// `f32`, and what [`LOWEST`] leaves out is far less than bf16 shows.
 const NEAR: RangeInclusive<f32> = -24.0..=40.0;
 
-/// Whole number that a row's logarithms, of which `largest` is the largest, are taken from: zero but for rows far from it, so that
-/// weights can be made before all scores are known, and no other result comes of it where they are.
+/// Returns the whole number that is subtracted from a row's logarithms, of which `largest` is the largest. It is zero
+/// except for rows far from zero, so that weights made before all scores are known equal those made afterwards.
 #[inline(always)]
 fn reference(largest: f32) -> f32 {
     if NEAR.contains(&largest) {
@@ -263,13 +263,13 @@ fn reference(largest: f32) -> f32 {
     }
 }
 
-/// Weights of scores still to be multiplied with `scale`, without a reference.
+/// Returns what turns scores, still to be multiplied by `scale`, into weights, without a reference.
 #[inline(always)]
 fn weights_of(scale: f32) -> math::SoftmaxWeight<4> {
     math::SoftmaxWeight::new(&math::EXP2_NARROW, LOWEST, scale)
 }
 
-/// What each row does not see of a block.
+/// Hides from each row what it does not see of a block.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw", "x86_64+avx2", "aarch64+neon"))]
 fn hide_of_block(
     queries: &Queries<'_>,
@@ -285,7 +285,7 @@ fn hide_of_block(
     }
 }
 
-/// Weighted sums of a pair of panels of values, from element `column` on, to the output.
+/// Writes weighted sums of a pair of panels of values to the output, from element `column` on.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2", "aarch64+neon"))]
 fn write(
     queries: &Queries<'_>,
@@ -296,7 +296,7 @@ fn write(
     inverse: &[f32],
 ) {
     for row in 0..rows {
-        // SAFETY: dropped before the next one.
+        // SAFETY: dropped before the next one is taken.
         let out = unsafe { queries.result(first + row, column, 2 * PANEL) };
         let halves = &sums[row / TILE_ROWS];
         for (out, half) in out.chunks_mut(PANEL).zip(halves) {

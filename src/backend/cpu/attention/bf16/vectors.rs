@@ -1,4 +1,4 @@
-//! Softmax on 512-bit vectors that round to bf16: the bits of [`super::loops`].
+//! Softmax on 512-bit vectors that round to bf16, with the bits of [`super::loops`].
 
 use super::{KEYS, NEAR, Scores, TileSums, weights_of};
 use crate::backend::cpu::attention::Queries;
@@ -11,17 +11,17 @@ use std::arch::x86_64::*;
 
 const _: () = assert!(LANES == PANEL);
 
-/// Rows whose sums are held at once, beside all that a weight takes.
+/// Rows whose sums are held in registers at once, besides all that a weight needs.
 pub(super) const ROWS_HELD: usize = 8;
 
-/// How many pairs of tiles ahead of their use scores are asked for from the second cache.
+/// How many pairs of tiles ahead of their use scores are prefetched from the L2 cache.
 const SCORES_AHEAD: usize = 3;
 
-/// The softmax of a tile's rows together: their scores lie together, and those of one row far apart. Scores are seen as they
-/// come, still in the nearest cache, and weighed when all are there.
+/// The softmax of a tile's rows, taken together because their scores lie together, while those of one row lie far
+/// apart. Scores are looked at as they come, still in the L1 cache, and weighed when all are there.
 #[repr(align(64))]
 pub(super) struct Softmax {
-    /// The largest scores, then the sums of weights, of each row and of every sixteenth key.
+    /// Each row's largest scores, then its sums of weights, each over every sixteenth key.
     pub(super) lanes: [[f32; PANEL]; TILE_ROWS],
     sinks: [f32; TILE_ROWS],
     /// What is added to each row's exponents: its reference, negated.
@@ -32,10 +32,10 @@ pub(super) struct Softmax {
 }
 
 impl Softmax {
-    /// Of the rows from `first` on; behind the last one it is repeated.
+    /// Starts on the rows from `first` on; past the last row, that row is repeated.
     ///
     /// # Panics
-    /// Where such vectors are not available.
+    /// When the processor lacks these vectors.
     pub(super) fn new(queries: &Queries<'_>, first: usize) -> Softmax {
         assert!(bf16_vectors(), "no vectors of bf16 here");
         let last = queries.count() - 1;
@@ -48,7 +48,7 @@ impl Softmax {
         }
     }
 
-    /// Of rows whose scores are weighed as they come: in their lanes are sums from the beginning.
+    /// Starts on rows whose scores are weighed as they come: their lanes hold sums from the beginning.
     ///
     /// # Panics
     /// As [`Softmax::new`].
@@ -60,17 +60,17 @@ impl Softmax {
         }
     }
 
-    /// The rows' scores with some keys, `[panels]`.
+    /// Updates the largest scores with those of some keys, `[panels]`.
     pub(super) fn track_max(&mut self, scores: &[TileSums; 2]) {
-        // SAFETY: available, as there is a value; so below.
+        // SAFETY: `new` asserts that the vectors are available; the same below.
         unsafe { track_max(self, scores) }
     }
 
-    /// Weights of all scores, which were seen, unnormalised, `[TILE_ROWS][row stride]` in [`Order::Halves`], or in the place of the
-    /// first panel's scores, in their own order; returns one over each row's sum.
+    /// Turns all scores, once tracked, into unnormalised weights: `[TILE_ROWS][row stride]` in [`Order::Halves`], or in
+    /// the place of the first panel's scores in [`Order::Natural`]. Returns one over each row's sum.
     ///
     /// # Panics
-    /// When there are fewer places in a row than scores.
+    /// When a row has fewer places than scores.
     pub(super) fn weigh(
         &mut self,
         scores: &mut [Scores],
@@ -105,7 +105,7 @@ unsafe fn track_max(softmax: &mut Softmax, [left, right]: &[TileSums; 2]) {
 /// As [`weigh_tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
 unsafe fn finish_max(softmax: &mut Softmax) {
-    // SAFETY: sixteen places each; the rest by the caller.
+    // SAFETY: sixteen places each; the caller guarantees the rest.
     unsafe {
         let rows = softmax.lanes.map(|row| _mm512_loadu_ps(row.as_ptr()));
         let largest = fold_rows(rows, |a, b| _mm512_max_ps(b, a));
@@ -126,7 +126,7 @@ unsafe fn finish_max(softmax: &mut Softmax) {
     }
 }
 
-/// Which byte of each sixteen goes where, for values in bf16 to come to an order.
+/// Returns which byte of each sixteen goes where to bring bf16 values into `order`.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn places(order: Order) -> __m512i {
@@ -156,7 +156,7 @@ unsafe fn weigh_tile(
         None => Order::Natural,
     };
     let places = places(order);
-    // Where weights go, and how far apart those of two rows are and of the next keys, in bytes.
+    // Where weights go, and how far it is to those of the next row and of the next keys, in bytes.
     let (to, row_bytes, pair_bytes) = match weights {
         Some(weights) => {
             let stride = weights.len() / TILE_ROWS;
@@ -179,7 +179,7 @@ unsafe fn weigh_tile(
                 for (half, weights) in halves.iter_mut().enumerate() {
                     let from = from.wrapping_add((half * TILE_ROWS + row) * PANEL);
                     let ahead = from.cast::<Scores>().wrapping_add(SCORES_AHEAD);
-                    // SAFETY: sixteen scores, and prefetching reads nothing; the rest by the caller.
+                    // SAFETY: sixteen scores, and prefetching reads nothing; the caller guarantees the rest.
                     unsafe {
                         _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
                         let t = _mm512_fmadd_ps(_mm512_loadu_ps(from), factor, offset);
@@ -188,11 +188,12 @@ unsafe fn weigh_tile(
                 }
                 let [a, b] = halves;
                 *sum = _mm512_add_ps(_mm512_add_ps(*sum, a), b);
-                // SAFETY: both are 512 bits of anything.
+                // SAFETY: both types are 512 bits wide and take any bits.
                 let rounded: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(b, a)) };
                 let rounded = _mm512_shuffle_epi8(rounded, places);
                 let to = to.wrapping_add(row * row_bytes + pair * pair_bytes);
-                // SAFETY: a row has the places, by the assertion, or a panel's scores, which are not needed any more.
+                // SAFETY: a row has the places, by the assertion, or takes those of a panel's
+                // scores, which are no longer needed.
                 unsafe { to.cast::<__m512i>().write_unaligned(rounded) };
             }
         }
@@ -209,21 +210,21 @@ const _: () = assert!(KEYS * size_of::<Bf16>() == size_of::<[f32; PANEL]>());
 /// As [`weigh_tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
 unsafe fn inverse(softmax: &Softmax) -> [f32; TILE_ROWS] {
-    // SAFETY: by the caller.
+    // SAFETY: the caller guarantees it.
     unsafe {
         let one = _mm512_set1_ps(1.0);
         avx512::lanes(_mm512_maskz_div_ps(softmax.any, one, sums(softmax)))
     }
 }
 
-/// The sum of each row's weights, the sink's included.
+/// Returns the sum of each row's weights, including the sink's.
 ///
 /// # Safety
 /// As [`weigh_tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
 pub(super) unsafe fn sums(softmax: &Softmax) -> __m512 {
     let weigh = weights_of(softmax.scale);
-    // SAFETY: sixteen places each; the rest by the caller.
+    // SAFETY: sixteen places each; the caller guarantees the rest.
     unsafe {
         let rows = softmax.lanes.map(|row| _mm512_loadu_ps(row.as_ptr()));
         let sum = fold_rows(rows, |a, b| _mm512_add_ps(a, b));
@@ -235,15 +236,15 @@ pub(super) unsafe fn sums(softmax: &Softmax) -> __m512 {
     }
 }
 
-/// The lanes of every row folded pairwise, in the order of [`math::Sum::total`](crate::backend::cpu::math::Sum::total); one row a
-/// lane.
+/// Folds the lanes of every row pairwise, in the order of
+/// [`math::Sum::total`](crate::backend::cpu::math::Sum::total); returns one lane per row.
 ///
 /// # Safety
 /// AVX-512 F is available.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn fold_rows(rows: [__m512; LANES], both: impl Fn(__m512, __m512) -> __m512) -> __m512 {
-    // SAFETY: by the caller.
+    // SAFETY: the caller guarantees it.
     let mut lanes = unsafe { avx512::transpose(rows.map(|row| _mm512_castps_si512(row))) }
         .map(|lane| _mm512_castsi512_ps(lane));
     let mut half = LANES / 2;

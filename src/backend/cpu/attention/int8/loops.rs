@@ -6,7 +6,7 @@ use crate::backend::cpu::math::{self, multiply_add};
 use multiversion::multiversion;
 use multiversion::target::target_cfg_f;
 
-/// Products of a block's keys to weights, and their sums.
+/// Turns products with a block's keys into weights, and adds up the weights.
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn weigh(chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch) {
     if target_cfg_f!(any(target_feature = "fma", target_feature = "neon")) {
@@ -35,13 +35,13 @@ fn weigh_rows<const FUSED: bool>(chunk: &Chunk<'_>, at: usize, scratch: &mut Scr
     let weights = scratch.weights.unsigned_mut().chunks_mut(KEYS);
     for (row, (exponents, weights)) in exponents.iter().zip(weights).take(chunk.rows).enumerate() {
         let mut sums = [0.0_f32; PANEL];
-        // Of a lane's weights, and rounded.
+        // Each lane's sum of weights so far, and the same rounded.
         let (mut all, mut quanta) = ([0.0_f32; PANEL], [math::ROUND; PANEL]);
         for (slot, exponent) in exponents.iter().enumerate() {
             let u = weigh.at::<FUSED>(exponent - state.largest[row]);
             let sum = &mut sums[slot % PANEL];
             *sum = multiply_add::<FUSED>(u, params.value_inverse[slot], *sum);
-            // As values lie: a lane's slots of all panels next to each other.
+            // In the order of values: a lane's slots of all panels next to each other.
             let place = slot % PANEL * PANELS + slot / PANEL;
             let (all, quanta) = (&mut all[slot % PANEL], &mut quanta[slot % PANEL]);
             *all += u;
@@ -56,7 +56,7 @@ fn weigh_rows<const FUSED: bool>(chunk: &Chunk<'_>, at: usize, scratch: &mut Scr
     }
 }
 
-/// Products of the first `rows` rows with a block's values to their sums.
+/// Adds the first `rows` rows' products with a block's values to their sums.
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 pub(super) fn add(rows: usize, scratch: &mut Scratch) {
     if target_cfg_f!(any(target_feature = "fma", target_feature = "neon")) {

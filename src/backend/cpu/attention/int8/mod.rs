@@ -1,20 +1,23 @@
-//! 8 bits: queries, keys and values quantised, every row of a head with a scale of its own; products are exact.
+//! Attention in 8 bits: queries, keys and values are quantised, every row of a head with its
+//! own scale; products are exact.
 //!
-//! Keys are gone over once, a block of [`KEYS`] slots at a time for up to [`ROWS`] queries. With `d` a product of quanta, `s` the
-//! scales, a slot's logit to the base of 2 is `t = d s_q s_k / (sqrt(head_dim) ln 2)`. Its weight takes the value's scale with it and is
-//! quantised to seven bits of the block's largest: `u = 126 * 2^(t + log2 s_v - m)`, `m` the largest exponent. Of slots sixteen apart the
-//! sums of `u` so far are rounded, and `p` is what the sum grows by: many small weights that are alike do not all round the same way. The
-//! block's part of the result is then `2^m / 126` times the sum of `p v`, its part of the denominator as much of the sum of
-//! `u / s_v`. Parts of blocks are added up as in an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867), taken from a
-//! whole number no less than all `m` so far, nor than the sink: rescaling is exact. (Weights quantised block by block: Chen et al. 2024, INT-FlashAttention,
-//! arXiv:2409.16997.)
+//! One pass goes over the keys, a block of [`KEYS`] slots at a time for up to [`ROWS`] queries. With `d` a dot product
+//! of quanta and `s` the scales, a slot's base-2 logit is `t = d s_q s_k / (sqrt(head_dim) ln 2)`. Its weight includes
+//! the value's scale and is quantised to seven bits relative to the block's largest: `u = 126 * 2^(t + log2 s_v - m)`,
+//! with `m` the largest exponent. Over slots sixteen apart, the running sum of `u` is rounded, and a slot's quantised
+//! weight `p` is what the rounded sum grows by: many small weights that are alike do not all round the same way. The
+//! block adds `2^m / 126` times the sum of `p v` to the result, and the same multiple of the sum of `u / s_v` to the
+//! denominator. Blocks are added up as in an online softmax (Milakov and Gimelshein 2018, arXiv:1805.02867), relative
+//! to a whole number no less than every `m` so far and the sink, so that rescaling is exact. (Weights quantised block
+//! by block: Chen et al. 2024, INT-FlashAttention, arXiv:2409.16997.)
 //!
-//! It is for logits of up to 10^5, beyond which `f32` has no room for `log2 s_v` beside them, and for values whose magnitudes lie within 10^20 of
-//! one another; a row of values that is all zero, worth 2^-60 a quantum, keeps its weight beside others of up to 10^24.
+//! It is meant for logits of up to 10^5, beyond which `f32` has no room for `log2 s_v` beside them, and for values
+//! whose magnitudes lie within a factor of 10^20 of one another. A row of values that are all zero has a scale of 2^-60
+//! and keeps its weight beside others of up to 10^24.
 //!
-//! Seven bits, not eight: then kernels that multiply signed or unsigned values do so alike. [`loops`] is for every processor,
-//! [`vectors`] has the same bits where multiply-add is fused; [`vnni`] and [`tiles`] make the
-//! products beside what follows them.
+//! Weights have seven bits, not eight, so that kernels that multiply signed values and those that multiply unsigned
+//! ones agree. [`loops`] is for every processor, [`vectors`] has the same bits where multiply-add is fused; [`vnni`]
+//! and [`tiles`] interleave the products with what follows them.
 
 mod loops;
 #[cfg(target_arch = "x86_64")]
@@ -37,37 +40,37 @@ use crate::backend::cpu::math;
 use crate::backend::cpu::rows::even_block;
 use crate::backend::kv_cache::{KvForm, KvLayout, SlotParam};
 
-/// Most query rows worked on together: keys and values come by once for all of them. What becomes of rows lies further away then,
-/// but is touched once for all slots of a block.
+/// Most query rows worked on together: keys and values are read once for all of them. The state of so many rows lies
+/// further away, but is touched only once per block.
 const ROWS: usize = 192;
 
-/// Slots of a block.
+/// Slots in a block.
 const KEYS: usize = KvForm::Int8.block();
 
 /// Panels of a block's keys.
 const PANELS: usize = KEYS / PANEL;
 
-/// Quanta of a block's largest weight: with half of one more they are still seven bits.
+/// Quanta of a block's largest weight: one more, by rounding, still fits in seven bits.
 const ONE: f32 = 126.0;
 
-/// [`math::EXP2_NARROW`] times what makes [`ONE`] of the largest: nothing is added to exponents for it, which would round those far from
-/// zero.
+/// [`math::EXP2_NARROW`], scaled so that the largest weight is [`ONE`]. Adding to the exponents instead
+/// would round those far from zero.
 static QUANTA: [f32; 4] = {
     let [a, b, c, d] = math::EXP2_NARROW;
     [a * (ONE / d), b * (ONE / d), c * (ONE / d), ONE]
 };
 
-/// Exponents below it weigh nothing: what `f32` holds as normal numbers.
+/// Exponents below it weigh nothing: the limit of normal numbers in `f32`.
 const LOWEST: f32 = -math::EXP2_RANGE;
 
-/// A largest exponent where there is none.
+/// Stands for the largest exponent where there is none.
 const LEAST: f32 = -1e30;
 
 /// Buffers of one thread.
 #[derive(Default)]
 pub(super) struct Scratch {
     queries: Rows,
-    /// Products with a block's keys, in the bits of integers, then exponents, `[ROWS][KEYS]`.
+    /// Products with a block's keys, as integer bits, then exponents, `[ROWS][KEYS]`.
     exponents: AlignedVec<f32>,
     /// `[ROWS][KEYS]`.
     weights: Rows,
@@ -82,17 +85,17 @@ pub(super) struct Scratch {
 
 /// The online softmax of each row.
 struct State {
-    /// What a product of quanta of the query and of a key of scale 1 is worth, as a logit to the base of 2.
+    /// The base-2 logit of one unit of a product of quanta, for a key of scale 1.
     factor: [f32; ROWS],
     /// Largest exponent of the block.
     largest: [f32; ROWS],
-    /// Whole number that exponents are taken from: sums are in units of `2^reference`.
+    /// Whole number subtracted from exponents: sums are in units of `2^reference`.
     reference: [f32; ROWS],
-    /// What sums so far are multiplied with, since the reference has risen: a power of two.
+    /// Factor for the sums so far, since the reference has risen: a power of two.
     rescale: [f32; ROWS],
-    /// What the block's own sums are multiplied with.
+    /// Factor for the block's own sums.
     block_scale: [f32; ROWS],
-    /// Sums of weights, those of every sixteenth slot for themselves.
+    /// Sums of weights, each over every sixteenth slot.
     lanes: [[f32; PANEL]; ROWS],
 }
 
@@ -121,7 +124,7 @@ impl Scratch {
     }
 }
 
-/// Of one head.
+/// Returns the layout of one head.
 fn layout(head_dim: usize) -> KvLayout {
     KvLayout {
         form: KvForm::Int8,
@@ -130,12 +133,12 @@ fn layout(head_dim: usize) -> KvLayout {
     }
 }
 
-/// From one row of values to the next: whole pairs of columns, as tiles add them.
+/// Returns the distance from one row of values to the next: whole pairs of columns, as tiles add them.
 fn stride_of_values(layout: KvLayout) -> usize {
     layout.columns().next_multiple_of(2) * PANEL
 }
 
-/// All queries.
+/// Computes attention for all queries.
 pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch) {
     scratch.make_room(isa, queries.head_dim());
     let product;
@@ -166,22 +169,22 @@ pub(super) fn attend(isa: Isa, queries: &Queries<'_>, scratch: &mut Scratch) {
     }
 }
 
-/// What computes.
+/// What computes a chunk.
 #[derive(Clone, Copy)]
 enum Kernel<'a> {
     Loops(&'a Product),
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     Vectors(Vectors, &'a Product),
-    /// Products and what follows them together.
+    /// Products fused with what follows them.
     #[cfg(target_arch = "x86_64")]
     Vnni,
-    /// Products on tiles beside all the rest.
+    /// Products on tiles while vectors do all the rest.
     #[cfg(target_arch = "x86_64")]
     Tiles(&'a Tiles),
 }
 
 impl<'a> Kernel<'a> {
-    /// The best with the product of `isa`.
+    /// Picks the best kernel for the product of `isa`.
     fn with(product: &'a Product, isa: Isa, head_dim: usize) -> Kernel<'a> {
         #[cfg(target_arch = "x86_64")]
         if let Some(tiles) = product.tiles().filter(|_| tiles::takes(head_dim)) {
@@ -206,7 +209,7 @@ struct Chunk<'a> {
     layout: KvLayout,
 }
 
-/// What is known of a block's slots.
+/// The parameters of a block's slots.
 #[derive(Clone, Copy)]
 struct SlotParams<'a> {
     key_offset: &'a [i32; KEYS],
@@ -234,7 +237,7 @@ impl Chunk<'_> {
                 vectors::add(vectors, self.rows, scratch);
             }),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: whoever chose it asserts that the instruction set is there.
+            // SAFETY: `attend` asserts that the instruction set is available before it chooses this kernel.
             Kernel::Vnni => blocks.for_each(|at| unsafe { vnni::go_over(self, at, scratch) }),
             #[cfg(target_arch = "x86_64")]
             Kernel::Tiles(tiles) => tiles::attend(tiles, self, scratch),
@@ -258,7 +261,7 @@ impl Chunk<'_> {
         scratch.values[..padded * stride_of_values(self.layout)].fill(0.0);
     }
 
-    /// Products with a block's keys, in the place of exponents.
+    /// Multiplies queries with a block's keys, into the place of exponents.
     fn multiply_keys(&self, product: &Product, at: usize, scratch: &mut Scratch) {
         let keys: &[i8] = bytemuck::cast_slice(self.queries.keys(at));
         let of_panel = PANEL * self.layout.depth();
@@ -272,7 +275,7 @@ impl Chunk<'_> {
         product.multiply_into(&scratch.queries, self.rows, &columns, products, KEYS);
     }
 
-    /// Products of weights with a block's values.
+    /// Multiplies weights with a block's values.
     fn multiply_values(&self, product: &Product, at: usize, scratch: &mut Scratch) {
         let columns = Columns {
             panel: |column: usize| {
@@ -301,9 +304,9 @@ impl Chunk<'_> {
                 offset: -scratch.state.reference[row],
                 ..math::SoftmaxWeight::new(&math::EXP2_NARROW, LOWEST, 1.0)
             };
-            // Unfused, as no function for some processors is around it.
+            // Unfused, since this function is not compiled for particular processors.
             let inverse = inverse_of(lanes.total() + weigh.of_sink::<false>(sink));
-            // SAFETY: dropped before the next one.
+            // SAFETY: dropped before the next one is taken.
             let out = unsafe { self.queries.result(self.first + row, 0, hd) };
             for (out, value) in out.iter_mut().zip(values) {
                 *out = value * inverse;
@@ -333,7 +336,7 @@ impl Chunk<'_> {
         }
     }
 
-    /// Exponents of slots that rows do not see to minus infinity.
+    /// Sets the exponents of slots that a row does not see to minus infinity.
     #[inline(always)]
     fn hide(&self, at: usize, row: usize, exponents: &mut [f32]) {
         let mask = self.queries.mask(at, self.first + row);
@@ -343,7 +346,8 @@ impl Chunk<'_> {
     }
 }
 
-/// References of the first `rows` rows, raised for the block's largest exponents, and what comes of it. Rows beyond get anything.
+/// Raises the references of the first `rows` rows to the block's largest exponents, and sets the factors that follow
+/// from them. Rows beyond get arbitrary values.
 #[inline(always)]
 fn raise_references<const FUSED: bool>(state: &mut State, rows: usize) {
     for sixteen in 0..rows.div_ceil(PANEL) {
@@ -351,7 +355,7 @@ fn raise_references<const FUSED: bool>(state: &mut State, rows: usize) {
     }
 }
 
-/// The same of sixteen rows.
+/// Raises the references of sixteen rows, as [`raise_references`] does.
 #[inline(always)]
 fn raise_sixteen_references<const FUSED: bool>(state: &mut State, sixteen: usize) {
     let largest = &state.largest.as_chunks::<PANEL>().0[sixteen];
@@ -372,7 +376,7 @@ fn raise_sixteen_references<const FUSED: bool>(state: &mut State, sixteen: usize
     }
 }
 
-/// `2^exponent` of a whole number that is at most zero; zero below -126.
+/// Returns `2^exponent` for a whole number that is at most zero; zero below -126.
 #[inline(always)]
 fn power_of_two(exponent: f32) -> f32 {
     let bits = (math::max(-127.0, exponent) + math::ROUND).to_bits();

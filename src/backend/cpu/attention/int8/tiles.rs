@@ -1,5 +1,5 @@
-//! Heads of up to 64 elements on matrix tiles, as a software pipeline: tiles multiply for two items while vectors work on two others. An
-//! *item* is sixteen queries by a block of slots.
+//! Attention with heads of up to 64 elements on matrix tiles, as a software pipeline: tiles multiply for two items
+//! while vectors work on two others. An *item* is sixteen queries by a block of slots.
 //!
 //! | item | tiles | vectors |
 //! |---|---|---|
@@ -8,7 +8,7 @@
 //! | `before` | products of weights with values | |
 //! | `done` | | added to the rows' sums |
 //!
-//! After each turn every item moves on by one. The bits of [`super::vectors`].
+//! After each step, every item moves on by one stage. The bits are those of [`super::vectors`].
 
 mod beside;
 
@@ -31,7 +31,7 @@ const _: () = assert!(TILE_ROWS == PANEL && KEYS == CACHE_LINE);
 /// Most columns of values.
 const COLUMNS: usize = 4;
 
-/// Whether heads are not too wide.
+/// Returns whether heads are narrow enough.
 pub(super) fn takes(head_dim: usize) -> bool {
     head_dim <= COLUMNS * PANEL
 }
@@ -56,7 +56,7 @@ impl Item {
         block_scale: [0.0; TILE_ROWS],
     };
 
-    /// What is added of it, to the first rows, is nothing.
+    /// Makes it add nothing, to the first rows.
     fn add_nothing(&mut self) {
         self.first = 0;
         self.rescale.fill(1.0);
@@ -64,7 +64,7 @@ impl Item {
     }
 }
 
-/// Those in flight.
+/// The items in flight.
 pub(super) struct Items(Box<[Item; 4]>);
 
 impl Default for Items {
@@ -73,7 +73,7 @@ impl Default for Items {
     }
 }
 
-/// All blocks of the chunk's queries, at most [`ROWS`]: sums of their weights and values.
+/// Adds up the weights and values of all blocks for the chunk's queries, at most [`ROWS`].
 ///
 /// # Panics
 /// For queries that it does not [take](takes), and when sizes do not fit.
@@ -81,7 +81,7 @@ pub(super) fn attend(_configured: &Tiles, chunk: &Chunk<'_>, scratch: &mut Scrat
     assert!(takes(chunk.layout.head_dim) && chunk.rows <= ROWS);
     assert!(scratch.queries.unsigned().len() >= ROWS * CACHE_LINE);
     assert_eq!(scratch.values.len(), ROWS * stride_of_values(chunk.layout));
-    // SAFETY: tiles are configured, so that the instruction set is there; sizes are as they should be.
+    // SAFETY: tiles are configured, so the instruction set is available; the assertions check the sizes.
     unsafe {
         match chunk.layout.columns() {
             ..=2 => attend_all::<2>(chunk, scratch),
@@ -91,7 +91,8 @@ pub(super) fn attend(_configured: &Tiles, chunk: &Chunk<'_>, scratch: &mut Scrat
 }
 
 /// # Safety
-/// AVX-512 is available and tiles are configured; there are a line for each of [`ROWS`] queries, and `C` columns of as many values.
+/// AVX-512 is available and tiles are configured; there is a line for each of [`ROWS`] queries, and `values`
+/// has `C` columns for as many rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
 unsafe fn attend_all<const C: usize>(chunk: &Chunk<'_>, scratch: &mut Scratch) {
     let Scratch {
@@ -115,13 +116,13 @@ unsafe fn attend_all<const C: usize>(chunk: &Chunk<'_>, scratch: &mut Scratch) {
         ahead: Place::of(chunk, 1),
         lines: 0..0,
     };
-    // SAFETY: by the caller.
+    // SAFETY: the caller guarantees it.
     unsafe {
         for turn in 0..TILE_ROWS {
             work.multiply_keys(turn, order[2]);
         }
         let mut own = work.next;
-        // Two more than there are, of which nothing is weighed, end what has begun.
+        // Two steps more than there are items, which weigh nothing, finish what has begun.
         for index in 0..items + 2 {
             let (at, tile) = (index / tiles, index % tiles);
             let following = (index + 1) % tiles;
@@ -153,7 +154,7 @@ unsafe fn attend_all<const C: usize>(chunk: &Chunk<'_>, scratch: &mut Scratch) {
     }
 }
 
-/// The same lines for each row, a constant in them.
+/// Repeats a block for each row, which is a constant in it.
 macro_rules! each_row {
     ($row:ident, $body:block) => {
         each_row!($row, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
@@ -174,7 +175,7 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// What a row sees of it. Rows beyond the last see what that does; what they give is not used.
+    /// Returns what a row sees of the block. Rows beyond the last see what that one sees; their results are not used.
     #[inline(always)]
     fn mask(&self, row: usize) -> u64 {
         let row = row.min(self.chunk.rows - 1);
@@ -182,7 +183,8 @@ impl Block<'_> {
     }
 }
 
-/// Products of an item with keys to its weights, with the tiles' work in between, and products of another with values to the sums.
+/// Turns an item's products with keys into its weights, with the tiles' work in between, and adds another item's
+/// products with values to the sums.
 ///
 /// # Safety
 /// As [`attend_all`].
@@ -196,7 +198,7 @@ unsafe fn step<const C: usize, const WHOLE: bool>(
 ) {
     let (params, first) = (&block.params, now.first);
     let products = &mut now.products.0;
-    // SAFETY: an item's rows are of that many products and weights; the rest by the caller.
+    // SAFETY: an item has [`KEYS`] products and weights in each row; the caller guarantees the rest.
     unsafe {
         let mut largest = [_mm512_setzero_ps(); TILE_ROWS];
         each_row!(ROW, {
@@ -214,7 +216,7 @@ unsafe fn step<const C: usize, const WHOLE: bool>(
             }
             let factor = state.factor[first + ROW];
             let mut of_lanes = exponents_of_row::<WHOLE>(&own, factor, params, mask, row.cast());
-            // Now: kept until it is needed, what it is the largest of would be put aside.
+            // Computes the maximum now: left until it is needed, its inputs would be spilled.
             asm!("/* {0} */", inout(zmm_reg) of_lanes, options(nomem, nostack, preserves_flags));
             largest[ROW] = of_lanes;
         });
@@ -225,7 +227,7 @@ unsafe fn step<const C: usize, const WHOLE: bool>(
             .copy_from_slice(&state.rescale[first..][..TILE_ROWS]);
         now.block_scale
             .copy_from_slice(&state.block_scale[first..][..TILE_ROWS]);
-        // While the largest are looked for.
+        // Overlaps with the search for the largest.
         add::<C>(done, values);
         let inverse = of_panels::<__m512>(params.value_inverse);
         each_row!(ROW, {
@@ -243,7 +245,7 @@ unsafe fn step<const C: usize, const WHOLE: bool>(
     }
 }
 
-/// An item's products with values to the sums.
+/// Adds an item's products with values to the sums.
 ///
 /// # Safety
 /// As [`attend_all`].
@@ -253,7 +255,7 @@ unsafe fn add<const C: usize>(item: &Item, values: &mut [f32]) {
     let values = &mut values[item.first * stride..(item.first + TILE_ROWS) * stride];
     for (row, products) in item.products.0.iter().enumerate() {
         let values = &mut values[row * stride..][..C * PANEL];
-        // SAFETY: sixteen products and places for each column; the rest by the caller.
+        // SAFETY: sixteen products and places for each column; the caller guarantees the rest.
         unsafe {
             let mut own = [_mm512_setzero_si512(); C];
             for (column, own) in own.iter_mut().enumerate() {

@@ -1,4 +1,4 @@
-//! Weights and sums on vectors: the bits of [`super::loops`].
+//! Weights and sums on vectors, with the bits of [`super::loops`].
 
 use super::{Chunk, KEYS, LEAST, LOWEST, PANELS, QUANTA, ROWS, Scratch, State, raise_references};
 use crate::backend::cpu::f32x16::{F32x16, LANES, Vectors, on_vectors};
@@ -7,18 +7,18 @@ use crate::backend::cpu::math::ROUND;
 
 const _: () = assert!(PANEL == LANES && ROWS.is_multiple_of(LANES));
 
-/// Products of a block's keys to weights, and their sums.
+/// Turns products with a block's keys into weights, and adds up the weights.
 ///
 /// # Panics
-/// Where there are no such vectors.
+/// When the processor lacks these vectors.
 pub(super) fn weigh(vectors: Vectors, chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch) {
     assert!(vectors.available(), "no such vectors here");
-    // SAFETY: available.
+    // SAFETY: the vectors are available.
     unsafe { weigh_on(vectors, chunk, at, scratch) };
 }
 
 on_vectors! {
-    /// As [`score_rows`] and [`weigh_rows`].
+    /// Runs [`score_rows`], then [`weigh_rows`].
     fn weigh_on(chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch) = |S| {
         if chunk.queries.seen.blocks[at].whole {
             score_rows::<S, true>(chunk, at, scratch);
@@ -29,13 +29,13 @@ on_vectors! {
     }
 }
 
-/// A vector for each panel.
+/// Loads a vector for each panel.
 ///
 /// # Safety
 /// The processor has `S`.
 #[inline(always)]
 pub(super) unsafe fn of_panels<S: F32x16>(params: &[f32; KEYS]) -> [S; PANELS] {
-    // SAFETY: by the caller; four times sixteen parameters.
+    // SAFETY: four times sixteen parameters; the caller guarantees the rest.
     unsafe {
         let mut panels = [S::splat(0.0); PANELS];
         for (panel, vector) in panels.iter_mut().enumerate() {
@@ -45,7 +45,7 @@ pub(super) unsafe fn of_panels<S: F32x16>(params: &[f32; KEYS]) -> [S; PANELS] {
     }
 }
 
-/// Products to exponents, and the largest of each row.
+/// Turns products into exponents, and finds the largest of each row.
 ///
 /// # Safety
 /// The processor has `S`.
@@ -57,7 +57,7 @@ unsafe fn score_rows<S: F32x16, const WHOLE: bool>(
 ) {
     let (params, state) = (chunk.params(at), &mut scratch.state);
     let exponents = scratch.exponents.as_chunks_mut::<KEYS>().0;
-    // SAFETY: sixteen places for each panel; the rest by the caller.
+    // SAFETY: sixteen places for each panel; the caller guarantees the rest.
     unsafe {
         let scale = of_panels::<S>(params.key_scale);
         let log = of_panels::<S>(params.value_log);
@@ -84,7 +84,7 @@ unsafe fn score_rows<S: F32x16, const WHOLE: bool>(
     }
 }
 
-/// Exponents to weights, and their sums.
+/// Turns exponents into weights, and adds up the weights.
 ///
 /// # Safety
 /// The processor has `S`.
@@ -94,7 +94,7 @@ pub(super) unsafe fn weigh_rows<S: F32x16>(chunk: &Chunk<'_>, at: usize, scratch
     raise_references::<true>(state, chunk.rows);
     let exponents = scratch.exponents.chunks_exact(KEYS);
     let weights = scratch.weights.unsigned_mut().chunks_exact_mut(KEYS);
-    // SAFETY: by the caller; there are as many exponents and weights.
+    // SAFETY: each row has [`KEYS`] exponents and weights; the caller guarantees the rest.
     unsafe {
         let inverse = of_panels::<S>(params.value_inverse);
         for (row, (exponents, weights)) in exponents.zip(weights).take(chunk.rows).enumerate() {
@@ -113,7 +113,7 @@ pub(super) unsafe fn weigh_row<S: F32x16>(
     inverse: &[S; PANELS],
     weights: &mut [u8],
 ) {
-    // SAFETY: by the caller.
+    // SAFETY: the caller guarantees it.
     unsafe {
         let less = S::splat(-state.largest[row]);
         let mut sum = S::splat(0.0);
@@ -133,20 +133,20 @@ pub(super) unsafe fn weigh_row<S: F32x16>(
     }
 }
 
-/// Products of the first `rows` rows with a block's values to their sums.
+/// Adds the first `rows` rows' products with a block's values to their sums.
 ///
 /// # Panics
-/// Where there are no such vectors, or too few places.
+/// When the processor lacks these vectors, or there are too few places.
 pub(super) fn add(vectors: Vectors, rows: usize, scratch: &mut Scratch) {
     assert!(vectors.available(), "no such vectors here");
     let (products, values) = (&scratch.products, &scratch.values);
     assert!(products.len() == values.len() && values.len().is_multiple_of(ROWS * LANES));
-    // SAFETY: available; there are the places.
+    // SAFETY: the vectors are available, and the assertion checks the places.
     unsafe { add_on(vectors, rows, scratch) };
 }
 
 on_vectors! {
-    /// As [`add_rows`].
+    /// Runs [`add_rows`].
     fn add_on(rows: usize, scratch: &mut Scratch) = |S| add_rows::<S>(rows, scratch)
 }
 
@@ -164,7 +164,7 @@ unsafe fn add_rows<S: F32x16>(rows: usize, scratch: &mut Scratch) {
     let products = products.chunks_exact(stride);
     let values = values.chunks_exact_mut(stride);
     for (row, (products, values)) in products.zip(values).take(rows).enumerate() {
-        // SAFETY: sixteen places each; the rest by the caller.
+        // SAFETY: sixteen places each; the caller guarantees the rest.
         unsafe {
             let [rescale, block_scale] = [
                 S::splat(state.rescale[row]),

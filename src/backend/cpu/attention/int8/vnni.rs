@@ -1,5 +1,6 @@
-//! Products on 512-bit vectors with what is done with them right away: rows by all four panels of a block's keys, or by four columns of
-//! values, in registers from the first product to the exponent or the sum. The bits of [`super::vectors`].
+//! Products on 512-bit vectors, fused with what follows: rows times all four panels of a block's keys, or
+//! times four columns of values, stay in registers from the first product to the exponent or the sum. The bits
+//! are those of [`super::vectors`].
 
 use super::vectors::weigh_rows;
 use super::{Chunk, KEYS, LEAST, PANELS, ROWS, Scratch, SlotParams, State};
@@ -9,21 +10,21 @@ use crate::backend::cpu::rows::even_block as rows_of;
 use crate::backend::cpu::tile::with_tile_rows;
 use std::arch::x86_64::*;
 
-/// Rows of a block: with four sums each they leave registers for four columns and a row's element.
+/// Rows worked on together: with four sums each, they leave registers for four columns and a row's element.
 const VNNI_ROWS: usize = 6;
 
 /// Rows of unsigned bytes, one after the other.
 #[derive(Clone, Copy)]
 struct Bytes<'a> {
     rows: &'a [u8],
-    /// Of each, whole groups.
+    /// Bytes of each row, whole groups.
     depth: usize,
-    /// How far behind a column's line another one is asked for; none is where it is zero.
+    /// How many bytes past a column's line another one is prefetched; none if zero.
     ahead: usize,
 }
 
-/// [`Bytes::ahead`] for these rows of a chunk, where a block's part of a column has so many bytes: the first bring the next block from
-/// memory.
+/// Returns [`Bytes::ahead`] for the rows of a chunk from `row` on, with the next block `block` bytes on: the very
+/// first rows bring it in from memory.
 fn prefetch_distance(chunk: &Chunk<'_>, row: usize, block: usize) -> usize {
     if chunk.first + row == 0 { block } else { 0 }
 }
@@ -53,7 +54,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// A block: weights, and weighted values to the sums.
+/// Makes a block's weights, and adds its weighted values to the sums.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW, VL, DQ and VNNI, and FMA.
@@ -65,7 +66,7 @@ pub(super) unsafe fn go_over(chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch
         state,
         ..
     } = scratch;
-    // SAFETY: by the caller.
+    // SAFETY: the caller guarantees it.
     unsafe {
         score(chunk, at, queries.unsigned(), state, exponents);
         weigh_rows::<__m512>(chunk, at, scratch);
@@ -79,7 +80,7 @@ pub(super) unsafe fn go_over(chunk: &Chunk<'_>, at: usize, scratch: &mut Scratch
     }
 }
 
-/// Exponents of a block's slots, `[ROWS][KEYS]`, and the largest of each row. `queries` have 128 added.
+/// Computes the exponents of a block's slots, `[ROWS][KEYS]`, and the largest of each row. `queries` have 128 added.
 ///
 /// # Safety
 /// As [`go_over`].
@@ -104,7 +105,7 @@ unsafe fn score(
             ahead: prefetch_distance(chunk, row, PANELS * PANEL * depth),
         };
         with_tile_rows!(n, VNNI_ROWS, [1 2 3 4 5 6], |M| {
-            // SAFETY: by the caller.
+            // SAFETY: the caller guarantees it.
             unsafe {
                 if whole {
                     score_rows::<M, true>(&block, row, x, state, exponents);
@@ -133,7 +134,7 @@ unsafe fn score_rows<const M: usize, const WHOLE: bool>(
         &state.factor[first..][..M],
         &mut state.largest[first..][..M],
     );
-    // SAFETY: sixteen parameters and places for each panel; the rest by the caller.
+    // SAFETY: sixteen parameters and places for each panel; the caller guarantees the rest.
     unsafe {
         let mut begun = [_mm512_setzero_si512(); PANELS];
         for (panel, begun) in begun.iter_mut().enumerate() {
@@ -154,10 +155,10 @@ unsafe fn score_rows<const M: usize, const WHOLE: bool>(
     }
 }
 
-/// Of one row's products, to [`KEYS`] places; returns the largest of every sixteenth.
+/// Turns one row's products into exponents, in [`KEYS`] places; returns the largest of every sixteenth.
 ///
 /// # Safety
-/// The processor has what [`go_over`] needs, but for VNNI; there are the places.
+/// The processor has what [`go_over`] needs, except VNNI; `to` has that many places.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
 pub(super) unsafe fn exponents_of_row<const WHOLE: bool>(
@@ -170,7 +171,7 @@ pub(super) unsafe fn exponents_of_row<const WHOLE: bool>(
     let factor = _mm512_set1_ps(factor);
     let mut largest = _mm512_set1_ps(LEAST);
     for (panel, products) in products.iter().enumerate() {
-        // SAFETY: sixteen parameters and places for each panel; the rest by the caller.
+        // SAFETY: sixteen parameters and places for each panel; the caller guarantees the rest.
         unsafe {
             let [scale, log] = [params.key_scale, params.value_log]
                 .map(|params| _mm512_loadu_ps(params.as_ptr().add(panel * PANEL)));
@@ -188,7 +189,7 @@ pub(super) unsafe fn exponents_of_row<const WHOLE: bool>(
     largest
 }
 
-/// Values of a block, weighted, to the sums, `[ROWS][stride]`.
+/// Adds a block's weighted values to the sums, `[ROWS][stride]`.
 ///
 /// # Safety
 /// As [`go_over`].
@@ -196,7 +197,7 @@ pub(super) unsafe fn exponents_of_row<const WHOLE: bool>(
 unsafe fn add(chunk: &Chunk<'_>, at: usize, weights: &[u8], state: &State, values: &mut [f32]) {
     let mut column = 0;
     while column < chunk.layout.columns() {
-        // SAFETY: by the caller.
+        // SAFETY: the caller guarantees it.
         column += unsafe {
             match chunk.layout.columns() - column {
                 4.. => add_columns::<4>(chunk, at, column, weights, state, values),
@@ -207,7 +208,7 @@ unsafe fn add(chunk: &Chunk<'_>, at: usize, weights: &[u8], state: &State, value
     }
 }
 
-/// To `C` columns from `column` on; returns how many that is.
+/// Adds a block's weighted values to `C` columns of the sums, from `column` on; returns `C`.
 ///
 /// # Safety
 /// As [`go_over`].
@@ -236,7 +237,7 @@ unsafe fn add_columns<const C: usize>(
         };
         let to = &mut values[row * stride + column * PANEL..];
         with_tile_rows!(n, VNNI_ROWS, [1 2 3 4 5 6], |M| {
-            // SAFETY: by the caller.
+            // SAFETY: the caller guarantees it.
             unsafe { add_rows::<M, C>(columns, row, x, state, to, stride) };
         });
         row += n;
@@ -260,7 +261,7 @@ unsafe fn add_rows<const M: usize, const C: usize>(
         &state.rescale[first..][..M],
         &state.block_scale[first..][..M],
     );
-    // SAFETY: sixteen places for each column, by the assertion; the rest by the caller.
+    // SAFETY: sixteen places for each column, by the assertion; the caller guarantees the rest.
     unsafe {
         let products = multiply::<M, C>([_mm512_setzero_si512(); C], x, columns);
         for (m, products) in products.iter().enumerate() {
@@ -270,10 +271,10 @@ unsafe fn add_rows<const M: usize, const C: usize>(
     }
 }
 
-/// One row's products with columns to its sums.
+/// Adds one row's products with columns to its sums.
 ///
 /// # Safety
-/// The processor has AVX-512 F and FMA; there are places for as many vectors.
+/// The processor has AVX-512 F and FMA; `values` has places for as many vectors as `products`.
 #[inline]
 #[target_feature(enable = "avx512f,fma")]
 pub(super) unsafe fn add_row(
@@ -282,11 +283,11 @@ pub(super) unsafe fn add_row(
     block_scale: f32,
     values: *mut f32,
 ) {
-    // Once the largest have been seen.
+    // True once the largest exponents have been seen.
     let unchanged = rescale == 1.0;
     let [rescale, block_scale] = [rescale, block_scale].map(|v| _mm512_set1_ps(v));
     for (column, products) in products.iter().enumerate() {
-        // SAFETY: by the caller.
+        // SAFETY: the caller guarantees it.
         unsafe {
             let value = values.add(column * PANEL);
             let mut before = _mm512_loadu_ps(value);
@@ -299,7 +300,7 @@ pub(super) unsafe fn add_row(
     }
 }
 
-/// Sums of `M` rows of unsigned bytes and `C` columns, `[depth / 4][PANEL][4]` each, added to what has `begun`.
+/// Returns the products of `M` rows of unsigned bytes and `C` columns, `[depth / 4][PANEL][4]` each, added to `begun`.
 ///
 /// # Safety
 /// As [`go_over`].
@@ -316,7 +317,7 @@ unsafe fn multiply<const M: usize, const C: usize>(
     let (x, columns) = (x.rows.as_ptr(), columns.map(<[i8]>::as_ptr));
     let mut sums = [begun; M];
     for group in 0..depth / GROUP {
-        // SAFETY: `group` is one of the depth's, by the assertion inside rows and columns; prefetching reads nothing.
+        // SAFETY: every group of the depth lies inside rows and columns, by the assertion; prefetching reads nothing.
         unsafe {
             if ahead > 0 {
                 for column in columns {

@@ -1,22 +1,22 @@
-//! What is done with the rows of a chunk beside their logits: weights, the largest logit, weighted values.
+//! What is done with a chunk's rows besides their logits: weights, the largest logit, weighted values.
 
 use crate::backend::cpu::attention::weights_from;
 use crate::backend::cpu::f32x16::{F32x16, LANES};
 use crate::backend::cpu::geometry::PANEL;
 use crate::backend::cpu::tile::{Prefetch, ROW_STRIDE, tile};
 
-/// What a row has come to.
+/// What a row has accumulated.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Row {
-    /// Sums of weights, or the largest logits, of every sixteenth key.
+    /// Sums of weights, or the largest logits, each over every sixteenth key.
     pub lanes: [f32; LANES],
-    /// What weights are taken from.
+    /// What weights are relative to, see [`weights_from`].
     pub reference: f32,
-    /// Of weights, the sink's included.
+    /// The sum of all weights, including the sink's.
     pub sum: f32,
 }
 
-/// Adds to `M` rows of values those of `depth` slots, weighted.
+/// Adds the weighted values of `depth` slots to `M` rows of values.
 ///
 /// # Safety
 /// The processor has `S`; each `b` has `depth` vectors.
@@ -31,7 +31,7 @@ pub(super) unsafe fn add<S: F32x16, const M: usize, const V: usize>(
     assert!(weights.len() >= (M - 1) * ROW_STRIDE + depth);
     assert!(values.len() >= (M - 1) * ROW_STRIDE + V * LANES);
     let values = values.as_mut_ptr();
-    // SAFETY: inside, by the assertions; the rest by the caller.
+    // SAFETY: all places are inside, by the assertions; the caller guarantees the rest.
     unsafe {
         let mut sums = [[S::splat(0.0); V]; M];
         for (m, sums) in sums.iter_mut().enumerate() {
@@ -48,8 +48,8 @@ pub(super) unsafe fn add<S: F32x16, const M: usize, const V: usize>(
     }
 }
 
-/// Logits of some blocks to weights, which are added to each row's sums; taken from its reference if `FROM`. The bits of
-/// [`loops`](super::super::loops).
+/// Turns the logits of some blocks into weights, relative to each row's reference if `FROM`, and adds them to the row's
+/// sums. The bits are those of [`loops`](super::super::loops).
 ///
 /// # Safety
 /// The processor has `S`.
@@ -61,7 +61,7 @@ pub(super) unsafe fn weigh<S: F32x16, const FROM: bool>(
 ) {
     for (row, logits) in rows.iter_mut().zip(logits.chunks_mut(ROW_STRIDE)) {
         let weigh = weights_from(row.reference);
-        // SAFETY: sixteen elements each; the rest by the caller.
+        // SAFETY: sixteen elements each; the caller guarantees the rest.
         unsafe {
             let offset = S::splat(weigh.offset);
             let mut sums = S::load(row.lanes.as_ptr());
@@ -84,7 +84,7 @@ pub(super) unsafe fn weigh<S: F32x16, const FROM: bool>(
 #[inline(always)]
 pub(super) unsafe fn track_max<S: F32x16>(rows: &mut [Row], logits: &[f32], blocks: usize) {
     for (row, logits) in rows.iter_mut().zip(logits.chunks(ROW_STRIDE)) {
-        // SAFETY: sixteen elements each; the rest by the caller.
+        // SAFETY: sixteen elements each; the caller guarantees the rest.
         unsafe {
             let mut largest = S::load(row.lanes.as_ptr());
             for logits in logits[..blocks * PANEL].chunks_exact(LANES) {

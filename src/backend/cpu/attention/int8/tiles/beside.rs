@@ -1,4 +1,5 @@
-//! What tiles do beside vectors: products of one item's queries with keys, and of another's weights with values, a little in each turn.
+//! What tiles do alongside vectors: products of one item's queries with keys, and of another's weights with
+//! values, a little in each turn.
 
 use super::{COLUMNS, Item};
 use crate::backend::cpu::aligned::Aligned;
@@ -9,27 +10,27 @@ use crate::backend::cpu::geometry::{CACHE_LINE, PANEL, TILE_ROWS};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// From one row of products to the next, in bytes.
+/// Bytes from one row of products to the next.
 const PRODUCTS_OF_A_ROW: usize = KEYS * size_of::<i32>();
 
-/// Where a block's keys and values lie, of sixteen columns a tile each, and what is known of them.
+/// Where a block's keys and values lie, one tile for every sixteen columns, and their parameters.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     /// Tile by tile.
     keys: *const u8,
     values: *const u8,
-    /// From one tile of values to the next, in bytes.
+    /// Bytes from one tile of values to the next.
     column: usize,
-    /// Of the columns; in the place of those beyond it is multiplied again.
+    /// The last column, which is multiplied again in the place of those beyond it.
     last: usize,
     pub params: Option<SlotParams<'a>>,
 }
 
-/// Keys or values where there are none: zeros.
+/// Zeros, in the place of keys or values that do not exist.
 static NOTHING: Aligned<[u8; PANELS * TILE]> = Aligned([0; PANELS * TILE]);
 
 impl<'a> Place<'a> {
-    /// Of the block `at`, if there is one.
+    /// Locates block `at`, if there is one.
     pub(super) fn of(chunk: &'a Chunk<'_>, at: usize) -> Place<'a> {
         if at >= chunk.queries.seen.blocks.len() {
             return Place::nowhere();
@@ -72,19 +73,19 @@ impl<'a> Place<'a> {
     }
 }
 
-/// What tiles do while vectors are at work, spread over turns, one a row.
+/// What tiles do while vectors are at work, spread over turns, one per row.
 pub(super) struct Work<'a> {
-    /// Of the next item.
+    /// Queries of the next item.
     pub queries: *const u8,
     pub next: Place<'a>,
     pub before: Place<'a>,
-    /// Which is prefetched, for the items after the next.
+    /// The block to prefetch, after that of the next item.
     pub ahead: Place<'a>,
     /// The item's share of the cache lines prefetched in a turn.
     pub lines: Range<usize>,
 }
 
-/// A turn's work on panel or column 0 to 3 with the sums in `$sums`.
+/// Does a turn's work on panels or columns 0 to 3, each with its sums in `$sums`.
 macro_rules! multiply {
     ($turn:expr, $rows:literal, $place:expr, $columns:ident, $to:expr, $($n:literal $sums:literal $column:literal)*) => {
         $(
@@ -104,14 +105,14 @@ macro_rules! multiply {
 }
 
 impl Work<'_> {
-    /// Products of the next item with keys.
+    /// Does a turn's part of the next item's products with keys.
     ///
     /// # Safety
     /// As [`super::attend_all`].
     #[inline(always)]
     pub(super) unsafe fn multiply_keys(&self, turn: usize, next: &mut Item) {
         let to = next.products.0.as_mut_ptr();
-        // SAFETY: by the caller.
+        // SAFETY: the caller guarantees it.
         unsafe {
             if turn == 0 {
                 load!("tmm4", self.queries, CACHE_LINE);
@@ -120,14 +121,14 @@ impl Work<'_> {
         }
     }
 
-    /// Products of the item before with values.
+    /// Does a turn's part of the previous item's products with values.
     ///
     /// # Safety
     /// As [`super::attend_all`].
     #[inline(always)]
     pub(super) unsafe fn multiply_values<const C: usize>(&self, turn: usize, before: &mut Item) {
         let to = before.products.0.as_mut_ptr();
-        // SAFETY: by the caller.
+        // SAFETY: the caller guarantees it.
         unsafe {
             if turn == 0 {
                 load!("tmm5", before.weights.0.as_ptr(), CACHE_LINE);
@@ -160,13 +161,13 @@ impl Work<'_> {
     }
 }
 
-/// Turns in which a tile ahead is asked for, and lines asked for in each.
+/// Turns in which a tile ahead is prefetched, and lines prefetched in each.
 const TURNS_A_TILE: usize = 2 * TILE_ROWS / (PANELS + COLUMNS);
 const LINES_A_TURN: usize = TILE_ROWS / TURNS_A_TILE;
 
 const _: () = assert!(LINES_A_TURN * TURNS_A_TILE == TILE_ROWS);
 
-/// The share of an item of a block's `tiles` in the lines of each turn.
+/// Returns the share that item `tile`, of a block's `tiles`, has in the lines of each turn.
 pub(super) fn prefetch_part(tile: usize, tiles: usize) -> Range<usize> {
     let each = LINES_A_TURN.div_ceil(tiles);
     (tile * each).min(LINES_A_TURN)..((tile + 1) * each).min(LINES_A_TURN)
