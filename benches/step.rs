@@ -2,11 +2,12 @@
 //! key/value heads and a feed-forward of 3072.
 //!
 //! `cargo bench --bench step` prints a table of its own; `benches/peers/run` compares it with other engines in one run,
-//! taking turns: with `--serve THREADS` it takes a step for
-//! every line `PRECISION ROWS` on standard input and answers with the microseconds of its
-//! linear layers, its attention and the rest. Nothing here passes or fails on a time.
+//! taking turns. For that, `--serve THREADS` takes a step for every line `PRECISION ROWS` on standard input, and answers
+//! with the microseconds of its linear layers, its attention and the rest. For a line `read MIB` it reads that much
+//! memory, which is what a step of few rows is measured by. Nothing here passes or fails on a time.
 
 use std::io::{BufRead, Write};
+use std::ops::Range;
 use std::time::Instant;
 use umm::backend::cpu::{Cpu, Path, Precision};
 use umm::backend::kv_cache::KvCache;
@@ -15,6 +16,7 @@ use umm::backend::{
     Backend, Epilogue, HeadShape, KvSegment, LinearId, NormIds, Region, Segments, TableId,
     Visibility,
 };
+use umm::doctor::bandwidth;
 use umm::run::on_tick_thread;
 
 const LAYERS: usize = 12;
@@ -208,6 +210,37 @@ impl Step {
     }
 }
 
+/// Memory that a peer of the weights is read from: more than caches hold.
+struct Memory {
+    words: Vec<u64>,
+    next: usize,
+}
+
+impl Memory {
+    const WORDS: usize = (1 << 30) / size_of::<u64>();
+
+    fn new() -> Memory {
+        // Not zeros: the system backs all untouched zero pages with a single one.
+        Memory {
+            words: vec![1; Memory::WORDS],
+            next: 0,
+        }
+    }
+
+    /// Reads `mib` MiB that were not read lately; returns the microseconds.
+    fn read(&mut self, mib: usize) -> f64 {
+        let words = (mib << 17).min(Memory::WORDS);
+        if self.next + words > Memory::WORDS {
+            self.next = 0;
+        }
+        let part: Range<usize> = self.next..self.next + words;
+        self.next = part.end;
+        let start = Instant::now();
+        bandwidth::read(&self.words[part]);
+        start.elapsed().as_secs_f64() * 1e6
+    }
+}
+
 fn precision_of(name: &str) -> Precision {
     match name {
         "int8" => Precision::Int8,
@@ -220,13 +253,20 @@ fn precision_of(name: &str) -> Precision {
 fn serve(threads: usize) {
     on_tick_thread(threads, || {
         let mut steps = PRECISIONS.map(Step::new);
+        let mut memory = None;
         let names: Vec<String> = steps.iter().map(|step| step.cpu.name()).collect();
         println!("ready: {}", names.join("; "));
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             let Some((precision, rows)) = line.split_once(' ') else {
                 continue;
             };
-            let rows = rows.parse().unwrap_or(ROWS).min(ROWS);
+            let number = rows.parse().unwrap_or(ROWS);
+            if precision == "read" {
+                println!("{:.1}", memory.get_or_insert_with(Memory::new).read(number));
+                let _ = std::io::stdout().flush();
+                continue;
+            }
+            let rows = number.min(ROWS);
             let wanted = precision_of(precision);
             let index = PRECISIONS.iter().position(|p| *p == wanted);
             let step = &mut steps[index.unwrap_or(0)];

@@ -6,7 +6,7 @@
 
 pub mod advice;
 mod attention;
-mod bandwidth;
+pub mod bandwidth;
 pub mod parse;
 mod permissions;
 mod products;
