@@ -5,12 +5,15 @@ mod support;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use support::{Tensors, assert_close, fixture};
+use umm::backend::cpu::is_narrowed;
 use umm::backend::cpu::{Cpu, Path, Precision};
 use umm::model::adapter::TokenBatch;
+use umm::model::init;
 use umm::model::network::{Network, NetworkConfig, Stream, TickMoment};
 use umm::model::spec::{Modality, ModelSpec};
 use umm::model::stage::NoProbe;
 use umm::model::weights::{Tensor, Weights};
+use umm::noise::noise;
 
 const TOLERANCE: f32 = 1e-4;
 
@@ -136,10 +139,76 @@ fn chunk_rows(drive: &Tensors, of_tick: &[usize], d: usize) -> Vec<(usize, Range
 /// Takes `(part, tick, actual, expected)`.
 type Compare<'a> = &'a mut dyn FnMut(&'static str, usize, &[f32], &[f32]);
 
+/// Weights, and what PyTorch gives for the drive with them.
+struct Golden {
+    weights: Weights,
+    outputs: Tensors,
+    captions: bool,
+}
+
+impl Golden {
+    fn tiny() -> Golden {
+        Golden {
+            weights: weights(),
+            outputs: Tensors::read("model/tiny_drive.safetensors"),
+            captions: true,
+        }
+    }
+
+    /// A model whose layers are wide enough to be rounded. Its weights are made as `small_model` of `train/make_fixtures.py`
+    /// makes them.
+    fn small() -> Golden {
+        let outputs = Tensors::read("model/small_drive.safetensors");
+        let spec: ModelSpec = serde_json::from_str(&outputs.metadata("umm.spec")).unwrap();
+        let tensors = init::shapes(&spec)
+            .into_iter()
+            .enumerate()
+            .map(|(seed, (name, shape))| {
+                let (offset, scale) = small_scale(&name, &shape);
+                let values: Vec<f32> = noise(seed as u64, shape.iter().product())
+                    .into_iter()
+                    .map(|v| offset + scale * v)
+                    .collect();
+                let values = values.into();
+                (name, Tensor { shape, values })
+            })
+            .collect();
+        Golden {
+            weights: Weights {
+                spec,
+                tensors,
+                narrow: BTreeMap::new(),
+            },
+            outputs,
+            captions: false,
+        }
+    }
+}
+
+/// Middle and half range of a parameter of the small model, by its kind.
+fn small_scale(name: &str, shape: &[usize]) -> (f32, f32) {
+    let kind: Vec<&str> = name.split('.').collect();
+    let [.., parent, last] = kind[..] else {
+        panic!("{name}");
+    };
+    match last {
+        "temperature" => (1.0, 0.3),
+        "weight" if parent.contains("norm") => (1.0, 0.3),
+        "sink" => (0.0, 1.5),
+        "bias" if parent == "gate" => (0.0, 0.8),
+        _ if parent == "gate" => (0.0, 0.3),
+        "bias" => (0.0, 0.3),
+        // Of variance 1 / inputs.
+        "weight" => (0.0, (3.0 / *shape.last().unwrap() as f64).sqrt() as f32),
+        _ => (0.0, 1.2),
+    }
+}
+
 /// Runs the drive and hands over every stage of every tick beside PyTorch's.
-fn run(path: Path, precision: Precision, compare: Compare<'_>) {
+fn run(golden: &Golden, path: Path, precision: Precision, compare: Compare<'_>) {
     let drive = Tensors::read("model/tiny_drive.safetensors");
-    let mut network = network(&weights(), 0, path, precision, &drive);
+    let expected = &golden.outputs;
+    let mut network = network(&golden.weights, 0, path, precision, &drive);
     let spec = network.spec().clone();
     let ticks: usize = drive.metadata("ticks").parse().unwrap();
     network.begin_epoch(drive.metadata("origin_ns").parse().unwrap());
@@ -148,10 +217,10 @@ fn run(path: Path, precision: Precision, compare: Compare<'_>) {
         network.step(&moment, &batch, &mut NoProbe).unwrap();
         let inner = network.inspect(batch.rows());
         for (c, rows) in chunk_rows(&drive, &of_tick, spec.d) {
-            let expected = drive.f32(&format!("out.chunk.{c}.encoder"));
-            compare("encoder", tick, &inner.encoded[rows], &expected);
+            let encoder = expected.f32(&format!("out.chunk.{c}.encoder"));
+            compare("encoder", tick, &inner.encoded[rows], &encoder);
         }
-        let out = |part: &str| drive.f32(&format!("out.tick.{tick}.{part}"));
+        let out = |part: &str| expected.f32(&format!("out.tick.{tick}.{part}"));
         let outputs = network.outputs();
         compare("gates", tick, &inner.gates, &out("gates"));
         compare("fusion", tick, &inner.fused, &out("fusion"));
@@ -164,7 +233,7 @@ fn run(path: Path, precision: Precision, compare: Compare<'_>) {
             &outputs.heads.embedding,
             &out("embedding"),
         );
-        if precision == Precision::F32 {
+        if precision == Precision::F32 && golden.captions {
             let steps = drive.i64(&format!("out.tick.{tick}.caption"));
             let caption = network.caption();
             let tokens = caption.tokens();
@@ -174,9 +243,11 @@ fn run(path: Path, precision: Precision, compare: Compare<'_>) {
                 .collect();
             assert_eq!(written, steps, "tick {tick} caption");
         }
-        let logits = out("caption_logits");
-        let last = &logits[logits.len() - 258..];
-        compare("caption logits", tick, &inner.caption_logits, last);
+        if golden.captions {
+            let logits = out("caption_logits");
+            let last = &logits[logits.len() - 258..];
+            compare("caption logits", tick, &inner.caption_logits, last);
+        }
         for (m, gate) in outputs.gates.iter().enumerate() {
             assert_eq!(
                 outputs.valid[m],
@@ -196,14 +267,19 @@ fn run(path: Path, precision: Precision, compare: Compare<'_>) {
         "text query",
         ticks,
         &embedding,
-        &drive.f32("text_query.embedding"),
+        &expected.f32("text_query.embedding"),
     );
 }
 
 fn check(path: Path) {
-    run(path, Precision::F32, &mut |part, tick, actual, expected| {
-        assert_close(&format!("tick {tick} {part}"), actual, expected, TOLERANCE);
-    });
+    for golden in [Golden::tiny(), Golden::small()] {
+        let name = &golden.weights.spec.name;
+        let mut close = |part: &str, tick, actual: &[f32], expected: &[f32]| {
+            let what = format!("{name}, tick {tick} {part}");
+            assert_close(&what, actual, expected, TOLERANCE);
+        };
+        run(&golden, path, Precision::F32, &mut close);
+    }
 }
 
 #[test]
@@ -252,12 +328,12 @@ fn long_context_agrees_with_pytorch() {
     }
 }
 
-/// Largest error of 8-bit layers, as a part of what PyTorch gives in `f32`, root mean square over the drive. The fixture's
-/// model is small: wider rows average more rounding away. Measured: 0.0093 at most.
-const INT8_ERROR: f64 = 0.01;
+/// Largest error of any part in 8 bits, root mean square over the drive, relative to what PyTorch gives in `f32`.
+/// Measured: 0.0142 at most, of the fused tokens.
+const INT8_ERROR: f64 = 0.016;
 
-/// As [`INT8_ERROR`]; measured: 0.003 at most.
-const BF16_ERROR: f64 = 0.005;
+/// As [`INT8_ERROR`], in bf16. Measured: 0.0051 at most, of the embedding.
+const BF16_ERROR: f64 = 0.006;
 
 #[test]
 fn int8_stays_near_pytorch() {
@@ -270,16 +346,23 @@ fn bf16_stays_near_pytorch() {
 }
 
 fn stays_near(precision: Precision, bound: f64) {
+    let golden = Golden::small();
+    let (narrowed, all) = narrowed(&golden.weights);
+    assert!(
+        narrowed > all * 9 / 10,
+        "{narrowed} of {all} weights are rounded"
+    );
     // Squared error and squared value of each part.
     let mut parts: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
-    run(Path::Fast, precision, &mut |part, _, actual, expected| {
+    let mut compare = |part, _, actual: &[f32], expected: &[f32]| {
         assert_eq!(actual.len(), expected.len(), "{part}");
         let (error, value) = parts.entry(part).or_default();
         for (a, e) in actual.iter().zip(expected) {
             *error += f64::from(a - e).powi(2);
             *value += f64::from(*e).powi(2);
         }
-    });
+    };
+    run(&golden, Path::Fast, precision, &mut compare);
     for (part, (error, value)) in &parts {
         let relative = (error / value).sqrt();
         println!("{} {part}: {relative:.5}", precision.name());
@@ -287,4 +370,19 @@ fn stays_near(precision: Precision, bound: f64) {
     }
     let (error, _) = parts["encoder"];
     assert!(error > 0.0, "nothing was computed in {}", precision.name());
+}
+
+/// Counts the weights of linear layers that are rounded where the precision is not `f32`, and all parameters.
+fn narrowed(weights: &Weights) -> (usize, usize) {
+    let mut counts = (0, 0);
+    for (name, tensor) in &weights.tensors {
+        counts.1 += tensor.values.len();
+        if let [out_dim, in_dim] = tensor.shape[..]
+            && name.ends_with(".weight")
+            && is_narrowed(in_dim, out_dim)
+        {
+            counts.0 += in_dim * out_dim;
+        }
+    }
+    counts
 }

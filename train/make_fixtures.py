@@ -67,6 +67,10 @@ TINY = ModelSpec(
 LONG = dataclasses.replace(TINY, compress_ratio=2, compress_block=1, compress_top_k=1)
 LONG_CAPACITY = 8
 
+# The tiny model's inputs through layers wide enough to be rounded in bf16 and 8 bits. Its weights are not stored: both sides
+# make them from `noise`.
+SMALL = dataclasses.replace(TINY, name="small", d=128, head_dim=32, ffn=256)
+
 # Added to decoder.bias, so that one caption ends with EOS, another runs to caption_max, and BOS,
 # which must never be chosen, sometimes has the greatest logit.
 EOS_BIAS = 4.5
@@ -172,6 +176,45 @@ def lively(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nd
     else:  # embeddings and positions
         value = EMBEDDING_SCALE.get(name, 0.7) * normal
     return value.astype(np.float32)
+
+
+def noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """f32 in [-1, 1), the same as `noise` of the runtime (SplitMix64)."""
+    n = math.prod(shape)
+    z = np.uint64(seed) + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(31))) >> np.uint64(40)
+    return (z.astype(np.float32) / np.float32(1 << 23) - np.float32(1)).reshape(shape)
+
+
+def small_model() -> Umm:
+    """The small model; `tests/model_golden.rs` makes the same weights."""
+    model = Umm(SMALL)
+    state = model.state_dict()
+    for seed, name in enumerate(sorted(state)):
+        shape = tuple(state[name].shape)
+        offset, scale = small_scale(name, shape)
+        value = np.float32(offset) + np.float32(scale) * noise(seed, shape)
+        state[name] = torch.from_numpy(value)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def small_scale(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Middle and half range of one parameter, by its kind."""
+    kind = name.split(".")
+    if kind[-1] == "temperature" or ("norm" in kind[-2] and kind[-1] == "weight"):
+        return 1.0, 0.3
+    if kind[-1] == "sink":
+        return 0.0, 1.5
+    if "gate" in kind:
+        return 0.0, 0.8 if kind[-1] == "bias" else 0.3
+    if kind[-1] == "bias":
+        return 0.0, 0.3
+    if kind[-1] == "weight":  # of variance 1 / inputs
+        return 0.0, math.sqrt(3.0 / shape[-1])
+    return 0.0, 1.2  # embeddings and positions
 
 
 def chunk_arrays(rng: np.random.Generator, chunk: Chunk) -> Arrays:
@@ -307,6 +350,18 @@ def long_fixture(model: Umm) -> tuple[Arrays, dict[str, str]]:
     return arrays, metadata
 
 
+def small_fixture() -> Arrays:
+    """small_drive.safetensors: what the scenario gives in the small model, but for captions."""
+    model = small_model().double()
+    with torch.no_grad():
+        drive = to_drive(*drive_inputs())
+        out = model(drive)
+        query = model.embed_text(TEXT_QUERY.encode())
+    arrays = {k: v for k, v in chunk_outputs(drive, out, len(SCENARIO)).items() if k.endswith("encoder")}
+    arrays |= {k: v for k, v in tick_outputs(out, None).items() if not k.endswith("fusion_layers")}
+    return arrays | {"text_query.embedding": stored(query)}
+
+
 def chunk_outputs(drive: Drive, out: DriveOutput, chunks: int) -> Arrays:
     arrays = {}
     for c in range(chunks):
@@ -318,9 +373,9 @@ def chunk_outputs(drive: Drive, out: DriveOutput, chunks: int) -> Arrays:
     return arrays
 
 
-def tick_outputs(out: DriveOutput, captions: list[CaptionTick]) -> Arrays:
+def tick_outputs(out: DriveOutput, captions: list[CaptionTick] | None) -> Arrays:
     arrays = {}
-    for k, caption in enumerate(captions):
+    for k in range(TICKS):
         results = {
             "fusion_layers": out.fusion_layers,
             "fusion": out.fused,
@@ -331,8 +386,9 @@ def tick_outputs(out: DriveOutput, captions: list[CaptionTick]) -> Arrays:
             "embedding": out.embedding,
         }
         arrays |= {f"out.tick.{k}.{name}": stored(value[0, k]) for name, value in results.items()}
-        arrays[f"out.tick.{k}.caption"] = stored(caption.tokens)
-        arrays[f"out.tick.{k}.caption_logits"] = stored(caption.logits)
+        if captions is not None:
+            arrays[f"out.tick.{k}.caption"] = stored(captions[k].tokens)
+            arrays[f"out.tick.{k}.caption_logits"] = stored(captions[k].logits)
     return arrays
 
 
@@ -458,6 +514,7 @@ def main() -> None:
     write(out / "model" / "tiny.safetensors", weights, {METADATA_KEY: TINY.to_json()})
     arrays, metadata = drive_fixture(model.double())
     write(out / "model" / "tiny_drive.safetensors", arrays, metadata)
+    write(out / "model" / "small_drive.safetensors", small_fixture(), {METADATA_KEY: SMALL.to_json()})
     write(out / "log_mel.safetensors", log_mel_fixture(), {})
     write(out / "attention.safetensors", attention_fixture(), {})
     write(out / "rotary.safetensors", rotary_fixture(), {})
