@@ -128,6 +128,11 @@ impl ComputePool {
         Ok(pool)
     }
 
+    /// Returns the number of its threads, including the caller's.
+    pub fn threads(&self) -> usize {
+        self.shared.workers.len() + 1
+    }
+
     /// Runs `work` with this pool as the calling thread's.
     ///
     /// # Panics
@@ -321,6 +326,8 @@ impl Shared {
                 self.panicked.store(true, Ordering::Relaxed);
             }
             self.gate.0.fetch_sub(1, Ordering::Release);
+            // Image decoders may have lacked memory; nobody waits for this thread now.
+            crate::memory::settle();
         }
     }
 

@@ -1,8 +1,9 @@
 //! One topic's path from message to tokens: decode, preprocess, append to the tick's batch.
 
+use super::pictures::{self, Image, Picture};
 use crate::archive::{Archive, Archived};
 use crate::config::TopicConfig;
-use crate::decode::{DecodeError, ImageView, PixelFormat};
+use crate::decode::DecodeError;
 use crate::frontend::FrontEndError;
 use crate::frontend::audio::AudioFrontEnd;
 use crate::frontend::camera::CameraFrontEnd;
@@ -80,6 +81,8 @@ pub(super) struct TopicInput {
     grid: usize,
     /// For bytes that must be joined or decoded from base64.
     scratch: Vec<u8>,
+    /// The outcome of an image that was decoded ahead; its patches are the front end's.
+    decoded: Option<Result<(), InputError>>,
     /// The JPEG that a camera's rehearsals decode; empty for none.
     picture: Vec<u8>,
     now_ns: u64,
@@ -105,8 +108,35 @@ impl TopicInput {
             kind,
             grid: spec.grid(),
             scratch: Vec::new(),
+            decoded: None,
             picture: Vec::new(),
             now_ns: 0,
+        })
+    }
+
+    /// Returns the image of a camera's next sample, to be decoded ahead of [`TopicInput::take`].
+    pub fn picture<'a>(&'a mut self, sample: &'a Sample) -> Option<Picture<'a>> {
+        let Kind::Camera(camera) = &mut self.kind else {
+            return None;
+        };
+        Some(Picture {
+            camera,
+            scratch: &mut self.scratch,
+            image: Image::Message(sample),
+            outcome: &mut self.decoded,
+        })
+    }
+
+    /// Returns the picture that was set for rehearsals, to be decoded ahead of [`TopicInput::rehearse`].
+    pub fn rehearsed_picture(&mut self) -> Option<Picture<'_>> {
+        let Kind::Camera(camera) = &mut self.kind else {
+            return None;
+        };
+        (!self.picture.is_empty()).then_some(Picture {
+            camera,
+            scratch: &mut self.scratch,
+            image: Image::Jpeg(&self.picture),
+            outcome: &mut self.decoded,
         })
     }
 
@@ -117,6 +147,7 @@ impl TopicInput {
         sample: &Sample,
         batch: &mut TokenBatch,
     ) -> Result<(), InputError> {
+        let ahead = self.decoded.take();
         let decoder = match &sample.format {
             Ok(decoder) => decoder,
             Err(reason) => return Err(InputError::Unbound(reason.to_string())),
@@ -125,8 +156,9 @@ impl TopicInput {
         let (payload, scratch) = (&sample.payload[..], &mut self.scratch);
         match &mut self.kind {
             Kind::Camera(camera) => {
-                let patches = camera.process(&decoder.image(payload, scratch)?)?;
-                batch.push_camera(topic, time_ns, self.grid, patches);
+                let here = || pictures::process(camera, scratch, Image::Message(sample));
+                ahead.unwrap_or_else(here)?;
+                batch.push_camera(topic, time_ns, self.grid, camera.patches());
             }
             Kind::Audio(audio) => audio.push(&decoder.audio(payload, scratch)?, time_ns)?,
             Kind::Text => {
@@ -164,8 +196,8 @@ impl TopicInput {
         };
     }
 
-    /// Appends what a tick of `period_ns` usually brings, blank or from the picture that was set: a rehearsal. Returns
-    /// whether a picture was decoded.
+    /// Appends what a tick of `period_ns` usually brings, blank or from the picture that was decoded ahead: a rehearsal.
+    /// Returns whether there was one.
     pub fn rehearse(
         &mut self,
         topic: usize,
@@ -173,19 +205,9 @@ impl TopicInput {
         period_ns: u64,
         batch: &mut TokenBatch,
     ) -> bool {
-        let mut decoded = false;
+        let decoded = self.decoded.take().is_some_and(|outcome| outcome.is_ok());
         match &mut self.kind {
             Kind::Camera(camera) => {
-                if !self.picture.is_empty() {
-                    let view = ImageView {
-                        width: 0,
-                        height: 0,
-                        row_stride: 0,
-                        format: PixelFormat::Jpeg,
-                        data: &self.picture,
-                    };
-                    decoded = camera.process(&view).is_ok();
-                }
                 batch.push_camera(topic, time_ns, self.grid, camera.patches());
             }
             Kind::Audio(audio) => {
@@ -284,6 +306,7 @@ impl TopicInput {
 
     /// Begins a new epoch.
     pub fn reset(&mut self) {
+        self.decoded = None;
         match &mut self.kind {
             Kind::Camera(camera) => camera.reset(),
             Kind::Audio(audio) => audio.reset(),

@@ -4,6 +4,7 @@
 mod context_span;
 mod freeze;
 mod input;
+mod pictures;
 mod rehearsal;
 mod report;
 mod sizes;
@@ -25,6 +26,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 pub use freeze::FrozenSizes;
 pub use input::InputError;
+pub use pictures::{Picture, Pictures, decode};
 pub use report::{ModalityReport, SampleId, TickReport, TopicReport};
 
 /// The front ends and the network of one run.
@@ -144,6 +146,9 @@ impl Engine {
         ledger: &mut Ledger,
         probe: &mut dyn StageProbe,
     ) -> Result<Plan, crate::umm::ring::ChunkTooLong> {
+        let mut pictures: Pictures<'_> = self.begin(tick, plan).collect();
+        decode(&mut pictures);
+        drop(pictures);
         let plan = self.prepare(tick, plan, ledger, probe);
         if plan.computes() {
             self.network.step(&self.moment, &self.batch, probe)?;
@@ -154,7 +159,24 @@ impl Engine {
         Ok(plan)
     }
 
-    /// Runs a tick's front ends: what [`Engine::step`] does before the network's step. Returns the plan for the rest.
+    /// Begins a tick. Returns its images, to be [decoded](decode) before [`Engine::prepare`].
+    pub fn begin<'a>(
+        &'a mut self,
+        tick: &'a Tick,
+        plan: Plan,
+    ) -> impl Iterator<Item = Picture<'a>> {
+        if tick.first_of_epoch {
+            self.begin_epoch(tick.origin_ns);
+        }
+        let inputs = self.inputs.iter_mut().zip(&self.modality_of).enumerate();
+        let seen = inputs.filter(move |(_, (_, kind))| takes(plan, **kind, tick.tick));
+        seen.filter_map(move |(topic, (input, _))| {
+            let mut samples = tick.taken.iter().map(|taken| &taken.sample);
+            input.picture(samples.find(|sample| sample.topic == topic)?)
+        })
+    }
+
+    /// Runs the front ends of a tick that was begun. Returns the plan for the rest of [`Engine::step`].
     pub fn prepare(
         &mut self,
         tick: &mut Tick,
@@ -162,9 +184,6 @@ impl Engine {
         ledger: &mut Ledger,
         probe: &mut dyn StageProbe,
     ) -> Plan {
-        if tick.first_of_epoch {
-            self.begin_epoch(tick.origin_ns);
-        }
         self.take_samples(tick, plan, ledger);
         probe.ended(Stage::FrontEnd);
         let plan = probe.after_front_end(plan);

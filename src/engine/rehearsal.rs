@@ -1,5 +1,6 @@
 //! Made-up ticks, which the governor and the doctor measure before there is any input.
 
+use super::pictures::{self, Pictures};
 use super::{Engine, takes};
 use crate::governor::Plan;
 use crate::model::network::TickMoment;
@@ -26,9 +27,16 @@ impl Engine {
     ) -> Result<(), ChunkTooLong> {
         self.batch.clear();
         let time_ns = (tick * period_ns) as i64;
+        // Tick 0: every plan that sees the camera at all sees it there.
+        let seen = self.inputs.iter_mut().zip(&self.modality_of);
+        let seen = seen.filter(|(_, modality)| takes(plan, **modality, 0));
+        let mut pictures: Pictures<'_> = seen
+            .filter_map(|(input, _)| input.rehearsed_picture())
+            .collect();
+        pictures::decode(&mut pictures);
+        drop(pictures);
         let mut decoded = false;
         for (index, input) in self.inputs.iter_mut().enumerate() {
-            // Tick 0: every plan that sees the camera at all sees it there.
             if takes(plan, self.modality_of[index], 0) {
                 decoded |= input.rehearse(index, time_ns, period_ns, &mut self.batch);
             }

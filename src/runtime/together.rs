@@ -1,8 +1,10 @@
-//! Ticks of several replays run together: front ends one after the other, then one step of the network for all, then
-//! each run's outputs. Every run produces the bytes it would produce alone.
+//! Ticks of several replays run together: images are decoded side by side, the other front ends run one after the other;
+//! then comes one step of the network for all, then each run's outputs. Every run produces the bytes it would produce
+//! alone.
 
 use super::stopwatch::Stopwatch;
 use super::{RunError, Runtime, WHOLE};
+use crate::engine::{Pictures, decode};
 use crate::governor::Plan;
 use crate::model::layout::MAX_LANES;
 use crate::model::network::{LaneStep, step_together};
@@ -23,8 +25,12 @@ pub struct DueTick<'a> {
 /// Runs the ticks of at most [`MAX_LANES`] replays whose engines were built together.
 pub fn run_together(ticks: &mut [DueTick<'_>]) {
     let mut front_ends: ArrayVec<StageTimes, MAX_LANES> = ArrayVec::new();
+    let decoded_ns = decode_images(ticks);
     for due in ticks.iter_mut() {
-        front_ends.push(due.runtime.prepare());
+        let mut times = due.runtime.prepare();
+        let front_end_ns = times.get(Stage::FrontEnd).unwrap_or_default();
+        times.set(Stage::FrontEnd, front_end_ns + decoded_ns);
+        front_ends.push(times);
     }
     let stepped = step(ticks);
     for (due, mut times) in ticks.iter_mut().zip(front_ends) {
@@ -42,6 +48,28 @@ pub fn run_together(ticks: &mut [DueTick<'_>]) {
         };
         *due.failed = concluded.err();
     }
+}
+
+/// Begins all ticks and decodes their images. Returns how long that took, for which each of them has waited.
+fn decode_images(ticks: &mut [DueTick<'_>]) -> u64 {
+    let mut pictures = Pictures::new();
+    let mut clock: Option<&dyn Clock> = None;
+    for due in ticks {
+        let Runtime {
+            engine,
+            tick,
+            stopwatch,
+            ..
+        } = &mut *due.runtime;
+        pictures.extend(engine.begin(tick, WHOLE.plan));
+        clock = clock.or(Some(&**stopwatch));
+    }
+    let Some(clock) = clock else {
+        return 0;
+    };
+    let start_ns = clock.now_ns();
+    decode(&mut pictures);
+    clock.now_ns().saturating_sub(start_ns)
 }
 
 /// Steps the network. The times are those of all ticks together, since each waits for all.

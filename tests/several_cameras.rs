@@ -1,0 +1,89 @@
+//! Several cameras: their images are decoded side by side, to the same bytes on any number of threads, whatever is broken.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::Path;
+use support::logs::{drive, folder, outputs, replay_to, shipped};
+use umm::config::Config;
+use umm::proto::FusedFrame;
+use umm::source::replay::Speed;
+
+const CAMERAS: [&str; 3] = ["/camera/front/image", "/camera/left", "/camera/right"];
+
+/// A drive whose camera's messages also come from two others: from the left one every third message is cut, from the right
+/// one every message is there twice, of which the newer one is broken every fifth time.
+fn with_more_cameras(from: &Path, to: &Path) {
+    let bytes = std::fs::read(from).unwrap();
+    let mut writer = mcap::Writer::new(BufWriter::new(File::create(to).unwrap())).unwrap();
+    let mut images = 0;
+    for message in mcap::MessageStream::new(&bytes).unwrap() {
+        let message = message.unwrap();
+        let schema = message.channel.schema.as_ref().map_or(0, |s| {
+            writer.add_schema(&s.name, &s.encoding, &s.data).unwrap()
+        });
+        let encoding = &message.channel.message_encoding;
+        let mut write = |topic: &str, data: &[u8]| {
+            let channel = writer.add_channel(schema, topic, encoding, &BTreeMap::new());
+            let header = mcap::records::MessageHeader {
+                channel_id: channel.unwrap(),
+                sequence: message.sequence,
+                log_time: message.log_time,
+                publish_time: message.publish_time,
+            };
+            writer.write_to_known_channel(&header, data).unwrap();
+        };
+        let data = &message.data[..];
+        write(&message.channel.topic, data);
+        if message.channel.topic == CAMERAS[0] {
+            images += 1;
+            let cut = |every: usize| match images % every {
+                0 => &data[..data.len() / 2],
+                _ => data,
+            };
+            write(CAMERAS[1], cut(3));
+            write(CAMERAS[2], data);
+            write(CAMERAS[2], cut(5));
+        }
+    }
+    writer.finish().unwrap();
+}
+
+fn configuration(threads: usize) -> Config {
+    let mut config = shipped("demo.toml");
+    config.engine.threads = threads;
+    for name in &CAMERAS[1..] {
+        let mut camera = config.topics[0].clone();
+        camera.name = (*name).to_owned();
+        config.topics.push(camera);
+    }
+    config
+}
+
+#[test]
+fn images_are_decoded_side_by_side_to_the_same_bytes() {
+    let dir = folder("several_cameras");
+    let (one, log) = (dir.join("one.mcap"), dir.join("several.mcap"));
+    drive(&one, 3.0);
+    with_more_cameras(&one, &log);
+    let run = |threads: usize| {
+        let out = dir.join(format!("on_{threads}.mcap"));
+        let replayed = replay_to(&log, &configuration(threads), &out, Speed::Fastest).unwrap();
+        (replayed, std::fs::read(&out).unwrap())
+    };
+    let (replayed, bytes) = run(1);
+    for threads in [2, 3, 5] {
+        assert!(bytes == run(threads).1, "on {threads} threads");
+    }
+    let topics = &replayed.ledger.topics;
+    let [front, left, right] = [0, topics.len() - 2, topics.len() - 1].map(|t| &topics[t]);
+    assert_eq!((front.fused, front.undecodable), (30, 0));
+    assert_eq!((left.fused, left.undecodable), (20, 10));
+    // The older of two samples of a tick takes the place of a broken one.
+    assert_eq!((right.fused, right.undecodable), (30, 6));
+    let frames: Vec<FusedFrame> = outputs(&dir.join("on_1.mcap"), "umm/fused");
+    let camera_tokens = frames.iter().map(|f| f.modalities[0].tokens).max();
+    assert_eq!(camera_tokens, Some(3 * 49));
+}
