@@ -1,7 +1,7 @@
 //! Compiles `src/proto/umm.proto` to Rust types and to the descriptor set that output logs embed as their schema.
 //!
-//! The protobuf compiler is `protox`, in Rust: no `protoc` is needed. Writes `umm.rs` and
-//! `umm_descriptor.bin` to `OUT_DIR`; `src/proto/mod.rs` includes both.
+//! The protobuf compiler is `protox`, in Rust: no `protoc` is needed. Writes `umm.rs` and `umm_descriptor.bin` to
+//! `OUT_DIR`; `src/proto/mod.rs` includes both.
 
 use std::error::Error;
 use std::path::PathBuf;

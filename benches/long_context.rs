@@ -1,7 +1,8 @@
 //! A tick's time over the length of its long context: nano and base sizes, camera frames of 49 tokens, a window of 1024.
 //!
-//! `cargo bench --bench long_context` prints, for 1k to 64k tokens of context, the median step and its ratio to 1k. The contexts
-//! take turns, so that a slow spell of the machine falls on all of them. Nothing here passes or fails on a time.
+//! `cargo bench --bench long_context` prints, for 1k to 64k tokens of context, the median step and its ratio to 1k. The
+//! contexts take turns, so that a slow spell of the machine affects all of them. Nothing here passes or fails on a
+//! time.
 
 use std::time::Instant;
 use umm::backend::cpu::{Cpu, Path};
@@ -13,10 +14,10 @@ use umm::model::spec::{DEFAULT_COMPRESSION, Modality, ModelSpec};
 use umm::model::stage::{Stage, StageProbe};
 use umm::run::on_tick_thread;
 
-/// Tokens of context, without the pooling.
+/// Tokens of context, before pooling.
 const CONTEXTS: [usize; 4] = [1 << 10, 1 << 12, 1 << 14, 1 << 16];
 
-/// Steps of each of which the median is taken.
+/// Steps of each context, of which the median is taken.
 const STEPS: usize = 41;
 
 const PERIOD_NS: i64 = 100_000_000;
@@ -24,7 +25,7 @@ const PERIOD_NS: i64 = 100_000_000;
 /// Frames in the window: 20 of 49 tokens.
 const WINDOW_FRAMES: usize = 20;
 
-/// Notes when the encoder ends, which begins where the adapters end.
+/// Times the encoder, which begins where the adapters end.
 struct EncoderTime {
     began: Instant,
     spent_s: f64,
@@ -48,7 +49,7 @@ struct Run {
 }
 
 impl Run {
-    /// A network that has seen `context` tokens.
+    /// Builds a network and shows it `context` tokens.
     fn new(spec: &ModelSpec, context: usize) -> Run {
         let tokens = spec.camera_tokens();
         let sizes = DEFAULT_COMPRESSION;

@@ -1,4 +1,4 @@
-//! Times of the operations and of whole ticks, the fast path beside the plain loops in one run.
+//! Times of operations, the fast path beside the plain loops in one run, and of whole ticks.
 //!
 //! `cargo bench` prints a table; nothing here passes or fails on a time.
 
@@ -156,7 +156,7 @@ fn ticks(preset: &str, seconds: f64) {
     let replayed = replay(
         &log,
         &config,
-        &weights,
+        weights.clone(),
         Box::new(Nowhere),
         &options,
         &mut watch,

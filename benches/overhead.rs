@@ -1,5 +1,5 @@
 //! What everything but the mathematics costs: queue, alignment, ledger, journal, publication; and a 1080p frame through
-//! shared memory beside raw zenoh, frame by frame in the same run.
+//! shared memory, beside raw zenoh, frame by frame in the same run.
 //!
 //! `cargo bench --bench overhead` prints the tables; nothing here passes or fails on a time.
 
@@ -56,8 +56,9 @@ fn temporary(name: &str) -> std::path::PathBuf {
     std::env::temp_dir().join(format!("umm-bench-{}-{name}", std::process::id()))
 }
 
-/// Nanoseconds of work that never varies and touches no memory: a chain of additions as long as a tick's overhead. Where its
-/// p99 is far over its median, the machine was taken away, and the tick's p99 beside it says nothing of the code.
+/// Returns the nanoseconds of work that never varies and touches no memory: a chain of additions as long as a tick's
+/// overhead. If its p99 is far above its median, the machine was interrupted, and the tick's p99 says nothing about the
+/// code.
 fn fixed_work() -> u64 {
     const ADDITIONS: u64 = 11_000;
     let start = Instant::now();
@@ -69,7 +70,7 @@ fn fixed_work() -> u64 {
     start.elapsed().as_nanos() as u64
 }
 
-/// A sample through queue and aligner, a tick taken every so often.
+/// Times a sample's way through queue and aligner; ticks are closed in between.
 fn per_sample() {
     const SAMPLES: u64 = 200_000;
     let config = demo();
@@ -107,10 +108,10 @@ fn per_sample() {
     );
 }
 
-/// What ticks and keyframes of a live run take, nanoseconds.
+/// Times of a live run's ticks and keyframes.
 #[derive(Default)]
 struct Live {
-    /// What is left of each tick after the engine's stages.
+    /// Each tick without the engine's stages.
     outside_ns: Vec<u64>,
     keyframe_ns: Vec<u64>,
     /// [`fixed_work`] after each tick.
@@ -119,7 +120,7 @@ struct Live {
     heap: HeapUse,
 }
 
-/// Ticks of the demo's drive with all samples there, as a live run computes and publishes them, keyframes among them.
+/// Computes and publishes the ticks of the demo's drive as a live run does, with keyframes; no sample is missing.
 fn live_ticks(config: &Config, seconds: f64) -> Live {
     let (log, out) = (temporary("drive.mcap"), temporary("out.mcap"));
     let file = std::io::BufWriter::new(std::fs::File::create(&log).expect("a temporary file"));
@@ -224,10 +225,10 @@ const FRAMES: u64 = 300;
 const SPACING: Duration = Duration::from_millis(16);
 /// Frames in the publisher's shared memory.
 const POOL: usize = 24;
-/// For the other process.
+/// How long to wait for the other process.
 const PATIENCE: Duration = Duration::from_secs(20);
 const ENDPOINT: &str = "tcp/127.0.0.1:17447";
-/// Alternately to a raw subscriber and to the run's source.
+/// Frames go alternately to a raw subscriber and to the run's source.
 const KEYS: [&str; 2] = ["bench/raw", "bench/umm"];
 
 fn now_ns() -> u64 {
@@ -246,7 +247,7 @@ fn live(listen: bool) -> LiveConfig {
     live
 }
 
-/// `sensor_msgs/msg/Image` up to its data, stamped now.
+/// Returns a `sensor_msgs/msg/Image` up to its data.
 fn image_header(stamp_ns: u64) -> Vec<u8> {
     let mut bytes = vec![0, 1, 0, 0];
     bytes.extend(((stamp_ns / 1_000_000_000) as u32).to_le_bytes());

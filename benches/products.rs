@@ -1,5 +1,6 @@
-//! One linear layer, 768 to 3072 with GELU, for few and for many rows: bf16 and 8 bits beside `f32`, all beside `rten-gemm`, in one
-//! run on one thread. Layers take turns, so that weights come from where a whole model's weights come from.
+//! One linear layer, 768 to 3072 with GELU, for few and for many rows: bf16 and 8 bits beside `f32`, all beside
+//! `rten-gemm`, in one run on one thread. Twelve layers take turns, so that weights come from the same caches or memory
+//! as those of a whole model.
 //!
 //! `cargo bench --bench products` prints a table; nothing here passes or fails on a time.
 
@@ -48,7 +49,7 @@ fn own(precision: Precision, isa: Isa) -> Contestant {
     })
 }
 
-/// The crate's product of 8-bit values alone: nothing is quantised and the sums are left as they are.
+/// The crate's product of 8-bit values alone: nothing is quantised, and the sums stay integers.
 fn crate_int8() -> Contestant {
     let gemm = GemmExecutor::<u8, i8, i32>::default();
     let layers: Vec<_> = (0..LAYERS)
@@ -81,7 +82,7 @@ fn crate_int8() -> Contestant {
     })
 }
 
-/// Median microseconds of a call of each contestant, who take turns.
+/// Returns the median microseconds of a call of each contestant; contestants take turns.
 fn medians(contestants: &mut [(String, Contestant)], rows: usize) -> Vec<f64> {
     let mut times = vec![Vec::new(); contestants.len()];
     for _ in 0..ROUNDS {
@@ -100,7 +101,7 @@ fn medians(contestants: &mut [(String, Contestant)], rows: usize) -> Vec<f64> {
     times.iter_mut().map(median).collect()
 }
 
-/// Gigabytes a second one core reads of more than any cache holds.
+/// Returns the gigabytes a second that one core reads, from more than any cache holds.
 fn bandwidth_gb_s() -> f64 {
     let values = vec![1_u64; 1 << 27];
     let mut best = f64::INFINITY;
@@ -118,7 +119,7 @@ fn table() {
         own(Precision::F32, Isa::best()),
     )];
     for precision in [Precision::Bf16, Precision::Int8] {
-        // In 8 bits it has the kernel of the instruction set before it.
+        // In 8 bits, AVX-512 with BF16 uses the kernel of the instruction set before it.
         let differs = |isa: &Isa| precision == Precision::Bf16 || *isa != Isa::Avx512Bf16;
         let kernels = Isa::ALL.into_iter().filter(differs);
         for isa in kernels.filter(|isa| isa.available()) {

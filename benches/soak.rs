@@ -18,7 +18,7 @@ const UMM: &str = env!("CARGO_BIN_EXE_umm");
 /// How long the hog lasts.
 const HOG: Duration = Duration::from_secs(10);
 
-/// Busy threads a core.
+/// Busy threads per core.
 const HOGS_A_CORE: usize = 3;
 
 /// Ticks of the full plan in a row that count as recovered.
@@ -51,7 +51,7 @@ fn messages<M: Message + Default>(path: &Path, topic: &str) -> Vec<(u64, M)> {
         .collect()
 }
 
-/// What the run was like, in ticks.
+/// Numbers of ticks in a part of the run.
 struct Part {
     ticks: usize,
     misses: usize,
@@ -99,11 +99,11 @@ impl Drop for Hog {
     }
 }
 
-/// The run's whole output.
+/// What a soak leaves behind.
 struct Soak {
     folder: PathBuf,
     resident_mib: Vec<f64>,
-    /// Since the play's start.
+    /// When the hog began, since the play's start.
     hog_from: Duration,
 }
 
@@ -164,7 +164,7 @@ fn main() {
     let out = soak.folder.join("out.mcap");
     let frames: Vec<(u64, FusedFrame)> = messages(&out, "umm/fused");
     let ledgers: Vec<(u64, Ledger)> = messages(&out, "umm/ledger");
-    // The drive's clock runs as the play does; the play begins to publish a moment after its start.
+    // The drive's clock runs at the play's speed; the play begins to publish a moment after its start.
     let first_ns = frames.first().map_or(0, |f| f.0);
     let since = |ns: u64| Duration::from_nanos(ns.saturating_sub(first_ns));
     let used = |f: &FusedFrame| f.topics.iter().any(|t| t.samples_used > 0);

@@ -1,6 +1,7 @@
-//! Several logs replayed together against the same logs one after the other: `cargo bench --bench together -- [SECONDS]`, the
-//! length of each drive. Both ways are run in turns; what is compared is processor time (Linux) and wall time, from the
-//! first tick to the last.
+//! Several logs replayed together, against the same logs one after the other.
+//!
+//! `cargo bench --bench together -- [SECONDS]`, with the length of each drive, runs both ways in turns and compares
+//! processor time (Linux) and wall time, from the first tick to the last.
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -16,7 +17,7 @@ use umm::sink::{Output, Sink, SinkError};
 /// Logs at a time.
 const TOGETHER: [usize; 3] = [1, 2, 4];
 
-/// Turns of both ways; the quicker one of each counts.
+/// Turns of both ways; the least time of each counts.
 const TURNS: usize = 2;
 
 /// Model, precision and the drives' default length, seconds.
@@ -59,7 +60,7 @@ impl Spent {
     }
 }
 
-/// This process's so far; 0 where the system does not say.
+/// Returns the processor seconds of this process so far; 0 where the system does not say.
 fn cpu_s() -> f64 {
     const TICKS_A_SECOND: f64 = 100.0;
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
@@ -79,7 +80,7 @@ fn replay(logs: &[&Path], config: &Config, weights: &Weights) -> (Spent, Vec<Rep
         ended: &mut |_, _| {},
     };
     let options = ReplayOptions::default();
-    let replayed = replay_together(logs, config, weights, &options, &mut watch);
+    let replayed = replay_together(logs, config, weights.clone(), &options, &mut watch);
     let replayed: Result<Vec<Replayed>, _> = replayed.expect("a replay").into_iter().collect();
     spent.cpu_s = cpu_s() - begin.0;
     spent.wall_s = begin.1.elapsed().as_secs_f64();

@@ -44,7 +44,7 @@ pub enum KeyframeError {
     },
     /// It belongs to something else.
     #[error(
-        "the keyframe is of {what} {found}, this run has {here}: use the same, or start without it"
+        "the keyframe was made with {what} {found}, but this run has {here}: use the same, or start without the keyframe"
     )]
     Other {
         /// What differs: version, weights or configuration.
@@ -63,7 +63,7 @@ pub enum KeyframeError {
     /// A sample that waited when it was taken is not in the log.
     #[error(
         "the keyframe waits for sample {sequence} of {topic}, which is not among the log's first {delivered} messages: \
-         is it of this log?"
+         does it belong to this log?"
     )]
     NotInLog {
         /// The topic.
@@ -185,7 +185,7 @@ pub fn read_file(path: &Path) -> Result<Option<proto::Keyframe>, KeyframeError> 
     };
     if size > MAX_FILE_BYTES {
         return Err(unreadable(format!(
-            "{size} bytes are too many for a keyframe"
+            "{size} bytes are too large for a keyframe"
         )));
     }
     let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;

@@ -6,6 +6,7 @@ mod cli;
 
 use clap::Parser;
 use std::alloc::System;
+use std::io::Write;
 use std::process::ExitCode;
 use umm::memory::Memory;
 
@@ -16,7 +17,8 @@ fn main() -> ExitCode {
     match cli::run(cli::Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("umm: {error}");
+            // Nobody may be listening any more.
+            let _ = writeln!(std::io::stderr(), "umm: {error}");
             umm::new_file::remove_unnamed();
             ExitCode::FAILURE
         }

@@ -122,7 +122,7 @@ fn folder(path: &Path) -> &Path {
 fn first_free(path: &Path) -> Result<(File, PathBuf)> {
     let name = path
         .file_name()
-        .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "names no file"))?;
+        .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "the path names no file"))?;
     for number in 0..MOST_WRITERS {
         let beside = path.with_file_name(name_beside(name, number));
         let mut options = OpenOptions::new();
@@ -142,7 +142,7 @@ fn first_free(path: &Path) -> Result<(File, PathBuf)> {
     }
     Err(Error::new(
         ErrorKind::ResourceBusy,
-        format!("{MOST_WRITERS} processes write it already"),
+        format!("{MOST_WRITERS} processes are already writing it"),
     ))
 }
 
@@ -238,7 +238,7 @@ impl PendingName {
         };
         unnamed(|files| files.retain(|file| *file != beside));
         std::fs::rename(&beside, &self.path).map_err(|error| {
-            let reason = format!("{error}; it stays in {}", beside.display());
+            let reason = format!("{error}; the file stays at {}", beside.display());
             Error::new(error.kind(), reason)
         })
     }

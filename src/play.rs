@@ -1,6 +1,7 @@
 //! Plays a log on zenoh: its messages with their topics, encodings, sequence numbers and time stamps, at their pace.
 
 use crate::source::mcap_log::{LogEnd, LogError, LogMessage, McapLog, summarize};
+use crate::time::paced;
 use crate::zenoh_session::{Attachment, encoding, key};
 use std::collections::HashMap;
 use std::path::Path;
@@ -33,7 +34,7 @@ pub enum PlayError {
     Transport(String),
     /// Nobody listens.
     #[error(
-        "nobody subscribes to any topic of the log: is the other side running, and do --connect and --listen fit?"
+        "nobody subscribes to any topic of the log: is the other side running, and do --connect and --listen match?"
     )]
     NobodyListens,
 }
@@ -60,7 +61,8 @@ pub fn play(
 ) -> Result<Played, PlayError> {
     let summary = summarize(log)?;
     let mut log = McapLog::open_as_recorded(log)?;
-    let mut publishers: HashMap<String, Publisher<'_>> = HashMap::new();
+    // By channel: two of one topic may differ in their encoding.
+    let mut publishers: HashMap<u16, Publisher<'_>> = HashMap::new();
     for channel in &summary.channels {
         let schema = channel.schema.as_ref().map(|s| s.name.as_str());
         let publisher = session
@@ -69,7 +71,7 @@ pub fn play(
             .congestion_control(CongestionControl::Block)
             .wait()
             .map_err(|e| PlayError::Transport(format!("topic {}: {e}", channel.topic)))?;
-        publishers.insert(channel.topic.clone(), publisher);
+        publishers.insert(channel.id, publisher);
     }
     wait_for_subscriber(&publishers, options.wait, stop)?;
     let mut gid = [0; 16];
@@ -78,13 +80,11 @@ pub fn play(
     let mut first_ns = None;
     while let Some(message) = log.next_message()? {
         let first_ns = *first_ns.get_or_insert(message.log_time_ns);
-        let since_s = message.log_time_ns.saturating_sub(first_ns) as f64 * 1e-9 / options.speed;
-        if !sleep_until(start + Duration::from_secs_f64(since_s), stop) {
+        let since = paced(message.log_time_ns.saturating_sub(first_ns), options.speed);
+        if !sleep_until(start + since, stop) {
             break;
         }
-        let channel = log.channel(message.channel_id);
-        let publisher = channel.and_then(|c| publishers.get(&c.topic));
-        if let Some(publisher) = publisher {
+        if let Some(publisher) = publishers.get(&message.channel_id) {
             publish(publisher, message, gid)?;
             messages += 1;
             progress(messages, summary.messages);
@@ -110,7 +110,7 @@ fn publish(publisher: &Publisher<'_>, message: LogMessage, gid: [u8; 16]) -> Res
 }
 
 fn wait_for_subscriber(
-    publishers: &HashMap<String, Publisher<'_>>,
+    publishers: &HashMap<u16, Publisher<'_>>,
     patience: Duration,
     stop: &AtomicBool,
 ) -> Result<(), PlayError> {

@@ -64,7 +64,7 @@ mod system {
             .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
         pinned.map_err(|e| {
             format!(
-                "cores: pinning to core {core} is refused ({}); is it there and allowed?",
+                "cores: pinning to core {core} is refused ({}); does the core exist, and may this process use it?",
                 e.desc()
             )
         })
@@ -84,15 +84,15 @@ mod system {
 #[cfg(not(target_os = "linux"))]
 mod system {
     pub fn schedule(_: u8) -> Result<(), String> {
-        Err("priority: SCHED_FIFO is there on Linux only".to_owned())
+        Err("priority: SCHED_FIFO is available on Linux only".to_owned())
     }
 
     pub fn pin(_: usize) -> Result<(), String> {
-        Err("cores: pinning is there on Linux only".to_owned())
+        Err("cores: pinning is available on Linux only".to_owned())
     }
 
     pub fn lock_memory() -> Result<(), String> {
-        Err("lock_memory: there on Linux only".to_owned())
+        Err("lock_memory: available on Linux only".to_owned())
     }
 }
 

@@ -162,14 +162,14 @@ pub struct Watch<'a> {
     pub progress: &'a mut (dyn FnMut(u64, u64) + Send),
 }
 
-/// Replays a log into a sink, on a thread of its own.
+/// Replays a log into a sink, on a thread of its own. The weights are let go once the backend has packed its own.
 ///
 /// # Errors
 /// [`Error`].
 pub fn replay(
     log: &Path,
     config: &Config,
-    weights: &Weights,
+    weights: Weights,
     sink: Box<dyn Sink>,
     options: &ReplayOptions,
     watch: &mut Watch<'_>,
@@ -200,7 +200,7 @@ pub struct WatchTogether<'a> {
     pub ended: &'a mut (dyn FnMut(usize, &Result<Replayed, Error>) + Send),
 }
 
-/// Replays logs side by side, on a thread of their own.
+/// Replays logs side by side, on a thread of their own. The weights are let go once the backend has packed its own.
 ///
 /// Each round takes the next tick of every log that has one, and all of them share one matrix product a layer. Each
 /// log's outputs are the bytes it gives alone. The results are in the order of `logs`; a log that fails does not
@@ -212,7 +212,7 @@ pub struct WatchTogether<'a> {
 pub fn replay_together(
     logs: &[&Path],
     config: &Config,
-    weights: &Weights,
+    weights: Weights,
     options: &ReplayOptions,
     watch: &mut WatchTogether<'_>,
 ) -> Result<Vec<Result<Replayed, Error>>, Error> {
@@ -230,7 +230,7 @@ pub fn replay_together(
 fn replay_here(
     logs: &[&Path],
     config: &Config,
-    weights: &Weights,
+    weights: Weights,
     options: &ReplayOptions,
     watch: &mut WatchTogether<'_>,
 ) -> Result<Vec<Result<Replayed, Error>>, Error> {
@@ -245,13 +245,15 @@ fn replay_here(
         }
     }
     let mut lanes = Vec::with_capacity(opened.len());
-    for (opened, engine) in with_engines(opened, config, weights, options)? {
+    for (opened, engine) in with_engines(opened, config, &weights, options)? {
         let index = opened.index;
-        match assemble(opened, engine, config, weights, options, watch) {
+        match assemble(opened, engine, config, &weights, options, watch) {
             Ok(lane) => lanes.push(lane),
             Err(error) => end(index, Err(error), &mut outcomes, watch),
         }
     }
+    // The backend has its own copy, and a base model's weights take 400 MiB.
+    drop(weights);
     if let Some(keyframe) = &options.from {
         lanes
             .iter_mut()

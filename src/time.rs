@@ -5,13 +5,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Nanoseconds in a millisecond.
 pub const NS_PER_MS: u64 = 1_000_000;
 
 /// Nanoseconds in a second.
 pub const NS_PER_S: u64 = 1_000_000_000;
+
+/// Returns how long after a log's first message another is due that was logged `since_ns` later, at `speed` times real
+/// time. Waits that would outlast any run are cut.
+pub fn paced(since_ns: u64, speed: f64) -> Duration {
+    const LONGEST_S: f64 = 1e9;
+    let since_s = since_ns as f64 * 1e-9 / speed;
+    Duration::from_secs_f64(since_s.clamp(0.0, LONGEST_S))
+}
 
 /// A source of "now", nanoseconds since the Unix epoch (or since the simulator's start).
 pub trait Clock: Send {
@@ -73,3 +81,16 @@ pub type LogClock = DrivenClock;
 
 /// The clock of a lockstep simulation: shows the simulator's time.
 pub type SimClock = DrivenClock;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_is_a_multiple_of_real_time_whatever_the_speed() {
+        assert_eq!(paced(2 * NS_PER_S, 4.0), Duration::from_millis(500));
+        assert_eq!(paced(0, 1e-300), Duration::ZERO);
+        let longest = paced(NS_PER_S, f64::MIN_POSITIVE);
+        assert!(std::time::Instant::now().checked_add(longest).is_some());
+    }
+}

@@ -123,7 +123,7 @@ fn watch(beats: &Beats, patience: Duration, report: &mut dyn FnMut(&Silence)) {
             Silence {
                 state: State::Failed,
                 reason: format!(
-                    "no tick has closed for {:.1} s: have clocks been set?",
+                    "no tick has closed for {:.1} s: has a clock been changed?",
                     tickless.as_secs_f64()
                 ),
                 ticks,
@@ -131,7 +131,7 @@ fn watch(beats: &Beats, patience: Duration, report: &mut dyn FnMut(&Silence)) {
         } else if ticks == 0 {
             Silence {
                 state: State::Starting,
-                reason: "no sample of a configured topic has come yet".to_owned(),
+                reason: "no sample of a configured topic has arrived yet".to_owned(),
                 ticks,
             }
         } else {

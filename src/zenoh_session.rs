@@ -30,7 +30,7 @@ pub fn open(live: &LiveConfig) -> Result<Session, String> {
     ] {
         config
             .insert_json5(key, &value)
-            .map_err(|e| format!("zenoh does not take {key} = {value}: {e}"))?;
+            .map_err(|e| format!("zenoh rejects {key} = {value}: {e}"))?;
     }
     let mut builder = zenoh::open(config);
     if live.shared_memory {

@@ -1,5 +1,5 @@
-//! Attention over a ring that has wrapped, in one call and query by query: blocks of slots that some queries see and others do
-//! not, that two segments share, that were written by earlier laps.
+//! Attention over a ring that has wrapped, in one call and query by query: blocks of slots that only some queries see,
+//! that two segments share, that were written by earlier laps.
 
 mod support;
 
@@ -15,22 +15,22 @@ const SHAPE: HeadShape = HeadShape {
     head_dim: 24,
 };
 
-/// A ring and a chunk at its end.
+/// A ring whose newest tokens are a chunk.
 #[derive(Clone, Debug)]
 struct Drawn {
     capacity: usize,
-    /// Tokens before the chunk that are held.
+    /// Tokens held from before the chunk.
     before: usize,
     /// Tokens of the chunk.
     own: usize,
     /// Slot of the oldest token.
     oldest: usize,
-    /// Time from one token to the next, now and then none.
+    /// Time from one token to the next, sometimes none.
     steps_ns: Vec<i64>,
     window_ns: i64,
 }
 
-/// An interpreter that checks memory takes minutes for a small one.
+/// Largest capacity. Miri, which checks every access to memory, takes minutes for a small one.
 const LARGEST: usize = if cfg!(miri) { 24 } else { 120 };
 const CASES: u32 = if cfg!(miri) { 1 } else { 96 };
 
@@ -53,7 +53,7 @@ fn drawn() -> impl Strategy<Value = Drawn> {
     )
 }
 
-/// Results of the chunk's tokens from `query` on, `queries` of them.
+/// Results of `queries` of the chunk's tokens, from `query` on.
 fn attend(cpu: Cpu, ring: &Drawn, query: usize, queries: usize) -> Vec<f32> {
     let held = ring.before + ring.own;
     let slot = |position: usize| (ring.oldest + position) % ring.capacity;
@@ -70,7 +70,7 @@ fn attend(cpu: Cpu, ring: &Drawn, query: usize, queries: usize) -> Vec<f32> {
     for (position, time) in times.iter().enumerate() {
         slot_times[slot(position)] = *time;
     }
-    // Every slot holds a row, be it of an earlier lap; queries are the rows of one matrix, of which the first ones are used.
+    // Every slot holds a row, perhaps of an earlier lap; a query is the same whichever others are in the call.
     let call = AttentionCall::with_queries(cpu, SHAPE, query..query + queries, ring.capacity);
     let mut segments = Segments::new();
     let window = Visibility::Window {
@@ -105,7 +105,7 @@ proptest! {
         for (precision, tolerance) in [
             (Precision::F32, 1e-5),
             (Precision::Bf16, 2e-2),
-            // Heads of 24 elements, few keys: of some thousand rings one was 0.041 off.
+            // Heads of 24 elements, few keys: of some thousand rings, one was 0.041 off.
             (Precision::Int8, 1e-1),
         ] {
             let plain = Cpu::with_precision(Path::Plain, precision);

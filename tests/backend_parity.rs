@@ -1,4 +1,4 @@
-//! Every backend against the plain loops, operation by operation, at boundary sizes.
+//! The fast path against the plain loops, operation by operation, at boundary sizes.
 
 use proptest::prelude::*;
 use umm::backend::cpu::{Cpu, Path, Precision};
@@ -26,7 +26,7 @@ fn the_checker_sees_a_difference() {
     );
 }
 
-/// Layers whose weights are kept in different forms, small ones among them, so that rows are prepared anew where they must be.
+/// Layers with weights in different forms, small ones among them, so that rows must be prepared more than once.
 #[test]
 fn layers_of_the_same_rows_are_as_one_by_one() {
     const IN_DIM: usize = 300;

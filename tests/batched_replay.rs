@@ -16,10 +16,10 @@ use umm::run::{Error, ReplayOptions, Replayed, WatchTogether, facts, replay_toge
 use umm::sink::mcap_file::McapFile;
 use umm::source::replay::Speed;
 
-/// Drives of different seeds and lengths: the lanes' captions, windows and ends lie at different places.
+/// Drives of different seeds and lengths, so that the lanes' captions, windows and ends differ.
 const DRIVES: [(&str, u64, f64); 3] = [("a", 7, 2.5), ("b", 8, 1.4), ("c", 9, 3.2)];
 
-/// The drives in a folder: the second starts again in the middle of the others, the last is cut off in its own.
+/// Writes the drives to a folder: the second starts over while the others go on, the last is cut off in its middle.
 fn logs(dir: &Path) -> Vec<PathBuf> {
     let mut paths = Vec::new();
     for (name, seed, duration_s) in DRIVES {
@@ -63,7 +63,7 @@ fn together(
         progress: &mut |_, _, _| {},
         ended: &mut |_, _| {},
     };
-    replay_together(&paths, config, &weights, options, &mut watch)
+    replay_together(&paths, config, weights.clone(), options, &mut watch)
 }
 
 fn out(dir: &Path, i: usize) -> PathBuf {
@@ -126,7 +126,7 @@ fn each_log_gives_its_own_bytes_in_int8() {
     each_log_gives_its_own_bytes("batched_int8", Precision::Int8);
 }
 
-/// A window so short that a drive leaves behind it more blocks than one call attends.
+/// A window so short that a drive leaves more blocks behind it than one call attends to.
 fn long_context(precision: Precision) -> Config {
     let mut config = shipped("demo.toml");
     config.engine.precision = precision;
@@ -141,7 +141,7 @@ fn each_log_gives_its_own_bytes_with_a_long_context() {
     each_log_gives_its_own_bytes_with("batched_long_int8", long_context(Precision::Int8));
 }
 
-/// What makes the test above one of the long context: what lies behind the window is looked at.
+/// Shows that the test above tests the long context: what lies behind the window has an effect.
 #[test]
 fn a_long_context_changes_what_is_said() {
     let dir = folder("batched_long_seen");
@@ -165,7 +165,7 @@ fn a_long_context_changes_what_is_said() {
     assert_ne!(with.last(), without.last());
 }
 
-/// Keyframes of a log replayed among others are those it writes alone.
+/// A log replayed among others writes the keyframes that it writes alone.
 #[test]
 fn keyframes_are_each_logs_own() {
     let dir = folder("batched_keyframes");
@@ -217,7 +217,7 @@ fn a_broken_log_stops_none_of_the_others() {
     }
 }
 
-/// A disk that is full for one log is full for that one alone.
+/// A full disk stops only the log that is written to it.
 #[test]
 fn a_sink_that_fails_stops_its_own_log() {
     use umm::sink::{Output, Sink, SinkError};
@@ -264,7 +264,7 @@ fn a_sink_that_fails_stops_its_own_log() {
         ended: &mut |_, _| {},
     };
     let options = ReplayOptions::default();
-    let outcomes = replay_together(&paths, &config, &weights, &options, &mut watch).unwrap();
+    let outcomes = replay_together(&paths, &config, weights.clone(), &options, &mut watch).unwrap();
     let failed: Vec<bool> = outcomes.iter().map(Result::is_err).collect();
     assert_eq!(failed, [false, true, false]);
     for i in [0, 2] {
@@ -327,7 +327,7 @@ fn the_command_replays_several() {
     let output = umm(&dir, &["a.mcap", "b.mcap", "c.mcap", "--out-dir", "fused"]);
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{said}");
-    for part in ["in all", "times real time", "c.mcap: the log is not whole"] {
+    for part in ["in all", "times real time", "c.mcap: the log is incomplete"] {
         assert!(said.contains(part), "{said}");
     }
     for name in ["a", "b", "c"] {
@@ -338,7 +338,7 @@ fn the_command_replays_several() {
         same_bytes(&dir.join(alone), &together, name);
         assert!(umm::timing::sidecar_path(&together).exists());
     }
-    // One is missing: said, with the code of a failure, and the other is there.
+    // One is missing: the command says so and fails, and the other's output is there.
     let output = umm(&dir, &["missing.mcap", "b.mcap", "--out-dir", "part"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());
@@ -361,10 +361,10 @@ fn the_command_refuses_what_is_about_one_log() {
     refused(
         &dir,
         &with(&["--follow", "x.mcap"]),
-        "--follow is about one log",
+        "--follow takes one log",
     );
     let from = with(&["--from", "1", "--keyframes-of", "x.mcap"]);
-    refused(&dir, &from, "--from is about one log");
+    refused(&dir, &from, "--from takes one log");
     refused(&dir, &["a.mcap", "other/a.mcap"], "both be written to");
     refused(&dir, &["a.mcap", "a.mcap"], "both be written to");
     refused(&dir, &["a.mcap", "a.fused.mcap"], "would overwrite");

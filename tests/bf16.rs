@@ -1,5 +1,5 @@
-//! Linear layers and attention in bf16: the same bits on every instruction set this processor has, for any number of rows
-//! and threads; close to exact arithmetic within the bound that rounding gives.
+//! Linear layers and attention in bf16: the same bits on every instruction set this processor has, for any number of
+//! rows and threads; linear layers as close to exact arithmetic as rounding allows.
 
 use proptest::prelude::*;
 mod support;
@@ -32,20 +32,25 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-/// A layer's result for `x` on what was noise.
-fn linear(
+/// A layer's result for `x`, with noise in the output beforehand.
+fn linear(path: Path, isa: Isa, size: (usize, usize), x: &[f32], epilogue: Epilogue) -> Vec<f32> {
+    linear_with(path, isa, size, x, epilogue, Some(&noise(2, size.1)))
+}
+
+fn linear_with(
     path: Path,
     isa: Isa,
     (in_dim, out_dim): (usize, usize),
     x: &[f32],
     epilogue: Epilogue,
+    bias: Option<&[f32]>,
 ) -> Vec<f32> {
     assert!(in_dim * out_dim >= MIN_NARROW_WEIGHTS, "would stay f32");
     let rows = x.len() / in_dim;
     let mut cpu = Cpu::with_isa(path, Precision::Bf16, isa);
     cpu.allocate(rows * (in_dim + out_dim));
-    let (weight, bias) = (noise(1, in_dim * out_dim), noise(2, out_dim));
-    let layer = cpu.add_linear(&weight, Some(&bias), in_dim, out_dim);
+    let weight = noise(1, in_dim * out_dim);
+    let layer = cpu.add_linear(&weight, bias, in_dim, out_dim);
     let from = Region {
         start: 0,
         len: x.len(),
@@ -77,7 +82,7 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
     }
 }
 
-/// The definition's GELU is another formula, so that this one is compared among instruction sets.
+/// The definition's GELU is another formula, so instruction sets are compared with each other.
 #[test]
 fn gelu_has_the_same_bits_on_every_instruction_set() {
     for (size, rows) in sizes_and_rows(SIZES, &ROWS) {
@@ -93,14 +98,18 @@ fn gelu_has_the_same_bits_on_every_instruction_set() {
 #[test]
 fn values_too_small_for_some_processors_are_zero_on_all() {
     let size = (64, 64);
-    let x: Vec<f32> = noise(3, 8 * 64)
+    // Each row is smaller than the one before by 2^-4, down to where nothing is left of it.
+    let x: Vec<f32> = noise(3, 12 * 64)
         .iter()
         .enumerate()
-        .map(|(i, v)| v * 2.0_f32.powi(-(i as i32 % 140)))
+        .map(|(i, v)| v * 2.0_f32.powi(-40 - 4 * (i as i32 / 64)))
         .collect();
-    let expected = linear(Path::Plain, Isa::Portable, size, &x, Epilogue::Store);
+    let result = |path, isa| linear_with(path, isa, size, &x, Epilogue::Store, None);
+    let expected = result(Path::Plain, Isa::Portable);
+    let is_zero = |row: usize| expected[row * 64..][..64].iter().all(|y| *y == 0.0);
+    assert!(!is_zero(0) && is_zero(11));
     for isa in instruction_sets() {
-        let actual = linear(Path::Fast, isa, size, &x, Epilogue::Store);
+        let actual = result(Path::Fast, isa);
         assert_eq!(bits(&expected), bits(&actual), "{}", isa.name());
     }
 }
@@ -155,8 +164,8 @@ const SHAPE: HeadShape = HeadShape {
 };
 const WINDOW_NS: i64 = 1000;
 
-/// Attention of `rows` queries over `keys` keys in two segments, `left_out` keys between them in neither, with times such that each
-/// query sees others, `together` of them the same.
+/// Attention of `rows` queries over `keys` keys in two segments, with `left_out` keys between them that are in neither.
+/// Every `together` queries have the same time, and so see the same keys.
 fn attention(
     path: Path,
     isa: Isa,
@@ -201,7 +210,7 @@ fn attention_is_close_to_the_definition_and_the_same_on_every_instruction_set() 
         head_dim: 50,
         ..odd
     };
-    // More steps than the pass over tiles takes, and more than a chunk of them.
+    // Heads of more steps than the pass over tiles takes, and of more than a chunk of steps.
     let [wide, widest] = [96, 288].map(|head_dim| HeadShape { head_dim, ..odd });
     for shape in [SHAPE, narrow, odd, wider, wide, widest] {
         for (rows, keys) in [
@@ -218,7 +227,7 @@ fn attention_is_close_to_the_definition_and_the_same_on_every_instruction_set() 
         ]
         .map(|(rows, keys)| (rows, (keys, 0)))
         .into_iter()
-        // Blocks that do not follow each other.
+        // Blocks that are not consecutive.
         .chain([(3, (200, 50)), (40, (600, 70))])
         {
             let rows = (rows, if keys.0 < 600 { 7 } else { 15 });
@@ -246,7 +255,7 @@ fn attention_is_close_to_the_definition_and_the_same_on_every_instruction_set() 
 #[test]
 fn attention_rows_do_not_depend_on_each_other_or_on_threads() {
     let all = attention(Path::Fast, Isa::best(), SHAPE, (40, 7), (150, 0));
-    // The first rows are the same whatever follows them.
+    // The first rows do not depend on what follows them.
     let few = attention(Path::Fast, Isa::best(), SHAPE, (9, 7), (150, 0));
     assert_eq!(bits(&few), bits(&all[..few.len()]));
     for threads in [1, 2, 5] {
@@ -264,7 +273,7 @@ fn attention_rows_do_not_depend_on_each_other_or_on_threads() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// A factor is rounded to eight bits, a sum is one of `f32`.
+    /// Factors are rounded to eight bits, sums are in `f32`.
     #[test]
     fn error_is_within_what_rounding_gives(
         rows in 1_usize..9, in_dim in 64_usize..300, out_dim in 64_usize..90, seed in 0_u64..1000

@@ -66,10 +66,10 @@ fn the_demo_makes_everything() {
     }
     let report = std::fs::read_to_string(dir.join("report.html")).unwrap();
     assert!(report.contains("Untrained weights"));
-    assert!(
-        !report.contains("http://") || report.contains("http://www.w3.org"),
-        "self-contained"
-    );
+    // A name of a standard, not an address that is asked for anything.
+    let without_names = report.replace("http://www.w3.org/", "");
+    let asks = ["http://", "https://"].map(|part| without_names.contains(part));
+    assert_eq!(asks, [false; 2], "self-contained");
     succeeds(&dir, &["report", "fused.mcap", "-o", "again.html"]);
     assert!(dir.join("again.html").exists());
 }
@@ -103,12 +103,12 @@ fn models_are_made_and_shown() {
     fails(
         &dir,
         &["model", "pack", packed, "--precision", "bf16"],
-        &["int8 already"],
+        &["already stored in int8"],
     );
     fails(
         &dir,
         &["model", "pack", "w.safetensors", "-o", "./w.safetensors"],
-        &["take the place"],
+        &["overwrite their source"],
     );
     fails(
         &dir,
@@ -178,7 +178,7 @@ fn mistakes_are_named() {
     );
 }
 
-/// Refused before anything is opened or listened on.
+/// Such a run is refused before it opens a file or listens.
 #[cfg(feature = "zenoh")]
 #[test]
 fn a_run_that_cannot_be_is_refused_at_once() {
@@ -201,7 +201,7 @@ fn a_run_that_cannot_be_is_refused_at_once() {
     assert!(!dir.join("a.mcap").exists());
 }
 
-/// A run that ends before its first tick leaves what earlier ones have written.
+/// A run that ends before its first tick leaves the files of earlier runs as they were.
 #[cfg(feature = "zenoh")]
 #[test]
 fn a_live_run_that_does_not_begin_overwrites_nothing() {
@@ -229,7 +229,7 @@ fn a_live_run_that_does_not_begin_overwrites_nothing() {
     assert_eq!(count, files.len() + 1, "something is left behind");
 }
 
-/// Weights are put in the place of what was there, which must not be a device.
+/// A weights file replaces what had its name, which must not be a device.
 #[cfg(unix)]
 #[test]
 fn a_device_is_not_replaced_by_weights() {
@@ -238,12 +238,12 @@ fn a_device_is_not_replaced_by_weights() {
     fails(
         &dir,
         &["model", "init", "-o", "/dev/null"],
-        &["/dev/null", "not a file"],
+        &["/dev/null", "not a regular file"],
     );
     assert!(!device.metadata().unwrap().is_file());
 }
 
-/// What is read must not be overwritten, whatever leads to it.
+/// A file that is read must not be overwritten, by whatever name.
 #[test]
 fn nothing_that_is_read_is_overwritten() {
     let dir = folder("cli_overwrite");
@@ -302,7 +302,7 @@ fn nothing_that_is_read_is_overwritten() {
     }
 }
 
-/// A run that does not begin leaves the outputs before as they were.
+/// A run that does not begin leaves earlier outputs as they were.
 #[test]
 fn a_run_that_does_not_begin_overwrites_nothing() {
     let dir = folder("cli_not_begun");

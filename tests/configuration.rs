@@ -18,7 +18,7 @@ fn every_shipped_configuration_loads() {
     assert!(n >= 6);
 }
 
-/// The reference names every key: each must be refused when misspelt, and be in the file when the loader knows it.
+/// The keys that the loader lists when it refuses an unknown one must be in the reference.
 #[test]
 fn the_reference_names_every_key() {
     let reference = std::fs::read_to_string(folder().join("reference.toml")).unwrap();
@@ -105,7 +105,7 @@ fn errors_name_file_line_and_the_nearest_key() {
     refused("[engine]\nperiod_ms == 1\n", 2, &[]);
 }
 
-/// What would allocate without end, overflow, or be refused by the transport later on.
+/// Values that would allocate without bound, overflow, or be refused by the transport later on.
 #[test]
 fn values_that_no_run_can_have_are_refused() {
     const TOPIC: &str = "[[topic]]\nname = \"/a\"\nkind = \"audio\"\nrate_hz = 10\n";
@@ -144,10 +144,25 @@ fn values_that_no_run_can_have_are_refused() {
         refused(&text, 6, &["thumbnails_hz"]);
     }
     refused("[engine]\ndeadline_ms = 0\n", 2, &["deadline_ms must be"]);
+    // Topics are counted past other tables.
+    let apart = format!(
+        "{TOPIC}[engine]\nseed = 1\n{}max_pixels = 0\n",
+        TOPIC.replace("/a", "/b")
+    );
+    refused(&apart, 11, &["/b", "max_pixels"]);
+    let signals: String = (0..65)
+        .map(|i| format!("signals.s{i} = {{ path = \"a\", scale = 1 }}\n"))
+        .collect();
+    let telemetry = "[[topic]]\nname = \"/a\"\nkind = \"telemetry\"\nrate_hz = 10\n";
+    refused(
+        &format!("{telemetry}{signals}"),
+        5,
+        &["/a", "65 signals", "at most 64"],
+    );
     let nameless = TOPIC.replace("/a", "");
     refused(&nameless, 2, &["name is empty"]);
     for prefix in ["", "**", "umm/*", "/umm", "a//b", "a?", "a b", "a\\n"] {
         let text = format!("{TOPIC}[live]\nprefix = \"{prefix}\"\n");
-        refused(&text, 6, &["prefix", "no name for outputs"]);
+        refused(&text, 6, &["prefix", "not a valid prefix"]);
     }
 }

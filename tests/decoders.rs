@@ -1,5 +1,5 @@
-//! Decoders against messages of independent writers (`rosbags` for CDR, the `foxglove` crate for protobuf, serde for
-//! JSON), cut at every byte and with bits flipped.
+//! Decoders on messages of independent writers (`rosbags` for CDR, the `foxglove` crate for protobuf) and on JSON
+//! written here: whole, cut at every byte and with bits flipped.
 
 mod support;
 
@@ -121,7 +121,7 @@ fn check_cdr(schema: &str, bytes: &[u8]) {
             assert!(view.data.iter().copied().eq(0..18));
         }
         "CompressedImage" => {
-            // ROS 1's name of the type, as converted bags have it.
+            // ROS 1's name of the type, as in converted bags.
             let decoder = bound(Modality::Camera, &format!("{package}/{short}"), "cdr", &[]);
             stamped(&decoder);
             let view = decoder.image(bytes, &mut scratch).unwrap();
@@ -315,7 +315,7 @@ fn everything() -> Vec<(Decoder, Vec<u8>)> {
     all
 }
 
-/// Reads all a message has; whether it could.
+/// Reads all that a message has; returns whether that worked.
 fn read(decoder: &Decoder, bytes: &[u8]) -> bool {
     let mut scratch = Vec::new();
     let stamp = decoder.stamp_ns(bytes).is_ok();
@@ -331,7 +331,7 @@ fn read(decoder: &Decoder, bytes: &[u8]) -> bool {
         }
 }
 
-/// A cut message is an error, unless only what is not read was cut off. Never a panic.
+/// Whole messages are read. Cut ones never cause a panic, and none shorter than nine bytes is read.
 #[test]
 fn cut_at_every_byte() {
     for (decoder, bytes) in everything() {

@@ -1,4 +1,4 @@
-//! `umm doctor`: what it says of a made-up machine, of a machine that says nothing or nonsense, and of this one.
+//! `umm doctor`: what it says of a made-up machine, of one whose files are missing or nonsense, and of this one.
 
 mod support;
 
@@ -11,7 +11,7 @@ use umm::doctor::system::SystemFacts;
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
 
-/// Texts that no parser may take for anything, whatever it looks for.
+/// Texts in which no parser may find anything.
 const GARBAGE: [&str; 12] = [
     "",
     "\n\n",
@@ -117,7 +117,7 @@ fn parsers_take_garbage_for_nothing() {
     ] {
         assert_eq!(parse::core_list(text), None, "{text:?}");
     }
-    // A list that names the same cores over and over is no list of cores.
+    // A list that names the same cores over and over is refused.
     assert_eq!(parse::core_list(&"0-16383,".repeat(3)), None);
     assert_eq!(
         parse::memory_bytes("MemTotal: 18446744073709551615 kB", "MemTotal"),
@@ -127,7 +127,7 @@ fn parsers_take_garbage_for_nothing() {
     assert_eq!(parse::load_average("-1 0 0"), None);
 }
 
-/// Files below a root of the test's own.
+/// Writes these files below a root of the test's own.
 fn machine(name: &str, files: &[(&str, &str)]) -> PathBuf {
     let root = folder(name);
     for (path, text) in files {
@@ -194,7 +194,7 @@ fn a_made_up_machine_is_read_from_its_files() {
         clock_source: Some("hpet".to_owned()),
         realtime_kernel: true,
         realtime_runtime_us: Some(950_000),
-        // The least of the own group's and of those above.
+        // The least of its own group's quota and of those above.
         cpu_quota_cores: Some(0.5),
         throttled_periods: Some(7),
         load_average: Some(1.5),
@@ -281,7 +281,7 @@ fn a_configuration_is_measured_and_reported_as_json() {
         for rows in [4, 64] {
             let is = |p: &&Value| p["precision"] == precision && p["rows"] == rows;
             let found = products.iter().find(is).unwrap();
-            // 2 M N K operations in that time.
+            // 2 M N K operations in the time of a call.
             let operations =
                 2.0 * rows as f64 * number(found, "/in_dim") * number(found, "/out_dim");
             let gops = operations * 1e-3 / number(found, "/call_us");
@@ -293,7 +293,7 @@ fn a_configuration_is_measured_and_reported_as_json() {
         for rows in [4, 64] {
             let is = |a: &&Value| a["precision"] == precision && a["rows"] == rows;
             for found in attention.iter().filter(is) {
-                // Scores and weighted values, 2 operations each.
+                // Scores and weighted values, 2 operations an element each.
                 let width = number(found, "/heads") * number(found, "/head_dim");
                 let operations = 4.0 * rows as f64 * number(found, "/keys") * width;
                 let gops = operations * 1e-3 / number(found, "/call_us");
@@ -392,7 +392,7 @@ fn a_configuration_that_cannot_be_is_an_error_with_file_and_line() {
         &with("threads = 0"),
         &[&format!("car.toml:{line}"), "threads"],
     );
-    // It can be written and cannot be built.
+    // A valid configuration whose model cannot be built.
     fails(&with("memory_limit_mib = 1"), &["memory_limit_mib"]);
     let missing = doctor(&["--config", "none.toml"], &[]);
     assert!(String::from_utf8_lossy(&missing.stderr).contains("none.toml"));

@@ -1,5 +1,5 @@
-//! Operations of every instruction set beside the same formulas in `f64`: how far each precision is from exact arithmetic. Linear
-//! layers in 8 bits and bf16 have bounds of their own in `int8.rs` and `bf16.rs`.
+//! Operations on every instruction set against the same formulas in `f64`: how far each precision is from exact
+//! arithmetic. For linear layers in 8 bits and bf16, see `int8.rs` and `bf16.rs`.
 
 mod support;
 
@@ -18,22 +18,23 @@ const SHAPE: HeadShape = HeadShape {
 /// Numbers of queries and of keys.
 const CALLS: [(usize, usize); 5] = [(1, 1), (4, 33), (64, 300), (17, 1088), (70, 100)];
 
-/// Largest error of attention in `f32`, of values of up to 2; measured: 1.1e-6.
+/// Bound on the error of attention in `f32`, for values of up to 2; measured: 1.1e-6.
 const F32_ATTENTION: f64 = 3e-6;
 
-/// With queries, keys, values and weights of eight bits each; measured: 0.006.
+/// The same with queries, keys, values and weights of eight significant bits; measured: 0.006.
 const BF16_ATTENTION: f64 = 0.012;
 
-/// In 8 bits, seven for weights; measured: 0.036.
+/// The same in 8 bits, with seven for weights; measured: 0.036.
 const INT8_ATTENTION: f64 = 0.05;
 
-/// The same where one element of queries and keys is tens of times as large as the others, whose quanta are its own; measured: 0.23.
+/// The same where one element of queries and keys is tens of times as large as the others, which must share its coarse
+/// quanta; measured: 0.23.
 const INT8_ATTENTION_FAR: f64 = 0.4;
 
-/// What seven bits for weights make of it, of values of up to 2; measured: 0.032.
+/// The part of it that the weights' seven bits cause, for values of up to 2; measured: 0.032.
 const SEVEN_BITS: f64 = 0.04;
 
-/// Every path that is here.
+/// A backend for each path and instruction set of this processor.
 fn backends(precision: Precision) -> impl Iterator<Item = (String, Cpu)> {
     let fast = instruction_sets().map(|isa| (Path::Fast, isa));
     std::iter::once((Path::Plain, Isa::Portable))
@@ -44,7 +45,7 @@ fn backends(precision: Precision) -> impl Iterator<Item = (String, Cpu)> {
         })
 }
 
-/// Attention of queries that see every key.
+/// Attention of queries that see every key, in `f64`.
 fn exact_attention(values: &Values) -> Vec<f64> {
     let (hd, kv_width) = (SHAPE.head_dim, SHAPE.kv_heads * SHAPE.head_dim);
     let group = SHAPE.heads / SHAPE.kv_heads;
@@ -84,7 +85,7 @@ fn furthest(actual: &[f32], exact: &[f64]) -> f64 {
     })
 }
 
-/// What a backend makes of queries that see every key.
+/// A backend's attention of queries that see every key.
 fn attention(cpu: Cpu, values: &Values) -> Vec<f32> {
     let times = vec![0; values.k.len() / SHAPE.kv_width()];
     let queries = vec![0; values.q.len() / SHAPE.q_width()];
@@ -94,7 +95,7 @@ fn attention(cpu: Cpu, values: &Values) -> Vec<f32> {
     call.run(&queries, &segments)
 }
 
-/// Compares every path with exact arithmetic, and the quick ones with each other.
+/// Compares every path with exact arithmetic, and the fast ones with each other, to the bit.
 fn attention_is_near(values: &Values, bounds: [(Precision, f64); 3], what: &str) {
     let keys = values.k.len() / SHAPE.kv_width();
     let rows = values.q.len() / SHAPE.q_width();
@@ -131,10 +132,10 @@ fn attention_is_near_exact_arithmetic() {
     }
 }
 
-/// Logits far from zero, where weights are taken from a reference, beside others that are near it.
+/// Logits far from zero, where weights are computed relative to a reference, beside others near zero.
 #[test]
 fn attention_far_from_zero_is_near_exact_arithmetic() {
-    // How far every third query's logits, and sinks, are moved.
+    // How far the logits of every third query, and all sinks, are shifted.
     for (logits, sinks) in [
         (-14, -16),
         (-18, -20),
@@ -150,7 +151,7 @@ fn attention_far_from_zero_is_near_exact_arithmetic() {
     ] {
         for (rows, keys) in [(3, 40), (20, 300)] {
             let mut values = Values::new(SHAPE, 0..rows, keys);
-            // The product of both first elements is moved alone, by whole numbers.
+            // The first elements of query and key alone shift the logits, by whole numbers.
             const QUERY: f32 = 64.0;
             let key = logits as f32 * (SHAPE.head_dim as f32).sqrt() / QUERY;
             for (row, q) in values.q.chunks_exact_mut(SHAPE.q_width()).enumerate() {
@@ -166,7 +167,7 @@ fn attention_far_from_zero_is_near_exact_arithmetic() {
                 .sinks
                 .iter_mut()
                 .for_each(|sink| *sink += sinks as f32);
-            // In `f32` a logit of 300 is exact to 3e-5 at best.
+            // An `f32` logit of 300 is exact to 3e-5 at best.
             let bounds = [
                 (Precision::F32, 5e-4),
                 (Precision::Bf16, BF16_ATTENTION),
@@ -177,7 +178,7 @@ fn attention_far_from_zero_is_near_exact_arithmetic() {
     }
 }
 
-/// What is not finite makes of a row what it makes on every other instruction set, and of other rows nothing.
+/// Values that are not finite have the same effect on every instruction set, and most results stay finite.
 #[test]
 fn values_and_queries_that_are_not_finite_give_the_same_on_every_instruction_set() {
     let (rows, keys) = (20, 3);
@@ -189,13 +190,13 @@ fn values_and_queries_that_are_not_finite_give_the_same_on_every_instruction_set
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
         let mut first = None;
         for (name, cpu) in backends(precision).skip(1) {
-            // One bit pattern for all that is not a number.
+            // One bit pattern for every NaN.
             let bits: Vec<u32> = attention(cpu, &values)
                 .iter()
                 .map(|v| if v.is_nan() { u32::MAX } else { v.to_bits() })
                 .collect();
             let finite = bits.iter().filter(|b| f32::from_bits(**b).is_finite());
-            // In 8 bits a row of a head has one scale, so that one such value takes all of a key/value head's queries with it.
+            // In 8 bits, a head's row has one scale, so one such value affects all queries of that key/value head.
             let least = match precision {
                 Precision::Int8 => bits.len() * 4 / 10,
                 Precision::F32 | Precision::Bf16 => bits.len() * 9 / 10,
@@ -206,7 +207,8 @@ fn values_and_queries_that_are_not_finite_give_the_same_on_every_instruction_set
     }
 }
 
-/// Each row of a head as its quanta stand for it; those of values are worth a number of sixteenths of a power of two.
+/// Each head's row as its quanta represent it. With `sixteenths`, as for values, a quantum is rounded up to a whole
+/// number of sixteenths of a power of two.
 fn quantized(values: &[f32], sixteenths: bool) -> Vec<f32> {
     let rows = values.chunks_exact(SHAPE.head_dim);
     rows.flat_map(|row| {
@@ -222,7 +224,7 @@ fn quantized(values: &[f32], sixteenths: bool) -> Vec<f32> {
     .collect()
 }
 
-/// With what queries, keys and values are rounded to, all that is left is what the weights' seven bits make.
+/// Against exact attention of the rounded queries, keys and values, only the error of the weights' seven bits is left.
 #[test]
 fn attention_in_8_bits_is_that_of_rounded_rows() {
     for (rows, keys) in CALLS {
@@ -243,7 +245,7 @@ fn attention_in_8_bits_is_that_of_rounded_rows() {
     }
 }
 
-/// Queries, keys that differ in their first element alone, and values of which `value` makes each.
+/// Queries and keys that are zero but for each head's first element, and values that `value` gives by index.
 fn along_one_element(query: f32, keys: &[f32], value: impl Fn(usize) -> f32) -> Values {
     let first = |x: f32, heads: usize| {
         let mut row = vec![0.0; heads * SHAPE.head_dim];
@@ -263,7 +265,7 @@ fn along_one_element(query: f32, keys: &[f32], value: impl Fn(usize) -> f32) -> 
     }
 }
 
-/// Equal logits weigh the same up to 2^17; those whose neighbours in `f32` are far apart still give a mean.
+/// Up to 2^17, equal logits weigh the same; larger ones, whose neighbours in `f32` are far apart, still give a mean.
 #[test]
 fn attention_in_8_bits_takes_logits_however_large() {
     for (power, bound) in [
@@ -288,7 +290,7 @@ fn attention_in_8_bits_takes_logits_however_large() {
     }
 }
 
-/// Sixty-three small weights of one size beside a large one: however they are rounded, all weights together are one.
+/// Sixty-three small weights of one size beside a large one: however they are rounded, the weights sum to one.
 #[test]
 fn small_weights_that_are_alike_do_not_all_round_the_same_way() {
     for quanta in [0.01_f32, 0.3, 0.49, 0.51, 1.0, 1.49, 1.51, 7.5] {
@@ -304,7 +306,7 @@ fn small_weights_that_are_alike_do_not_all_round_the_same_way() {
     }
 }
 
-/// In 8 bits not even what is no number reaches a query that does not see it.
+/// In 8 bits, not even NaN or infinity in a slot reaches a query that does not see it.
 #[test]
 fn slots_that_are_not_seen_may_hold_anything_in_8_bits() {
     let (rows, keys, seen) = (20, 150, 70..150);
@@ -385,12 +387,12 @@ fn a_linear_layer_with_gelu_is_near_exact_arithmetic() {
             cpu.linear_into(from, rows, layer, Epilogue::Gelu, to);
         });
         let error = furthest(&actual, &exact);
-        // Of sums of 768 products; measured: 3e-5 in the definition's one chain, less where there are several.
+        // For sums of 768 products; measured: 3e-5 in the definition's single chain, less with several.
         assert!(error < 6e-5, "{name}: {error:e}");
     }
 }
 
-/// What `run` makes of `x`.
+/// The result of `run` on `x`.
 fn through(
     cpu: &mut Cpu,
     x: &[f32],

@@ -1,4 +1,4 @@
-//! Handling of faults that no other test would miss: each of these fails where it is taken out.
+//! Fault handling that no other test covers: each of these tests fails if the handling is taken out.
 
 mod support;
 
@@ -56,7 +56,7 @@ fn a_raw_image_of_the_wrong_size_is_refused() {
     image(12, 24).unwrap();
     for (step, n) in [(12, 23), (12, 0), (16, 24), (11, 24)] {
         let error = image(step, n).unwrap_err().to_string();
-        assert!(error.contains("bytes a row needs"), "{error}");
+        assert!(error.contains("bytes per row needs"), "{error}");
     }
 }
 
@@ -122,7 +122,7 @@ fn jpeg() -> Vec<u8> {
     jpeg_by(|_| ())
 }
 
-/// As `choose` wants it.
+/// A JPEG with the encoder's options as `choose` sets them.
 fn jpeg_by(choose: impl FnOnce(&mut jpeg_encoder::Encoder<&mut Vec<u8>>)) -> Vec<u8> {
     let pixels: Vec<u8> = (0..64 * 64 * 3).map(|i| (i * 7919 % 251) as u8).collect();
     let mut bytes = Vec::new();
@@ -145,7 +145,7 @@ fn a_cut_jpeg_is_refused() {
     }
 }
 
-/// A scan costs as much as its picture is large, and takes some bytes only.
+/// Decoding a scan costs as much as its picture is large, though the scan takes only some bytes.
 #[test]
 fn a_progressive_jpeg_of_endless_scans_is_refused() {
     use umm::frontend::image_codec::{RgbImage, jpeg_into};
@@ -157,7 +157,7 @@ fn a_progressive_jpeg_of_endless_scans_is_refused() {
     assert!(decoded(64).is_err());
 }
 
-/// A few bytes can claim a picture that takes seconds to decode: what it takes is known, and refused, before.
+/// A few bytes can claim a picture that takes seconds to decode; it is refused by its size, before decoding.
 #[test]
 fn a_picture_that_would_hold_up_the_tick_is_refused_before_it_is_decoded() {
     use umm::decode::{ImageView, PixelFormat};
@@ -169,7 +169,7 @@ fn a_picture_that_would_hold_up_the_tick_is_refused_before_it_is_decoded() {
     writer.write_image_data(&[7; 64 * 64 * 3]).unwrap();
     writer.finish().unwrap();
     let jpeg_bytes = jpeg();
-    // What claims to be larger than it is: only a refusal that comes before decoding says so.
+    // One that claims to be larger than it is: only a refusal before decoding names the limit.
     let mut claims = jpeg_bytes.clone();
     let frame = claims.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
     claims[frame + 5..frame + 9].copy_from_slice(&[0x10, 0, 0x10, 0]);
@@ -283,7 +283,7 @@ fn a_clock_that_creeps_back_is_seen_in_the_end() {
     assert_eq!(aligner.jumps_back(at(340)), Some(160 * MS));
 }
 
-/// Of the log `faulty` has replayed under this name.
+/// The health of the replay that `faulty` made under this name.
 fn healths(name: &str) -> Vec<Health> {
     let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     outputs(&dir.join("out.mcap"), "umm/health")
@@ -341,7 +341,7 @@ fn an_audio_clock_that_drifts_by_a_percent_and_more_is_followed() {
             let since_ns = m.header.log_time - first_ns;
             let mut audio = fox::RawAudio::decode(&m.data[..]).unwrap();
             let t = audio.timestamp.unwrap();
-            // 20000 ppm: 80 ms in the drive's four seconds, twice what starts a stream anew.
+            // 20000 ppm slow: 80 ms in the drive's four seconds, twice what restarts a stream.
             let ns = u64::from(t.sec()) * 1_000_000_000 + u64::from(t.nsec()) - since_ns / 50;
             audio.timestamp = Some(fox::Timestamp::new(
                 (ns / 1_000_000_000) as u32,
@@ -399,7 +399,7 @@ fn a_burst_of_audio_tokens_is_handed_out_over_ticks() {
     const BLOCK_MS: u64 = 20;
     for stack in [1, 2, 4] {
         let most = AudioFrontEnd::max_tokens_per_block(stack, BLOCK_MS);
-        // How many tokens each tick of one block gets, and their times.
+        // How many tokens each tick gets, with one block a tick, and their times.
         let run = |most: usize| {
             let mut front_end = AudioFrontEnd::new(stack, BLOCK_MS, most);
             let (mut counts, mut times) = (Vec::new(), Vec::new());
@@ -424,7 +424,7 @@ fn a_burst_of_audio_tokens_is_handed_out_over_ticks() {
         let (counts, times) = run(most);
         assert!(counts.iter().all(|&n| n <= most), "stack {stack}");
         let (bursts, all) = run(usize::MAX);
-        // As many in the end, but for a last burst, with the same times.
+        // In the end as many tokens, except of a last burst, at the same times.
         assert!(all.len() - times.len() < most, "stack {stack}");
         assert_eq!(times, all[..times.len()], "stack {stack}");
         assert!(all.len() * stack > 180);
@@ -517,7 +517,7 @@ fn what_finds_no_room_in_the_recording_is_counted() {
         });
     }
     let end = recording.finish(true);
-    // More than can wait, sooner than a disk takes it.
+    // More than can wait, and faster than a disk takes it.
     assert!(end.dropped > 0);
     assert_eq!(end.written + end.dropped, SENT);
 }

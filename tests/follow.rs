@@ -19,7 +19,7 @@ use umm::source::Inlet;
 use umm::source::replay::{Replay, Speed};
 use umm::time::{Clock, LogClock};
 
-/// A run of the demo's drive, its inputs changed afterwards, and the run repeated on them.
+/// Runs the demo's drive, then changes its inputs and repeats the run on them.
 fn repeated(name: &str, edit: impl FnOnce(&mut Vec<Message>)) -> Followed {
     let dir = folder(name);
     let path = |file: &str| dir.join(file);
@@ -109,7 +109,7 @@ fn an_input_that_was_not_recorded_is_named() {
     );
 }
 
-/// As [`repeated`], the run being of the changed inputs as well.
+/// The same as [`repeated`], but the run itself has the changed inputs too.
 fn run_and_repeated(name: &str, edit: impl FnOnce(&mut Vec<Message>)) -> Followed {
     let dir = folder(name);
     let path = |file: &str| dir.join(file);
@@ -122,8 +122,8 @@ fn run_and_repeated(name: &str, edit: impl FnOnce(&mut Vec<Message>)) -> Followe
     follow(&inputs, &out, &config, &weights).unwrap()
 }
 
-/// The clock is set ahead for a second, with and without an epoch that begins where it is set back; then everything that
-/// came in half a second comes at once.
+/// The clock is set ahead for a second, with and without a new epoch when it is set back; then everything of half a
+/// second arrives at once.
 #[test]
 fn clocks_that_were_set_change_nothing() {
     const MS: u64 = 1_000_000;
@@ -145,7 +145,7 @@ fn clocks_that_were_set_change_nothing() {
     }
 }
 
-/// A kill while recording: the journal reaches further than the inputs.
+/// As after a kill while recording: the journal reaches further than the inputs.
 #[test]
 fn inputs_that_were_cut_are_repeated_as_far_as_they_go() {
     let dir = folder("follow_cut");
@@ -163,7 +163,7 @@ fn inputs_that_were_cut_are_repeated_as_far_as_they_go() {
     assert!((10..28).contains(&followed.ticks), "{followed:?}");
 }
 
-/// A publisher that is none of the configuration's sends on a topic of it.
+/// A publisher that the configuration does not know sends on one of its topics.
 #[test]
 fn what_a_live_run_could_not_decode_does_not_stop_it() {
     let followed = run_and_repeated("follow_stray", |messages| {
@@ -176,7 +176,7 @@ fn what_a_live_run_could_not_decode_does_not_stop_it() {
     assert!(followed.ticks >= 30, "{followed:?}");
 }
 
-/// A run of this machine repeated by a processor of 2013, emulated: AVX2 and fused multiply-add, no AVX-512.
+/// A run on this machine is repeated on an emulated processor of 2013: AVX2 and fused multiply-add, no AVX-512.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[test]
 fn another_processor_comes_to_the_same_digests() {
@@ -201,10 +201,10 @@ fn another_processor_comes_to_the_same_digests() {
     let said = String::from_utf8_lossy(&repeated.stdout);
     let errors = String::from_utf8_lossy(&repeated.stderr);
     assert!(repeated.status.success(), "{said}{errors}");
-    assert!(said.contains("the run is repeated"), "{said}{errors}");
+    assert!(said.contains("the run was reproduced"), "{said}{errors}");
 }
 
-/// Takes these of the journal's entries out, counted from 1.
+/// Removes these entries of the journal, counted from 1.
 fn without_entries(messages: &mut Vec<Message>, lost: std::ops::Range<u64>) {
     let mut entries = 0;
     messages.retain(|m| {
@@ -214,12 +214,12 @@ fn without_entries(messages: &mut Vec<Message>, lost: std::ops::Range<u64>) {
     });
 }
 
-/// The demo's drive replayed with keyframes each second, its journal holed, and followed.
+/// Replays the demo's drive with a keyframe each second, edits the output log and follows it.
 fn with_keyframes(name: &str, edit: impl FnOnce(&mut Vec<Message>)) -> (u64, Followed) {
     with_keyframes_of(name, |_| {}, edit)
 }
 
-/// The same with the recorded inputs edited too.
+/// The same, with the recorded inputs edited too.
 fn with_keyframes_of(
     name: &str,
     edit_inputs: impl FnOnce(&mut Vec<Message>),
@@ -252,7 +252,7 @@ fn behind_an_input_that_was_not_recorded_it_goes_on_from_the_next_keyframe() {
     };
     let (topic, sequence) = ("/audio/mic".to_owned(), 70);
     assert_eq!(gap.because, What::NotRecorded { topic, sequence });
-    // A keyframe lies behind tick 20.
+    // A keyframe follows tick 20.
     assert_eq!(gap.until, (1, 21));
     assert_eq!(gap.entries, 20 - gap.after.1);
     assert_eq!(followed.ticks, ticks - gap.entries);
@@ -265,7 +265,7 @@ fn behind_an_input_that_was_not_recorded_it_goes_on_from_the_next_keyframe() {
 
 #[test]
 fn behind_a_hole_it_goes_on_from_the_next_keyframe() {
-    // Keyframes lie behind ticks 10, 20, 30, ...
+    // Keyframes follow ticks 10, 20, 30, ...
     let (ticks, followed) = with_keyframes("follow_keyframes", |messages| {
         without_entries(messages, 13..16);
         // What was entry 34.
@@ -329,7 +329,7 @@ fn behind_a_hole_it_goes_on_with_the_next_epoch() {
     assert_eq!(followed.unchecked, [gap]);
 }
 
-/// A slow sink drops outputs, the journal's among them; there is no keyframe to go on from.
+/// As when a slow sink drops outputs, journal entries among them; there is no keyframe to resume from.
 #[test]
 fn a_journal_with_a_hole_is_called_one() {
     let dir = folder("follow_hole");
@@ -365,7 +365,7 @@ fn epochs_are_followed() {
     assert_eq!(followed.ticks, replayed.ticks);
 }
 
-/// A stopwatch on which every reading takes a while: a machine as slow as one likes, the same every time.
+/// A stopwatch on which every reading takes a while: a machine of any slowness, the same every time.
 #[derive(Clone, Default)]
 struct SlowWatch {
     now_ns: Arc<AtomicU64>,
@@ -379,7 +379,7 @@ const HICCUP_NS: u64 = 200_000_000;
 /// Ticks before the one with the hiccup.
 const HICCUP_TICK: u64 = 45;
 
-/// Of a tick: its budget, its start, the end of its front ends.
+/// Readings in a tick: for its budget, at its start, at the end of its front ends.
 const READINGS_TO_FRONT_END: u64 = 3;
 
 impl Clock for SlowWatch {
@@ -395,8 +395,8 @@ impl Clock for SlowWatch {
     }
 }
 
-/// A live run on a machine that is slow for a second, and later in the middle of one tick: it leaves things out, says so,
-/// comes back, and is repeated exactly.
+/// A live run on a machine that is slow for a second, and later in the middle of one tick: it leaves things out, says
+/// so, recovers, and is repeated exactly.
 #[test]
 fn degradations_are_repeated() {
     let dir = folder("follow_degraded");

@@ -1,4 +1,4 @@
-//! The streaming log-mel front end against librosa, and against itself for any cut of the input.
+//! The streaming log-mel front end against librosa, and against itself with the input cut in any way.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! A short, bounded run of the fuzz targets on this toolchain: every seed as it is, then changed a thousand times, the
-//! same way every time; and every input that was ever found to break one (`tests/fuzz/found/TARGET/`).
+//! A short, bounded run of the fuzz targets on this toolchain: every seed as it is, then changed up to a thousand
+//! times, the same way every time; and every input that was ever found to break one (`tests/fuzz/found/TARGET/`).
 //!
 //! `UMM_WRITE_SEEDS=FOLDER` writes the seeds as `FOLDER/TARGET/N`, for `cargo fuzz`.
 
@@ -19,10 +19,10 @@ use umm::model::init::initial_weights;
 use umm::model::spec::ModelSpec;
 use umm::umm::rows::Rows;
 
-/// Changed inputs for each seed.
+/// Most changed inputs for each seed.
 const CHANGES: u64 = 1000;
 
-/// Seeds are changed this often at most in all, a target: large ones are slow.
+/// Most bytes of changed inputs for each target, shared evenly by its seeds: large ones are slow.
 const MOST_BYTES: usize = 40 << 20;
 
 /// xorshift64*, so that every run is the same.
@@ -41,7 +41,7 @@ impl Random {
     }
 }
 
-/// What goes wrong with bytes: bits, values at the edges of numbers, cuts, repeats.
+/// Damages bytes: flipped bits, edge values of integers, cuts, repeats.
 fn change(bytes: &mut Vec<u8>, random: &mut Random) {
     const EDGES: [u64; 8] = [0, 1, 0x7f, 0x80, 0xff, 0x7fff_ffff, 0xffff_ffff, u64::MAX];
     for _ in 0..=random.below(4) {
@@ -197,7 +197,7 @@ fn log_seeds() -> Vec<Vec<u8>> {
     let path = folder("fuzz_seeds").join("drive.mcap");
     drive(&path, 0.3);
     let mut seeds = vec![std::fs::read(&path).unwrap()];
-    // Small logs of the format's own conformance suite, every feature by itself.
+    // Every twentieth of the small logs of the format's own conformance suite.
     if let Some(suite) = shared_data("mcap_conformance") {
         let entries = |folder: &Path| {
             std::fs::read_dir(folder)
@@ -256,7 +256,7 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
         "weights" => {
             let tiny = std::fs::read(fixture("model/tiny.safetensors")).unwrap();
             let nano = initial_weights(&ModelSpec::preset("nano", 0).unwrap());
-            // The header is what is worth changing.
+            // Only the header is worth changing.
             let mut head = nano.to_bytes().unwrap();
             head.truncate(1 << 14);
             let packed = [Precision::Bf16, Precision::Int8].map(|precision| {

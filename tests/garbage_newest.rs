@@ -1,5 +1,5 @@
-//! Garbage that is the newest sample of a tick does not cost the tick the good one before it, up to a limit; the journal
-//! names what was tried, and a run is repeated from it.
+//! If a tick's newest sample is garbage, the good one before it is used, up to a limit; the journal names what was
+//! tried, and the run is repeated from it.
 
 mod support;
 
@@ -13,13 +13,13 @@ use umm::source::replay::Speed;
 const CAMERA: &str = "/camera/front/image";
 const SPEED: &str = "/vehicle/speed";
 
-/// So many messages of garbage behind every one of a topic.
+/// Adds `behind_each` messages of garbage after every message of a topic.
 fn add_garbage(messages: &mut Vec<Message>, topic: &str, behind_each: u64) {
     let mut garbage = Vec::new();
     for good in messages.iter().filter(|m| m.topic == topic) {
         for i in 1..=behind_each {
             let mut bad = good.clone();
-            // Without a stamp of its own it has that of its publication, the good one's; it arrives later, and so is newer.
+            // Garbage has no stamp, so its publication time counts, the good one's; it arrives later and so is newer.
             bad.header.log_time += i;
             bad.data = b"garbage".to_vec();
             garbage.push(bad);
@@ -30,14 +30,14 @@ fn add_garbage(messages: &mut Vec<Message>, topic: &str, behind_each: u64) {
 }
 
 struct Outcome {
-    /// Of the topic, at the end.
+    /// The topic's entry at the end.
     entry: TopicLedger,
     frames: Vec<FusedFrame>,
     /// Each tick's digest of what the model sees.
     inputs: Vec<String>,
 }
 
-/// A drive with garbage on a topic. Twice the same, and repeated from its journal.
+/// Replays a drive with garbage on a topic, twice to the same bytes, and repeats it from its journal.
 fn with_garbage(name: &str, topic: &str, behind_each: u64) -> Outcome {
     let dir = folder(name);
     let path = |file: &str| dir.join(file);
@@ -97,7 +97,7 @@ fn what_is_tried_is_bounded() {
 #[test]
 fn a_speed_before_garbage_is_used() {
     let Outcome { entry, frames, .. } = with_garbage("garbage_speed", SPEED, 1);
-    // Five a tick of each kind: the newest is garbage, the one before it is used, the rest is passed over.
+    // Five of each kind in a tick: the newest is garbage, the one before it is used, the rest is superseded.
     assert_eq!(entry.fused, frames.len() as u64, "{entry:?}");
     assert_eq!(entry.undecodable, entry.fused, "{entry:?}");
     assert!(entry.superseded > 6 * entry.fused, "{entry:?}");

@@ -1,4 +1,5 @@
-//! A whole replay, on every instruction set that this processor has: the same output log, byte for byte, in every precision.
+//! A whole replay on every instruction set that this x86-64 processor has: in each precision, the same output log, byte
+//! for byte.
 
 mod support;
 
@@ -12,7 +13,7 @@ const CONFIG: &str = include_str!("../config/demo.toml");
 fn all_of_them_write_the_same_log() {
     let dir = folder("instruction_sets");
     drive(&dir.join("drive.mcap"), 1.5);
-    // It says at its end what it has done (`.ci/tiles`).
+    // The emulator of tiles (`.ci/tiles`) says at its end what it has done.
     let emulated = std::env::var("LD_PRELOAD").is_ok_and(|loaded| loaded.contains("tiles.so"));
     let mut of_precisions: Vec<Vec<u8>> = Vec::new();
     for precision in ["f32", "bf16", "int8"] {
@@ -24,7 +25,7 @@ fn all_of_them_write_the_same_log() {
         std::fs::write(dir.join("car.toml"), config).unwrap();
         let mut first: Option<Vec<u8>> = None;
         for isa in Isa::ALL {
-            // Without fused multiply-add sums are rounded otherwise; the loops choose it for themselves where it is.
+            // Without fused multiply-add, sums round differently; the portable loops use it where the processor has it.
             if !isa.available() || cfg!(not(target_arch = "x86_64")) {
                 println!("skipped: {}", isa.name());
                 continue;

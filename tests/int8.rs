@@ -1,5 +1,5 @@
-//! 8-bit linear layers: the same bits on every instruction set this processor has, for any number of rows and threads; close
-//! to exact arithmetic within the bound that quantisation gives.
+//! 8-bit linear layers: the same bits on every instruction set this processor has, for any number of rows and threads;
+//! as close to exact arithmetic as quantisation allows.
 
 mod support;
 
@@ -41,7 +41,7 @@ fn add(cpu: &mut Cpu, in_dim: usize, out_dim: usize) -> LinearId {
     cpu.add_linear(&weight, Some(&bias), in_dim, out_dim)
 }
 
-/// The layer's result for `x` on what `out` held before.
+/// Replaces what `out` holds by the layer's result for `x`; `Epilogue::Add` adds to it.
 fn product(
     cpu: &mut Cpu,
     layer: LinearId,
@@ -85,7 +85,7 @@ fn every_instruction_set_gives_the_bits_of_the_definition() {
     }
 }
 
-/// The definition's GELU is another formula, so that this one is compared among instruction sets.
+/// The definition's GELU is another formula, so instruction sets are compared with each other.
 #[test]
 fn gelu_has_the_same_bits_on_every_instruction_set() {
     for ((in_dim, out_dim), rows) in sizes_and_rows(SIZES, &ROWS) {
@@ -112,7 +112,7 @@ fn small_layers_are_as_in_f32_and_attention_is_near() {
     let mut others = differences(2e-5);
     others.retain(|d| !d.case.contains("attention") && !d.case.contains("cached"));
     assert!(others.is_empty(), "{others:#?}");
-    // Its queries, keys, values and weights are in 8 bits: values of up to 1, a few keys.
+    // Attention has queries, keys, values and weights in 8 bits: values of up to 1, a few keys.
     assert!(differences(3e-2).is_empty(), "{:#?}", differences(3e-2));
 }
 
@@ -158,7 +158,7 @@ fn a_row_that_is_not_finite_gives_nan_and_leaves_the_others() {
         for (row, bad) in [(1, f32::NAN), (4, f32::INFINITY), (6, f32::NEG_INFINITY)] {
             x[row * in_dim + 5] = bad;
         }
-        // Too small to be divided by, and no sign of anything.
+        // Too small to divide by, and all zero: only the bias is left.
         x[2 * in_dim..3 * in_dim].fill(1e-44);
         x[3 * in_dim..4 * in_dim].fill(0.0);
         product(&mut cpu, layer, &x, rows, &mut out, Epilogue::Store);

@@ -1,4 +1,4 @@
-//! Keyframes: a run that begins at one gives the bytes of the whole run; what is not this run's is refused by name.
+//! Keyframes: a run that begins at one gives the bytes of the whole run; one of another run is refused, with a reason.
 
 mod support;
 
@@ -49,7 +49,7 @@ fn log_start_ns(log: &Path) -> u64 {
         .0
 }
 
-/// Every keyframe of a whole run is begun at; the rest of the run must come out, byte for byte.
+/// Begins a replay at every keyframe of a whole run: each must give the rest of the run, byte for byte.
 fn every_rest_is_the_same(name: &str, config: &Config, edit: impl FnOnce(&Path, &Path)) {
     let dir = folder(name);
     let (made, log) = (dir.join("made.mcap"), dir.join("log.mcap"));
@@ -90,7 +90,7 @@ fn a_replay_from_a_keyframe_is_the_rest_of_the_whole() {
     });
 }
 
-/// A window of half a second leaves most of the drive to a long context.
+/// With a window of half a second, most of the drive is in the long context.
 #[test]
 fn a_long_context_is_kept() {
     let mut config = shipped("demo.toml");
@@ -102,7 +102,7 @@ fn a_long_context_is_kept() {
     });
 }
 
-/// An odd audio rate goes through the resampler, whose state is the library's own; late and looping samples, gaps.
+/// An odd audio rate goes through the resampler, whose state is the library's own; a log that loops begins an epoch.
 #[test]
 fn state_of_every_kind_is_kept() {
     let mut config = shipped("demo.toml");
@@ -198,7 +198,7 @@ fn a_keyframe_of_something_else_is_refused_by_name() {
     );
     let sealed = encode(&keyframe);
     let again = decode(&sealed).unwrap();
-    // Fields in another order have another checksum.
+    // Encoded again, fields have another order, and so another checksum.
     let checksum = keyframe.checksum;
     assert!(Keyframe { checksum, ..again } == keyframe);
     let mut flipped = sealed.clone();

@@ -11,7 +11,7 @@ use umm::sample::Sample;
 /// One event in a run.
 #[derive(Clone, Debug)]
 enum Event {
-    /// Messages of a topic, so much before or after the clock, all with one stamp or spread.
+    /// `count` messages of a topic, the first `age_ms` behind the clock, the others `spread_ms` apart.
     Arrive {
         topic: usize,
         count: usize,
@@ -59,7 +59,7 @@ struct Run {
 }
 
 impl Run {
-    /// What the engine does with a closed tick: every third sample cannot be decoded.
+    /// Accounts for a closed tick as the engine does, with every third sample undecodable, and checks it.
     fn check_tick(&mut self) -> Result<(), TestCaseError> {
         let tick = &self.tick;
         for (i, taken) in tick.taken.iter().enumerate() {
@@ -110,7 +110,7 @@ proptest! {
         live in any::<bool>(),
     ) {
         let config = config(late, required, live);
-        // A queue shorter than a flood: what it drops is counted like the rest.
+        // Queues shorter than a flood: what they drop is counted like the rest.
         let queues: Vec<_> = config.topics.iter().map(|t| bounded(32, t.keep)).collect();
         let mut run = Run { aligner: Aligner::new(config), tick: Tick::default(), pushed: vec![0; 3], last: None, skipped: 0 };
         let mut now_ns = START_NS;
@@ -157,7 +157,7 @@ proptest! {
 }
 
 impl Run {
-    /// Before a new epoch what is in the queues has not been received yet.
+    /// As `check_tick`, before a new epoch, when what is in the queues has not been received yet.
     fn check_flush(&mut self) -> Result<(), TestCaseError> {
         let received: Vec<u64> = self
             .aligner
@@ -173,7 +173,7 @@ impl Run {
     }
 }
 
-/// A tick waits for a required topic, not for ever, and not for an optional one.
+/// A tick waits for a required topic, but not for ever, and not for an optional one.
 #[test]
 fn ticks_close_when_they_should() {
     let sample = |topic, at_ms| sample(topic, 0, at_ms);
@@ -203,7 +203,7 @@ fn ticks_close_when_they_should() {
     assert_eq!(tick.taken.iter().filter(|t| t.late).count(), 1);
 }
 
-/// A live clock that leaps ahead by a year: a few ticks, not a year's; then they go on as before, with input or without.
+/// When a live clock leaps ahead by a year, few ticks close, not a year's; then they go on, with input or without.
 #[test]
 fn a_leap_of_the_clock_is_passed_over() {
     const YEAR_MS: u64 = 365 * 24 * 3_600_000;
@@ -218,7 +218,7 @@ fn a_leap_of_the_clock_is_passed_over() {
         if sees_one {
             aligner.offer(sample(YEAR_MS), at(YEAR_MS)).unwrap();
         }
-        // The sample that waited, then where the clock is now.
+        // First the tick of the sample that waited, then one at the clock's new time.
         assert!(aligner.close_into(at(YEAR_MS), &mut tick));
         assert_eq!((tick.tick, tick.taken.len(), tick.skipped), (2, 1, 0));
         assert!(!aligner.close_into(at(YEAR_MS), &mut tick));
@@ -227,7 +227,7 @@ fn a_leap_of_the_clock_is_passed_over() {
         assert!(aligner.close_into(due_ns, &mut tick));
         assert_eq!(tick.taken.len(), usize::from(sees_one));
         assert!(tick.skipped > YEAR_MS / 100 - 5, "{}", tick.skipped);
-        // Nothing comes, and that is said at every tick.
+        // Nothing comes, and still no tick is skipped.
         for _ in 0..50 {
             let due_ns = aligner.next_deadline_ns().unwrap();
             assert!(aligner.close_into(due_ns, &mut tick));
@@ -236,8 +236,8 @@ fn a_leap_of_the_clock_is_passed_over() {
     }
 }
 
-/// What is of no use begins no epoch, and a leap before the first tick is passed over as well: a live run does not compute all
-/// ticks since.
+/// A sample that is of no use begins no epoch, and a leap before the first tick is skipped too: a live run does not
+/// compute all ticks since.
 #[test]
 fn an_old_stamp_does_not_begin_a_run() {
     const YEAR_MS: u64 = 365 * 24 * 3_600_000;
@@ -275,7 +275,7 @@ fn a_stamp_ahead_of_the_clock_closes_no_tick_early() {
     assert!(!aligner.close_into(at(120), &mut tick), "{tick:?}");
 }
 
-/// A full buffer that keeps the newest does not give one up for an older one.
+/// A full buffer that keeps the newest samples does not give one up for an older one.
 #[test]
 fn a_full_buffer_keeps_the_newest() {
     let at = |ms: u64| START_NS + ms * MS;

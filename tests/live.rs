@@ -85,10 +85,10 @@ fn run_and_play(name: &str, shared_memory: bool) {
             .is_some_and(|b| b.measured && b.stages.len() >= 5)
     });
     assert!(measured, "live frames carry their times");
-    // The drive's own stamps: the log plays in its own time.
+    // Ticks have the drive's own times: the run follows the played log's clock.
     let first = frames.first().unwrap().tick_time_ns / 1_000_000_000;
     assert!((1_767_254_399..1_767_254_410).contains(&first), "{first}");
-    // What the run received and what it did with it: repeated on a desk, tick by tick.
+    // The run is repeated from its recording and journal, tick by tick.
     let followed = wait(
         start(&[
             "replay",
@@ -103,7 +103,7 @@ fn run_and_play(name: &str, shared_memory: bool) {
     assert!(followed.status.success(), "{}", text(&followed));
     let expected = format!("{} ticks with", frames.len());
     assert!(text(&followed).contains(&expected), "{}", text(&followed));
-    // After the end of the play nothing old is shown as fresh.
+    // After the end of the play, every modality is missing.
     assert!(
         frames
             .last()
@@ -124,7 +124,7 @@ fn a_played_log_is_fused_live_over_tcp() {
     run_and_play("live_tcp", false);
 }
 
-/// kill -9 in the middle: what was received and what came of it is there up to the last flush, and replays.
+/// After kill -9, recording and output log are there up to the last flush, and the recording replays.
 #[test]
 fn a_killed_run_leaves_readable_logs() {
     let dir = folder("live_killed");
@@ -137,7 +137,7 @@ fn a_killed_run_leaves_readable_logs() {
     let session = connect(&endpoint);
     let fused = session.declare_subscriber("umm/fused").wait().unwrap();
     let mut play = play(&log, &endpoint);
-    // Until enough has been flushed.
+    // Wait until enough has been flushed.
     wait_for_bytes(&inputs, 1_000_000);
     std::thread::sleep(Duration::from_millis(1500));
     live.kill().unwrap();
@@ -146,7 +146,7 @@ fn a_killed_run_leaves_readable_logs() {
     let last = FusedFrame::decode(&last.payload().to_bytes()[..]).unwrap();
     play.kill().unwrap();
     play.wait().unwrap();
-    // Both logs reach to a second before the end, the time between two flushes, and a little.
+    // Both logs reach to within a second of the end, the time between two flushes, and a little more.
     const LOST_NS: u64 = 1_500_000_000;
     for log in [&inputs, &out] {
         let kept = umm::source::mcap_log::summarize(Path::new(log)).unwrap();
@@ -157,7 +157,7 @@ fn a_killed_run_leaves_readable_logs() {
     let said = succeeds(start(&[
         "replay", &inputs, "--config", config, "--out", &again,
     ]));
-    assert!(said.contains("the log is not whole"), "{said}");
+    assert!(said.contains("the log is incomplete"), "{said}");
     let ledgers: Vec<Ledger> = outputs(Path::new(&again), "umm/ledger");
     let camera = &ledgers.last().unwrap().topics[0];
     assert!(
@@ -166,8 +166,8 @@ fn a_killed_run_leaves_readable_logs() {
     );
 }
 
-/// kill -9, and a run that goes on from the last keyframe: same epoch, ticks counted on, the context's age in every frame.
-/// What it does is repeated from its own logs.
+/// After kill -9, a run goes on from the last keyframe: same epoch, ticks counted on, the context's age in every frame.
+/// It is repeated from its own logs.
 #[test]
 fn a_killed_run_is_restarted_warm() {
     let dir = folder("live_restart");
@@ -225,12 +225,12 @@ fn a_killed_run_is_restarted_warm() {
         .unwrap()
         .unwrap();
     assert_eq!(newer.tick, frames.last().unwrap().tick, "kept at the end");
-    // A damaged file is said to be one, and the run begins cold.
+    // A damaged file is reported, and the run begins cold.
     let mut bytes = std::fs::read(&state).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&state, bytes).unwrap();
     let third = wait(run(&["--seconds", "1"]), Duration::from_secs(60));
     assert!(third.status.success(), "{}", text(&third));
-    assert!(text(&third).contains("begins without the earlier context: the keyframe is damaged"));
+    assert!(text(&third).contains("starting without the earlier context: the keyframe is damaged"));
 }

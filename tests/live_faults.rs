@@ -1,4 +1,4 @@
-//! What goes wrong around a live run, from outside its process: sessions, disks, subscribers, publishers, clocks.
+//! What goes wrong around a live run, outside its process: sessions, disks, subscribers, publishers, clocks.
 #![cfg(feature = "zenoh")]
 
 mod support;
@@ -18,7 +18,7 @@ use support::logs::{drive, folder, outputs, rewrite};
 use umm::proto::{FusedFrame, Health, Ledger};
 use zenoh::Wait;
 
-/// What arrives at one port goes on to another, until it is cut.
+/// Forwards connections from one port to another while it is open.
 struct Proxy {
     endpoint: String,
     open: Arc<AtomicBool>,
@@ -66,7 +66,7 @@ fn pass_on(mut from: &TcpStream, mut to: &TcpStream, open: &AtomicBool) {
     let _ = to.shutdown(Shutdown::Both);
 }
 
-/// The connection is lost for three seconds and comes back: ticks go on and say what is missing, then what is there.
+/// The connection is lost for three seconds: ticks go on and say that the camera is missing, then that it is back.
 #[test]
 fn a_lost_session_is_found_again() {
     let dir = folder("live_session");
@@ -100,7 +100,7 @@ fn a_lost_session_is_found_again() {
     let lost = lost.expect("nothing older than the window is used");
     let found = frames[lost..].iter().position(|f| !camera(f).missing);
     let found = lost + found.unwrap_or_else(|| panic!("lost for good: {}", text(&live)));
-    // A window of no frame, then all of them again.
+    // Once found, the camera stays.
     let after = &frames[found..found + 20];
     assert!(
         after
@@ -111,8 +111,8 @@ fn a_lost_session_is_found_again() {
     assert_eq!(camera(&frames[lost]).gate, 0.0);
 }
 
-/// Files may not grow beyond a limit, as on a disk that fills up: the outputs still go out, health says what failed, and
-/// what was written before can be read.
+/// Files may not grow beyond a limit, as on a disk that fills up: outputs are still published, health says what failed,
+/// and what was recorded before can be read.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_said_and_the_run_goes_on() {
@@ -123,7 +123,7 @@ fn a_full_disk_is_said_and_the_run_goes_on() {
     drive(Path::new(&log), 12.0);
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
     let endpoint = free_endpoint();
-    // The limit is in blocks of 512 bytes; without its signal a write beyond it is an error.
+    // The limit is in blocks of 512 bytes; with its signal ignored, a write beyond it is an error.
     let command = format!(
         "trap '' XFSZ; ulimit -f 100; exec {UMM} run --config {config} --out {out} --record {inputs} --listen {endpoint} --seconds 20"
     );
@@ -163,7 +163,7 @@ fn a_full_disk_is_said_and_the_run_goes_on() {
     assert!(said.contains("messages were not recorded"), "{said}");
     let left_out = |h: &Health| h.reasons.iter().any(|r| r.contains("not recorded"));
     assert!(last.iter().any(left_out), "{reasons}");
-    // Up to there everything is whole.
+    // Up to the limit, the recording can be replayed.
     let again = path("again.mcap");
     succeeds(start(&[
         "replay", &inputs, "--config", config, "--out", &again,
@@ -196,8 +196,8 @@ fn a_slow_subscriber_holds_up_nothing() {
     std::mem::forget(session);
 }
 
-/// Another publisher on the same topics: no encoding, the wrong schema, cut and random bytes, far too many of them. All of
-/// it is counted, none of it harms what comes from the right one.
+/// Another publisher on the same topics: no encoding, the wrong schema, random bytes of any length, far too many of
+/// them. Its messages are counted, and the right publisher's camera frames are still used.
 #[test]
 fn a_rogue_publisher_is_counted_and_harms_nothing() {
     let dir = folder("live_rogue");
@@ -259,23 +259,17 @@ fn a_rogue_publisher_is_counted_and_harms_nothing() {
     let ledgers: Vec<Ledger> = outputs(Path::new(&out), "umm/ledger");
     assert!(ledgers.iter().all(|l| l.closes));
     let last = ledgers.last().unwrap();
-    let bad: u64 = last
-        .topics
-        .iter()
-        .map(|t| t.undecodable + t.superseded)
-        .sum();
-    assert!(bad > 100, "{said}");
     let audio = &last.topics[1];
     assert!(
         audio.undecodable > 0 && audio.last_error.contains("none/msg/Such"),
         "{said}"
     );
-    // The camera's own frames, by and after the flood.
+    // The camera's own frames: most of the last ticks that looked for one had it.
     let end = frames
         .iter()
         .rposition(|f| f.topics[0].samples_used > 0)
         .unwrap();
-    // A busy machine takes a plan that leaves frames out; that is not the flood's doing.
+    // On a busy machine a plan may leave frames out; that is not the flood's doing.
     let looked = |f: &&FusedFrame| {
         let plan = f.plan.as_ref().map_or("", |plan| plan.name.as_str());
         ["full", "no-caption", "pooled-camera"].contains(&plan)
@@ -293,7 +287,7 @@ fn a_rogue_publisher_is_counted_and_harms_nothing() {
     );
 }
 
-/// The sensors' clock leaps ahead by three seconds, then by a year, then back: each time the run follows within a window.
+/// The sensors' clock leaps ahead by three seconds, then to a year ahead, then back; the run follows each time.
 #[test]
 fn a_clock_that_leaps_is_followed() {
     const LEAPS_S: [i64; 4] = [0, 3, 365 * 24 * 3600, 60];
@@ -330,25 +324,26 @@ fn a_clock_that_leaps_is_followed() {
     assert!(ledgers.iter().all(|l| l.closes));
     assert!(frames.len() < 400, "{} ticks; {said}", frames.len());
     let seen = frames.iter().filter(|f| f.topics[0].samples_used > 0);
-    // 50 frames between two leaps, of which a window may be lost to each.
+    // 50 frames come between two leaps; each leap may cost a window and a little more.
     assert!(seen.count() > 50 + 3 * 25, "{said}");
     let epochs = frames.last().unwrap().epoch;
     assert_eq!(epochs, 2, "one leap back; {said}");
     let health: Vec<Health> = outputs(Path::new(&out), "umm/health");
-    let told = |h: &Health| h.reasons.iter().any(|r| r.contains("clock was set anew"));
+    let told = |h: &Health| h.reasons.iter().any(|r| r.contains("clock was reset"));
     let told: Vec<bool> = health.iter().map(told).collect();
     let times = told.windows(2).filter(|w| !w[0] && w[1]).count();
     assert_eq!(times, LEAPS_S.len() - 1, "said after each leap; {said}");
 }
 
-/// What the system does not give is said, and the run goes on.
+/// The run says which core it cannot be pinned to, and goes on.
 #[cfg(target_os = "linux")]
 #[test]
 fn what_the_system_refuses_is_said() {
     let dir = folder("live_realtime");
     let config = dir.join("car.toml");
     let shipped = include_str!("../config/demo.toml");
-    let realtime = "[realtime]\npriority = 10\ncores = [1023]\nlock_memory = true\n";
+    let realtime = "[realtime]\npriority = 10\ncores = [0, 1023]\nlock_memory = true\n";
+    let shipped = shipped.replace("[engine]", "[engine]\nthreads = 2");
     std::fs::write(&config, format!("{realtime}{shipped}")).unwrap();
     let config = config.display().to_string();
     let endpoint = free_endpoint();
@@ -368,7 +363,7 @@ fn what_the_system_refuses_is_said() {
     assert!(said.contains("stopped after"), "{said}");
 }
 
-/// A run without input says `starting`; a reporter says `failed` for a loop that stands still. Seen by a subscriber.
+/// A subscriber sees `starting` from a run without input, and `failed` from the watchdog's reporter, called by hand.
 #[test]
 fn silence_is_reported() {
     use umm::proto::{Health, health::State};

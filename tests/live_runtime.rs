@@ -1,4 +1,4 @@
-//! A live run on a clock that the test moves: what stalls, clocks and restarts make of its frames.
+//! A live run on a clock that the test moves: frames after stalls and restarts.
 
 mod support;
 
@@ -86,7 +86,7 @@ impl Live {
         });
     }
 
-    /// The clock shows this; frames so far.
+    /// Sets the clock, runs what is due, and returns all frames so far.
     fn at(&mut self, now_ns: u64) -> Vec<FusedFrame> {
         self.clock.set_ns(now_ns);
         self.runtime
@@ -101,7 +101,7 @@ fn config() -> Config {
     from_text(CONFIG, "test").unwrap()
 }
 
-/// After a stall, ticks that are held are late like any other, and what they repeat is valid no longer than it was.
+/// After a stall, held ticks are late like any other, and the results they repeat are not valid any longer than before.
 #[test]
 fn held_ticks_neither_meet_deadlines_nor_renew_results() {
     let mut live = Live::new(&config());
@@ -109,7 +109,7 @@ fn held_ticks_neither_meet_deadlines_nor_renew_results() {
     for k in 0..10 {
         live.push(at(100 * k + 90));
         live.at(at(100 * k + 95));
-        // The longest wait for the next one is over.
+        // `max_wait` is over.
         live.at(at(100 * k + 150));
     }
     let frames = live.at(at(1060));
@@ -150,7 +150,7 @@ fn held_ticks_neither_meet_deadlines_nor_renew_results() {
     assert!(fresh.valid_until_ns > fresh.tick_time_ns);
 }
 
-/// The host's clock is hours behind the sensors': until the first sample says so, it must not end the epoch that goes on.
+/// The host's clock is hours behind the sensors': until the first sample shows it, the restored epoch must go on.
 #[test]
 fn a_restart_before_a_clock_that_is_behind_keeps_its_context() {
     let at = |ms: u64| START_NS + ms * MS;

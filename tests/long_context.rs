@@ -1,4 +1,4 @@
-//! The long context: `Network::step` against the whole-sequence reference, what it leaves alone, keyframes, memory.
+//! The long context: `Network::step` against the whole-sequence reference, results without it, keyframes, memory.
 
 mod support;
 
@@ -73,14 +73,14 @@ fn any_drive_cut_in_any_way() {
     }
 }
 
-/// One topic: capacity - 1, capacity and capacity + 1 pooled tokens, many wraps of local and compressed ring.
+/// One topic, with capacity - 1, capacity and capacity + 1 pooled tokens; many wraps of local and compressed ring.
 #[test]
 fn rings_at_their_boundaries() {
     let sizes = sizes(2, 4, 2);
     let weights = weights(Some(sizes));
     let context = sizes.capacity(0, 28);
     for pooled in [context - 1, context, context + 1] {
-        // An odd token each tick, so that groups straddle chunks; then whole groups.
+        // Odd numbers of tokens a tick, so that groups straddle chunks; then whole groups.
         for tokens in [1, 3, 6] {
             let ticks = (pooled * sizes.ratio).div_ceil(tokens);
             let name = format!("{pooled} pooled of {context}, {tokens} tokens a tick");
@@ -99,12 +99,12 @@ fn rings_at_their_boundaries() {
     compare("camera", &weights, &camera, context, Path::Fast);
 }
 
-/// The pooled tokens of a topic are the same however its tokens were cut into ticks: a query behind the window sees the same.
+/// A topic's pooled tokens are the same however its tokens were cut into ticks: a later query sees the same.
 #[test]
 fn pooling_does_not_depend_on_chunks() {
     let weights = weights(Some(sizes(3, 2, 32)));
     let context = 24;
-    // With one encoder layer keys and values depend on their token alone, so only pooling could tell the cuts apart.
+    // With one encoder layer, keys and values depend on their token alone, so only pooling could tell the cuts apart.
     let mut one_layer = weights.clone();
     one_layer.spec.encoder_layers = 1;
     one_layer
@@ -121,7 +121,7 @@ fn pooling_does_not_depend_on_chunks() {
     };
     let mut results = Vec::new();
     for cut in [1, 2, 3, 7] {
-        // 21 tokens of one time each, `cut` chunks a tick, all at the time of the first tick.
+        // 21 chunks of one token, each at its own time; `cut` of them a tick, all ticks at the time of the first.
         let mut network = network(&one_layer, context, Path::Fast);
         let mut batch = TokenBatch::default();
         let mut tick = 1;
@@ -173,7 +173,8 @@ fn pooling_does_not_depend_on_chunks() {
 
 #[test]
 fn best_of_at_least_all_blocks_is_all_of_them() {
-    // Telemetry of 4 tokens a tick: 16 blocks of 2 x 2 tokens fill the ring, of which at most 15 are whole and behind the window.
+    // Telemetry of 4 tokens a tick: 16 blocks of 2 x 2 tokens fill the ring, of which at most 15 are whole and behind
+    // the window.
     let ticks = batches(&steady(TELEMETRY, 60, 4), &tiny_spec());
     let run = |top_k| {
         let weights = weights(Some(sizes(2, 2, top_k)));
@@ -191,7 +192,7 @@ fn best_of_at_least_all_blocks_is_all_of_them() {
         "three of sixteen blocks were as good as all"
     );
 
-    // All of them without any scoring: what the reference calls attending to every pooled token behind the window.
+    // All of them, without any scoring: in the reference, every pooled token behind the window is attended to.
     let mut weights = weights(Some(sizes(2, 2, 16)));
     let mut network = network(&weights, 32, Path::Fast);
     let steps: Vec<_> = ticks.iter().map(|t| step(&mut network, t)).collect();
@@ -255,7 +256,7 @@ fn a_keyframe_holds_it() {
         .collect();
     for from in (0..ticks.len()).step_by(7) {
         let mut network = network(&weights, 24, Path::Fast);
-        // A state of its own, to be forgotten.
+        // A state of its own, which the thaw replaces.
         for tick in batches(&steady(TELEMETRY, 9, 5), &weights.spec) {
             step(&mut network, &tick);
         }
@@ -289,7 +290,7 @@ fn a_keyframe_holds_it() {
         network.forget();
     }
     network.begin_epoch(ORIGIN_NS);
-    // Nothing of them is left: what is kept from now on is what a new network keeps.
+    // Nothing of the refused states is left: from now on the network's state is that of a new one.
     for tick in &ticks[..9] {
         let bits = [&mut network, &mut fresh].map(|network| bits(&[step(network, tick)]));
         assert_eq!(bits[0], bits[1]);
@@ -315,7 +316,7 @@ fn allocations_of_steady_ticks() -> u64 {
         late_ms: 0,
         seed: k,
     };
-    // The attention's buffers grow until the contexts are full, in whatever way blocks and chunks meet.
+    // Attention's buffers grow until the contexts are full and blocks and chunks have met in every way.
     const WARM_UP: usize = 60;
     let ticks: Vec<_> = (0..2 * WARM_UP as u64)
         .map(|k| TickOf {
@@ -349,7 +350,7 @@ fn what_cannot_be_is_refused() {
     );
     for context in [4, 33, 1 << 30] {
         let reason = refused(&with, context);
-        assert!(reason.contains("whole blocks of 4"), "{reason}");
+        assert!(reason.contains("multiple of 4"), "{reason}");
     }
     let listed = network(&with, 32, Path::Fast);
     let mut names = listed
@@ -411,7 +412,7 @@ fn a_configuration_asks_for_it() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("context_ms = 1000 does not reach behind"),
+        error.contains("context_ms = 1000 does not exceed"),
         "{error}"
     );
 }

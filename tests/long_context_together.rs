@@ -1,4 +1,4 @@
-//! Networks with a long context that step together: each comes to the bits it comes to alone.
+//! Networks with a long context that step together: each gives the bits it gives alone.
 
 mod support;
 
@@ -13,7 +13,7 @@ use umm::model::stage::NoProbe;
 const LANES: usize = 3;
 const TICKS: usize = 60;
 
-/// What a lane says in each tick, and its whole state at the end.
+/// A lane's digests at each tick, and its whole state at the end.
 #[derive(PartialEq)]
 struct Said {
     digests: Vec<[u64; 4]>,
@@ -34,7 +34,7 @@ fn origin_ns(lane: usize) -> i64 {
     ORIGIN_NS - lane as i64 * 1_234_567_891
 }
 
-/// Whether a lane has a tick in a round: each stays away now and then, so that lanes change places.
+/// Whether a lane has a tick in a round: each sits out every fourth, so that lanes change places.
 fn comes(lane: usize, round: usize) -> bool {
     !(round + lane).is_multiple_of(4)
 }

@@ -1,5 +1,5 @@
-//! The MCAP conformance suite (416 files): what each file's `.json` lists is what is read from it, and what
-//! [`umm::source::mcap_log`] delivers for replay agrees with it.
+//! The MCAP conformance suite (416 files): what is read from each file, and what [`umm::source::mcap_log`] delivers for
+//! replay, agree with the file's `.json`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! Reading logs for replay: order, cuts and damage, against logs written here and real ones.
+//! Reading logs for replay: order, cuts and damage, on logs written here and real ones.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -95,7 +95,7 @@ fn write(layout: Layout, messages: &[(u64, Vec<u8>)], per_chunk: usize) -> Vec<u
     file.into_inner()
 }
 
-/// Bytes that tell which message they are, and compress a little.
+/// Bytes that name their message and compress a little.
 fn payload(i: usize) -> Vec<u8> {
     format!("message {i}, {}", "abc".repeat(i % 7)).into_bytes()
 }
@@ -144,7 +144,7 @@ fn messages_come_by_log_time_and_ties_in_file_order() {
 
 #[test]
 fn overlapping_chunks_beyond_the_limit_are_read_again() {
-    // Every chunk spans the whole time, and together they are more than may be held: 40 chunks of 16 MiB.
+    // Every chunk spans the whole time, and together they are more than may be in memory: 40 chunks of 16 MiB.
     let chunks = 40;
     let big = vec![7; 8 << 20];
     let messages: Vec<_> = (0..2 * chunks)
@@ -185,7 +185,7 @@ fn what_is_no_log_is_refused_by_name() {
     );
 }
 
-/// What a cut or damaged copy of a log delivers must be among the whole log's messages.
+/// Checks that what a cut or damaged copy of a log delivers is among the whole log's messages, none twice.
 fn assert_subset(read: &[LogMessage], whole: &[LogMessage], what: &str) {
     let mut seen = std::collections::HashSet::new();
     for message in read {
@@ -211,7 +211,7 @@ fn a_log_cut_at_any_byte_is_read_up_to_the_cut() {
             let (at, _) = end.cut.expect(&what);
             assert!(at <= cut as u64, "{what}: {at}");
             assert_eq!(end.damaged_count, 0, "{what}");
-            // A prefix, and never less of it than at a shorter cut.
+            // A prefix of the messages, never shorter than at an earlier cut.
             assert_eq!(
                 sequences(&read),
                 (0..read.len() as u32).collect::<Vec<_>>(),
@@ -230,7 +230,7 @@ fn a_log_cut_at_any_byte_is_read_up_to_the_cut() {
 
 #[test]
 fn the_messages_of_a_cut_chunk_are_kept() {
-    // One chunk of all messages; uncompressed, each one is there as soon as its bytes are.
+    // One chunk of all messages; uncompressed, each message is kept that is there in full.
     let messages: Vec<_> = (0..50).map(|i| (i as u64, vec![i as u8; 1000])).collect();
     let bytes = write(LAYOUTS[3], &messages, 50);
     let file = TempFile::new("cut-chunk.mcap", &bytes[..25_000]);
@@ -240,7 +240,7 @@ fn the_messages_of_a_cut_chunk_are_kept() {
         end.describe().unwrap().starts_with("cut at byte "),
         "{end:?}"
     );
-    // Compressed, as far as the compressor's blocks reach (noise, so that there are several).
+    // Compressed, messages are kept as far as whole compressed blocks reach (noise, so that there are several).
     let mut state = 1_u64;
     let mut noise = || {
         state = state
@@ -282,7 +282,7 @@ fn no_flipped_byte_gets_through() {
                 let (read, end) = read(&file.0);
                 assert_subset(&read, &whole, &what);
                 if layout.indexed {
-                    // With an index one flipped byte costs one chunk at most, and never unsaid.
+                    // With an index, a flipped byte costs one chunk at most, and a loss is always reported.
                     assert!(read.len() >= whole.len() - 4, "{what}: {}", read.len());
                     let unsaid = read.len() < whole.len() && end.is_complete();
                     assert!(!unsaid, "{what}: {} messages, unsaid", read.len());

@@ -1,4 +1,5 @@
-//! After start-up the tick path allocates nothing: from queue to encoded output, counted by the allocator.
+//! After start-up, the tick path allocates nothing, from queue to encoded output: the allocator counts what the tick
+//! thread allocates.
 
 mod support;
 
@@ -108,12 +109,12 @@ fn image(time_ns: u64, width: u32, height: u32) -> Vec<u8> {
     bytes
 }
 
-/// Whether a tick's compressed image is cut short: each kind is at times.
+/// Whether a tick's compressed image is cut short; every kind is at some tick.
 fn is_cut(tick: u64) -> bool {
     tick % 10 == 9
 }
 
-/// A JPEG as cameras make it, a progressive one, or a PNG, by turns; now and then one that is cut.
+/// A JPEG as cameras make it, a progressive one and a PNG in turn; every tenth is cut.
 fn compressed(tick: u64, time_ns: u64, width: u32, height: u32) -> Vec<u8> {
     let rgb: Vec<u8> = (0..width * height * 3)
         .map(|i| (u64::from(i) * (tick + 1) / 40 % 251) as u8)
@@ -155,7 +156,7 @@ fn audio(time_ns: u64) -> Vec<u8> {
 
 fn twist(time_ns: u64) -> Vec<u8> {
     let mut bytes = header(time_ns);
-    // Doubles align to eight bytes after the encapsulation header.
+    // Doubles are aligned to eight bytes, counted from the end of the encapsulation header.
     bytes.resize((bytes.len() - 4).next_multiple_of(8) + 4, 0);
     (0..6).for_each(|i| bytes.extend(f64::from(i).to_le_bytes()));
     bytes
@@ -280,7 +281,7 @@ fn the_tick_path_allocates_nothing() {
     }
 }
 
-/// Two runs on one network, their ticks in one step.
+/// Runs two runs on one network, their ticks in one step.
 fn allocations_of_ticks_together(config: &Config, warm_up: u64, ticks: u64) -> u64 {
     let weights = initial_weights(&ModelSpec::preset("nano", 1).unwrap());
     let engines = Engine::together(config, &weights, Box::new(Cpu::new(Path::Fast)), 2).unwrap();

@@ -1,5 +1,5 @@
-//! Weights stored in the bits they run in: the same results as from the weights they were made from, and what is wrong with a
-//! file of them is named.
+//! Weights stored in the precision they run in: the results are those of the weights they were made from, and what is
+//! wrong with such a file is named.
 
 mod support;
 
@@ -20,14 +20,14 @@ use umm::run::ReplayOptions;
 
 const NARROW: [Precision; 2] = [Precision::Bf16, Precision::Int8];
 
-/// A matrix that is stored in fewer bits.
+/// One of the matrices that are stored in fewer bits.
 const MATRIX: &str = "encoder.0.attn.q.weight";
 
 fn nano() -> Weights {
     initial_weights(&ModelSpec::preset("nano", 3).unwrap())
 }
 
-/// The same weights in `f32`, each being what its bits stand for.
+/// The same weights in `f32`, each with the value that its bits stand for.
 fn widened(weights: &Weights) -> Weights {
     let mut wide = weights.clone();
     wide.narrow.clear();
@@ -39,7 +39,7 @@ fn widened(weights: &Weights) -> Weights {
     wide
 }
 
-/// What a second of the demo's drive comes to.
+/// The frames of a second of the demo's drive.
 fn frames(weights: &Weights, precision: Precision, name: &str) -> Vec<FusedFrame> {
     let dir = folder(name);
     let (log, out) = (dir.join("drive.mcap"), dir.join("out.mcap"));
@@ -125,7 +125,7 @@ fn a_layer_has_the_bits_of_one_that_was_rounded_at_load() {
                 ] {
                     let mut cpu = Cpu::with_isa(path, precision, isa);
                     cpu.allocate(ROWS * (in_dim + 2 * out_dim));
-                    // What is too small to be rounded stays what it was stored as.
+                    // A layer too small to be rounded at load keeps the values it was stored with.
                     let small = in_dim * out_dim < umm::backend::cpu::MIN_NARROW_WEIGHTS;
                     let before = if small {
                         narrow.widened(in_dim)
@@ -177,7 +177,7 @@ fn files_are_smaller_and_read_as_they_were_written() {
     assert_eq!(weights.packed(Precision::F32).unwrap(), weights);
 }
 
-/// What is said of packed weights that another writer has changed.
+/// The error for packed weights that another writer has changed.
 fn error(precision: Precision, edit: impl FnOnce(&mut RawTensors)) -> String {
     let bytes = nano().packed(precision).unwrap().to_bytes().unwrap();
     let bytes = tensors::edited(&bytes, |tensors, _| edit(tensors));
@@ -187,7 +187,7 @@ fn error(precision: Precision, edit: impl FnOnce(&mut RawTensors)) -> String {
     }
 }
 
-/// Rounded to the nearest, the largest weight there is would be infinite.
+/// The largest `f32`, rounded to the nearest, would be infinite.
 #[test]
 fn weights_that_rounding_makes_infinite_are_refused() {
     let mut weights = nano();
@@ -196,7 +196,7 @@ fn weights_that_rounding_makes_infinite_are_refused() {
         let error = weights.packed(precision).unwrap_err().to_string();
         assert!(error.contains(MATRIX), "{error}");
     }
-    // A little smaller they are as any other.
+    // Half as large, it is packed like any other.
     weights.tensors.get_mut(MATRIX).unwrap().values[130] = f32::MAX / 2.0;
     for precision in NARROW {
         let values = weights.packed(precision).unwrap();
@@ -240,7 +240,7 @@ fn what_is_wrong_is_named() {
             (Dtype::F32, vec![128], bytes),
         );
     });
-    says(text, &["encoder.0.norm1.weight.scale", "does not know"]);
+    says(text, &["encoder.0.norm1.weight.scale", "unknown tensors"]);
     let text = error(int8, |t| {
         let (_, shape, bytes) = t.remove(MATRIX).unwrap();
         t.insert(

@@ -1,4 +1,4 @@
-//! The output log, read by the Python `mcap` reader with its protobuf support: an independent implementation.
+//! The output log is read by an independent implementation, the Python `mcap` reader with its protobuf support.
 //!
 //! `UMM_PYTHON` names a Python that has `mcap` and `mcap-protobuf-support`; `.ci/run` makes one.
 

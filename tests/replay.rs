@@ -1,4 +1,4 @@
-//! Replays end to end: determinism, faults, and the real logs.
+//! Replays from end to end: determinism, faults, and real logs.
 
 mod support;
 
@@ -39,8 +39,8 @@ fn same_log_same_bytes_on_any_threads_at_any_speed() {
     );
 }
 
-/// What the engine said of this drive when the network was last checked against PyTorch. Processors differ in the last
-/// digits, so values are compared, not bytes. `UMM_BLESS=1` writes the file anew.
+/// The engine's results for this drive are those of when the network was last checked against PyTorch. Processors
+/// differ in the last digits, so values are compared, not bytes. `UMM_BLESS=1` rewrites the file.
 #[test]
 fn the_golden_drive_gives_the_golden_results() {
     let dir = folder("golden");
@@ -76,7 +76,7 @@ fn the_golden_drive_gives_the_golden_results() {
     }
 }
 
-/// Two samples of one topic change places, everything else stays: the digests must tell, from that tick on.
+/// Two samples of one topic change places, everything else stays: the digests differ from that tick on.
 #[test]
 fn the_order_of_samples_is_seen() {
     let dir = folder("order");
@@ -100,7 +100,7 @@ fn the_order_of_samples_is_seen() {
     let (before, after) = (out("a.mcap", &log), out("b.mcap", &swapped));
     assert_eq!(before.len(), after.len());
     for (a, b) in before.iter().zip(&after) {
-        // The second of the two carries an earlier stamp than it should: both lie in the tick of the first.
+        // The second now carries the earlier stamp; both lie in the tick of the first.
         let same = a.digest == b.digest;
         assert_eq!(same, a.tick_time_ns < at_ns, "tick {}", a.tick);
     }
@@ -218,7 +218,7 @@ fn a_log_that_starts_again_begins_an_epoch() {
         first.epoch_reason
     );
     assert_eq!(first.tick, 1);
-    // Nothing of the first lap is left: the second gives the same results, captions and retrieval apart.
+    // Nothing of the first lap is left: the second gives the same events (captions and retrieval may not).
     let lap = |e: u32| {
         frames
             .iter()
@@ -226,7 +226,7 @@ fn a_log_that_starts_again_begins_an_epoch() {
             .map(|f| &f.events)
     };
     assert!(lap(1).eq(lap(2)));
-    // But its moments are there, from the second lap's first tick on.
+    // But the first lap's moments are found, from the second's first tick on.
     let earlier = |f: &FusedFrame| f.nearest.iter().filter(|m| m.epoch == 1).count();
     assert_eq!(earlier(first), 3, "{:?}", first.nearest);
     assert!(
@@ -236,7 +236,7 @@ fn a_log_that_starts_again_begins_an_epoch() {
     );
 }
 
-/// For as long as messages are broken, and two seconds after.
+/// Health names a topic for as long as its messages are broken, and two seconds after.
 #[test]
 fn what_cannot_be_decoded_is_a_reason_of_health() {
     const TOPIC: &str = "/vehicle/speed";
@@ -266,7 +266,7 @@ fn what_cannot_be_decoded_is_a_reason_of_health() {
     assert_eq!(health.last().unwrap().state(), health::State::Nominal);
 }
 
-/// Signals may come in messages of their own, the newest of a tick always the same.
+/// Signals may come in separate messages, and the newest of a tick may always lack the same one.
 #[test]
 fn signals_that_come_in_turns_are_there() {
     let dir = folder("signals_in_turns");
@@ -279,7 +279,7 @@ fn signals_that_come_in_turns_are_there() {
             .enumerate()
         {
             let text = String::from_utf8(std::mem::take(&mut message.data)).unwrap();
-            // What a tick's last message has not, the ones before have.
+            // The signal that a tick's last message lacks is in those before it.
             let without = if i % 10 == 9 { "accel_x" } else { "accel_y" };
             message.data = text.replace(without, "other").into_bytes();
         }
@@ -303,7 +303,7 @@ fn signals_that_come_in_turns_are_there() {
     assert_eq!(incomplete.filter(|r| *r == "incomplete").count(), 0);
 }
 
-/// A path that no message has, among others that all have.
+/// One path is in no message, the others are in all.
 #[test]
 fn a_signal_that_no_message_has_is_named() {
     let dir = folder("missing_signal");
@@ -403,7 +403,7 @@ fn wrong_topics_and_types_are_clear_errors() {
     );
 }
 
-/// Counts that are facts of the logs, see their manifest.
+/// The counts are facts of the logs, from their manifest.
 #[test]
 fn the_real_logs_replay() {
     for (log, topics, messages) in [
@@ -438,7 +438,7 @@ fn the_real_logs_replay() {
     }
 }
 
-/// One drive in two encodings: the same samples reach the model.
+/// One drive in two encodings gives the same ticks and nearly the same event scores.
 #[test]
 fn ros2_and_foxglove_logs_of_one_drive_agree() {
     let mut results = Vec::new();

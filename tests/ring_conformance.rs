@@ -1,7 +1,7 @@
 //! The ring cache's conformance suite.
 //!
-//! [`suite`] knows nothing of this project's types: another ring cache takes part by implementing [`suite::RingCache`] and
-//! calling [`suite::check`]. Every view is compared with an unbounded reference.
+//! [`suite`] knows nothing of this project's types: to test another ring cache, implement [`suite::RingCache`] and call
+//! [`suite::check`]. Every view is compared with an unbounded reference.
 
 mod suite {
     use proptest::prelude::*;
@@ -11,12 +11,12 @@ mod suite {
     pub trait RingCache {
         /// An empty cache for `capacity` rows.
         fn new(capacity: usize) -> Self;
-        /// Appends a chunk whole; false, and nothing changed, when it is longer than the capacity.
+        /// Appends a whole chunk; returns false and changes nothing if it is longer than the capacity.
         fn append(&mut self, rows: &[f32], times: &[i64]) -> bool;
-        /// Rows and times held at the given positions that are still held, oldest first, and the number of contiguous
-        /// pieces they lie in.
+        /// Returns rows and times of those given positions that are still held, oldest first, and the number of
+        /// contiguous pieces they lie in.
         fn view(&self, from: u64, to: u64) -> (Vec<f32>, Vec<i64>, usize);
-        /// Position of the oldest row held, and of the next to come.
+        /// Returns the position of the oldest row held, and of the next to come.
         fn held(&self) -> (u64, u64);
         /// Forgets everything; positions go on.
         fn clear(&mut self);
@@ -47,7 +47,7 @@ mod suite {
                     all.start = all.rows.len();
                 }
                 Step::Append(n) => {
-                    // Times with gaps, as sensors have.
+                    // Times grow by 7 from row to row.
                     let rows: Vec<f32> = (0..*n).map(|i| value + i as f32).collect();
                     let times: Vec<i64> =
                         rows.iter().map(|r| *r as i64 * 7 + 1_000_000_007).collect();
@@ -72,7 +72,7 @@ mod suite {
         let end = all.rows.len();
         let oldest = all.start.max(end.saturating_sub(capacity));
         assert_eq!(cache.held(), (oldest as u64, end as u64));
-        // The whole, a part, what is gone, and what has not come.
+        // All positions, those held, the newest; some that are evicted, some yet to come, none.
         for (from, to) in [
             (0, end),
             (oldest, end),

@@ -1,4 +1,4 @@
-//! Rotary positions and grouped attention against PyTorch's own.
+//! Rotary positions and grouped attention against PyTorch.
 
 mod support;
 
@@ -55,7 +55,7 @@ fn rotary_agrees_over_a_day() {
     }
 }
 
-/// PyTorch's mask becomes single-key segments that are there or not; its softmax has no sink.
+/// PyTorch's mask becomes segments of a single key, present or not; its softmax has no sink.
 #[test]
 fn attention_agrees_with_scaled_dot_product_attention() {
     let fixture = Tensors::read("attention.safetensors");

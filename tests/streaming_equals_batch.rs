@@ -1,5 +1,5 @@
-//! `Network::step` against the whole-sequence reference, for random drives cut into chunks and ticks in any way: rings that
-//! wrap, gaps, late chunks, evictions.
+//! `Network::step` against the whole-sequence reference, for random drives cut into chunks and ticks in any way: rings
+//! that wrap, gaps, late chunks, evictions.
 
 mod support;
 
@@ -28,7 +28,7 @@ const TOPICS: [Modality; 5] = [
     Modality::Telemetry,
 ];
 
-/// Small, and with lively values everywhere: initial weights have zero biases and sinks.
+/// Small weights, with values other than zero everywhere: initial weights have zero biases and sinks.
 fn weights() -> Weights {
     let mut weights = initial_weights(&tiny_spec());
     for (i, (name, tensor)) in weights.tensors.iter_mut().enumerate() {
@@ -225,7 +225,7 @@ proptest! {
     }
 }
 
-/// One topic, chunks of one token, rings at the boundary: capacity - 1, capacity and capacity + 1 tokens in the window.
+/// One topic, chunks of two tokens, of which a window spans eight: rings of eight and of fewer.
 #[test]
 fn rings_at_their_boundaries() {
     for capacity in [5_usize, 6, 7, 8] {

@@ -1,5 +1,5 @@
-//! `f32` on vectors: the bits of the path that every processor with fused multiply-add has, so that a journal written on one
-//! is repeated on another.
+//! `f32` on vectors gives the bits of the path that every processor with fused multiply-add has, so that a journal
+//! written on one is repeated on another.
 
 mod support;
 
@@ -9,7 +9,7 @@ use umm::backend::parity::noise;
 use umm::backend::{Backend, Epilogue, HeadShape, Region, Segments, Visibility};
 use umm::run::on_tick_thread;
 
-/// Those with vectors of their own; none, with a line, where the processor has none.
+/// The instruction sets here with `f32` vectors of their own; prints a line if there are none.
 fn with_vectors() -> Vec<Isa> {
     let sets: Vec<Isa> = [Isa::Avx2, Isa::Avx512Vnni, Isa::NeonDotprod]
         .into_iter()
@@ -69,7 +69,7 @@ fn attention(isa: Isa, shape: HeadShape, rows: usize, keys: usize) -> Vec<u32> {
     let cpu = Cpu::with_isa(Path::Fast, Precision::F32, isa);
     let call = AttentionCall::new(cpu, shape, rows, keys);
     let time_ns: Vec<i64> = (0..keys as i64).collect();
-    // Pairs of queries, each pair seeing other keys.
+    // Each pair of queries sees different keys.
     let query_times: Vec<i64> = (0..rows as i64).map(|r| keys as i64 / 2 + r / 2).collect();
     let mut segments = Segments::new();
     let window = Visibility::Window {

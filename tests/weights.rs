@@ -14,7 +14,7 @@ fn nano() -> Weights {
     initial_weights(&ModelSpec::preset("nano", 3).unwrap())
 }
 
-/// What is said of these bytes; of a file that holds them the same is said.
+/// The error for these bytes, checked to be the same for a file that holds them.
 fn error(bytes: &[u8]) -> String {
     let Err(error) = Weights::from_bytes(bytes, "car.safetensors") else {
         panic!("read");
@@ -53,7 +53,7 @@ fn a_mapped_file_is_as_good_as_bytes() {
     let file = TempFile::new("weights.safetensors", &bytes);
     let mapped = Weights::load(&file.0).unwrap();
     assert_eq!(mapped, weights);
-    // Written to, values become the process's own.
+    // Values that are written to become a copy of the process's own.
     let mut changed = mapped.clone();
     changed
         .tensors
@@ -61,7 +61,7 @@ fn a_mapped_file_is_as_good_as_bytes() {
         .for_each(|t| t.values[0] += 1.0);
     assert_ne!(changed.digest(), mapped.digest());
     assert_eq!(mapped.digest(), weights.digest());
-    // Another file takes the name; who has mapped the first keeps it.
+    // Another file takes the name; whoever has mapped the first keeps it.
     changed.save(&file.0).unwrap();
     assert_eq!(mapped.digest(), weights.digest());
     assert_eq!(Weights::load(&file.0).unwrap(), changed);
@@ -110,7 +110,7 @@ fn what_is_wrong_is_named() {
     );
 }
 
-/// Cut or altered anywhere in its header, the file is refused; never a panic.
+/// A file cut in its header, or just before its end, is refused; one altered in its header never causes a panic.
 #[test]
 fn a_broken_header_is_refused() {
     let bytes = nano().to_bytes().unwrap();

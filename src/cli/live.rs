@@ -55,16 +55,16 @@ pub struct RunArguments {
     /// Configuration
     #[arg(short, long)]
     config: PathBuf,
-    /// Output log as well
+    /// Also write an output log
     #[arg(short, long)]
     out: Option<PathBuf>,
-    /// Record everything received as well: with the output log, `umm replay --follow` repeats the run
+    /// Also record everything received; with the output log, `umm replay --follow` repeats the run
     #[arg(long)]
     record: Option<PathBuf>,
     /// Keep the context in this file, every `keyframe_every_ms` and at the end; go on from it if it is there
     #[arg(long)]
     state: Option<PathBuf>,
-    /// Write the whole state along into the output log, each second: its journal can then be followed behind a hole
+    /// Also write the whole state into the output log every `keyframe_every_ms`, so that its journal can be followed past a hole
     #[arg(long, requires = "out")]
     keyframes: bool,
     /// Weights file instead of the configuration's
@@ -218,7 +218,7 @@ fn restored(arguments: &RunArguments, config: &Config, weights: &Weights) -> Opt
         Ok(keyframe)
     });
     usable.unwrap_or_else(|error| {
-        say!("warning: begins without the earlier context: {error}");
+        say!("warning: starting without the earlier context: {error}");
         None
     })
 }

@@ -38,7 +38,7 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make a drive, replay it through the engine and write a report: needs nothing but this program
+    /// Make a drive, replay it through the engine and write a report; needs nothing but this program
     Demo(demo::DemoArguments),
     /// Replay recorded logs through the engine
     Replay(replay::ReplayArguments),

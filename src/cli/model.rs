@@ -28,7 +28,7 @@ pub struct InitArguments {
     /// Seed of the weights
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// With what pools tokens that leave the window (`context_ms`)
+    /// Include the weights that pool tokens leaving the window (`context_ms`)
     #[arg(long)]
     long_context: bool,
     /// File to write; default PRESET.safetensors
@@ -38,12 +38,12 @@ pub struct InitArguments {
 
 #[derive(Args)]
 pub struct PackArguments {
-    /// Weights file, of f32
+    /// Weights file in f32
     weights: PathBuf,
-    /// What `precision` will be in the configuration
+    /// The `precision` that the configuration will ask for
     #[arg(long, default_value = "int8")]
     precision: Packed,
-    /// File to write; default WEIGHTS with the precision before its ending
+    /// File to write; default WEIGHTS with the precision before its extension
     #[arg(short, long)]
     output: Option<PathBuf>,
 }
@@ -106,13 +106,16 @@ fn pack(arguments: &PackArguments) -> Result<(), Failure> {
     let path = arguments.output.clone().unwrap_or_else(default);
     if umm::new_file::lead_to_one_file(from, &path) {
         let path = path.display();
-        return Err(format!("{path}: packed weights would take the place of those they are made from; name another file with -o").into());
+        return Err(format!(
+            "{path}: packed weights would overwrite their source; name another file with -o"
+        )
+        .into());
     }
     let packed = Weights::load(from)?.packed(precision)?;
     packed.save(&path)?;
     let megabytes = |path: &Path| std::fs::metadata(path).map_or(0.0, |m| m.len() as f64 / 1e6);
     say!(
-        "wrote {}: {} of {} parameters in {}, the others in f32; {:.1} MB, where {} has {:.1}",
+        "wrote {}: {} of {} parameters in {}, the others in f32; {:.1} MB ({}: {:.1} MB)",
         path.display(),
         millions(packed.narrow_parameters()),
         millions(packed.parameters()),

@@ -14,7 +14,7 @@ use umm::zenoh_session;
 pub struct PlayArguments {
     /// MCAP log
     log: PathBuf,
-    /// Times real time
+    /// Speed as a multiple of real time
     #[arg(long, default_value_t = 1.0)]
     speed: f64,
     /// Seconds to wait for a subscriber
@@ -57,7 +57,7 @@ pub fn play(arguments: &PlayArguments) -> Result<(), Failure> {
     let played = played?;
     say!("published {} messages", played.messages);
     if let Some(fault) = played.end.describe() {
-        say!("warning: the log is not whole: {fault}");
+        say!("warning: the log is incomplete: {fault}");
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use super::table;
 use umm::backend::cpu::Precision;
 use umm::config::Config;
 use umm::ledger::Ledger;
+use umm::model::spec::ModelSpec;
 use umm::model::weights::Weights;
 use umm::run::Replayed;
 use umm::runtime::Runtime;
@@ -42,23 +43,47 @@ pub fn topics(config: &Config, log: &LogSummary, prefix: &str) {
     }
 }
 
+/// What is said of weights that have been let go.
+pub struct Model {
+    spec: ModelSpec,
+    stored_in: Precision,
+}
+
+impl Model {
+    /// Of these weights.
+    pub fn of(weights: &Weights) -> Model {
+        Model {
+            spec: weights.spec.clone(),
+            stored_in: weights.stored_in(),
+        }
+    }
+
+    /// What is added to results that mean nothing.
+    fn note(&self) -> &'static str {
+        match self.spec.trained {
+            true => "",
+            false => " (untrained: noise)",
+        }
+    }
+}
+
 /// Prints model, backend and memory.
-pub fn engine(weights: &Weights, runtime: &Runtime) {
+pub fn engine(model: &Model, runtime: &Runtime) {
     let network = runtime.engine().network();
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     let (weight_bytes, moment_bytes) = network.other_bytes();
-    let trained = if weights.spec.trained {
+    let trained = if model.spec.trained {
         "trained"
     } else {
         "untrained"
     };
-    let stored = match weights.stored_in() {
+    let stored = match model.stored_in {
         Precision::F32 => String::new(),
         precision => format!(", stored in {}", precision.name()),
     };
     say!(
         "model    {}, {trained}{stored}; {}",
-        weights.spec.name,
+        model.spec.name,
         network.backend_name()
     );
     say!(
@@ -89,7 +114,7 @@ pub fn engine(weights: &Weights, runtime: &Runtime) {
 }
 
 /// Prints the outcome of a replay.
-pub fn replayed(config: &Config, weights: &Weights, replayed: &Replayed) {
+pub fn replayed(config: &Config, model: &Model, replayed: &Replayed) {
     let factor = replayed.log_s / replayed.wall_s.max(1e-9);
     say!(
         "\n{} ticks over {:.1} s of log in {:.2} s: {factor:.1} times real time, {} thread(s)",
@@ -99,7 +124,7 @@ pub fn replayed(config: &Config, weights: &Weights, replayed: &Replayed) {
         config.engine.threads
     );
     if let Some(fault) = replayed.end.describe() {
-        say!("warning: the log is not whole: {fault}");
+        say!("warning: the log is incomplete: {fault}");
     }
     say!("\nTime per tick, microseconds");
     let mut rows: Vec<Vec<String>> = Vec::new();
@@ -142,7 +167,7 @@ pub fn replayed(config: &Config, weights: &Weights, replayed: &Replayed) {
         })
         .collect();
     table::print(&["modality", "gate", "quality", "age ms", "state"], &rows);
-    heads(weights, frame);
+    heads(model.note(), frame);
 }
 
 /// Prints where every sample went, one line per topic.
@@ -217,12 +242,7 @@ pub fn missing_signals<'a>(
     })
 }
 
-fn heads(weights: &Weights, frame: &umm::proto::FusedFrame) {
-    let note = if weights.spec.trained {
-        ""
-    } else {
-        " (untrained: noise)"
-    };
+fn heads(note: &str, frame: &umm::proto::FusedFrame) {
     say!("\nHeads at the last tick{note}");
     let scores = |list: &[umm::proto::ClassScore]| {
         let text = list.iter().map(|c| format!("{} {:.2}", c.name, c.score));

@@ -23,25 +23,25 @@ pub struct ReplayArguments {
     /// Output log of one log; default fused.mcap
     #[arg(short, long)]
     out: Option<PathBuf>,
-    /// Folder for the output logs, NAME.fused.mcap for each NAME.mcap; default of several logs: the present one
+    /// Folder for the output logs, NAME.fused.mcap for each NAME.mcap; default for several logs: the current folder
     #[arg(long, value_name = "FOLDER", conflicts_with = "out")]
     out_dir: Option<PathBuf>,
     /// Weights file instead of the configuration's
     #[arg(long)]
     weights: Option<PathBuf>,
-    /// Times real time; default as fast as the engine goes. Outputs do not depend on it
+    /// Speed as a multiple of real time; default as fast as the engine goes. Outputs do not depend on it
     #[arg(long)]
     speed: Option<f64>,
-    /// Threads of the matrix products instead of the configuration's. Outputs do not depend on it
+    /// Number of threads, instead of the configuration's. Outputs do not depend on it
     #[arg(long)]
     threads: Option<usize>,
-    /// Write a report as well
+    /// Also write a report
     #[arg(long)]
     report: Option<PathBuf>,
     /// Write keyframes into the output log, every `keyframe_every_ms`
     #[arg(long)]
     keyframes: bool,
-    /// Begin this many seconds into the log, at the last keyframe before; outputs are those of the whole replay from there on
+    /// Begin this many seconds into the log, from the last keyframe before it; outputs are those of the whole replay from there on
     #[arg(long, value_name = "SECONDS", requires = "keyframes_of")]
     from: Option<f64>,
     /// The output log, of a whole replay of this log, whose keyframes --from uses
@@ -132,7 +132,7 @@ fn several(arguments: &ReplayArguments, config: &Config) -> Result<(), Failure> 
     ];
     if let Some((_, option, instead)) = of_one_log.iter().find(|(given, ..)| *given) {
         let logs = arguments.logs.len();
-        return Err(format!("{option} is about one log, and {logs} are given: {instead}").into());
+        return Err(format!("{option} takes one log, but {logs} are given: {instead}").into());
     }
     let here = PathBuf::from(".");
     let dir = arguments.out_dir.as_ref().unwrap_or(&here);
@@ -161,7 +161,7 @@ fn keyframe(
         return Err(format!("--from {seconds}: {log} is {long_s:.1} s long").into());
     }
     let Some(keyframe) = umm::keyframe::read_before(of, &config.live.prefix, at_ns)? else {
-        say!("the first keyframe lies behind {seconds} s: begins with the log");
+        say!("no keyframe before {seconds} s: starting at the beginning of the log");
         return Ok(None);
     };
     let before_s = at_ns.saturating_sub(keyframe.clock_ns) as f64 * 1e-9;
@@ -178,10 +178,12 @@ fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
     let weights = run::weights(config)?;
     let followed = umm::follow::follow(log, journal, config, &weights)?;
     if let Some(fault) = followed.inputs_end.describe() {
-        say!("warning: the inputs are not whole, what lies behind is not repeated: {fault}");
+        say!(
+            "warning: the inputs are incomplete, and what follows the damage is not repeated: {fault}"
+        );
     }
     if let Some(fault) = followed.journal_end.describe() {
-        say!("warning: the journal is not whole: {fault}");
+        say!("warning: the journal is incomplete: {fault}");
     }
     let ends = [&followed.inputs_end, &followed.journal_end];
     let whole = ends.iter().all(|end| end.describe().is_none());
@@ -194,7 +196,7 @@ fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
     }
     if followed.ticks_without_heads > 0 {
         say!(
-            "warning: of {} ticks behind a hole the heads were not checked, which recall moments of before it",
+            "warning: after a hole, the heads of {} ticks were not checked: they recall moments from before it",
             followed.ticks_without_heads
         );
     }
@@ -207,11 +209,11 @@ fn follow(log: &Path, journal: &Path, config: &Config) -> Result<(), Failure> {
             Err(format!("{} holds no journal", journal.display()).into())
         }
         None if followed.unchecked_count > 0 || !whole => {
-            say!("{so_far}: what of the run could be checked is repeated");
+            say!("{so_far}: everything that could be checked was reproduced");
             Ok(())
         }
         None => {
-            say!("{so_far}: the run is repeated");
+            say!("{so_far}: the run was reproduced");
             Ok(())
         }
         Some(difference) => Err(format!(
@@ -232,18 +234,19 @@ pub fn replay(
 ) -> Result<Replayed, Failure> {
     let weights = run::weights(config)?;
     let facts = run::facts(config, &weights, &file_name(log));
+    let model = print::Model::of(&weights);
     let sink = McapFile::create(out, &config.live.prefix, facts)?;
     let bar = progress_bar();
     let replayed = run::replay(
         log,
         config,
-        &weights,
+        weights,
         Box::new(sink),
         options,
         &mut Watch {
             started: &mut |runtime, summary| {
                 bar.suspend(|| {
-                    print::engine(&weights, runtime);
+                    print::engine(&model, runtime);
                     print::topics(config, summary, "");
                 });
                 bar.set_length(summary.messages);
@@ -254,7 +257,7 @@ pub fn replay(
     bar.finish_and_clear();
     let replayed = replayed?;
     write_timing(config, out, &replayed, 1);
-    print::replayed(config, &weights, &replayed);
+    print::replayed(config, &model, &replayed);
     say!("\nwrote {}", out.display());
     Ok(replayed)
 }
@@ -270,7 +273,7 @@ pub fn write_timing(config: &Config, out: &Path, replayed: &Replayed, logs: usiz
     if let Err(error) = umm::timing::write_sidecar(out, &measured) {
         let path = umm::timing::sidecar_path(out);
         say!(
-            "warning: the measured times are not kept: {}: {error}",
+            "warning: the measured times could not be written: {}: {error}",
             path.display()
         );
     }

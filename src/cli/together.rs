@@ -79,7 +79,7 @@ pub fn replay(
         .map(|out| ("measured times", Some(out.as_path())));
     files::check(&read, &outputs.chain(times).collect::<Vec<_>>())?;
     let weights = run::weights(config)?;
-    let outcomes = replay_all(logs, &outs, config, &weights, options)?;
+    let outcomes = replay_all(logs, &outs, config, weights, options)?;
     for (out, outcome) in outs.iter().zip(&outcomes) {
         if let Ok(replayed) = outcome {
             write_timing(config, out, replayed, logs.len());
@@ -104,7 +104,7 @@ fn replay_all(
     logs: &[PathBuf],
     outs: &[PathBuf],
     config: &Config,
-    weights: &Weights,
+    weights: Weights,
     options: &ReplayOptions,
 ) -> Result<Vec<Result<Replayed, Error>>, Failure> {
     let names: Vec<String> = logs.iter().map(|log| file_name(log)).collect();
@@ -114,6 +114,11 @@ fn replay_all(
         .map(|name| progress.add(progress_bar(name)))
         .collect();
     let mut first = true;
+    let model = print::Model::of(&weights);
+    let all_facts: Vec<_> = names
+        .iter()
+        .map(|name| run::facts(config, &weights, name))
+        .collect();
     let paths: Vec<&Path> = logs.iter().map(PathBuf::as_path).collect();
     let outcomes = run::replay_together(
         &paths,
@@ -122,14 +127,14 @@ fn replay_all(
         options,
         &mut WatchTogether {
             sink: &mut |i| -> Result<Option<Box<dyn Sink>>, SinkError> {
-                let facts = run::facts(config, weights, &names[i]);
+                let facts = all_facts[i].clone();
                 let sink = McapFile::create(&outs[i], &config.live.prefix, facts)?;
                 Ok(Some(Box::new(sink)))
             },
             started: &mut |i, runtime, summary| {
                 progress.suspend(|| {
                     if std::mem::take(&mut first) {
-                        print::engine(weights, runtime);
+                        print::engine(&model, runtime);
                         say!("         with a context and moments for each log");
                     }
                     print::topics(config, summary, &format!("{}: ", names[i]));
@@ -182,7 +187,7 @@ fn print_outcomes(logs: &[PathBuf], config: &Config, outcomes: &[Result<Replayed
         log_s += r.log_s;
         wall_s = wall_s.max(r.wall_s);
         if let Some(fault) = r.end.describe() {
-            warnings.push(format!("{name}: the log is not whole: {fault}"));
+            warnings.push(format!("{name}: the log is incomplete: {fault}"));
         }
         warnings.extend(print::losses(config, &r.ledger).map(|lost| format!("{name}: {lost}")));
         let missing = print::missing_signals(config, r.missing_signals.iter().copied());

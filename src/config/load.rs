@@ -3,6 +3,7 @@
 use super::{Config, EngineConfig, TopicConfig};
 use crate::backend::MAX_TOPICS;
 use crate::compute::MAX_THREADS;
+use crate::decode::MAX_SIGNALS;
 use crate::frontend::image_codec::MAX_PIXELS;
 use crate::governor::Plan;
 use crate::model::spec::Modality;
@@ -94,12 +95,13 @@ struct Fault {
 
 impl Fault {
     fn line(&self, text: &str) -> usize {
-        let mut topic = None;
+        let (mut topic, mut topics) = (None, 0);
         let mut header = 1;
         for (i, line) in text.lines().enumerate() {
             let line = line.trim();
             if line.starts_with("[[topic]]") {
-                topic = Some(topic.map_or(0, |t: usize| t + 1));
+                topic = Some(topics);
+                topics += 1;
                 if topic == self.topic {
                     header = i + 1;
                 }
@@ -222,7 +224,7 @@ fn check_times(engine: &EngineConfig) -> Result<(), (&'static str, String)> {
         return Err((
             "context_ms",
             format!(
-                "context_ms = {} does not reach behind window_ms = {}: make it longer, or 0 for no long context",
+                "context_ms = {} does not exceed window_ms = {}: make it longer, or 0 for no long context",
                 engine.context_ms, engine.window_ms
             ),
         ));
@@ -243,7 +245,7 @@ fn check_outputs(config: &Config) -> Result<(), (&'static str, String)> {
     let is_name = |part: &str| !part.is_empty() && !part.contains(outside);
     if !prefix.split('/').all(is_name) {
         let reason = format!(
-            "prefix = {prefix:?} is no name for outputs: use parts between slashes, without spaces and * $ ? #"
+            "prefix = {prefix:?} is not a valid prefix: use parts between slashes, without spaces and * $ ? #"
         );
         return Err(("prefix", reason));
     }
@@ -316,6 +318,13 @@ fn check_topic(topic: &TopicConfig) -> Result<(), (&'static str, String)> {
         return Err(("max_pixels", reason));
     }
     check_kind(topic)?;
+    if topic.signals.len() > MAX_SIGNALS {
+        let reason = format!(
+            "{} signals, at most {MAX_SIGNALS} a topic",
+            topic.signals.len()
+        );
+        return Err(("signals", reason));
+    }
     for (name, signal) in &topic.signals {
         if !(signal.scale.is_finite() && signal.scale != 0.0 && signal.offset.is_finite()) {
             return Err((

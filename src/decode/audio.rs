@@ -51,7 +51,7 @@ pub(super) fn sample_format(name: &str) -> Result<SampleFormat, DecodeError> {
         "pcm-s16" | "s16" | "pcm_s16le" => Ok(SampleFormat::S16Le),
         "pcm-f32" | "f32" | "pcm_f32le" => Ok(SampleFormat::F32Le),
         other => Err(DecodeError::Audio(format!(
-            "format `{other:.64}` is not read (pcm-s16 and pcm-f32 are)"
+            "format `{other:.64}` is not supported (pcm-s16 and pcm-f32 are)"
         ))),
     }
 }
@@ -61,7 +61,7 @@ pub(super) fn check_audio(view: AudioView<'_>) -> Result<AudioView<'_>, DecodeEr
     const MOST_CHANNELS: u16 = 64;
     if !RATES.contains(&view.rate_hz) || !(1..=MOST_CHANNELS).contains(&view.channels) {
         return Err(DecodeError::Audio(format!(
-            "{} Hz, {} channels; {}..={} Hz and 1..={MOST_CHANNELS} channels are read",
+            "{} Hz, {} channels; supported are {} to {} Hz and 1 to {MOST_CHANNELS} channels",
             view.rate_hz,
             view.channels,
             RATES.start(),
@@ -71,7 +71,7 @@ pub(super) fn check_audio(view: AudioView<'_>) -> Result<AudioView<'_>, DecodeEr
     let frame = view.format.bytes() * usize::from(view.channels);
     if !view.data.len().is_multiple_of(frame) {
         return Err(DecodeError::Audio(format!(
-            "{} bytes are no whole number of frames of {frame}",
+            "{} bytes are not a whole number of frames of {frame}",
             view.data.len()
         )));
     }

@@ -98,12 +98,14 @@ impl<'a> Cdr<'a> {
             .map_err(|_| DecodeError::Malformed(format!("{what} is not UTF-8")))
     }
 
-    /// Reads a `builtin_interfaces/Time`, in nanoseconds.
+    /// Reads a `builtin_interfaces/Time`, in nanoseconds; 0 where its seconds are negative.
     pub fn time_ns(&mut self) -> Result<u64, DecodeError> {
         let seconds = self.i32("stamp.sec")?;
         let nanoseconds = self.u32("stamp.nanosec")?;
-        let seconds = u64::try_from(seconds).unwrap_or(0);
-        Ok(seconds * crate::time::NS_PER_S + u64::from(nanoseconds))
+        // A time before 1970 is as good as none.
+        Ok(u64::try_from(seconds).map_or(0, |seconds| {
+            seconds * crate::time::NS_PER_S + u64::from(nanoseconds)
+        }))
     }
 
     /// Reads a `std_msgs/Header` and returns its stamp; the frame is skipped.

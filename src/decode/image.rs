@@ -61,7 +61,7 @@ pub(super) fn raw_image<'a>(
         "yuyv" | "yuv422_yuy2" => PixelFormat::Yuyv,
         other => {
             return Err(DecodeError::Image(format!(
-                "encoding `{other:.64}` is not read (rgb8, bgr8, rgba8, bgra8, mono8, nv12, yuyv are)"
+                "encoding `{other:.64}` is not supported (rgb8, bgr8, rgba8, bgra8, mono8, nv12, yuyv are)"
             )));
         }
     };
@@ -89,7 +89,7 @@ pub(super) fn raw_image<'a>(
     let needed = stride.saturating_mul(rows - 1).saturating_add(row);
     if stride < row || data.len() < needed {
         return Err(DecodeError::Image(format!(
-            "{width} x {height} {encoding} with {stride} bytes a row needs {needed} bytes (at least {row} a row), \
+            "{width} x {height} {encoding} with {stride} bytes per row needs {needed} bytes (at least {row} per row), \
              the message has {}",
             data.len()
         )));
@@ -116,12 +116,12 @@ pub(super) fn compressed_image<'a>(
         "png" => PixelFormat::Png,
         _ => {
             return Err(DecodeError::Image(format!(
-                "format `{format:.64}` is not read (jpeg and png are)"
+                "format `{format:.64}` is not supported (jpeg and png are)"
             )));
         }
     };
     if data.is_empty() {
-        return Err(DecodeError::Image("no bytes".to_owned()));
+        return Err(DecodeError::Image("it has no data".to_owned()));
     }
     Ok(ImageView {
         width: 0,

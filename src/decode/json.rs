@@ -61,7 +61,7 @@ fn string<'l>(literal: &'l str, what: &'static str) -> Result<Cow<'l, str>, Deco
     let unescaped: Result<String, _> = serde_json::from_str(literal);
     unescaped
         .map(Cow::Owned)
-        .map_err(|_| DecodeError::Malformed(format!("{what} is no string")))
+        .map_err(|_| DecodeError::Malformed(format!("{what} is not a string")))
 }
 
 fn number(literal: Option<&str>, what: &'static str) -> Result<u32, DecodeError> {
@@ -79,7 +79,7 @@ fn base64_into<'a>(
     scratch.resize(base64::decoded_len_estimate(text.len()), 0);
     let n = STANDARD
         .decode_slice(text.as_bytes(), scratch)
-        .map_err(|e| DecodeError::Malformed(format!("data is no base64: {e}")))?;
+        .map_err(|e| DecodeError::Malformed(format!("data is not base64: {e}")))?;
     Ok(&scratch[..n])
 }
 
@@ -179,7 +179,7 @@ pub(super) fn signals_into(
                 wrong = Some(DecodeError::Signal {
                     path: signals[i].text().to_owned(),
                     reason: format!(
-                        "{} is no number",
+                        "{} is not a number",
                         literal.chars().take(40).collect::<String>()
                     ),
                 });

@@ -22,6 +22,9 @@ use crate::model::spec::Modality;
 use audio::{check_audio, sample_format};
 use image::{compressed_image, raw_image};
 
+/// Most signals of one topic.
+pub const MAX_SIGNALS: usize = 64;
+
 /// A channel's schema, as in MCAP.
 #[derive(Clone, Copy, Debug)]
 pub struct Schema<'a> {
@@ -66,7 +69,7 @@ pub enum BindError {
         known: String,
     },
     /// Text that is not a field path.
-    #[error("`{path}` is no field path (like linear.x or values[2].value): {reason}")]
+    #[error("`{path}` is not a field path (like linear.x or values[2].value): {reason}")]
     BadPath {
         /// The text.
         path: String,
@@ -87,7 +90,7 @@ pub enum BindError {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum DecodeError {
     /// The message ends too early.
-    #[error("cut: {what} needs {needed} bytes at offset {at}, the message has {len}")]
+    #[error("truncated: {what} needs {needed} bytes at offset {at}, the message has {len}")]
     Cut {
         /// What was being read.
         what: &'static str,
@@ -312,7 +315,7 @@ fn put_signal(path: &SignalPath, value: f64, out: &mut f64) -> Result<(), Decode
     if value.is_infinite() {
         return Err(DecodeError::Signal {
             path: path.text().to_owned(),
-            reason: format!("{value} is no finite number"),
+            reason: format!("{value} is not a finite number"),
         });
     }
     *out = value;

@@ -42,7 +42,7 @@ impl SignalPath {
             for piece in pieces {
                 let index = piece.strip_suffix(']').and_then(|i| i.parse().ok());
                 steps.push(Step::Index(
-                    index.ok_or_else(|| bad("an index is no number in brackets"))?,
+                    index.ok_or_else(|| bad("an index must be a number in brackets"))?,
                 ));
             }
         }

@@ -269,7 +269,7 @@ fn count(cdr: &mut Cdr<'_>, what: &'static str) -> Result<u32, DecodeError> {
     let n = cdr.u32(what)?;
     if n > MAX_DIAGNOSTICS {
         return Err(DecodeError::Malformed(format!(
-            "{n} {what}, the limit is {MAX_DIAGNOSTICS}"
+            "{n} {what}; the limit is {MAX_DIAGNOSTICS}"
         )));
     }
     Ok(n)

@@ -126,7 +126,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Reads a `google.protobuf.Timestamp`, in nanoseconds.
+/// Reads a `google.protobuf.Timestamp`, in nanoseconds; 0 where either part is negative.
 pub(super) fn timestamp_ns(bytes: &[u8]) -> Result<u64, DecodeError> {
     let (mut seconds, mut nanoseconds) = (0, 0);
     let mut fields = Fields::new(bytes);
@@ -137,13 +137,26 @@ pub(super) fn timestamp_ns(bytes: &[u8]) -> Result<u64, DecodeError> {
             _ => {}
         }
     }
-    // Negative seconds arrive as huge varints; they become 0.
-    let seconds = if seconds > i64::MAX as u64 {
-        0
-    } else {
-        seconds
-    };
+    // Negative numbers arrive as huge varints. A time before 1970 is as good as none.
+    if seconds.max(nanoseconds) > i64::MAX as u64 {
+        return Ok(0);
+    }
     Ok(seconds
         .saturating_mul(crate::time::NS_PER_S)
         .saturating_add(nanoseconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_before_1970_is_none() {
+        let negative = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
+        let seconds = [&[0x08][..], &negative, &[0x10, 7]].concat();
+        let nanoseconds = [&[0x08, 3, 0x10][..], &negative].concat();
+        assert_eq!(timestamp_ns(&[0x08, 3, 0x10, 7]), Ok(3_000_000_007));
+        assert_eq!(timestamp_ns(&seconds), Ok(0));
+        assert_eq!(timestamp_ns(&nanoseconds), Ok(0));
+    }
 }

@@ -104,7 +104,7 @@ impl List {
             .filter(|by| *by >= WORTH_INT8);
         if let Some(by) = int8.filter(|_| config.engine.precision == Precision::F32) {
             remedies.push(format!(
-                "precision = \"int8\" (layers {by:.1} times as quick here)"
+                "precision = \"int8\" (layers are {by:.1} times as fast here)"
             ));
         }
         remedies.push("a longer period_ms or deadline_ms, or a shorter max_wait_ms".to_owned());
@@ -151,7 +151,7 @@ impl List {
             ),
             Some(limit) if named(limit).is_some() => {}
             Some(limit) => self.add(
-                format!("{ISA_VARIABLE}={limit:?} names no instruction set and is not used"),
+                format!("{ISA_VARIABLE}={limit:?} names no instruction set and is ignored"),
                 format!("unset {ISA_VARIABLE}, or one of {}", Isa::names()),
             ),
             None if compute.isa == Isa::Portable.name() => self.add(
@@ -174,7 +174,7 @@ impl List {
         {
             self.add(
                 format!(
-                    "a second thread makes large products {:.1} times as quick: cores are shared",
+                    "a second thread makes large products {:.1} times as fast: cores are shared",
                     two.times
                 ),
                 "threads = 1, or whole cores: no other load, no second half of a core (SMT)",
@@ -193,7 +193,7 @@ impl List {
                 .unwrap_or_default();
             self.add(
                 format!(
-                    "the container may use the time of {quota:.1} of {} cores, and stands still when it is used up{throttled}",
+                    "the container may use the time of {quota:.1} of {} cores, and is paused once that is used up{throttled}",
                     report.usable_cores
                 ),
                 "give it whole cores instead of a quota (a cpuset)",
@@ -234,7 +234,7 @@ impl List {
         // Weights and context ask for huge pages, so `madvise` is enough.
         if system.transparent_huge_pages.as_deref() == Some("never") {
             self.add(
-                "transparent huge pages: never: weights and context lie on small pages",
+                "transparent huge pages: never: weights and context use small pages",
                 "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
             );
         }
@@ -277,7 +277,7 @@ impl List {
         if let Some(clock) = system.clock_source.as_ref().filter(slow) {
             self.add(
                 format!("the clock is read from {clock}, which takes a system call"),
-                "clocksource=tsc on the kernel's command line, where the processor's is steady",
+                "clocksource=tsc on the kernel's command line, if the processor's TSC is stable",
             );
         }
     }
@@ -285,7 +285,7 @@ impl List {
     fn transport(&mut self, report: &Report, config: Option<&Config>) {
         if !report.transport.zenoh {
             self.add(
-                "built without zenoh: `umm run` and `umm play` are not there",
+                "built without zenoh: `umm run` and `umm play` are unavailable",
                 "build with the default features",
             );
             return;
@@ -337,6 +337,7 @@ mod tests {
             threads,
             call_us,
             gops: 1.0,
+            weights_gbps: 1.0,
         };
         let products = [
             layer("nano", 64, 1, Precision::F32, 1.0),

@@ -16,9 +16,6 @@ use serde::Serialize;
 /// Tokens in the window.
 const KEYS: usize = 1024;
 
-/// Windows used in turn, so that keys and values come from where a model's come from: a cache, or memory.
-const WINDOWS: usize = 4;
-
 /// The median speed of one layer's attention.
 #[derive(Clone, Debug, Serialize)]
 pub struct AttentionSpeed {
@@ -44,10 +41,11 @@ pub struct AttentionSpeed {
 pub(super) fn measure() -> Result<Vec<AttentionSpeed>, Error> {
     let mut speeds = Vec::new();
     for preset in PRESETS {
-        let shape = ModelSpec::preset(preset, 0)?.head_shape();
+        let spec = ModelSpec::preset(preset, 0)?;
+        let (shape, windows) = (spec.head_shape(), spec.encoder_layers + spec.fusion_layers);
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
             let calls_us = on_tick_thread(1, || {
-                let mut layers = Layers::new(shape, precision);
+                let mut layers = Layers::new(shape, windows, precision);
                 ROWS.map(|rows| (rows, layers.median_us(rows)))
             })?;
             speeds.extend(calls_us.map(|(rows, call_us)| {
@@ -68,7 +66,8 @@ pub(super) fn measure() -> Result<Vec<AttentionSpeed>, Error> {
     Ok(speeds)
 }
 
-/// Windows of a few layers, with room for the most rows.
+/// A window for each layer of the model, used in turn: so keys and values come from where a model's come from, a cache or
+/// memory. With room for the most rows.
 struct Layers {
     cpu: Cpu,
     shape: HeadShape,
@@ -79,12 +78,12 @@ struct Layers {
 }
 
 impl Layers {
-    fn new(shape: HeadShape, precision: Precision) -> Layers {
+    fn new(shape: HeadShape, windows: usize, precision: Precision) -> Layers {
         let mut cpu = Cpu::with_precision(Path::Fast, precision);
         let layout = shape.kv_layout(cpu.kv_form());
         let most = ROWS.into_iter().max().unwrap_or(1);
         let mut plan = ArenaPlan::default();
-        let windows: Vec<KvRing> = (0..WINDOWS)
+        let windows: Vec<KvRing> = (0..windows)
             .map(|_| KvRing::reserve(&mut plan, "windows", KEYS, layout))
             .collect();
         let q = plan.reserve("queries", most * shape.q_width());
@@ -112,9 +111,10 @@ impl Layers {
         let width = self.shape.q_width();
         let (q, out) = (self.q.rows(0, rows, width), self.out.rows(0, rows, width));
         let (q_times, times) = (vec![0; rows], vec![0; KEYS]);
-        median_us(WINDOWS, |index| {
+        let windows = self.windows.len();
+        median_us(windows, |index| {
             let mut segments = Segments::new();
-            let window = &self.windows[index % WINDOWS];
+            let window = &self.windows[index % windows];
             segments.push(window.segment(0..KEYS, &times, Visibility::All));
             self.cpu
                 .attention_into(q, &q_times, self.shape, &segments, self.sink, out);

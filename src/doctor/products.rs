@@ -5,13 +5,11 @@ use super::repeat::median_us;
 use super::{PRESETS, ROWS};
 use crate::backend::cpu::{Cpu, Path, Precision};
 use crate::backend::{Backend, Epilogue, LinearId, Region};
+use crate::model::init::shapes;
 use crate::model::spec::ModelSpec;
 use crate::noise::noise;
 use crate::run::{Error, on_tick_thread};
 use serde::Serialize;
-
-/// Layers used in turn, so that weights come from where a model's come from: a cache, or memory.
-const LAYERS: usize = 4;
 
 /// The median speed of one linear layer.
 #[derive(Clone, Debug, Serialize)]
@@ -32,6 +30,8 @@ pub struct ProductSpeed {
     pub call_us: f64,
     /// 10^9 multiplications and additions per second.
     pub gops: f64,
+    /// 10^9 bytes of weights per second: with few rows, about what memory gives.
+    pub weights_gbps: f64,
 }
 
 /// How much quicker two threads are than one.
@@ -56,9 +56,10 @@ pub(super) fn measure(threads: usize) -> Result<Vec<ProductSpeed>, Error> {
             for threads in 1..=threads {
                 let calls_us = on_tick_thread(threads, || {
                     let mut layers = Layers::new(&spec, precision);
-                    ROWS.map(|rows| (rows, layers.median_us(rows)))
+                    let bytes = layers.weight_bytes();
+                    ROWS.map(|rows| (rows, bytes, layers.median_us(rows)))
                 })?;
-                speeds.extend(calls_us.map(|(rows, call_us)| {
+                speeds.extend(calls_us.map(|(rows, bytes, call_us)| {
                     let operations = 2 * rows * spec.d * spec.ffn;
                     ProductSpeed {
                         preset,
@@ -69,6 +70,7 @@ pub(super) fn measure(threads: usize) -> Result<Vec<ProductSpeed>, Error> {
                         threads,
                         call_us,
                         gops: operations as f64 * 1e-3 / call_us,
+                        weights_gbps: bytes as f64 * 1e-3 / call_us,
                     }
                 }));
             }
@@ -95,7 +97,8 @@ pub(super) fn speed_up(speeds: &[ProductSpeed]) -> Vec<SpeedUp> {
     one.filter_map(of).collect()
 }
 
-/// A few layers of one size, with room for the most rows.
+/// As many layers of one size as have the weights of the whole model, used in turn: so weights come from where a model's
+/// come from, a cache or memory. With room for the most rows.
 struct Layers {
     cpu: Cpu,
     ids: Vec<LinearId>,
@@ -121,7 +124,11 @@ impl Layers {
         cpu.allocate(x.len + out.len);
         let weight = noise(1, in_dim * out_dim);
         let add = |_| cpu.add_linear(&weight, None, in_dim, out_dim);
-        let ids = (0..LAYERS).map(add).collect();
+        let all: usize = shapes(spec)
+            .values()
+            .map(|s| s.iter().product::<usize>())
+            .sum();
+        let ids = (0..all.div_ceil(in_dim * out_dim)).map(add).collect();
         cpu.upload(x, &noise(2, x.len));
         Layers {
             cpu,
@@ -133,12 +140,18 @@ impl Layers {
         }
     }
 
+    /// Returns the bytes of one layer's weights.
+    fn weight_bytes(&self) -> usize {
+        self.cpu.weight_bytes() / self.ids.len()
+    }
+
     /// Returns the median time of a call in microseconds.
     fn median_us(&mut self, rows: usize) -> f64 {
         let x = self.x.rows(0, rows, self.in_dim);
         let out = self.out.rows(0, rows, self.out_dim);
-        median_us(LAYERS, |index| {
-            let id = self.ids[index % LAYERS];
+        let layers = self.ids.len();
+        median_us(layers, |index| {
+            let id = self.ids[index % layers];
             self.cpu.linear_into(x, rows, id, Epilogue::Store, out);
         })
     }

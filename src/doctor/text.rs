@@ -93,7 +93,7 @@ fn measured(text: &mut Text, report: &Report) {
     );
     text.line(
         "products",
-        "rows   f32 GFLOP/s   bf16 GFLOP/s   int8 GOP/s   two threads, times as quick",
+        "rows   f32 GFLOP/s   bf16 GFLOP/s   int8 GOP/s   speed-up of two threads",
     );
     let one = report.products.iter().filter(|p| p.threads == 1);
     for f32 in one.clone().filter(|p| p.precision == "f32") {
@@ -123,7 +123,27 @@ fn measured(text: &mut Text, report: &Report) {
             ),
         );
     }
+    weights(text, report);
     attention(text, &report.attention);
+}
+
+/// How fast the weights of layers of few rows come, beside what memory gives.
+fn weights(text: &mut Text, report: &Report) {
+    let few = report.products.iter().filter(|p| p.threads == 1);
+    let Some(rows) = few.clone().map(|p| p.rows).min() else {
+        return;
+    };
+    for preset in super::PRESETS {
+        let speeds: Vec<String> = few
+            .clone()
+            .filter(|p| p.preset == preset && p.rows == rows)
+            .map(|p| format!("{} {:.1}", p.precision, p.weights_gbps))
+            .collect();
+        text.line(
+            &format!("  {preset}, {rows} rows"),
+            format!("weights read, GB/s: {}", speeds.join(", ")),
+        );
+    }
 }
 
 fn attention(text: &mut Text, speeds: &[super::AttentionSpeed]) {
@@ -133,7 +153,7 @@ fn attention(text: &mut Text, speeds: &[super::AttentionSpeed]) {
     text.line(
         "attention",
         format!(
-            "rows   f32 GFLOP/s   bf16 GFLOP/s   int8 GOP/s   heads of so many elements over {} tokens",
+            "rows   f32 GFLOP/s   bf16 GFLOP/s   int8 GOP/s   (heads of that size, over {} tokens)",
             first.keys
         ),
     );
@@ -169,10 +189,15 @@ fn tick(text: &mut Text, cost: &TickCost) {
     } else {
         "partly full"
     };
+    let long = cost
+        .long_context_percent
+        .map_or_else(String::new, |percent| {
+            format!(", long context {percent:.0} % full")
+        });
     text.line(
         "measured",
         format!(
-            "{} ticks of {} tokens, window {full}, {} thread(s), ordinary priority",
+            "{} ticks of {} tokens, window {full}{long}, {} thread(s), ordinary priority",
             cost.ticks, cost.rows, cost.threads
         ),
     );
@@ -180,7 +205,7 @@ fn tick(text: &mut Text, cost: &TickCost) {
     text.line("cameras", format!("a JPEG of {width} x {height} each"));
     text.line(
         "left out",
-        "sound, other decoding, publication: a replay of a log measures them",
+        "sound, other decoding, publication; replay a log to measure these",
     );
     text.line("microseconds", format!("{:>8} {:>8}", "p50", "max"));
     for stage in cost.stages.iter().chain([&cost.whole]) {

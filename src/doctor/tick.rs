@@ -1,4 +1,4 @@
-//! Measures what whole ticks of a configuration cost, with a context as full as it gets.
+//! Measures what whole ticks of a configuration cost, with a full window if there is time to fill it.
 
 use super::Subject;
 use crate::backend::cpu::{Cpu, Path};
@@ -38,8 +38,10 @@ pub struct TickCost {
     pub rows: usize,
     /// Ticks that were measured.
     pub ticks: u64,
-    /// Whether the context was as full as it gets.
+    /// Whether the window was full.
     pub window_full: bool,
+    /// How much of the long context was filled; `None` without one. What it costs hardly depends on it.
+    pub long_context_percent: Option<f64>,
     /// Stages, in order.
     pub stages: Vec<StageCost>,
     /// All stages together.
@@ -116,10 +118,11 @@ fn measure_here(Subject { config, weights }: Subject<'_>) -> Result<TickCost, Ru
     let mut engine = Engine::new(config, weights, Box::new(backend))?;
     let prepared_ns = clock.now_ns().saturating_sub(asked_ns);
     let window = config.engine.window_ms.div_ceil(config.engine.period_ms);
-    let (mut timing, mut window_full) = (Timing::new(), false);
+    let (mut timing, mut window_full, mut ticks_run) = (Timing::new(), false, 0);
     let (begin_ns, mut warm_ns) = (clock.now_ns(), None);
     full_ticks(config, &mut engine, &clock, &mut |tick, times| {
         let now_ns = clock.now_ns();
+        ticks_run = tick;
         let Some(warm_ns) = warm_ns else {
             window_full = tick >= window;
             let enough = window_full || now_ns - begin_ns > LONGEST_WARM_UP_NS;
@@ -134,6 +137,7 @@ fn measure_here(Subject { config, weights }: Subject<'_>) -> Result<TickCost, Ru
         engine: &engine,
         timing: &timing,
         window_full,
+        ticks_run,
         prepared_ns,
     };
     Ok(cost(config, weights, &measured))
@@ -144,6 +148,7 @@ struct Measured<'a> {
     engine: &'a Engine,
     timing: &'a Timing,
     window_full: bool,
+    ticks_run: u64,
     prepared_ns: u64,
 }
 
@@ -154,6 +159,7 @@ fn cost(
         engine,
         timing,
         window_full,
+        ticks_run,
         prepared_ns,
     }: &Measured<'_>,
 ) -> TickCost {
@@ -178,6 +184,10 @@ fn cost(
         rows: engine.rows(),
         ticks: total.count,
         window_full,
+        long_context_percent: (config.engine.context_ms > 0).then(|| {
+            let filled_ms = (ticks_run * config.engine.period_ms) as f64;
+            100.0 * (filled_ms / config.engine.context_ms as f64).min(1.0)
+        }),
         stages: stages
             .map(|(name, q)| StageCost {
                 name,

@@ -112,7 +112,7 @@ impl fmt::Display for Unchecked {
         if self.entries > 0 {
             write!(
                 f,
-                ", and behind it {} tick(s) without the context to begin with",
+                ", followed by {} tick(s) whose starting context is unknown",
                 self.entries
             )?;
         }

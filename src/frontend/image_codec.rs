@@ -101,7 +101,10 @@ pub fn jpeg_into(data: &[u8], max_pixels: usize, out: &mut RgbImage) -> Result<(
     check_size("jpeg", (width, height), max_pixels)?;
     out.resize(width, height);
     if decoder.output_buffer_size() != Some(out.data.len()) {
-        return Err(refused("jpeg", "its colours cannot be turned into RGB"));
+        return Err(refused(
+            "jpeg",
+            "its colour space cannot be converted to RGB",
+        ));
     }
     lent(|| decoder.decode_into(&mut out.data).map_err(error))
 }

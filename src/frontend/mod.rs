@@ -30,7 +30,7 @@ pub enum FrontEndError {
     },
     /// An image larger than configured.
     #[error(
-        "an image of {width} x {height} pixels, more than max_pixels = {max_pixels}: raise it if the topic's camera is that large"
+        "an image of {width} x {height} pixels exceeds max_pixels = {max_pixels}: raise it if the topic's camera is that large"
     )]
     TooManyPixels {
         /// Pixels.
@@ -42,7 +42,7 @@ pub enum FrontEndError {
     },
     /// A PCM sample that is not a number, or far beyond full scale.
     #[error(
-        "PCM sample {index} is {value}: samples in f32 lie between -1 and 1, is the topic's `audio` format right?"
+        "PCM sample {index} is {value}: f32 samples must lie between -1 and 1; is the topic's `audio` format right?"
     )]
     NotPcm {
         /// Index in the block.
@@ -59,7 +59,7 @@ pub enum FrontEndError {
         reason: String,
     },
     /// A block longer than configured.
-    #[error("an audio block of {block_ms} ms, over max_block_ms = {max_block_ms}")]
+    #[error("an audio block of {block_ms} ms exceeds max_block_ms = {max_block_ms}")]
     BlockTooLong {
         /// Its length.
         block_ms: u64,

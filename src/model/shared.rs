@@ -145,7 +145,7 @@ impl Shared {
     ) -> Result<(), ChunkTooLong> {
         assert!(
             steps.len() <= self.lanes,
-            "{} lanes step where {} were built",
+            "cannot step {} lanes: only {} were built",
             steps.len(),
             self.lanes
         );

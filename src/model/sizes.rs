@@ -55,7 +55,7 @@ pub enum NetworkError {
     #[error(transparent)]
     Memory(ArenaTooLarge),
     /// The contexts of several runs together do not fit the limit.
-    #[error("{lanes} contexts together: {source}; or run fewer together")]
+    #[error("{lanes} contexts together: {source}, or run fewer logs together")]
     MemoryTogether {
         /// How many.
         lanes: usize,
@@ -78,8 +78,8 @@ pub enum NetworkError {
     },
     /// A long context without weights for it.
     #[error(
-        "topic {topic} is to have a long context, but the weights have none (`compress_ratio` in their specification): \
-         set `context_ms = 0`, or take weights that have one (`umm model init --long-context`)"
+        "topic {topic} asks for a long context, but the weights have none (`compress_ratio` in their specification): \
+         set `context_ms = 0`, or use weights that have one (`umm model init --long-context`)"
     )]
     NoCompression {
         /// The topic.

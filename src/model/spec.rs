@@ -270,16 +270,19 @@ impl ModelSpec {
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return invalid(format!(
-                "heads = {} is no multiple of kv_heads = {}",
+                "heads = {} is not a multiple of kv_heads = {}",
                 self.heads, self.kv_heads
             ));
         }
         if !self.head_dim.is_multiple_of(8) {
-            return invalid(format!("head_dim = {} is no multiple of 8", self.head_dim));
+            return invalid(format!(
+                "head_dim = {} is not a multiple of 8",
+                self.head_dim
+            ));
         }
         if !self.image_size.is_multiple_of(self.patch) {
             return invalid(format!(
-                "image_size = {} is no multiple of patch = {}",
+                "image_size = {} is not a multiple of patch = {}",
                 self.image_size, self.patch
             ));
         }

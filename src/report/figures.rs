@@ -181,7 +181,7 @@ fn health_figure(data: &RunData) -> Option<Figure> {
         label: "Health at the end",
         value: name(last.state),
         note: match (was_bad, is_bad) {
-            (true, false) => format!("{} on the way", name(worst)),
+            (true, false) => format!("{} at some point", name(worst)),
             (_, true) => last.reasons.join(", "),
             _ => "throughout".to_owned(),
         },

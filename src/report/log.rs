@@ -18,40 +18,20 @@ use super::ReportError;
 use super::data::RunData;
 use super::names::clip;
 use super::stages::{Timing, finite};
+use crate::sink::Channel;
 use crate::source::mcap_log::ChunkReader;
 
 /// A larger record is damage: allocating what a corrupt length asks for would bring the process down.
 const MAX_RECORD_BYTES: usize = 256 * 1024 * 1024;
+/// Prefix of outputs where the configuration names none.
+const DEFAULT_PREFIX: &str = "umm";
+/// Schemas whose names are kept; umm's own logs have six.
+const MAX_SCHEMAS: usize = 1024;
 /// Topics named when a log turns out not to be umm's.
 const MAX_TOPICS_NAMED: usize = 8;
 
 const RUN_FACTS: &str = "umm.run";
 const RUN_TIMING: &str = "umm.timing";
-
-/// What a channel carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Content {
-    Fused,
-    Ledger,
-    Journal,
-    Health,
-    Thumbnail,
-    GroundTruth,
-}
-
-impl Content {
-    fn of(topic: &str) -> Option<Content> {
-        Some(match topic {
-            "umm/fused" => Content::Fused,
-            "umm/ledger" => Content::Ledger,
-            "umm/journal" => Content::Journal,
-            "umm/health" => Content::Health,
-            "umm/thumbnail" => Content::Thumbnail,
-            "umm/ground_truth" => Content::GroundTruth,
-            _ => return None,
-        })
-    }
-}
 
 /// A log as far as it could be read.
 pub(super) struct ReadLog {
@@ -109,7 +89,11 @@ fn sidecar_timing(log: &Path) -> Option<Timing> {
 #[derive(Default)]
 struct Walk {
     data: RunData,
-    channels: HashMap<u16, Option<Content>>,
+    /// Names of the schemas that channels refer to.
+    schemas: HashMap<u16, String>,
+    channels: HashMap<u16, Option<Channel>>,
+    /// What comes before the names of umm's channels.
+    prefix: Option<String>,
     other_topics: BTreeSet<String>,
     magic_seen: bool,
     is_umm: bool,
@@ -171,9 +155,14 @@ impl Walk {
     fn record(&mut self, opcode: u8, data: &[u8]) -> Result<(), String> {
         let record = mcap::parse_record(opcode, data).map_err(|error| clip(&error.to_string()))?;
         match record {
+            Record::Schema { header, .. } => {
+                if self.schemas.len() < MAX_SCHEMAS {
+                    self.schemas.insert(header.id, clip(&header.name));
+                }
+            }
             Record::Channel(channel) => {
-                let content = Content::of(&channel.topic);
-                self.is_umm |= content == Some(Content::Fused);
+                let content = self.content(&channel);
+                self.is_umm |= content == Some(Channel::Fused);
                 if content.is_none() && self.other_topics.len() <= MAX_TOPICS_NAMED {
                     self.other_topics.insert(clip(&channel.topic));
                 }
@@ -190,6 +179,25 @@ impl Walk {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Returns which of umm's channels this is, by name and schema; without a schema, by the default prefix. All have one
+    /// prefix, that of the first with one of umm's own schemas.
+    fn content(&mut self, channel: &mcap::records::Channel) -> Option<Channel> {
+        let (prefix, name) = channel.topic.rsplit_once('/')?;
+        let schema = self.schemas.get(&channel.schema_id);
+        let content = Channel::ALL.into_iter().find(|content| {
+            let has = |wanted| schema.map_or(prefix == DEFAULT_PREFIX, |schema| schema == wanted);
+            content.name() == name && content.schema().is_none_or(has)
+        })?;
+        if content
+            .schema()
+            .is_some_and(|schema| schema.starts_with("umm."))
+        {
+            self.prefix.get_or_insert_with(|| prefix.to_owned());
+        }
+        let is_own = self.prefix.as_ref().is_none_or(|own| own == prefix);
+        is_own.then_some(content)
     }
 
     fn metadata(&mut self, metadata: mcap::records::Metadata) {
@@ -216,18 +224,19 @@ impl Walk {
     }
 
     /// Returns false where the payload cannot be decoded.
-    fn message(&mut self, content: Content, payload: &[u8], log_time_ns: u64) -> bool {
+    fn message(&mut self, content: Channel, payload: &[u8], log_time_ns: u64) -> bool {
         let data = &mut self.data;
         let segment = data.timeline.open_segment();
         match content {
-            Content::Fused => decode(payload, |m| data.add_frame(m)),
-            Content::Ledger => decode(payload, |m| data.add_ledger(m)),
-            Content::Journal => decode(payload, |m| data.add_journal(m)),
-            Content::Health => decode(payload, |m| data.add_health(m)),
-            Content::GroundTruth => data.truth.push(payload, log_time_ns, segment),
-            Content::Thumbnail => decode(payload, |image: CompressedImage| {
+            Channel::Fused => decode(payload, |m| data.add_frame(m)),
+            Channel::Ledger => decode(payload, |m| data.add_ledger(m)),
+            Channel::Journal => decode(payload, |m| data.add_journal(m)),
+            Channel::Health => decode(payload, |m| data.add_health(m)),
+            Channel::GroundTruth => data.truth.push(payload, log_time_ns, segment),
+            Channel::Thumbnail => decode(payload, |image: CompressedImage| {
                 data.strip.push(&image, log_time_ns, segment)
             }),
+            Channel::Keyframe => true,
         }
     }
 

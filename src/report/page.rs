@@ -173,7 +173,7 @@ fn notes(log: &ReadLog) -> Vec<String> {
     let mut notes = Vec::new();
     if let Some(damage) = &log.damage {
         notes.push(format!(
-            "The log is cut or damaged: {damage}. What follows is not shown."
+            "The log is cut or damaged: {damage}. The rest of the log is not shown."
         ));
     }
     if data.timeline.ticks_per_row > 1 {

@@ -5,6 +5,7 @@ use crate::compute::ComputePool;
 use crate::config::RealtimeConfig;
 use crate::realtime;
 use std::cell::OnceCell;
+use std::sync::mpsc;
 
 /// Runs `work` on a new thread, the first of a pool of `threads` that share its operations.
 ///
@@ -17,8 +18,8 @@ pub fn on_tick_thread<R: Send>(
     on_realtime_thread(threads, &RealtimeConfig::default(), |_| work())
 }
 
-/// Like [`on_tick_thread`], with threads scheduled and pinned as configured; `work` is told what the system refused
-/// the tick thread.
+/// Like [`on_tick_thread`], with threads scheduled and pinned as configured; `work` is told what the system refused,
+/// each reason once.
 ///
 /// # Errors
 /// [`Error::Threads`] when threads cannot be started.
@@ -30,16 +31,21 @@ pub fn on_realtime_thread<R: Send>(
     let error = |reason: String| Error::Threads { threads, reason };
     std::thread::scope(|scope| {
         let body = move || {
-            let refused = realtime::apply_to_thread(realtime, 0).err();
-            let of_compute = realtime.clone();
+            let mut refused = apply(realtime, 0);
+            let (of_compute, (tell, told)) = (realtime.clone(), mpsc::channel());
             let pool = ComputePool::start(threads, move |i| {
-                // A refusal here is not reported; as a rule the tick thread has met the same one.
-                let _ = realtime::apply_to_thread(&of_compute, i);
                 products_stay_on_this_thread();
+                // The tick thread waits for every answer.
+                let _ = tell.send(apply(&of_compute, i));
             })
             .map_err(|e| e.to_string())?;
             products_stay_on_this_thread();
-            Ok(pool.enter(|| work(refused.unwrap_or_default())))
+            for reason in told.iter().take(pool.threads() - 1).flatten() {
+                if !refused.contains(&reason) {
+                    refused.push(reason);
+                }
+            }
+            Ok(pool.enter(|| work(refused)))
         };
         let thread = std::thread::Builder::new()
             .name("umm-tick".to_owned())
@@ -51,6 +57,13 @@ pub fn on_realtime_thread<R: Send>(
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
+}
+
+/// Schedules and pins the calling thread, the pool's `index`th; returns what the system refused.
+fn apply(realtime: &RealtimeConfig, index: usize) -> Vec<String> {
+    realtime::apply_to_thread(realtime, index)
+        .err()
+        .unwrap_or_default()
 }
 
 /// Keeps `rten-gemm` from sharing its work again: our threads have already divided it. It uses the rayon pool it is

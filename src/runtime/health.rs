@@ -124,7 +124,7 @@ impl Health {
                 .topics
                 .iter()
                 .map(|t| Undecodable {
-                    reason: format!("{}: messages that cannot be used", t.name),
+                    reason: format!("{}: unusable messages", t.name),
                     growth: Growth::NONE,
                 })
                 .collect(),
@@ -216,13 +216,13 @@ impl Health {
         let counted = self.counted.iter().filter(|c| c.growth.is_recent());
         let broken = self.undecodable.iter();
         let broken = broken.filter(|t| t.growth.is_recent());
-        let not_finite = "results are not numbers: look at the weights";
+        let not_finite = "results are not numbers: check the weights";
         missing
             .map(|r| r.reason.as_str())
             .chain(self.not_finite.then_some(not_finite))
             .chain(broken.map(|t| t.reason.as_str()))
             .chain(shortened.map(|s| s.reason.as_str()))
-            .chain(late.then_some("deadlines missed in a row"))
+            .chain(late.then_some("several deadlines missed in a row"))
             .chain(faults)
             .chain(counted.map(|c| c.reason))
     }

@@ -43,7 +43,7 @@ pub use together::{DueTick, run_together};
 /// What every tick of a replay computes.
 const WHOLE: Planned = Planned {
     plan: Plan::Full,
-    reason: "a replay has time",
+    reason: "a replay has no deadline",
 };
 
 /// A run that cannot go on.

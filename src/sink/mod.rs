@@ -140,7 +140,7 @@ pub enum SinkError {
         source: mcap::McapError,
     },
     /// The file has not been written to since a failure.
-    #[error("{}: not written any more", path.display())]
+    #[error("{}: no longer written since an earlier failure", path.display())]
     Closed {
         /// The file.
         path: PathBuf,

@@ -83,7 +83,7 @@ impl ThreadedSink {
             let thread = std::thread::Builder::new()
                 .name(format!("umm-sink-{index}"))
                 .spawn(move || stage.drain())
-                .map_err(|e| SinkError::Transport(format!("no thread for outputs: {e}")))?;
+                .map_err(|e| SinkError::Transport(format!("cannot start an output thread: {e}")))?;
             next = Some(thread.thread().clone());
             threads.push(thread);
         }
@@ -245,9 +245,7 @@ impl Sink for ThreadedSink {
             waiting.stop.store(true, Ordering::Release);
             thread.thread().unpark();
             let ended = thread.join().unwrap_or_else(|_| {
-                Err(SinkError::Transport(
-                    "a thread for outputs panicked".to_owned(),
-                ))
+                Err(SinkError::Transport("an output thread panicked".to_owned()))
             });
             finished = finished.and(ended);
         }

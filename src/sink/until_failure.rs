@@ -22,7 +22,7 @@ impl<W> UntilFailure<W> {
 
     fn unless_failed<T>(&mut self, write: impl FnOnce(&mut W) -> Result<T>) -> Result<T> {
         if self.failed {
-            return Err(Error::other("not written any more since a write failed"));
+            return Err(Error::other("no longer written since a write failed"));
         }
         let written = write(&mut self.inner);
         let failure = |e: &Error| e.kind() != ErrorKind::Interrupted;

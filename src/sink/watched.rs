@@ -1,6 +1,7 @@
 //! Sinks that make their failures known to the run, each separately.
 
 use super::{Channel, Output, Sink, SinkError};
+use arrayvec::ArrayVec;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -42,11 +43,11 @@ impl Fault {
     }
 }
 
-/// A sink with a [`Fault`] that lasts until an output of the channel that failed goes out again.
+/// A sink with a [`Fault`] that lasts until an output of every channel that failed has gone out again.
 pub struct Watched<S> {
     sink: S,
     fault: Fault,
-    failed: Option<Channel>,
+    failed: ArrayVec<Channel, { Channel::ALL.len() }>,
 }
 
 impl<S: Sink> Watched<S> {
@@ -55,7 +56,7 @@ impl<S: Sink> Watched<S> {
         Watched {
             sink,
             fault: Fault::default(),
-            failed: None,
+            failed: ArrayVec::new(),
         }
     }
 
@@ -70,14 +71,18 @@ impl<S: Sink> Sink for Watched<S> {
         let published = self.sink.publish(output);
         match &published {
             // The fault already says why the file was closed.
-            Err(SinkError::Closed { .. }) if self.failed.is_some() => {}
+            Err(SinkError::Closed { .. }) if !self.failed.is_empty() => {}
             Err(error) => {
                 self.fault.set(format!("outputs: {error}"));
-                self.failed = Some(output.channel);
+                if !self.failed.contains(&output.channel) {
+                    self.failed.push(output.channel);
+                }
             }
-            Ok(()) if self.failed == Some(output.channel) => {
-                self.fault.clear();
-                self.failed = None;
+            Ok(()) if !self.failed.is_empty() => {
+                self.failed.retain(|failed| *failed != output.channel);
+                if self.failed.is_empty() {
+                    self.fault.clear();
+                }
             }
             Ok(()) => {}
         }
@@ -94,12 +99,13 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicBool;
 
-    /// Fails for keyframes only, while told to.
+    /// Fails for keyframes and thumbnails only, while told to.
     struct Full(Arc<AtomicBool>);
 
     impl Sink for Full {
         fn publish(&mut self, output: &Output<'_>) -> Result<(), SinkError> {
-            match self.0.load(Ordering::Relaxed) && output.channel == Channel::Keyframe {
+            let fails = matches!(output.channel, Channel::Keyframe | Channel::Thumbnail);
+            match self.0.load(Ordering::Relaxed) && fails {
                 true => Err(SinkError::Transport("no space".to_owned())),
                 false => Ok(()),
             }
@@ -128,9 +134,11 @@ mod tests {
         full.store(true, Ordering::Relaxed);
         let said = Some("outputs: no space".to_owned());
         assert_eq!(publish(Channel::Keyframe), said);
+        assert_eq!(publish(Channel::Thumbnail), said);
         assert_eq!(publish(Channel::Fused), said);
         full.store(false, Ordering::Relaxed);
         assert_eq!(publish(Channel::Fused), said);
+        assert_eq!(publish(Channel::Thumbnail), said);
         assert_eq!(publish(Channel::Keyframe), None);
     }
 

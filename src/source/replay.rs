@@ -10,11 +10,11 @@ use crate::align::Awaited;
 use crate::decode::Schema;
 use crate::keyframe::KeyframeError;
 use crate::sample::{Format, Sample, TopicIndex};
-use crate::time::LogClock;
+use crate::time::{LogClock, paced};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// What becomes of a channel's messages.
 #[derive(Clone, Debug)]
@@ -292,8 +292,7 @@ impl Replay {
             return;
         };
         let (start, first_ns) = *self.started.get_or_insert((Instant::now(), log_time_ns));
-        let since_s = log_time_ns.saturating_sub(first_ns) as f64 * 1e-9 / speed;
-        let due = start + Duration::from_secs_f64(since_s.clamp(0.0, 1e9));
+        let due = start + paced(log_time_ns.saturating_sub(first_ns), speed);
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
 }

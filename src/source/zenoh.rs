@@ -76,7 +76,7 @@ impl ZenohSource {
                 .wait()
                 .map_err(|e| {
                     SourceError::Transport(format!(
-                        "topic {}: zenoh does not take the key `{expression}`: {e}",
+                        "topic {}: zenoh rejects the key `{expression}`: {e}",
                         config.name
                     ))
                 })?;

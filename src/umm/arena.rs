@@ -31,7 +31,7 @@ pub struct Reservation {
 /// Arena and moments that do not fit the memory limit.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(
-    "the arena needs {arena_mib} MiB and the moments {moments_mib}, over `engine.memory_limit_mib` = {limit_mib}; largest of the arena: \
+    "the arena needs {arena_mib} MiB and the moments {moments_mib}, over `engine.memory_limit_mib` = {limit_mib}; largest reservation in the arena: \
      {largest}. Raise the limit, or lower `window_ms`, `capacity`, `moments` or the topics' rates"
 )]
 pub struct ArenaTooLarge {

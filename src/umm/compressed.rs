@@ -324,7 +324,8 @@ impl CompressedRing {
         let mut waiting = self.waiting.len();
         archive.size("waiting tokens", &mut waiting, self.sizes.ratio - 1)?;
         let pooled = self.ring.position();
-        let tokens = pooled.saturating_mul(self.sizes.ratio as u64) + waiting as u64;
+        let ratio = self.sizes.ratio as u64;
+        let tokens = pooled.saturating_mul(ratio).saturating_add(waiting as u64);
         if tokens != position {
             return Err(ArchiveError::Mismatch {
                 what: "long context's tokens",

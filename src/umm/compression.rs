@@ -56,7 +56,7 @@ impl Compression {
 /// An impossible capacity for a ring of pooled tokens.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a long context of {capacity} pooled tokens: it must be whole blocks of {block}, at least {least} and at most \
+    "a long context of {capacity} pooled tokens is not possible: it must be a multiple of {block}, at least {least} and at most \
      {MAX_CAPACITY}; change `context_ms` or the topic's `context_capacity`"
 )]
 pub struct BadCapacity {

@@ -17,7 +17,7 @@ use umm::source::mcap_log::{McapLog, summarize};
 /// A target: its name and what it does.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All.
+/// All targets.
 pub const TARGETS: [Target; 8] = [
     ("log_reader", log_reader),
     ("cdr", cdr),
@@ -29,7 +29,7 @@ pub const TARGETS: [Target; 8] = [
     ("keyframe", keyframe),
 ];
 
-/// A log: summarised, read to its end, by file and by time, and reported on.
+/// Logs: summarised, read to their end in order of time and as recorded, and reported on.
 pub fn log_reader(data: &[u8]) {
     thread_local! {
         static FILE: PathBuf = std::env::temp_dir().join(format!(
@@ -55,7 +55,7 @@ pub fn log_reader(data: &[u8]) {
     });
 }
 
-/// Message types by encoding; the first byte of the data chooses.
+/// Types of ROS 2 messages; the first byte of the data chooses one.
 pub const CDR: [(&str, Modality); 10] = [
     ("sensor_msgs/msg/Image", Modality::Camera),
     ("sensor_msgs/msg/CompressedImage", Modality::Camera),
@@ -69,7 +69,7 @@ pub const CDR: [(&str, Modality); 10] = [
     ("diagnostic_msgs/msg/DiagnosticArray", Modality::Telemetry),
 ];
 
-/// Of Foxglove, in protobuf and in JSON.
+/// Types of Foxglove messages, in protobuf and in JSON.
 pub const FOXGLOVE: [(&str, Modality); 5] = [
     ("foxglove.CompressedImage", Modality::Camera),
     ("foxglove.RawImage", Modality::Camera),
@@ -78,7 +78,7 @@ pub const FOXGLOVE: [(&str, Modality); 5] = [
     ("foxglove.LocationFix", Modality::Telemetry),
 ];
 
-/// One field path of each message type.
+/// One field path of each telemetry type.
 const PATHS: [(&str, &str); 6] = [
     ("sensor_msgs/msg/Imu", "angular_velocity.z"),
     ("sensor_msgs/msg/NavSatFix", "latitude"),
@@ -189,7 +189,7 @@ pub fn keyframe(data: &[u8]) {
         static ENGINE: RefCell<Engine> = RefCell::new(engine());
     }
     let _ = umm::keyframe::decode(data);
-    // Past the checksum, which would refuse all that is not a seed.
+    // Past the checksum, which would refuse everything but a seed.
     let Ok(keyframe) = umm::proto::Keyframe::decode(data) else {
         return;
     };
@@ -198,7 +198,7 @@ pub fn keyframe(data: &[u8]) {
     });
 }
 
-/// The engine whose keyframes are thawed: small, one topic of each kind.
+/// The configuration of the engine that thaws keyframes: small, one topic each of camera, audio and telemetry.
 pub const KEYFRAME_CONFIG: &str = r#"
 [engine]
 window_ms = 200
@@ -218,7 +218,7 @@ rate_hz = 10
 signals.speed_mps = { path = "v", scale = 10 }
 "#;
 
-/// A new one.
+/// Makes a new engine of that configuration.
 pub fn engine() -> Engine {
     let config = from_text(KEYFRAME_CONFIG, "fuzz.toml").expect("a configuration");
     let weights = initial_weights(&ModelSpec::preset("nano", 0).expect("a preset"));

@@ -7,12 +7,12 @@ use std::path::Path;
 /// Opcode and length before every record.
 const FRAME_BYTES: usize = 9;
 const CHUNK: u8 = 0x06;
-/// Times, size, checksum, the empty name of no compression, packed size.
+/// Two times, size, checksum, the length of an empty compression name, packed size.
 const PLAIN_CHUNK_HEAD_BYTES: usize = 8 + 8 + 8 + 4 + 4 + 8;
-/// Of these, before the checksum, which 0 leaves out.
+/// Those before the checksum; a checksum of 0 is not checked.
 const BEFORE_CHECKSUM_BYTES: usize = 8 + 8 + 8;
 
-/// What the fuzzer has found to break readers of logs: an error or a page, no panic, and damage is said.
+/// Inputs with which the fuzzer once broke readers of logs: each is an error that names the chunk, none a panic.
 #[test]
 fn what_fuzzing_found_breaks_no_report() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/found/log_reader");
@@ -28,7 +28,7 @@ fn what_fuzzing_found_breaks_no_report() {
     assert!(inputs > 0);
 }
 
-/// Where the records of the log's chunks begin in the file.
+/// Where the log's chunk records begin in the file.
 fn chunks(log: &[u8]) -> Vec<usize> {
     let mut found = Vec::new();
     let mut at = 8;
@@ -42,7 +42,7 @@ fn chunks(log: &[u8]) -> Vec<usize> {
     found
 }
 
-/// The first record of the second chunk says it is longer than its chunk, by a little or by all there is.
+/// The first record of the second chunk claims to be longer than its chunk, by a little or as much as can be said.
 #[test]
 fn a_record_longer_than_its_chunk_is_damage() {
     let log = Drive {

@@ -64,7 +64,6 @@ fn a_replay_is_shown_whole() {
         "5f0c1b7a9d3e2244",
         "5.88\u{a0}ms",
         "16.4× real time",
-        "closes",
         "2024-05-01",
     ] {
         assert!(page.contains(text), "{text}");
@@ -115,7 +114,7 @@ fn a_live_run_shows_stages_and_misses_per_tick() {
         expected
     );
     assert!(page.contains("Deadline misses"));
-    // The clock's jump back is a break, after which the axis goes on.
+    // The clock's jump back is a break in the axis, which goes on rising after it.
     assert_eq!(data["axis"]["breaks"][0]["row"], 199);
     assert_eq!(data["axis"]["breaks"][0]["why"], "back");
     let x = data["rows"]["x"].as_array().unwrap();
@@ -248,7 +247,7 @@ fn a_damaged_log_never_panics_and_damage_is_said() {
     for position in (8..log.len()).step_by(log.len() / 300) {
         let mut damaged = log.clone();
         damaged[position] ^= 0x5a;
-        // What is not announced must not have changed anything.
+        // Damage that is not announced must not have changed anything.
         if let Ok(report) = try_report("damaged", &damaged) {
             let said = report.1.contains("The log is cut or damaged");
             assert!(said || report == whole, "byte {position}: {:?}", report.0);
@@ -299,6 +298,16 @@ fn payloads_of_noise_are_counted_and_passed_over() {
             .any(|n| n.contains("could not be decoded"))
     );
     data(&page);
+}
+
+#[test]
+fn outputs_under_another_prefix_are_found() {
+    let drive = Drive {
+        prefix: "car/umm",
+        ..Drive::default()
+    };
+    let (summary, _) = report("prefix", &drive);
+    assert_eq!(summary.ticks, 240);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::sample::{Drive, MS, PERIOD_NS};
 const EVENTS: [&str; 5] = ["siren", "ambulance", "vehicle_ahead", "braking", "turning"];
 const SCENES: [&str; 4] = ["city", "highway", "rural", "parking"];
 const MODALITIES: [&str; 4] = ["camera", "audio", "text", "telemetry"];
-/// Topic, modality, samples a tick.
+/// Topic, modality, samples per tick.
 const TOPICS: [(&str, &str, u32); 6] = [
     ("camera/front", "camera", 2),
     ("audio/cabin", "audio", 5),

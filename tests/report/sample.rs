@@ -1,5 +1,5 @@
-//! Writes plausible output logs: a drive from a city onto a highway, with a siren, a camera that drops out, a queue that
-//! overflows. All values are functions of time, so that two calls write the same log.
+//! Writes plausible output logs: a drive from a city onto a highway, with a siren, a camera that drops out, a queue
+//! that overflows. All values are functions of time, so two calls write the same log.
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
@@ -22,11 +22,11 @@ const SCENERY_S: f64 = 30.0;
 pub struct Drive {
     pub ticks: u64,
     pub trained: bool,
-    /// Stage times and deadlines per tick, as in a live run; else a timing record, as in a replay.
+    /// With stage times and deadlines per tick, as in a live run; otherwise with a timing record, as in a replay.
     pub live: bool,
     pub thumbnails: bool,
     pub ground_truth: bool,
-    /// The log's time jumps back to the start here.
+    /// The tick at which the log's time jumps back to the start.
     pub epoch_at: Option<u64>,
     /// Uncompressed and in small chunks, so that a cut loses little.
     pub small_chunks: bool,
@@ -34,6 +34,8 @@ pub struct Drive {
     pub suffix: &'static str,
     /// Written in place of some scores.
     pub poison: Option<f32>,
+    /// What comes before the channels' names.
+    pub prefix: &'static str,
 }
 
 impl Default for Drive {
@@ -48,6 +50,7 @@ impl Default for Drive {
             small_chunks: false,
             suffix: "",
             poison: None,
+            prefix: "umm",
         }
     }
 }
@@ -112,12 +115,24 @@ impl Drive {
             sequence: 0,
         };
         self.write_facts(&mut log);
-        let fused = log.channel("umm/fused", "umm.FusedFrame", "protobuf");
-        let ledger = log.channel("umm/ledger", "umm.Ledger", "protobuf");
-        let journal = log.channel("umm/journal", "umm.JournalEntry", "protobuf");
-        let health = log.channel("umm/health", "umm.Health", "protobuf");
-        let thumbnail = log.channel("umm/thumbnail", "foxglove.CompressedImage", "protobuf");
-        let truth = log.channel("umm/ground_truth", "", "json");
+        let fused = log.channel(
+            &format!("{}/fused", self.prefix),
+            "umm.FusedFrame",
+            "protobuf",
+        );
+        let ledger = log.channel(&format!("{}/ledger", self.prefix), "umm.Ledger", "protobuf");
+        let journal = log.channel(
+            &format!("{}/journal", self.prefix),
+            "umm.JournalEntry",
+            "protobuf",
+        );
+        let health = log.channel(&format!("{}/health", self.prefix), "umm.Health", "protobuf");
+        let thumbnail = log.channel(
+            &format!("{}/thumbnail", self.prefix),
+            "foxglove.CompressedImage",
+            "protobuf",
+        );
+        let truth = log.channel(&format!("{}/ground_truth", self.prefix), "", "json");
         let mut scenery = Vec::new();
         for tick in 1..=self.ticks {
             let t = self.seconds(tick);

@@ -24,7 +24,7 @@ pub fn topic(
     }
 }
 
-/// Ticks of 100 ms, of a replay, late samples folded in.
+/// A replay's ticks of 100 ms, with late samples folded in.
 pub fn align(topics: Vec<TopicRule>) -> AlignConfig {
     AlignConfig {
         period_ns: 100 * MS,
@@ -39,7 +39,7 @@ pub fn align(topics: Vec<TopicRule>) -> AlignConfig {
     }
 }
 
-/// Empty, captured and arrived so long after [`START_NS`].
+/// An empty sample, captured and logged `at_ms` after [`START_NS`].
 pub fn sample(topic: usize, sequence: u64, at_ms: u64) -> Sample {
     let at_ns = START_NS + at_ms * MS;
     Sample {

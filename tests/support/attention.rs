@@ -15,7 +15,7 @@ pub struct Values {
 }
 
 impl Values {
-    /// Seeded ones, of up to 2, sinks of up to 1.
+    /// Seeded values of up to 2 and sinks of up to 1.
     pub fn new(shape: HeadShape, queries: Range<usize>, keys: usize) -> Values {
         let twice = |seed, len| -> Vec<f32> { noise(seed, len).iter().map(|x| 2.0 * x).collect() };
         let all = twice(5, queries.end * shape.q_width());
@@ -28,7 +28,7 @@ impl Values {
     }
 }
 
-/// Queries, keys and values in a backend's memory.
+/// One call's queries, keys and values, in a backend's memory.
 pub struct AttentionCall {
     cpu: Cpu,
     shape: HeadShape,
@@ -39,12 +39,12 @@ pub struct AttentionCall {
 }
 
 impl AttentionCall {
-    /// `rows` queries and `keys` keys.
+    /// A call of `rows` queries and `keys` keys.
     pub fn new(cpu: Cpu, shape: HeadShape, rows: usize, keys: usize) -> AttentionCall {
         AttentionCall::with_queries(cpu, shape, 0..rows, keys)
     }
 
-    /// Some of the queries and `keys` keys.
+    /// A call of these queries and `keys` keys.
     pub fn with_queries(
         cpu: Cpu,
         shape: HeadShape,
@@ -54,7 +54,7 @@ impl AttentionCall {
         AttentionCall::of(cpu, shape, &Values::new(shape, queries, keys))
     }
 
-    /// Of these values.
+    /// A call on these values.
     pub fn of(mut cpu: Cpu, shape: HeadShape, values: &Values) -> AttentionCall {
         let rows = values.q.len() / shape.q_width();
         let keys = values.k.len() / shape.kv_width();
@@ -87,7 +87,7 @@ impl AttentionCall {
         }
     }
 
-    /// The keys in `range`, of which `times_ns` are the times.
+    /// The keys in `range`; `times_ns` has the times of all keys.
     pub fn segment<'a>(
         &self,
         range: Range<usize>,
@@ -102,7 +102,7 @@ impl AttentionCall {
         }
     }
 
-    /// What the queries of these times see of `segments`, `[rows, q_width]`.
+    /// Attention of the queries, at these times, over `segments`: `[rows, q_width]`.
     pub fn run(mut self, query_times: &[i64], segments: &Segments<'_>) -> Vec<f32> {
         let (shape, sink) = (self.shape, self.sink);
         self.cpu

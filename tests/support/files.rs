@@ -1,13 +1,13 @@
-//! Files that go when a test ends.
+//! Files that are removed when a test ends.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A file that is removed with the value.
+/// A file that is removed when the value is dropped.
 pub struct TempFile(pub PathBuf);
 
 impl TempFile {
-    /// With these bytes, under a name of its own that ends in `name`.
+    /// Writes these bytes to a file whose name is unique and ends in `name`.
     pub fn new(name: &str, bytes: &[u8]) -> TempFile {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -8,7 +8,7 @@ use umm::proto::{FusedFrame, ModalityState};
 
 pub const UMM: &str = env!("CARGO_BIN_EXE_umm");
 
-/// A port nobody listens on just now.
+/// An endpoint with a port that nobody listens on at the moment.
 pub fn free_endpoint() -> String {
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -27,7 +27,7 @@ pub fn start(arguments: &[&str]) -> Child {
         .unwrap()
 }
 
-/// `umm run` that listens at an endpoint and writes a log, with more arguments.
+/// Starts `umm run`, which listens at an endpoint and writes a log, with more arguments.
 pub fn run(config: &str, out: &str, endpoint: &str, more: &[&str]) -> Child {
     let arguments = [
         "run", "--config", config, "--out", out, "--listen", endpoint,
@@ -35,12 +35,12 @@ pub fn run(config: &str, out: &str, endpoint: &str, more: &[&str]) -> Child {
     start(&[&arguments[..], more].concat())
 }
 
-/// `umm play` to an endpoint that may not be there yet.
+/// Starts `umm play` to an endpoint that may not be there yet.
 pub fn play(log: &str, endpoint: &str) -> Child {
     start(&["play", log, "--connect", endpoint, "--wait", "20"])
 }
 
-/// What is said by a program that ends well, and soon.
+/// Waits for a program that must succeed, and returns what it said.
 #[track_caller]
 pub fn succeeds(child: Child) -> String {
     let output = wait(child, Duration::from_secs(60));
@@ -84,7 +84,7 @@ pub fn camera(frame: &FusedFrame) -> &ModalityState {
     &frame.modalities[0]
 }
 
-/// A session that connects to a run.
+/// Opens a session to a run, once it listens.
 pub fn connect(endpoint: &str) -> zenoh::Session {
     let settings = umm::config::LiveConfig {
         connect: vec![endpoint.to_owned()],

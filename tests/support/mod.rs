@@ -23,8 +23,8 @@ pub fn instruction_sets() -> impl Iterator<Item = Isa> {
     })
 }
 
-/// Linear layers' sizes, each with all numbers of rows, and a small one with rows of several blocks, more than a kernel's work
-/// space holds.
+/// Pairs each size of a linear layer with each number of rows, and adds a small layer with rows of several blocks, more
+/// than a kernel's work space holds.
 pub fn sizes_and_rows(
     sizes: impl IntoIterator<Item = (usize, usize)>,
     rows: &[usize],
@@ -42,7 +42,7 @@ pub fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Third-party data beside the checkout; prints a line and gives nothing where it is absent.
+/// Third-party data beside the checkout; if it is absent, prints a line and returns none.
 pub fn shared_data(name: &str) -> Option<PathBuf> {
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data")).join(name);
     if path.exists() {

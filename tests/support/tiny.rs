@@ -1,4 +1,4 @@
-//! A tiny model, drives of it cut at random, and networks with a long context that step through them.
+//! A tiny model, drives cut at random for it, and networks with a long context that step through them.
 
 use umm::archive::{Archive, ArchiveError};
 use umm::backend::cpu::{Cpu, Path};
@@ -24,7 +24,7 @@ pub const CAMERA: usize = 0;
 pub const AUDIO: usize = 1;
 pub const TELEMETRY: usize = 2;
 
-/// Tokens the local rings hold: more than any window here.
+/// Tokens the local rings hold: more than any window here has.
 pub const LOCAL: usize = 64;
 
 pub fn tiny_spec() -> ModelSpec {
@@ -50,7 +50,7 @@ pub fn sizes(ratio: usize, block: usize, top_k: usize) -> Compression {
     }
 }
 
-/// Lively values everywhere: initial weights have zero biases, and pool by the plain mean.
+/// Weights with varied values everywhere: initial weights have zero biases, and pool by the plain mean.
 pub fn weights(compression: Option<Compression>) -> Weights {
     let mut spec = tiny_spec();
     if let Some(sizes) = compression {
@@ -73,7 +73,7 @@ pub fn weights(compression: Option<Compression>) -> Weights {
         } else if name.contains("encoder")
             && (name.ends_with("q.weight") || name.ends_with("k.weight"))
         {
-            // Scores that differ: what is attended must matter.
+            // Scores must differ, so that it matters what is attended to.
             values.for_each(|v| *v *= 2.0);
         }
     }
@@ -96,7 +96,7 @@ pub struct TickOf {
     pub pieces: Vec<Piece>,
 }
 
-/// A stream of whole numbers, the same each run: near ties of scores must not make a test fail now and then.
+/// A stream of whole numbers, the same in each run, so that near ties of scores do not make a test fail now and then.
 struct Numbers(Vec<f32>, usize);
 
 impl Numbers {
@@ -111,7 +111,8 @@ impl Numbers {
     }
 }
 
-/// A drive cut at random: gaps of up to a second, several chunks of a topic in a tick, some later than the window is long.
+/// A drive cut at random: gaps of up to a second, several chunks of a topic in a tick, some later than the window is
+/// long.
 pub fn drive(seed: u64, ticks: usize) -> Vec<TickOf> {
     let mut numbers = Numbers::new(seed);
     (0..ticks)
@@ -133,7 +134,7 @@ pub fn drive(seed: u64, ticks: usize) -> Vec<TickOf> {
         .collect()
 }
 
-/// The same tokens of one topic, `tokens` a tick in one chunk.
+/// One topic, with a chunk of `tokens` tokens in each tick.
 pub fn steady(topic: usize, ticks: usize, tokens: usize) -> Vec<TickOf> {
     let piece = |seed| Piece {
         topic,
@@ -197,7 +198,7 @@ pub fn batches(ticks: &[TickOf], spec: &ModelSpec) -> Vec<(TickMoment, TokenBatc
         .collect()
 }
 
-/// Of networks with `context` pooled tokens a topic.
+/// The configuration of networks with `context` pooled tokens per topic.
 pub fn network_config(context: usize) -> NetworkConfig {
     let streams = TOPICS.iter().enumerate().map(|(i, &modality)| Stream {
         name: format!("topic {i}"),
@@ -227,7 +228,7 @@ pub fn network(weights: &Weights, context: usize, path: Path) -> Network {
     network
 }
 
-/// All that a tick computes.
+/// Steps, and returns all that the tick computes.
 pub fn step(network: &mut Network, tick: &(TickMoment, TokenBatch)) -> (Inspection, StepOutputs) {
     network.step(&tick.0, &tick.1, &mut NoProbe).unwrap();
     (network.inspect(tick.1.rows()), network.outputs().clone())

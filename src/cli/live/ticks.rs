@@ -67,7 +67,7 @@ pub(super) fn run_live(
         Mode::Live,
         stopwatch,
     )?;
-    print::engine(&weights, &runtime);
+    print::engine(&print::Model::of(&weights), &runtime);
     // The backend has its own copy; the file's pages are not to be locked as well.
     drop(weights);
     watch(&mut runtime, how, &clock);
@@ -129,7 +129,7 @@ fn restart(runtime: &mut Runtime, keyframe: &Keyframe) {
             keyframe.tick,
             keyframe.epoch
         ),
-        Err(error) => say!("warning: begins without the earlier context: {error}"),
+        Err(error) => say!("warning: starting without the earlier context: {error}"),
     }
 }
 
@@ -157,7 +157,7 @@ fn watch(runtime: &mut Runtime, how: &Begin, clock: &SensorClock) {
         Arc::clone(&how.dropped),
     );
     runtime.watch_count(
-        "the sensors' clock was set anew: their stamps have leapt, or all of them came late",
+        "the sensors' clock was reset: stamps jumped, or all were late",
         clock.steps(),
     );
     if let Some(dropped) = &how.not_recorded {
@@ -195,7 +195,9 @@ fn print_end(config: &Config, runtime: &mut Runtime, clock: &SensorClock) {
     }
     if clock.offset_ns() != 0 {
         let hours = clock.offset_ns() as f64 * 1e-9 / 3600.0;
-        say!("capture times came from a clock {hours:.1} h behind this machine's");
+        let side = if hours < 0.0 { "ahead of" } else { "behind" };
+        let hours = hours.abs();
+        say!("capture times came from a clock {hours:.1} h {side} this machine's");
     }
     print::ledger(config, runtime.ledger());
     let missing = runtime.engine().signals_that_never_came();

@@ -1,13 +1,14 @@
 //! Finds fields of a JSON message by their paths, in one pass and without a tree.
 
 use crate::decode::path::Step;
-use crate::decode::{DecodeError, SignalPath};
+use crate::decode::{DecodeError, MAX_SIGNALS, SignalPath};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
 
 /// Most paths looked for in one walk: one bit each.
-const MAX_TARGETS: usize = 64;
+const MAX_TARGETS: usize = MAX_SIGNALS;
+const _: () = assert!(MAX_TARGETS <= u64::BITS as usize);
 
 /// A member's key or an element's index, which may lead along a step of a path.
 #[derive(Clone, Copy)]
@@ -176,13 +177,14 @@ pub(super) fn walk<'de, T: Targets + ?Sized>(
     targets: &T,
     found: &mut dyn FnMut(usize, &'de str),
 ) -> Result<(), DecodeError> {
-    let n = targets.len().min(MAX_TARGETS);
-    let mut deserializer = serde_json::Deserializer::from_slice(payload);
-    let all = if n == MAX_TARGETS {
+    let n = targets.len();
+    assert!(n <= MAX_TARGETS, "{n} paths in one walk");
+    let all = if n == u64::BITS as usize {
         u64::MAX
     } else {
         (1 << n) - 1
     };
+    let mut deserializer = serde_json::Deserializer::from_slice(payload);
     let walk = Walk {
         targets,
         mask: all,

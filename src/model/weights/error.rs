@@ -16,7 +16,7 @@ pub enum WeightsError {
         source: std::io::Error,
     },
     /// The file is not a safetensors file, or is truncated or altered.
-    #[error("{file}: not a whole safetensors file: {reason}")]
+    #[error("{file}: not a complete safetensors file: {reason}")]
     Format {
         /// The file.
         file: String,
@@ -53,7 +53,7 @@ pub enum WeightsError {
     },
     /// A tensor's elements are of a type that is not read.
     #[error(
-        "tensor `{name}` is {found}; this build reads F32, of the matrices of linear layers also BF16 and I8"
+        "tensor `{name}` is {found}; this build reads F32, and for the matrices of linear layers also BF16 and I8"
     )]
     Dtype {
         /// Its name.
@@ -83,7 +83,7 @@ pub enum WeightsError {
     },
     /// A scale, what one quantum is worth, is negative or gives weights that are not finite.
     #[error(
-        "tensor `{name}` element {index} is {value}: a scale is at least 0, and 127 times it a finite number"
+        "tensor `{name}` element {index} is {value}: a scale must be at least 0, and 127 times the scale finite"
     )]
     NotAScale {
         /// Its name.
@@ -104,7 +104,7 @@ pub enum WeightsError {
         others: Precision,
     },
     /// The weights have been rounded already.
-    #[error("`{name}` is stored in {} already: pack the weights it was made from", precision.name())]
+    #[error("`{name}` is already stored in {}: pack the weights it was made from", precision.name())]
     Rounded {
         /// A matrix.
         name: String,
@@ -112,7 +112,7 @@ pub enum WeightsError {
         precision: Precision,
     },
     /// The file has tensors nobody asks for: it belongs to another model.
-    #[error("tensors that the specification does not know: {}", names.join(", "))]
+    #[error("unknown tensors, not in the specification: {}", names.join(", "))]
     Unknown {
         /// Their names.
         names: Vec<String>,

@@ -144,7 +144,7 @@ impl Weights {
     pub fn save(&self, path: &Path) -> Result<(), WeightsError> {
         // The new file takes the place of whatever has the name; a device, say, must not be replaced.
         if std::fs::metadata(path).is_ok_and(|facts| !facts.is_file()) {
-            let source = std::io::Error::other("not a file, weights are not written there");
+            let source = std::io::Error::other("not a regular file; weights are not written there");
             return Err(WeightsError::Io {
                 path: path.to_owned(),
                 source,

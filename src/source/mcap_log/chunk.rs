@@ -39,7 +39,7 @@ impl ChunkReader {
         let Some(whole) = whole else {
             let length = body.len();
             return Err(format!(
-                "a chunk of {length} bytes says that it needs {needed}"
+                "a chunk of {length} bytes declares that it needs {needed}"
             ));
         };
         if head.unpacked_bytes > MAX_RECORD_BYTES {
@@ -63,7 +63,7 @@ impl ChunkReader {
         }
         let unpacked = head.unpacked_bytes;
         Err(format!(
-            "the chunk says {unpacked} bytes of records, it has {seen}"
+            "the chunk declares {unpacked} bytes of records but has {seen}"
         ))
     }
 }

@@ -99,7 +99,7 @@ impl<R: Read + Seek> Walk<'_, R> {
             return Ok(self.lose(at, "opcode 0 where a record should begin".to_owned()));
         }
         if opcode != op::CHUNK && self.is_anchor(at) {
-            let reason = format!("the index names a chunk here, found a record {opcode:#04x}");
+            let reason = format!("the index places a chunk here, but the record is {opcode:#04x}");
             return Ok(self.lose(at, reason));
         }
         if opcode == op::CHUNK {
@@ -107,7 +107,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         }
         if end > self.boundary_after(at) {
             let reason = format!(
-                "record {opcode:#04x} says {length} bytes, there are {}",
+                "record {opcode:#04x} declares {length} bytes, but only {} are left",
                 self.boundary_after(at).saturating_sub(body_at)
             );
             return Ok(self.lose(at, reason));
@@ -182,11 +182,11 @@ impl<R: Read + Seek> Walk<'_, R> {
         let needed = head.head_bytes.saturating_add(head.packed_bytes);
         if length == u64::MAX {
             // Writers put this value there first, and the length once the chunk is done.
-            let reason = "a chunk that was not finished: its writer was stopped".to_owned();
+            let reason = "an unfinished chunk: its writer was stopped".to_owned();
             return Ok(self.lose(at, reason));
         }
         if needed > length {
-            let reason = format!("a chunk of {length} bytes says that it needs {needed}");
+            let reason = format!("a chunk of {length} bytes declares that it needs {needed}");
             return Ok(self.lose(at, reason));
         }
         if needed > MAX_RECORD_BYTES || head.unpacked_bytes > MAX_RECORD_BYTES {
@@ -217,12 +217,12 @@ impl<R: Read + Seek> Walk<'_, R> {
             });
         }
         if length > available {
-            let reason = format!("a chunk says {length} bytes, there are {available}");
+            let reason = format!("a chunk declares {length} bytes, but only {available} are left");
             return Ok(self.lose(at, reason));
         }
         if length > needed {
             // The format allows it, but nobody writes it: more likely a damaged length that hides what follows.
-            let reason = format!("a chunk of {length} bytes needs {needed} of them");
+            let reason = format!("a chunk of {length} bytes uses only {needed} of them");
             self.layout.end.add_damage(at, reason);
         }
         Ok(Some(body_at + length))

@@ -161,7 +161,7 @@ impl Collected {
             return Ok(());
         }
         Err(format!(
-            "the chunk says {} bytes of records, it has {}",
+            "the chunk declares {} bytes of records but has {}",
             head.unpacked_bytes, self.seen
         ))
     }
