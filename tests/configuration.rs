@@ -22,7 +22,7 @@ fn every_shipped_configuration_loads() {
 #[test]
 fn the_reference_names_every_key() {
     let reference = std::fs::read_to_string(folder().join("reference.toml")).unwrap();
-    for section in ["[engine]", "[output]", "[live]", "[[topic]]"] {
+    for section in ["[engine]", "[output]", "[live]", "[realtime]", "[[topic]]"] {
         let error = from_text(&format!("{section}\nname = \"a\"\nzzz = 1\n"), "x")
             .unwrap_err()
             .to_string();

@@ -62,12 +62,12 @@ fn signals(name: &str, bytes: &[u8], paths: &[&str]) -> Vec<f64> {
 
 #[test]
 fn cdr_by_rosbags_in_both_byte_orders() {
-    let mut seen = 0;
+    let mut seen = [0, 0];
     for message in written_by_rosbags() {
         check_cdr(&message.schema, &message.bytes());
-        seen += usize::from(message.little_endian);
+        seen[usize::from(message.little_endian)] += 1;
     }
-    assert_eq!(seen, 10, "every type, little endian");
+    assert_eq!(seen, [10, 10], "every type, big and little endian");
 }
 
 fn check_cdr(schema: &str, bytes: &[u8]) {
@@ -331,7 +331,7 @@ fn read(decoder: &Decoder, bytes: &[u8]) -> bool {
         }
 }
 
-/// Whole messages are read. Cut ones never cause a panic, and none shorter than nine bytes is read.
+/// Whole messages are read. Cut ones never cause a panic, and none shorter than nine bytes is read, of JSON none at all.
 #[test]
 fn cut_at_every_byte() {
     for (decoder, bytes) in everything() {
@@ -340,7 +340,7 @@ fn cut_at_every_byte() {
         let shortest = readable.min().unwrap_or(bytes.len());
         assert!(
             // A protobuf cut between fields is whole: one coordinate is nine bytes.
-            shortest >= 9,
+            shortest >= if bytes[0] == b'{' { bytes.len() } else { 9 },
             "{shortest} of {} bytes: {decoder:?}",
             bytes.len()
         );

@@ -6,7 +6,7 @@ mod support;
 use arrayvec::ArrayVec;
 use bytes::Bytes;
 use std::alloc::System;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::sync::atomic::{AtomicU64, Ordering};
 use support::logs::shipped;
 use umm::backend::cpu::{Cpu, Path, Precision};
@@ -222,8 +222,11 @@ fn allocations_of_steady_ticks(config: &Config, warm_up: u64, ticks: u64, mode: 
     )
     .unwrap();
     runtime.take_keyframes(7).unwrap();
-    let mut counted = 0;
+    let (mut counted, mut by_others) = (0, 0);
     for tick in 0..warm_up + ticks {
+        if tick == warm_up {
+            by_others = allocations_of_compute_threads();
+        }
         for (topic, time_ns, payload) in messages(tick, &[(64, 48), (96, 60)]) {
             inlet.push(Sample {
                 topic,
@@ -242,6 +245,7 @@ fn allocations_of_steady_ticks(config: &Config, warm_up: u64, ticks: u64, mode: 
             }
         }
     }
+    counted += allocations_of_compute_threads() - by_others;
     let last = runtime.heap_use().last;
     assert!(last.is_some_and(|last| last <= warm_up), "{last:?}");
     assert!(
@@ -262,6 +266,20 @@ fn allocations_of_steady_ticks(config: &Config, warm_up: u64, ticks: u64, mode: 
         runtime.ledger()
     );
     counted
+}
+
+/// Allocations of all threads of the pool but this one, until now: each waits in its part until the others are in theirs.
+fn allocations_of_compute_threads() -> u64 {
+    let here = std::thread::current().id();
+    let (threads, mut counts) = (umm::compute::threads(), [0; 8]);
+    let together = Barrier::new(threads);
+    umm::compute::for_each_part(&mut counts[..threads], |count| {
+        together.wait();
+        if std::thread::current().id() != here {
+            *count = allocations();
+        }
+    });
+    counts.iter().sum()
 }
 
 #[test]

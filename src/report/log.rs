@@ -155,10 +155,8 @@ impl Walk {
     fn record(&mut self, opcode: u8, data: &[u8]) -> Result<(), String> {
         let record = mcap::parse_record(opcode, data).map_err(|error| clip(&error.to_string()))?;
         match record {
-            Record::Schema { header, .. } => {
-                if self.schemas.len() < MAX_SCHEMAS {
-                    self.schemas.insert(header.id, clip(&header.name));
-                }
+            Record::Schema { header, .. } if self.schemas.len() < MAX_SCHEMAS => {
+                self.schemas.insert(header.id, clip(&header.name));
             }
             Record::Channel(channel) => {
                 let content = self.content(&channel);
