@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// Version of the program and of the states' layout: the second number goes up with every change of what a state
 /// holds or where.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " layout 5");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " layout 6");
 
 /// Largest state file; a larger one is no keyframe.
 const MAX_FILE_BYTES: u64 = 4 << 30;

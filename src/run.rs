@@ -13,7 +13,7 @@ use crate::model::spec::{DEFAULT_COMPRESSION, ModelSpec, SpecError};
 use crate::model::weights::{Weights, WeightsError};
 use crate::proto::{FusedFrame, Keyframe};
 use crate::queue::QueueReceiver;
-use crate::runtime::{DueTick, Mode, RunError, Runtime, run_together};
+use crate::runtime::{DueTick, HealthTicks, Mode, RunError, Runtime, run_together};
 use crate::sink::{Sink, SinkError};
 use crate::source::mcap_log::{LogEnd, LogSummary};
 use crate::source::replay::{Replay, Speed};
@@ -136,8 +136,10 @@ impl Default for ReplayOptions {
 pub struct Replayed {
     /// Ticks run.
     pub ticks: u64,
-    /// Where every sample went.
+    /// Where every sample went, since the log's start.
     pub ledger: Ledger,
+    /// Ticks in each state of health.
+    pub health: HealthTicks,
     /// Measured times.
     pub timing: Timing,
     /// The last fused frame; none when there was no tick.

@@ -86,12 +86,12 @@ impl KvLayout {
     }
 
     /// Elements of one head's row as it arrives, not yet padded.
-    pub(crate) fn elements_per_row(self) -> usize {
+    pub fn elements_per_row(self) -> usize {
         self.head_dim.div_ceil(self.form.values_per_element())
     }
 
     /// Numbers of a key, padded with zeros to whole steps of a product; `f32` needs no padding.
-    pub(crate) fn depth(self) -> usize {
+    pub fn depth(self) -> usize {
         match self.form {
             KvForm::F32 => self.head_dim,
             KvForm::Bf16 => self.head_dim.next_multiple_of(2 * PANEL),
@@ -100,12 +100,12 @@ impl KvLayout {
     }
 
     /// Elements of one slot in a panel of keys.
-    pub(crate) fn key_rows(self) -> usize {
+    pub fn key_rows(self) -> usize {
         self.depth() / self.form.values_per_element()
     }
 
     /// Columns of one head's values; an even number in bf16, where products take two at a time.
-    pub(crate) fn columns(self) -> usize {
+    pub fn columns(self) -> usize {
         match self.form {
             KvForm::F32 | KvForm::Int8 => self.head_dim.div_ceil(PANEL),
             KvForm::Bf16 => self.depth() / PANEL,
@@ -155,22 +155,22 @@ impl KvCache {
     }
 
     /// Number of blocks.
-    pub(crate) fn blocks(&self) -> usize {
+    pub fn blocks(&self) -> usize {
         self.slots / self.layout.form.block()
     }
 
     /// Elements of a panel of keys.
-    pub(crate) fn panel_len(&self) -> usize {
+    pub fn panel_len(&self) -> usize {
         self.layout.key_rows() * PANEL
     }
 
     /// Elements of a column of values.
-    pub(crate) fn column_len(&self) -> usize {
+    pub fn column_len(&self) -> usize {
         self.slots / self.layout.form.values_per_element() * PANEL
     }
 
     /// Returns where the panel begins that holds a head's key of `slot`.
-    pub(crate) fn panel(&self, head: usize, slot: usize) -> usize {
+    pub fn panel(&self, head: usize, slot: usize) -> usize {
         let panel = head * self.slots / PANEL + slot / PANEL;
         self.memory.start + panel * self.panel_len()
     }
@@ -182,7 +182,7 @@ impl KvCache {
 
     /// Returns where `slot` lies in a column of a head's values: sixteen elements, shared
     /// with other slots except in `f32`.
-    pub(crate) fn column(&self, head: usize, column: usize, slot: usize) -> usize {
+    pub fn column(&self, head: usize, column: usize, slot: usize) -> usize {
         let column = head * self.layout.columns() + column;
         let row = match self.layout.form {
             KvForm::F32 => slot,
@@ -193,7 +193,7 @@ impl KvCache {
     }
 
     /// Returns where a parameter of a head's row in `slot` lies; those of the next slots follow.
-    pub(crate) fn param(&self, head: usize, param: SlotParam, slot: usize) -> usize {
+    pub fn param(&self, head: usize, param: SlotParam, slot: usize) -> usize {
         let of_values = self.layout.kv_heads * self.layout.columns() * self.column_len();
         let list = head * SlotParam::COUNT + param as usize;
         self.values() + of_values + list * self.slots + slot

@@ -56,18 +56,19 @@ impl Region {
         self.part(first * width, rows * width)
     }
 
-    pub(crate) fn range(self) -> std::ops::Range<usize> {
+    /// Returns its place in the arena, in elements.
+    pub fn range(self) -> std::ops::Range<usize> {
         self.start..self.start + self.len
     }
 }
 
-/// A linear layer's weights inside a backend.
+/// A linear layer's weights inside a backend, by a number that the backend chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinearId(pub(crate) usize);
+pub struct LinearId(pub usize);
 
-/// A vector or table of parameters (norm weights, biases, embeddings) inside a backend.
+/// A vector or table of parameters (norm weights, biases, embeddings) inside a backend, by a number that it chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TableId(pub(crate) usize);
+pub struct TableId(pub usize);
 
 /// A layer norm's scale and shift.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,7 @@ use umm::ledger::Ledger;
 use umm::model::spec::ModelSpec;
 use umm::model::weights::Weights;
 use umm::run::Replayed;
-use umm::runtime::Runtime;
+use umm::runtime::{HealthTicks, Runtime};
 use umm::source::mcap_log::LogSummary;
 
 /// Prints which configured topics the log lacks and which of its own are passed over; `prefix` begins each line.
@@ -140,6 +140,7 @@ pub fn replayed(config: &Config, model: &Model, replayed: &Replayed) {
     }
     table::print(&["stage", "p50", "p99", "max"], &rows);
     ledger(config, &replayed.ledger);
+    say!("\nHealth: {}", health(replayed.health));
     for missing in missing_signals(config, replayed.missing_signals.iter().copied()) {
         say!("warning: {missing}");
     }
@@ -168,6 +169,25 @@ pub fn replayed(config: &Config, model: &Model, replayed: &Replayed) {
         .collect();
     table::print(&["modality", "gate", "quality", "age ms", "state"], &rows);
     heads(model.note(), frame);
+}
+
+/// Says in how many ticks the run was in which state.
+pub fn health(ticks: HealthTicks) -> String {
+    let states = [
+        (ticks.starting, "starting"),
+        (ticks.nominal, "nominal"),
+        (ticks.degraded, "degraded"),
+        (ticks.failed, "failed"),
+    ];
+    let states = states.iter().filter(|(ticks, _)| *ticks > 0);
+    let states: Vec<String> = states
+        .map(|(n, name)| format!("{name} {n} ticks"))
+        .collect();
+    let reasons = match ticks.degraded + ticks.failed {
+        0 => "",
+        _ => "; the reasons are in umm/health",
+    };
+    format!("{}{reasons}", states.join(", "))
 }
 
 /// Prints where every sample went, one line per topic.
@@ -236,7 +256,7 @@ pub fn missing_signals<'a>(
         let topic = config.topics.get(topic)?;
         let (name, signal) = topic.signals.iter().nth(signal)?;
         Some(format!(
-            "{}: no message used had the signal {name}, path {:?}",
+            "{}: no message had the signal {name}, path {:?}",
             topic.name, signal.path
         ))
     })

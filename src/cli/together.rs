@@ -192,6 +192,9 @@ fn print_outcomes(logs: &[PathBuf], config: &Config, outcomes: &[Result<Replayed
         warnings.extend(print::losses(config, &r.ledger).map(|lost| format!("{name}: {lost}")));
         let missing = print::missing_signals(config, r.missing_signals.iter().copied());
         warnings.extend(missing.map(|missing| format!("{name}: {missing}")));
+        if r.health.degraded + r.health.failed > 0 {
+            warnings.push(format!("{name}: health {}", print::health(r.health)));
+        }
         if !r.ledger.closes() {
             warnings.push(format!("{name}: the ledger does not close"));
         }

@@ -271,21 +271,22 @@ pub const DEFAULT_MAX_BLOCK_MS: u64 = 200;
 /// Most pixels of an image accepted where the topic does not say: those of 3840 x 2160 and a few more.
 pub const DEFAULT_MAX_PIXELS: usize = 8 << 20;
 
-/// Audio blocks a tick takes where the topic does not say.
+/// Audio blocks a tick takes where the topic does not say; more where its rate needs more.
 const AUDIO_PER_TICK: usize = 16;
 
 /// Texts a tick takes where the topic does not say.
 const TEXT_PER_TICK: usize = 4;
 
-/// Factor by which rings exceed what rate and window ask for.
-const CAPACITY_HEADROOM: f64 = 1.25;
+/// Factor by which rings exceed what rate and window ask for, and audio's share of a tick what its rate asks for.
+const HEADROOM: f64 = 1.25;
 
 impl TopicConfig {
-    /// Returns the most samples a tick takes.
-    pub fn per_tick(&self) -> usize {
+    /// Returns the most samples a tick takes. Audio is to lose none: by default it has headroom over its nominal rate.
+    pub fn per_tick(&self, engine: &EngineConfig) -> usize {
+        let in_a_period = self.rate_hz * engine.period_ms as f64 / 1e3;
         self.per_tick.unwrap_or(match self.kind {
             Modality::Camera | Modality::Telemetry => 1,
-            Modality::Audio => AUDIO_PER_TICK,
+            Modality::Audio => AUDIO_PER_TICK.max((in_a_period * HEADROOM).ceil() as usize),
             Modality::Text => TEXT_PER_TICK,
         })
     }
@@ -305,8 +306,8 @@ impl TopicConfig {
     }
 
     /// Returns the most tokens one tick adds, given the tokens of one sample.
-    pub fn max_tokens_per_tick(&self, tokens_per_sample: usize) -> usize {
-        self.per_tick() * tokens_per_sample
+    pub fn max_tokens_per_tick(&self, engine: &EngineConfig, tokens_per_sample: usize) -> usize {
+        self.per_tick(engine) * tokens_per_sample
     }
 
     /// Returns the longest audio block accepted.
@@ -321,10 +322,10 @@ impl TopicConfig {
 
     /// Returns the tokens the rings hold; by default one tick's and, with headroom, a window's at the nominal rate.
     pub fn capacity(&self, engine: &EngineConfig, tokens_per_sample: usize) -> usize {
-        let per_tick = self.max_tokens_per_tick(tokens_per_sample);
+        let per_tick = self.max_tokens_per_tick(engine, tokens_per_sample);
         self.capacity.unwrap_or_else(|| {
             let tokens = self.tokens_in(engine.window_ms, engine, tokens_per_sample);
-            (tokens * CAPACITY_HEADROOM).ceil() as usize + per_tick
+            (tokens * HEADROOM).ceil() as usize + per_tick
         })
     }
 
@@ -341,7 +342,7 @@ impl TopicConfig {
     fn tokens_in(&self, time_ms: u64, engine: &EngineConfig, tokens_per_sample: usize) -> f64 {
         let taken_hz = self
             .rate_hz
-            .min(self.per_tick() as f64 * 1e3 / engine.period_ms as f64);
+            .min(self.per_tick(engine) as f64 * 1e3 / engine.period_ms as f64);
         taken_hz * (time_ms as f64 / 1e3) * tokens_per_sample as f64
     }
 }
@@ -365,7 +366,7 @@ impl Config {
                 .map(|topic| TopicRule {
                     name: topic.name.clone(),
                     required: topic.required,
-                    per_tick: topic.per_tick(),
+                    per_tick: topic.per_tick(engine),
                     keep: topic.keep(),
                     capacity: topic.queue(),
                 })

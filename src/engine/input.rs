@@ -2,7 +2,7 @@
 
 use super::pictures::{self, Image, Picture};
 use crate::archive::{Archive, Archived};
-use crate::config::TopicConfig;
+use crate::config::{EngineConfig, TopicConfig};
 use crate::decode::DecodeError;
 use crate::frontend::FrontEndError;
 use crate::frontend::audio::AudioFrontEnd;
@@ -64,6 +64,8 @@ struct Signals {
     /// Which signals have come in this tick (`came`) and in this run (`ever`).
     came: Vec<bool>,
     ever: Vec<bool>,
+    /// Whether any message has come, with or without them.
+    has_messages: bool,
     /// Capture time of the tick's newest message, whose values are in `values`.
     newest_ns: Option<u64>,
 }
@@ -89,7 +91,11 @@ pub(super) struct TopicInput {
 }
 
 impl TopicInput {
-    pub fn new(topic: &TopicConfig, spec: &ModelSpec) -> Result<TopicInput, InputError> {
+    pub fn new(
+        topic: &TopicConfig,
+        engine: &EngineConfig,
+        spec: &ModelSpec,
+    ) -> Result<TopicInput, InputError> {
         let kind = match topic.kind {
             Modality::Camera => Kind::Camera(Box::new(CameraFrontEnd::new(
                 topic.max_pixels(),
@@ -99,7 +105,7 @@ impl TopicInput {
             Modality::Audio => Kind::Audio(Box::new(AudioFrontEnd::new(
                 spec.mel_stack,
                 topic.max_block_ms(),
-                topic.max_tokens_per_tick(tokens_per_sample(topic, spec)),
+                topic.max_tokens_per_tick(engine, tokens_per_sample(topic, spec)),
             ))),
             Modality::Text => Kind::Text,
             Modality::Telemetry => Kind::Telemetry(Box::new(signals(topic, spec)?)),
@@ -167,6 +173,7 @@ impl TopicInput {
             }
             Kind::Telemetry(signals) => {
                 decoder.signals_into(payload, &mut signals.decoded)?;
+                signals.has_messages = true;
                 if signals.decoded.iter().all(|v| v.is_nan()) {
                     return Err(InputError::NoSignal);
                 }
@@ -264,7 +271,7 @@ impl TopicInput {
     /// signal ever came.
     pub fn never_came(&self) -> impl Iterator<Item = usize> {
         let ever: &[bool] = match &self.kind {
-            Kind::Telemetry(signals) if signals.ever.contains(&true) => &signals.ever,
+            Kind::Telemetry(signals) if signals.has_messages => &signals.ever,
             _ => &[],
         };
         let never = ever.iter().enumerate().filter(|(_, ever)| !**ever);
@@ -339,6 +346,7 @@ fn signals(topic: &TopicConfig, spec: &ModelSpec) -> Result<Signals, InputError>
         came: vec![false; scales.len()],
         features: vec![0.0; 2 * spec.fourier + 1],
         ever: vec![false; scales.len()],
+        has_messages: false,
         quality: TelemetryQuality::new(topic.rate_hz, scales.len(), stuck_after_ms * NS_PER_MS),
         scales,
         newest_ns: None,

@@ -11,7 +11,7 @@ mod sizes;
 
 use crate::align::{Taken, Tick};
 use crate::config::{Config, TopicConfig};
-use crate::frontend::quality::Reason;
+use crate::frontend::quality::{GAP_FACTOR, Reason, gap_after_ns};
 use crate::governor::Plan;
 use crate::ledger::{Ledger, TopicLedger};
 use crate::model::adapter::{PoolWork, TokenBatch};
@@ -34,6 +34,8 @@ pub struct Engine {
     network: Network,
     inputs: Vec<TopicInput>,
     modality_of: Vec<Modality>,
+    /// The age after which a topic has a gap; none for texts, which come when there is something to say.
+    gap_after_ns: Vec<Option<u64>>,
     spans: Vec<ContextSpan>,
     batch: TokenBatch,
     /// The moment of the prepared tick.
@@ -96,9 +98,11 @@ impl Engine {
         let spec = network.spec();
         let mut inputs = Vec::with_capacity(config.topics.len());
         for topic in &config.topics {
-            let input = TopicInput::new(topic, spec).map_err(|source| EngineError::Input {
-                topic: topic.name.clone(),
-                source,
+            let input = TopicInput::new(topic, &config.engine, spec).map_err(|source| {
+                EngineError::Input {
+                    topic: topic.name.clone(),
+                    source,
+                }
             })?;
             inputs.push(input);
         }
@@ -118,6 +122,11 @@ impl Engine {
             inputs,
             spans,
             modality_of: config.topics.iter().map(|t| t.kind).collect(),
+            gap_after_ns: config
+                .topics
+                .iter()
+                .map(|t| (t.kind != Modality::Text).then(|| gap_after_ns(t.rate_hz)))
+                .collect(),
             batch: TokenBatch::default(),
             moment: TickMoment::default(),
             pool: PoolWork::default(),
@@ -306,32 +315,57 @@ impl Engine {
     }
 
     fn update_report(&mut self, tick_time_ns: u64) {
-        for (topic, input) in self.report.topics.iter_mut().zip(&self.inputs) {
+        let inputs = self.inputs.iter().zip(&self.gap_after_ns);
+        for (topic, (input, gap_after_ns)) in self.report.topics.iter_mut().zip(inputs) {
             let age = topic.newest_ns.map(|t| tick_time_ns.saturating_sub(t));
             topic.missing = age.is_none_or(|age| age > self.window_ns);
+            topic.gap = age
+                .zip(*gap_after_ns)
+                .is_some_and(|(age, after)| age > after);
             topic.age_ns = age.filter(|_| !topic.missing).unwrap_or(0);
-            topic.quality = if topic.missing { 0.0 } else { input.quality() };
+            let gap = if topic.gap { GAP_FACTOR } else { 1.0 };
+            topic.quality = if topic.missing {
+                0.0
+            } else {
+                input.quality().min(gap)
+            };
         }
         for modality in Modality::ALL {
-            let report = &mut self.report.modalities[modality.index()];
-            report.reasons.clear();
-            report.missing = true;
-            report.quality = 0.0;
-            report.age_ns = 0;
-            report.tokens = self.batch.modalities[modality.index()].rows() as u32;
-            let topics = self.report.topics.iter().zip(&self.inputs);
-            let of_modality = topics
-                .zip(&self.modality_of)
-                .filter(|((topic, _), kind)| **kind == modality && !topic.missing);
-            for ((topic, input), _) in of_modality {
-                if report.missing || topic.age_ns < report.age_ns {
-                    report.age_ns = topic.age_ns;
-                }
-                if report.missing || topic.quality < report.quality {
-                    report.quality = topic.quality;
-                }
-                report.missing = false;
-                input.add_reasons(&mut report.reasons);
+            self.judge(modality);
+        }
+    }
+
+    /// A modality is as good as the worst of its topics. One that has ceased to come counts as a gap.
+    fn judge(&mut self, modality: Modality) {
+        let report = &mut self.report.modalities[modality.index()];
+        report.reasons.clear();
+        report.missing = true;
+        report.quality = 0.0;
+        report.age_ns = 0;
+        report.tokens = self.batch.modalities[modality.index()].rows() as u32;
+        let topics = self.report.topics.iter().zip(&self.inputs);
+        let topics = topics.zip(&self.modality_of);
+        let of_modality = topics.filter(|(_, kind)| **kind == modality);
+        let mut gap = false;
+        for ((topic, input), _) in of_modality {
+            gap |= topic.gap;
+            if topic.missing {
+                continue;
+            }
+            if report.missing || topic.age_ns < report.age_ns {
+                report.age_ns = topic.age_ns;
+            }
+            if report.missing || topic.quality < report.quality {
+                report.quality = topic.quality;
+            }
+            report.missing = false;
+            input.add_reasons(&mut report.reasons);
+        }
+        if gap && !report.missing {
+            report.quality = report.quality.min(GAP_FACTOR);
+            let reason = Reason::Gap.name();
+            if !report.reasons.contains(&reason) {
+                report.reasons.push(reason);
             }
         }
     }

@@ -14,7 +14,7 @@ pub(super) fn network_config(config: &Config, spec: &ModelSpec) -> NetworkConfig
         .iter()
         .map(|topic| {
             let tokens = input::tokens_per_sample(topic, spec);
-            let max_tokens_per_tick = topic.max_tokens_per_tick(tokens);
+            let max_tokens_per_tick = topic.max_tokens_per_tick(engine, tokens);
             Stream {
                 name: topic.name.clone(),
                 modality: topic.kind,

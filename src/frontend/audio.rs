@@ -16,6 +16,12 @@ use crate::time::NS_PER_S;
 /// A block further than this from the sample clock restarts the stream.
 pub const MAX_DRIFT_NS: i64 = 40_000_000;
 
+/// Blocks this far from the sample clock, and by half their length, for [`LOST_AFTER`] in a row were lost or repeated.
+const LEAST_LOST_NS: i64 = 5_000_000;
+
+/// One block alone may be stamped badly.
+const LOST_AFTER: i64 = 2;
+
 /// Each block corrects the clock by its deviation divided by this.
 const FOLLOW: i64 = 16;
 
@@ -31,6 +37,8 @@ pub struct AudioFrontEnd {
     mel: LogMel,
     /// Estimated time of the stream's first sample.
     anchor_ns: i64,
+    /// Blocks in a row that were off the clock by much, to the same side.
+    off_in_a_row: i64,
     /// Input samples since then.
     samples_in: u64,
     /// Mel frames since then.
@@ -54,6 +62,7 @@ impl AudioFrontEnd {
             resample: None,
             mel: LogMel::new(),
             anchor_ns: 0,
+            off_in_a_row: 0,
             samples_in: 0,
             frames: 0,
             mono: Vec::new(),
@@ -86,7 +95,7 @@ impl AudioFrontEnd {
         }
         self.mono.clear();
         mono_into(view, &mut self.mono)?;
-        self.follow_clock(view.rate_hz, capture_ns)?;
+        self.follow_clock(view.rate_hz, capture_ns, frames as u64)?;
         self.quality.observe(&self.mono, view.rate_hz);
         self.samples_in += frames as u64;
         self.resampled.clear();
@@ -107,8 +116,13 @@ impl AudioFrontEnd {
         Ok(())
     }
 
-    /// Starts, corrects or restarts the sample clock for a block at `capture_ns`.
-    fn follow_clock(&mut self, rate_hz: u32, capture_ns: i64) -> Result<(), FrontEndError> {
+    /// Starts, corrects or restarts the sample clock for a block of `frames` at `capture_ns`.
+    fn follow_clock(
+        &mut self,
+        rate_hz: u32,
+        capture_ns: i64,
+        frames: u64,
+    ) -> Result<(), FrontEndError> {
         let running = self
             .resample
             .as_ref()
@@ -118,6 +132,7 @@ impl AudioFrontEnd {
         let off_ns = capture_ns.saturating_sub(expected_ns);
         if running && off_ns.abs() <= MAX_DRIFT_NS {
             self.anchor_ns += off_ns / FOLLOW;
+            self.judge_deviation(off_ns, (frames * NS_PER_S / u64::from(rate_hz)) as i64);
             return Ok(());
         }
         if self.resample.is_some() {
@@ -132,9 +147,25 @@ impl AudioFrontEnd {
         self.features
             .truncate(self.times_ns.len() * self.stack * BANDS);
         self.anchor_ns = capture_ns;
+        self.off_in_a_row = 0;
         self.samples_in = 0;
         self.frames = 0;
         Ok(())
+    }
+
+    /// Notes a lost or repeated block that the clock follows: those after it are off by its length as well, where
+    /// jitter changes from block to block and drift is a small part of one.
+    fn judge_deviation(&mut self, off_ns: i64, block_ns: i64) {
+        let far = off_ns.abs() >= (block_ns / 2).max(LEAST_LOST_NS);
+        let side = off_ns.signum();
+        self.off_in_a_row = match far {
+            true if self.off_in_a_row.signum() == side => self.off_in_a_row.saturating_add(side),
+            true => side,
+            false => 0,
+        };
+        if self.off_in_a_row.abs() == LOST_AFTER {
+            self.quality.discontinuity();
+        }
     }
 
     /// Returns times and features of as many blank tokens as a period holds, for a rehearsal.
@@ -190,6 +221,7 @@ impl AudioFrontEnd {
         }
         self.mel.archive(archive)?;
         archive.number("anchor", &mut self.anchor_ns)?;
+        archive.number("blocks off the clock", &mut self.off_in_a_row)?;
         archive.number("samples", &mut self.samples_in)?;
         archive.number("frames", &mut self.frames)?;
         archive.list("features", &mut self.features, MOST)?;
@@ -203,6 +235,7 @@ impl AudioFrontEnd {
         self.mel.reset();
         self.features.clear();
         self.times_ns.clear();
+        self.off_in_a_row = 0;
         self.samples_in = 0;
         self.frames = 0;
         self.quality = AudioQuality::default();

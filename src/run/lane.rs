@@ -27,6 +27,8 @@ pub(super) struct Lane {
     runtime: Runtime,
     next: Next,
     begin: Instant,
+    /// What the keyframe had done that the replay began at: ticks, and the clock then.
+    resumed: Option<(u64, u64)>,
     failed: Option<RunError>,
 }
 
@@ -39,6 +41,7 @@ impl Lane {
             runtime,
             next: Next::Read,
             begin: Instant::now(),
+            resumed: None,
             failed: None,
         }
     }
@@ -102,17 +105,19 @@ impl Lane {
     /// Returns the result of a completed lane.
     pub fn replayed(&mut self) -> Replayed {
         let runtime = &mut self.runtime;
-        let span = self.source.summary().span_ns.unwrap_or((0, 0));
+        let (first_ns, last_ns) = self.source.summary().span_ns.unwrap_or((0, 0));
+        let (ticks_before, begin_ns) = self.resumed.unwrap_or((0, first_ns));
         Replayed {
-            ticks: runtime.ticks(),
+            ticks: runtime.ticks().saturating_sub(ticks_before),
             ledger: runtime.ledger().clone(),
+            health: runtime.health_ticks(),
             timing: runtime.timing().clone(),
             last_frame: (runtime.ticks() > 0).then(|| runtime.last_frame().clone()),
             log: self.source.summary().clone(),
             end: self.source.end(),
             missing_signals: runtime.engine().signals_that_never_came().collect(),
             wall_s: self.begin.elapsed().as_secs_f64(),
-            log_s: span.1.saturating_sub(span.0) as f64 * 1e-9,
+            log_s: last_ns.saturating_sub(begin_ns) as f64 * 1e-9,
         }
     }
 
@@ -128,6 +133,7 @@ impl Lane {
                 source.resume(delivered, clock_ns, awaited)
             })
             .map_err(RunError::from)?;
+        self.resumed = Some((self.runtime.ticks(), clock_ns));
         Ok(())
     }
 

@@ -3,8 +3,10 @@
 use crate::archive::{Archive, Archived};
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::frontend::quality::gap_after_ns;
 use crate::governor::Plan;
 use crate::ledger::Ledger;
+use crate::model::spec::Modality;
 use crate::proto::health::State;
 use crate::sink::watched::Fault;
 use std::fmt::Write;
@@ -14,11 +16,28 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Deadlines missed in a row after which a run is degraded.
 const MISSES_TO_DEGRADE: u32 = 3;
 
+/// Ticks in each state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HealthTicks {
+    /// Nothing usable has come yet.
+    pub starting: u64,
+    /// All is well.
+    pub nominal: u64,
+    /// Something is wrong.
+    pub degraded: u64,
+    /// Results mean nothing.
+    pub failed: u64,
+}
+
 /// The state and what it depends on.
 pub(super) struct Health {
     state: State,
+    ticks: HealthTicks,
     required: Vec<Required>,
     undecodable: Vec<Undecodable>,
+    silent: Vec<Silent>,
+    lost: Vec<Lost>,
+    nothing: Nothing,
     shortened: Vec<Shortened>,
     misses_in_a_row: u32,
     /// Whether any result is NaN or infinite.
@@ -41,6 +60,32 @@ struct Undecodable {
     /// The reason given while there are any.
     reason: String,
     growth: Growth,
+    /// The reason given while every message lacks all configured signals.
+    no_signal_reason: String,
+    no_signal: bool,
+}
+
+/// A topic of a steady rate, whose messages may cease to come.
+struct Silent {
+    topic: usize,
+    /// Ticks without a message that its rate allows.
+    after_ticks: u32,
+    received: Growth,
+    /// The reason given while none comes.
+    reason: String,
+}
+
+/// A topic that may bring more than is taken, or too late.
+struct Lost {
+    growth: Growth,
+    /// The reason given while samples are lost.
+    reason: String,
+}
+
+/// Whether no topic has anything usable.
+struct Nothing {
+    now: bool,
+    reason: String,
 }
 
 /// A topic whose context may be shortened by its own rate.
@@ -107,6 +152,27 @@ impl Shortened {
     }
 }
 
+impl Silent {
+    fn is_silent(&self) -> bool {
+        self.received.seen > 0 && self.received.ticks_since > self.after_ticks
+    }
+}
+
+/// Returns all topics but texts, which come when there is something to say.
+fn silent_topics(config: &Config) -> Vec<Silent> {
+    let period_ns = config.align().period_ns;
+    let topics = config.topics.iter().enumerate();
+    let steady = topics.filter(|(_, t)| t.kind != Modality::Text);
+    steady
+        .map(|(topic, t)| Silent {
+            topic,
+            after_ticks: gap_after_ns(t.rate_hz).div_ceil(period_ns) as u32,
+            received: Growth::NONE,
+            reason: format!("{}: no messages any more", t.name),
+        })
+        .collect()
+}
+
 impl Health {
     /// Creates the health of a run that is starting.
     pub fn new(config: &Config) -> Health {
@@ -119,6 +185,7 @@ impl Health {
         });
         Health {
             state: State::Starting,
+            ticks: HealthTicks::default(),
             required: required.collect(),
             undecodable: config
                 .topics
@@ -126,8 +193,23 @@ impl Health {
                 .map(|t| Undecodable {
                     reason: format!("{}: unusable messages", t.name),
                     growth: Growth::NONE,
+                    no_signal_reason: format!("{}: no message has any of its signals", t.name),
+                    no_signal: false,
                 })
                 .collect(),
+            silent: silent_topics(config),
+            lost: config
+                .topics
+                .iter()
+                .map(|t| Lost {
+                    growth: Growth::NONE,
+                    reason: format!("{}: more messages than are taken, or too late", t.name),
+                })
+                .collect(),
+            nothing: Nothing {
+                now: false,
+                reason: format!("nothing usable on any topic for {window_s} s"),
+            },
             shortened: config
                 .topics
                 .iter()
@@ -165,6 +247,11 @@ impl Health {
             archive.number("undecodable", &mut topic.growth.seen)?;
             archive.number("undecodable", &mut topic.growth.ticks_since)?;
         }
+        let counts = self.silent.iter_mut().map(|t| &mut t.received);
+        for growth in counts.chain(self.lost.iter_mut().map(|t| &mut t.growth)) {
+            archive.number("messages", &mut growth.seen)?;
+            archive.number("messages", &mut growth.ticks_since)?;
+        }
         Ok(())
     }
 
@@ -187,6 +274,13 @@ impl Health {
         for (topic, entry) in self.undecodable.iter_mut().zip(&ledger.topics) {
             // A sensor without a fix says so; its messages are not broken.
             topic.growth.note(entry.undecodable - entry.without_signal);
+            topic.no_signal = entry.without_signal > 0 && entry.fused == 0;
+        }
+        for silent in &mut self.silent {
+            silent.received.note(ledger.topics[silent.topic].received);
+        }
+        for (lost, entry) in self.lost.iter_mut().zip(&ledger.topics) {
+            lost.growth.note(entry.overflowed + entry.late_dropped);
         }
         self.not_finite = !engine.network().outputs().is_finite();
         let topics = &engine.report().topics;
@@ -196,15 +290,29 @@ impl Health {
         for (shortened, topic) in self.shortened.iter_mut().zip(topics) {
             shortened.update(topic.shortened_to_ns);
         }
-        self.state = if topics.iter().all(|t| t.newest_ns.is_none()) {
+        let starting = topics.iter().all(|t| t.newest_ns.is_none());
+        self.nothing.now = !starting && topics.iter().all(|t| t.missing);
+        self.state = if starting {
             State::Starting
-        } else if topics.iter().all(|t| t.missing) || self.not_finite {
+        } else if self.nothing.now || self.not_finite {
             State::Failed
         } else if self.reasons().next().is_some() {
             State::Degraded
         } else {
             State::Nominal
         };
+        let ticks = match self.state {
+            State::Nominal => &mut self.ticks.nominal,
+            State::Degraded => &mut self.ticks.degraded,
+            State::Failed => &mut self.ticks.failed,
+            _ => &mut self.ticks.starting,
+        };
+        *ticks += 1;
+    }
+
+    /// Returns how many ticks there were in each state.
+    pub fn ticks(&self) -> HealthTicks {
+        self.ticks
     }
 
     /// Returns why the state is not nominal, where there is a specific reason.
@@ -216,9 +324,17 @@ impl Health {
         let counted = self.counted.iter().filter(|c| c.growth.is_recent());
         let broken = self.undecodable.iter();
         let broken = broken.filter(|t| t.growth.is_recent());
+        let no_signal = self.undecodable.iter().filter(|t| t.no_signal);
+        let silent = self.silent.iter().filter(|t| t.is_silent());
+        let lost = self.lost.iter().filter(|t| t.growth.is_recent());
         let not_finite = "results are not numbers: check the weights";
-        missing
-            .map(|r| r.reason.as_str())
+        let nothing = self.nothing.now.then_some(self.nothing.reason.as_str());
+        nothing
+            .into_iter()
+            .chain(missing.map(|r| r.reason.as_str()))
+            .chain(silent.map(|t| t.reason.as_str()))
+            .chain(no_signal.map(|t| t.no_signal_reason.as_str()))
+            .chain(lost.map(|t| t.reason.as_str()))
             .chain(self.not_finite.then_some(not_finite))
             .chain(broken.map(|t| t.reason.as_str()))
             .chain(shortened.map(|s| s.reason.as_str()))

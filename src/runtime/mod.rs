@@ -36,6 +36,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use stopwatch::{Budget, Stopwatch};
 
+pub use health::HealthTicks;
 pub use heap::HeapUse;
 pub use rehearsal::{PICTURE, full_ticks};
 pub use together::{DueTick, run_together};
@@ -328,6 +329,11 @@ impl Runtime {
             tick_time_ns: self.tick.tick_time_ns,
             newest_ns: taken.map(|t| t.sample.capture_time_ns).max(),
         }))
+    }
+
+    /// Returns how many ticks the run was in each state of health.
+    pub fn health_ticks(&self) -> HealthTicks {
+        self.health.ticks()
     }
 
     /// Returns where every sample went.

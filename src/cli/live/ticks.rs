@@ -200,6 +200,7 @@ fn print_end(config: &Config, runtime: &mut Runtime, clock: &SensorClock) {
         say!("capture times came from a clock {hours:.1} h {side} this machine's");
     }
     print::ledger(config, runtime.ledger());
+    say!("\nHealth: {}", print::health(runtime.health_ticks()));
     let missing = runtime.engine().signals_that_never_came();
     for missing in print::missing_signals(config, missing) {
         say!("warning: {missing}");

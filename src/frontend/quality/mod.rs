@@ -6,6 +6,20 @@ pub mod telemetry;
 
 use crate::archive::{Archive, Archived};
 
+/// Longest pause, in nominal periods, that is not a gap.
+const GAP_PERIODS: f64 = 5.0;
+
+/// Pauses up to this are never gaps, because a tick may take only the newest of many messages.
+const LEAST_GAP_NS: u64 = 250_000_000;
+
+/// Factor by which a gap lowers a quality.
+pub const GAP_FACTOR: f32 = 0.5;
+
+/// Returns the pause after which a topic of messages at `rate_hz` has a gap.
+pub fn gap_after_ns(rate_hz: f64) -> u64 {
+    LEAST_GAP_NS.max((GAP_PERIODS * 1e9 / rate_hz) as u64)
+}
+
 /// What lowers a quality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
@@ -23,7 +37,7 @@ pub enum Reason {
     Silent,
     /// Audio: blocks missing or overlapping.
     Discontinuous,
-    /// Telemetry: a longer time without a message than the rate allows.
+    /// Camera, audio and telemetry: a longer time without a message than the rate allows.
     Gap,
     /// Telemetry: messages at uneven times.
     Jitter,

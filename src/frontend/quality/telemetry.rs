@@ -1,13 +1,7 @@
 //! Telemetry quality: gaps, jitter, stuck values, missing signals.
 
-use super::{Quality, Reason};
+use super::{GAP_FACTOR, Quality, Reason, gap_after_ns};
 use crate::archive::{Archive, Archived};
-
-/// Longest pause, in nominal periods, that is not a gap.
-const GAP_PERIODS: f64 = 5.0;
-
-/// Pauses up to this are never gaps, because a tick may take only the newest of many messages.
-const LEAST_GAP_NS: u64 = 250_000_000;
 
 /// A signal is missing if it has not come for longer than this while messages did. Not sooner: messages may bring their
 /// signals in turns.
@@ -42,7 +36,7 @@ impl TelemetryQuality {
     /// stuck (0 means never).
     pub fn new(rate_hz: f64, signals: usize, stuck_after_ns: u64) -> TelemetryQuality {
         TelemetryQuality {
-            gap_after_ns: LEAST_GAP_NS.max((GAP_PERIODS * 1e9 / rate_hz) as u64),
+            gap_after_ns: gap_after_ns(rate_hz),
             stuck_after_ns,
             last_ns: None,
             mean_ns: 0.0,
@@ -101,7 +95,7 @@ impl TelemetryQuality {
             .last_ns
             .is_some_and(|last| now_ns.saturating_sub(last) > self.gap_after_ns);
         if self.gap || silent {
-            quality.lower(0.5, Reason::Gap);
+            quality.lower(GAP_FACTOR, Reason::Gap);
         }
         if self.spacings > SETTLED && self.deviation_ns > UNEVEN * self.mean_ns {
             quality.lower(0.7, Reason::Jitter);

@@ -1,0 +1,165 @@
+//! Sensors that cease to come, or lose messages: quality and health say so while it lasts, whatever plan is computed.
+
+mod support;
+
+use support::logs::{Message, drive, faulty, folder, outputs, replay_to, shipped};
+use umm::config::from_text;
+use umm::proto::{FusedFrame, Health, ModalityState, health::State};
+use umm::source::replay::Speed;
+
+const SECOND_NS: u64 = 1_000_000_000;
+const CAMERA: (&str, usize) = ("/camera/front/image", 0);
+const AUDIO: (&str, usize) = ("/audio/mic", 1);
+const IMU: (&str, usize) = ("/imu", 3);
+
+/// Replays the drive with the topic's messages of `from_s..to_s` left out.
+fn without(name: &str, topic: &str, from_s: f64, to_s: f64) -> (Vec<FusedFrame>, Vec<Health>) {
+    let (_, frames) = faulty(name, |messages| {
+        let first_ns = messages[0].header.log_time;
+        let lost = |m: &Message| {
+            let since_s = (m.header.log_time - first_ns) as f64 / SECOND_NS as f64;
+            m.topic == topic && (from_s..to_s).contains(&since_s)
+        };
+        messages.retain(|m| !lost(m));
+    });
+    let out = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    (frames, outputs(&out.join("out.mcap"), "umm/health"))
+}
+
+fn has_gap(modality: &ModalityState) -> bool {
+    let named = modality.quality_reasons.iter().any(|r| r == "gap");
+    assert!(
+        modality.missing || named == (modality.quality <= 0.5),
+        "{modality:?}"
+    );
+    named
+}
+
+fn names(health: &Health, topic: &str) -> bool {
+    let reason = format!("{topic}: no messages any more");
+    health.reasons.contains(&reason)
+}
+
+#[test]
+fn a_pause_lowers_quality_and_health_while_it_lasts() {
+    for (name, (topic, modality)) in [("pause_camera", CAMERA), ("pause_audio", AUDIO)] {
+        let (frames, health) = without(name, topic, 1.0, 2.5);
+        let gaps: Vec<bool> = frames
+            .iter()
+            .map(|f| has_gap(&f.modalities[modality]))
+            .collect();
+        let said: Vec<bool> = health.iter().map(|h| names(h, topic)).collect();
+        for (what, during) in [("quality", &gaps), ("health", &said)] {
+            let begin = during.iter().position(|d| *d).unwrap();
+            let lasts = during[begin..].iter().take_while(|d| **d).count();
+            assert!((11..=17).contains(&begin), "{topic}, {what}: from {begin}");
+            assert!((8..=14).contains(&lasts), "{topic}, {what}: for {lasts}");
+            assert!(!during[begin + lasts..].contains(&true), "{topic}, {what}");
+        }
+        assert_eq!(health.last().unwrap().state(), State::Nominal);
+    }
+}
+
+#[test]
+fn a_topic_that_has_died_is_never_good_again() {
+    let (frames, health) = without("dead_imu", IMU.0, 1.0, 9.0);
+    let begin = frames.iter().position(|f| has_gap(&f.modalities[IMU.1]));
+    let begin = begin.unwrap();
+    // Also once nothing of it is left in the window, and other telemetry is fine.
+    assert!(
+        frames.len() - begin > 25,
+        "of {} from {begin}",
+        frames.len()
+    );
+    for (frame, health) in frames.iter().zip(&health).skip(begin + 1) {
+        assert!(has_gap(&frame.modalities[IMU.1]), "tick {}", frame.tick);
+        assert!(names(health, IMU.0) && health.state() == State::Degraded);
+    }
+}
+
+#[test]
+fn single_lost_blocks_of_audio_are_noticed() {
+    let (replayed, frames) = faulty("lost_blocks", |messages| {
+        let mut blocks = 0;
+        messages.retain(|m| {
+            blocks += usize::from(m.topic == AUDIO.0);
+            m.topic != AUDIO.0 || blocks % 40 != 20
+        });
+    });
+    assert_eq!(replayed.ledger.topics[AUDIO.1].received, 195);
+    let said = frames.iter().filter(|f| {
+        let mut reasons = f.modalities[AUDIO.1].quality_reasons.iter();
+        reasons.any(|r| r == "discontinuous")
+    });
+    assert!(said.count() > 30, "of {}", frames.len());
+}
+
+#[test]
+fn what_is_lost_to_a_full_queue_is_a_reason_of_health() {
+    let dir = folder("lost_to_queue");
+    let (log, out) = (dir.join("drive.mcap"), dir.join("out.mcap"));
+    drive(&log, 4.0);
+    let mut config = shipped("demo.toml");
+    config.topics[AUDIO.1].per_tick = Some(2);
+    config.topics[AUDIO.1].queue = Some(8);
+    let replayed = replay_to(&log, &config, &out, Speed::Fastest).unwrap();
+    assert!(replayed.ledger.topics[AUDIO.1].overflowed > 0);
+    let health: Vec<Health> = outputs(&out, "umm/health");
+    let said = health.iter().filter(|h| {
+        let mut reasons = h.reasons.iter();
+        reasons.any(|r| r.starts_with("/audio/mic: more messages than are taken"))
+    });
+    assert!(said.count() > 20);
+    assert!(replayed.health.degraded > 20, "{:?}", replayed.health);
+}
+
+/// By default a tick takes all that comes of audio at its nominal rate, in blocks of whatever length.
+#[test]
+fn audio_in_short_blocks_keeps_up() {
+    let topic = |rate: &str| {
+        let text = format!("[[topic]]\nname = \"/mic\"\nkind = \"audio\"\nrate_hz = {rate}\n");
+        let config = from_text(&text, "car.toml").unwrap();
+        config.topics[0].per_tick(&config.engine)
+    };
+    assert_eq!([topic("50"), topic("187.5"), topic("750")], [16, 24, 94]);
+}
+
+#[test]
+fn a_topic_without_any_of_its_signals_is_named() {
+    let dir = folder("no_signal_at_all");
+    let (log, out) = (dir.join("drive.mcap"), dir.join("out.mcap"));
+    drive(&log, 2.0);
+    let mut config = shipped("demo.toml");
+    let speed = config.topics[2].signals.get_mut("speed_mps").unwrap();
+    speed.path = "speed_mph".to_owned();
+    let replayed = replay_to(&log, &config, &out, Speed::Fastest).unwrap();
+    assert_eq!(replayed.missing_signals, [(2, 0)]);
+    let health: Vec<Health> = outputs(&out, "umm/health");
+    let reason = "/vehicle/speed: no message has any of its signals";
+    assert!(health.last().unwrap().reasons.iter().any(|r| r == reason));
+}
+
+/// A run is not failed without a word.
+#[test]
+fn a_run_with_nothing_usable_says_so() {
+    let (_, frames) = faulty("nothing_usable", |messages| {
+        let first_ns = messages[0].header.log_time;
+        let text = messages.iter().position(|m| m.topic == "/navigation/text");
+        let mut text = messages[text.unwrap()].clone();
+        messages.retain(|m| m.header.log_time - first_ns < SECOND_NS / 2);
+        // The log goes on, with one message that is broken.
+        text.header.log_time = first_ns + 4 * SECOND_NS;
+        text.data = b"broken".to_vec();
+        messages.push(text);
+    });
+    let out = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("nothing_usable");
+    let health: Vec<Health> = outputs(&out.join("out.mcap"), "umm/health");
+    let failed: Vec<&Health> = health
+        .iter()
+        .filter(|h| h.state() == State::Failed)
+        .collect();
+    assert!(!failed.is_empty(), "{} ticks", frames.len());
+    for health in failed {
+        assert!(health.reasons[0].starts_with("nothing usable on any topic"));
+    }
+}
