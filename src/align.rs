@@ -25,7 +25,10 @@ pub enum Refused {
         ahead_ns: u64,
     },
     /// Too late, or older than the window.
-    Late,
+    Late {
+        /// Nanoseconds behind the clock.
+        behind_ns: u64,
+    },
     /// The topic's buffer is full.
     Full,
 }
@@ -167,7 +170,8 @@ impl Aligner {
         let too_old = used_from_ns.is_some_and(|used_from_ns| until_ns < used_from_ns);
         if too_old || (late && self.config.late == Late::Drop) {
             ledger.late_dropped += 1;
-            return Err(Refused::Late);
+            let behind_ns = self.now_ns.saturating_sub(capture_ns);
+            return Err(Refused::Late { behind_ns });
         }
         // A stamp ahead of the clock, even one that is let in, does not show that all before it has come.
         topic.newest_ns = topic.newest_ns.max(Some(capture_ns.min(self.now_ns)));

@@ -75,6 +75,13 @@ impl Ledger {
         }
     }
 
+    /// Returns how many samples of all topics have been received, and how many of them wait: they change with every
+    /// sample and with every fate.
+    pub fn progress(&self) -> (u64, u64) {
+        let sum = |of: fn(&TopicLedger) -> u64| self.topics.iter().map(of).sum();
+        (sum(|t| t.received), sum(|t| t.pending))
+    }
+
     /// Copies another ledger into the memory this one has.
     pub fn copy_from(&mut self, other: &Ledger) {
         for (own, topic) in self.topics.iter_mut().zip(&other.topics) {

@@ -170,7 +170,13 @@ impl Messages {
         frame.epoch = record.epoch;
         frame.publish_time_ns = record.publish_time_ns;
         if record.planned.plan.computes() {
-            frame.valid_until_ns = record.tick_time_ns.saturating_add(self.valid_for_ns);
+            // Results are as fresh as the newest sample that they rest on.
+            let newest_ns = record.newest_in_window_ns();
+            frame.valid_until_ns = newest_ns.map_or(record.tick_time_ns, |newest_ns| {
+                newest_ns
+                    .min(record.tick_time_ns)
+                    .saturating_add(self.valid_for_ns)
+            });
         } else if next_epoch {
             // Nothing has been computed in this epoch yet.
             frame.valid_until_ns = record.tick_time_ns;
@@ -197,6 +203,11 @@ impl Messages {
             out.duration_ns = record.stages.and_then(|s| s.get(*stage)).unwrap_or(0);
         }
         encode(&self.frame, &mut self.buffer)
+    }
+
+    /// Returns the ledger message of a record whose ledger went on after its tick.
+    pub fn last_ledger(&mut self, record: &TickRecord) -> &[u8] {
+        self.ledger(record)
     }
 
     fn journal(&mut self, record: &TickRecord) -> &[u8] {

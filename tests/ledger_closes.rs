@@ -250,7 +250,9 @@ fn an_old_stamp_does_not_begin_a_run() {
             .count()
     };
     let mut aligner = Aligner::new(config(Late::Fold, true, true));
-    assert_eq!(aligner.offer(sample(50), at(YEAR_MS)), Err(Refused::Late));
+    let refused = aligner.offer(sample(50), at(YEAR_MS));
+    let behind_ns = (YEAR_MS - 50) * MS;
+    assert_eq!(refused, Err(Refused::Late { behind_ns }));
     aligner.offer(sample(YEAR_MS), at(YEAR_MS)).unwrap();
     assert!(ticks(&mut aligner, at(YEAR_MS + 200)) <= 3);
 
@@ -258,6 +260,57 @@ fn an_old_stamp_does_not_begin_a_run() {
     aligner.offer(sample(50), at(50)).unwrap();
     assert!(ticks(&mut aligner, at(YEAR_MS)) <= 3);
     assert!(ticks(&mut aligner, at(YEAR_MS + 200)) <= 4);
+}
+
+/// A tick covers what was captured at its time; later that is late, which is folded in or dropped, and a nanosecond more is not.
+#[test]
+fn a_sample_at_the_time_of_a_closed_tick_is_late() {
+    let at = |ms: u64| START_NS + ms * MS;
+    for late in [Late::Fold, Late::Drop] {
+        let mut aligner = Aligner::new(config(late, true, false));
+        let mut tick = Tick::default();
+        let mut at_time = sample(0, 1, 100);
+        aligner.offer(at_time.clone(), at(100)).unwrap();
+        assert!(aligner.close_into(at(150), &mut tick));
+        assert_eq!(tick.taken.len(), 1, "captured at the tick's time");
+        at_time.sequence = 2;
+        let again = aligner.offer(at_time.clone(), at(151));
+        let mut next = at_time;
+        (next.sequence, next.capture_time_ns) = (3, next.capture_time_ns + 1);
+        aligner.offer(next, at(151)).unwrap();
+        assert!(aligner.close_into(at(250), &mut tick));
+        let lates: Vec<bool> = tick.taken.iter().map(|t| t.late).collect();
+        let dropped = aligner.ledger().topics[0].late_dropped;
+        match late {
+            Late::Fold => assert_eq!((again, dropped), (Ok(()), 0)),
+            Late::Drop => assert_eq!(
+                (again, dropped),
+                (Err(Refused::Late { behind_ns: 51 * MS }), 1)
+            ),
+        }
+        // The newest is taken; of a late one before it nothing is left but the count.
+        assert_eq!(lates, [false]);
+    }
+}
+
+/// What is as old as the window at its tick is used, what is a nanosecond older is not.
+#[test]
+fn the_window_holds_what_is_at_its_edge() {
+    let at = |ms: u64| START_NS + ms * MS;
+    for (older_ns, used) in [(0, 1), (1, 0)] {
+        let mut aligner = Aligner::new(config(Late::Fold, true, false));
+        let (mut tick, window_ms) = (Tick::default(), 300);
+        aligner.offer(sample(0, 1, 450), at(450)).unwrap();
+        assert!(aligner.close_into(at(550), &mut tick));
+        // The next tick's time is 600.
+        let mut edge = sample(1, 1, 600 - window_ms);
+        edge.capture_time_ns -= older_ns;
+        let offered = aligner.offer(edge, at(551));
+        assert_eq!(offered.is_ok(), used == 1);
+        assert!(aligner.close_into(at(650), &mut tick));
+        assert_eq!(tick.tick_time_ns, at(600));
+        assert_eq!(tick.taken.len(), used);
+    }
 }
 
 /// A stamp ahead of the clock, but not so far that it is refused, does not close ticks that are still to come.

@@ -390,7 +390,8 @@ fn silence_is_reported() {
     assert!(waiting.reasons[0].contains("no sample"), "{waiting:?}");
     live.kill().unwrap();
     live.wait().unwrap();
-    let mut report = umm::sink::zenoh::health_reporter(&session, "car").unwrap();
+    let mut report =
+        umm::sink::zenoh::health_reporter(&session, "car", umm::time::WallClock::new()).unwrap();
     report(&Silence {
         state: State::Failed,
         reason: "stands still".to_owned(),

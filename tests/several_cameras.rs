@@ -6,9 +6,19 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
+use std::sync::Arc;
 use support::logs::{drive, folder, outputs, replay_to, shipped};
+use umm::align::{Taken, Tick};
+use umm::backend::cpu::{self, Cpu};
 use umm::config::Config;
+use umm::decode::{Decoder, Schema};
+use umm::engine::Engine;
+use umm::governor::Plan;
+use umm::ledger::Ledger;
+use umm::model::spec::Modality;
+use umm::model::stage::NoProbe;
 use umm::proto::FusedFrame;
+use umm::sample::Sample;
 use umm::source::replay::Speed;
 
 const CAMERAS: [&str; 3] = ["/camera/front/image", "/camera/left", "/camera/right"];
@@ -86,4 +96,62 @@ fn images_are_decoded_side_by_side_to_the_same_bytes() {
     let frames: Vec<FusedFrame> = outputs(&dir.join("on_1.mcap"), "umm/fused");
     let camera_tokens = frames.iter().map(|f| f.modalities[0].tokens).max();
     assert_eq!(camera_tokens, Some(3 * 49));
+}
+
+/// Under that plan half a camera's frames are used, whether it is as quick as the ticks or slower.
+#[test]
+fn every_second_frame_is_counted_by_frames() {
+    let dir = folder("every_second_frame");
+    let log = dir.join("drive.mcap");
+    drive(&log, 1.0);
+    let bytes = std::fs::read(&log).unwrap();
+    let mut messages = mcap::MessageStream::new(&bytes)
+        .unwrap()
+        .map(Result::unwrap);
+    let image = messages.find(|m| m.channel.topic == CAMERAS[0]).unwrap();
+    let schema = Schema {
+        name: "foxglove.CompressedImage",
+        encoding: "protobuf",
+        data: &[],
+    };
+    let decoder = Decoder::bind(Modality::Camera, Some(schema), "protobuf", &[], None);
+    let format = Ok(Arc::new(decoder.unwrap()));
+    let config = shipped("demo.toml");
+    let weights = umm::run::weights(&config).unwrap();
+    let used = |ticks_with_a_frame: &dyn Fn(u64) -> bool| {
+        let backend = Box::new(Cpu::new(cpu::Path::Fast));
+        let mut engine = Engine::new(&config, &weights, backend).unwrap();
+        let mut ledger = Ledger::new(config.topics.len());
+        for k in 1..=12 {
+            let tick_time_ns = k * 100_000_000;
+            let sample = Sample {
+                topic: 0,
+                sequence: k,
+                capture_time_ns: tick_time_ns,
+                log_time_ns: tick_time_ns,
+                payload: image.data.to_vec().into(),
+                format: Clone::clone(&format),
+            };
+            let taken = Taken {
+                sample,
+                late: false,
+            };
+            let mut tick = Tick {
+                tick: k,
+                tick_time_ns,
+                epoch: 1,
+                first_of_epoch: k == 1,
+                taken: ticks_with_a_frame(k).then_some(taken).into_iter().collect(),
+                ..Tick::default()
+            };
+            let plan = Plan::EverySecondFrame;
+            engine
+                .step(&mut tick, plan, &mut ledger, &mut NoProbe)
+                .unwrap();
+        }
+        (ledger.topics[0].fused, ledger.topics[0].superseded)
+    };
+    assert_eq!(used(&|_| true), (6, 6));
+    assert_eq!(used(&|tick| tick % 2 == 0), (3, 3));
+    assert_eq!(used(&|tick| tick % 2 == 1), (3, 3));
 }

@@ -4,7 +4,7 @@ mod support;
 
 use support::logs::{Message, drive, faulty, folder, outputs, replay_to, shipped};
 use umm::config::from_text;
-use umm::proto::{FusedFrame, Health, ModalityState, health::State};
+use umm::proto::{FusedFrame, Health, Ledger, ModalityState, health::State};
 use umm::source::replay::Speed;
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -139,6 +139,29 @@ fn a_topic_without_any_of_its_signals_is_named() {
     assert!(health.last().unwrap().reasons.iter().any(|r| r == reason));
 }
 
+/// What is counted after the last tick is in the log as well.
+#[test]
+fn the_last_ledger_has_every_sample() {
+    let (replayed, frames) = faulty("last_ledger", |messages| {
+        let first_ns = messages[0].header.log_time;
+        for message in messages.iter_mut().filter(|m| m.topic == CAMERA.0) {
+            if message.header.log_time - first_ns > 2 * SECOND_NS {
+                message.data = b"broken".to_vec();
+            }
+        }
+        // Nothing else comes in the last second.
+        messages.retain(|m| m.topic == CAMERA.0 || m.header.log_time - first_ns < 3 * SECOND_NS);
+    });
+    let out = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("last_ledger");
+    let ledgers: Vec<Ledger> = outputs(&out.join("out.mcap"), "umm/ledger");
+    let last = ledgers.last().unwrap();
+    for (counted, published) in replayed.ledger.topics.iter().zip(&last.topics) {
+        assert_eq!(counted.received, published.received, "{}", published.topic);
+        assert_eq!(counted.pending, published.pending, "{}", published.topic);
+    }
+    assert!(ledgers.len() - frames.len() <= 1);
+}
+
 /// A run is not failed without a word.
 #[test]
 fn a_run_with_nothing_usable_says_so() {
@@ -162,4 +185,19 @@ fn a_run_with_nothing_usable_says_so() {
     for health in failed {
         assert!(health.reasons[0].starts_with("nothing usable on any topic"));
     }
+    // What a frame rests on says how long it may be used; with nothing left it is no moment either.
+    let mut rests_on_nothing = 0;
+    for frame in &frames {
+        let there = frame.modalities.iter().filter(|m| !m.missing);
+        let until_ns = match there.map(|m| m.age_ns).min() {
+            Some(age_ns) => frame.tick_time_ns - age_ns + 200_000_000,
+            None => frame.tick_time_ns,
+        };
+        assert_eq!(frame.valid_until_ns, until_ns, "tick {}", frame.tick);
+        if until_ns == frame.tick_time_ns {
+            rests_on_nothing += 1;
+            assert_eq!(frame.nearest, []);
+        }
+    }
+    assert!(rests_on_nothing > 5, "{rests_on_nothing}");
 }

@@ -164,6 +164,14 @@ fn keyframe(
         say!("no keyframe before {seconds} s: starting at the beginning of the log");
         return Ok(None);
     };
+    if keyframe.delivered == 0 {
+        let of = of.display();
+        return Err(format!(
+            "--from: the keyframes of {of} are a live run's, which do not say where in a log it was: use those of a replay \
+             (`--keyframes`), or repeat the run with --follow"
+        )
+        .into());
+    }
     let before_s = at_ns.saturating_sub(keyframe.clock_ns) as f64 * 1e-9;
     say!(
         "begins after tick {} of epoch {}, {before_s:.1} s before {seconds} s",

@@ -70,6 +70,9 @@ impl Engine {
             archive.option("shortened context", &mut topic.shortened_to_ns)?;
             span.archive(archive)?;
         }
+        for used in &mut self.frame_used {
+            archive.flag("frame used", used)?;
+        }
         archive.number("digest", &mut self.report.digest)
     }
 }

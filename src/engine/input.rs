@@ -88,6 +88,8 @@ pub(super) struct TopicInput {
     /// The JPEG that a camera's rehearsals decode; empty for none.
     picture: Vec<u8>,
     now_ns: u64,
+    /// Capture time of a camera's last image.
+    image_ns: u64,
 }
 
 impl TopicInput {
@@ -117,6 +119,7 @@ impl TopicInput {
             decoded: None,
             picture: Vec::new(),
             now_ns: 0,
+            image_ns: 0,
         })
     }
 
@@ -164,6 +167,7 @@ impl TopicInput {
             Kind::Camera(camera) => {
                 let here = || pictures::process(camera, scratch, Image::Message(sample));
                 ahead.unwrap_or_else(here)?;
+                self.image_ns = sample.capture_time_ns;
                 batch.push_camera(topic, time_ns, self.grid, camera.patches());
             }
             Kind::Audio(audio) => audio.push(&decoder.audio(payload, scratch)?, time_ns)?,
@@ -178,7 +182,7 @@ impl TopicInput {
                     return Err(InputError::NoSignal);
                 }
                 std::mem::swap(&mut signals.values, &mut signals.decoded);
-                signals.newest_ns = Some(sample.capture_time_ns);
+                signals.newest_ns = signals.newest_ns.max(Some(sample.capture_time_ns));
                 batch.begin_telemetry(topic);
                 let has = signals.values.iter().map(|value| !value.is_nan());
                 for ((came, ever), has) in signals.came.iter_mut().zip(&mut signals.ever).zip(has) {
@@ -292,10 +296,10 @@ impl TopicInput {
         }
     }
 
-    /// Returns a camera's last image as the model saw it.
-    pub fn rgb_mut(&mut self) -> Option<&mut Vec<u8>> {
+    /// Returns a camera's last image as the model saw it, and its capture time.
+    pub fn image_mut(&mut self) -> Option<(&mut Vec<u8>, u64)> {
         match &mut self.kind {
-            Kind::Camera(camera) => Some(camera.rgb_mut()),
+            Kind::Camera(camera) => Some((camera.rgb_mut(), self.image_ns)),
             _ => None,
         }
     }

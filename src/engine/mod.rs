@@ -44,6 +44,10 @@ pub struct Engine {
     report: TickReport,
     window_ns: u64,
     thumbnail_topic: Option<usize>,
+    /// Which topics' samples the tick takes.
+    takes: Vec<bool>,
+    /// Which cameras' last frame was used.
+    frame_used: Vec<bool>,
 }
 
 /// An engine that cannot be built.
@@ -138,6 +142,8 @@ impl Engine {
             },
             window_ns,
             thumbnail_topic: config.topics.iter().position(is_camera),
+            takes: vec![false; config.topics.len()],
+            frame_used: vec![false; config.topics.len()],
         })
     }
 
@@ -177,12 +183,27 @@ impl Engine {
         if tick.first_of_epoch {
             self.begin_epoch(tick.origin_ns);
         }
-        let inputs = self.inputs.iter_mut().zip(&self.modality_of).enumerate();
-        let seen = inputs.filter(move |(_, (_, kind))| takes(plan, **kind, tick.tick));
+        self.choose(tick, plan);
+        let inputs = self.inputs.iter_mut().zip(&self.takes).enumerate();
+        let seen = inputs.filter(|(_, (_, takes))| **takes);
         seen.filter_map(move |(topic, (input, _))| {
             let mut samples = tick.taken.iter().map(|taken| &taken.sample);
             input.picture(samples.find(|sample| sample.topic == topic)?)
         })
+    }
+
+    /// Decides which topics' samples the tick takes. Frames are skipped by their own count, not by ticks: a camera slower
+    /// than the ticks would lose all of them, or none.
+    fn choose(&mut self, tick: &Tick, plan: Plan) {
+        for (topic, kind) in self.modality_of.iter().enumerate() {
+            let mut takes = takes(plan, *kind);
+            let has_sample = tick.taken.iter().any(|taken| taken.sample.topic == topic);
+            if *kind == Modality::Camera && has_sample {
+                takes &= !(plan.skips_frames() && self.frame_used[topic]);
+                self.frame_used[topic] = takes;
+            }
+            self.takes[topic] = takes;
+        }
     }
 
     /// Runs the front ends of a tick that was begun. Returns the plan for the rest of [`Engine::step`].
@@ -193,7 +214,7 @@ impl Engine {
         ledger: &mut Ledger,
         probe: &mut dyn StageProbe,
     ) -> Plan {
-        self.take_samples(tick, plan, ledger);
+        self.take_samples(tick, ledger);
         probe.ended(Stage::FrontEnd);
         let plan = probe.after_front_end(plan);
         self.pool_camera(plan);
@@ -243,12 +264,13 @@ impl Engine {
         self.network.begin_epoch(origin_ns as i64);
         self.inputs.iter_mut().for_each(TopicInput::reset);
         self.spans.iter_mut().for_each(ContextSpan::reset);
+        self.frame_used.fill(false);
         for topic in &mut self.report.topics {
             *topic = TopicReport::default();
         }
     }
 
-    fn take_samples(&mut self, tick: &mut Tick, plan: Plan, ledger: &mut Ledger) {
+    fn take_samples(&mut self, tick: &mut Tick, ledger: &mut Ledger) {
         self.batch.clear();
         self.report.newest_used_ns = None;
         for topic in &mut self.report.topics {
@@ -259,7 +281,7 @@ impl Engine {
             next += 1;
             let index = taken.sample.topic;
             let entry = &mut ledger.topics[index];
-            if !takes(plan, self.modality_of[index], tick.tick) {
+            if !self.takes[index] {
                 entry.superseded += 1;
             } else if self.take_sample(taken, entry).is_err() {
                 let others = tick.taken[next..].iter();
@@ -442,18 +464,16 @@ impl Engine {
     /// The engine no longer needs the image: another buffer of its size may be put in its place.
     pub fn thumbnail(&mut self) -> Option<(&mut Vec<u8>, u64)> {
         let topic = self.thumbnail_topic?;
-        let newest_ns = self.report.topics[topic].newest_ns?;
         let used = self.report.topics[topic].samples_used > 0;
-        let rgb = self.inputs[topic].rgb_mut()?;
-        used.then_some((rgb, newest_ns))
+        self.inputs[topic].image_mut().filter(|_| used)
     }
 }
 
 /// Returns whether a tick under `plan` takes samples of a modality.
-fn takes(plan: Plan, modality: Modality, tick: u64) -> bool {
+fn takes(plan: Plan, modality: Modality) -> bool {
     plan.computes()
         && match modality {
-            Modality::Camera => plan.sees_camera(tick),
+            Modality::Camera => plan.sees_camera(),
             Modality::Text => plan.reads_text(),
             Modality::Audio | Modality::Telemetry => true,
         }

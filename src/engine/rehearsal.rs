@@ -27,9 +27,8 @@ impl Engine {
     ) -> Result<(), ChunkTooLong> {
         self.batch.clear();
         let time_ns = (tick * period_ns) as i64;
-        // Tick 0: every plan that sees the camera at all sees it there.
         let seen = self.inputs.iter_mut().zip(&self.modality_of);
-        let seen = seen.filter(|(_, modality)| takes(plan, **modality, 0));
+        let seen = seen.filter(|(_, modality)| takes(plan, **modality));
         let mut pictures: Pictures<'_> = seen
             .filter_map(|(input, _)| input.rehearsed_picture())
             .collect();
@@ -37,7 +36,7 @@ impl Engine {
         drop(pictures);
         let mut decoded = false;
         for (index, input) in self.inputs.iter_mut().enumerate() {
-            if takes(plan, self.modality_of[index], 0) {
+            if takes(plan, self.modality_of[index]) {
                 decoded |= input.rehearse(index, time_ns, period_ns, &mut self.batch);
             }
         }

@@ -298,7 +298,7 @@ mod tests {
     fn model() -> CostModel {
         let mut rehearsed = [Rehearsed::default(); Plan::ALL.len()];
         for (plan, rehearsed) in Plan::ALL.into_iter().zip(&mut rehearsed) {
-            if plan.sees_camera(0) && plan.computes() {
+            if plan.sees_camera() && plan.computes() {
                 rehearsed.times = times(1_000_000);
             }
         }

@@ -246,13 +246,17 @@ impl Network {
         }
     }
 
-    /// Finds the earlier moments nearest to the present one, then appends the present one.
+    /// Finds the earlier moments nearest to the present one, then appends the present one. A tick that rests on nothing is
+    /// no moment.
     pub(super) fn recall(&mut self, moment: &TickMoment) {
         let present = MomentId {
             epoch: moment.epoch,
             tick: moment.tick,
             tick_time_ns: moment.tick_time_ns,
         };
+        if !self.outputs.valid.contains(&true) {
+            return self.outputs.nearest.clear();
+        }
         let (embedding, gap) = (&self.outputs.heads.embedding, self.config.recall_gap_ticks);
         self.moments
             .nearest_into(embedding, present, gap, &mut self.outputs.nearest);

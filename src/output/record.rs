@@ -215,6 +215,12 @@ impl TickRecord {
         self.health.ticks = ticks;
     }
 
+    /// Returns the capture time of the newest sample within the window, whether this tick took it or one before.
+    pub fn newest_in_window_ns(&self) -> Option<u64> {
+        let topics = self.report.topics.iter().filter(|topic| !topic.missing);
+        topics.filter_map(|topic| topic.newest_ns).max()
+    }
+
     /// Returns the time from the newest sample used, or from the tick's time if none was, to publication.
     pub fn end_to_end_ns(&self) -> u64 {
         let newest_ns = self.report.newest_used_ns.unwrap_or(self.tick_time_ns);

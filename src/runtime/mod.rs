@@ -27,7 +27,7 @@ use crate::queue::QueueReceiver;
 use crate::sink::watched::Fault;
 use crate::sink::{Sink, SinkError};
 use crate::source::{Progress, Source, SourceError};
-use crate::time::Clock;
+use crate::time::{Clock, NS_PER_S};
 use crate::timing::{TimeNotes, Timing};
 use due::Due;
 use freeze::Keyframes;
@@ -104,6 +104,8 @@ pub struct Runtime {
     tick: Tick,
     epoch_reason: String,
     health: Health,
+    /// Of the last ledger published.
+    published: (u64, u64),
     thumbnail_every: u64,
     ticks: u64,
     ticks_of_plan: [u64; Plan::ALL.len()],
@@ -177,6 +179,7 @@ impl Runtime {
             due: Due::default(),
             epoch_reason: String::new(),
             health: Health::new(config),
+            published: (0, 0),
             thumbnail_every: if thumbnails_hz > 0.0 {
                 ((ticks_a_second / thumbnails_hz).round() as u64).max(1)
             } else {
@@ -243,6 +246,7 @@ impl Runtime {
     pub fn finish(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
         self.arrive_at_end(clock.now_ns());
         self.run_due(clock)?;
+        self.publish_last_ledger(clock)?;
         if self.mode == Mode::Live {
             // A restarted run goes on from this keyframe. A replay takes keyframes on schedule only.
             self.publish_last_keyframe(clock)?;
@@ -258,13 +262,24 @@ impl Runtime {
             }
             while let Some(sample) = queue.pop() {
                 let sequence = sample.sequence;
-                if let Err(Refused::Future { ahead_ns }) = self.aligner.offer(sample, now_ns) {
-                    let ledger = &mut self.aligner.ledger_mut().topics[topic];
-                    let ahead_s = ahead_ns as f64 * 1e-9;
-                    ledger.set_error(
-                        sequence,
-                        format_args!("its stamp is {ahead_s:.3} s ahead of the clock; see `max_future_ms` and `stamp`"),
-                    );
+                let refused = self.aligner.offer(sample, now_ns).err();
+                let ledger = &mut self.aligner.ledger_mut().topics[topic];
+                match refused {
+                    Some(Refused::Future { ahead_ns }) => {
+                        let ahead_s = ahead_ns as f64 * 1e-9;
+                        ledger.set_error(
+                            sequence,
+                            format_args!("its stamp is {ahead_s:.3} s ahead of the clock; see `max_future_ms` and `stamp`"),
+                        );
+                    }
+                    Some(Refused::Late { behind_ns }) if behind_ns > NS_PER_S => {
+                        let behind_s = behind_ns as f64 * 1e-9;
+                        ledger.set_error(
+                            sequence,
+                            format_args!("it is {behind_s:.3} s late: if its stamp is of another clock, see `stamp`"),
+                        );
+                    }
+                    Some(Refused::Late { .. } | Refused::Full) | None => {}
                 }
             }
         }

@@ -48,6 +48,7 @@ impl Runtime {
             restored_ns: self.restored_ns,
             epoch_reason: &self.epoch_reason,
         });
+        self.published = self.aligner.ledger().progress();
         let met = !live || self.record.end_to_end_ns() <= self.deadline_ns;
         self.misses += u64::from(!met);
         let ledger = self.aligner.ledger();
@@ -59,6 +60,23 @@ impl Runtime {
             .publish_tick(&mut self.record, &mut self.messages)?;
         self.publish_thumbnail(publish_time_ns)?;
         Ok(publish_time_ns)
+    }
+
+    /// Publishes the ledger once more if samples were counted since the last tick's.
+    pub(super) fn publish_last_ledger(&mut self, clock: &dyn Clock) -> Result<(), RunError> {
+        let ledger = self.aligner.ledger();
+        if self.published == ledger.progress() {
+            return Ok(());
+        }
+        let now_ns = clock.now_ns();
+        self.record.ledger.copy_from(ledger);
+        (self.record.tick, self.record.tick_time_ns) = (self.tick.tick, self.tick.tick_time_ns);
+        Ok(self.sink.publish(&Output {
+            channel: Channel::Ledger,
+            publish_time_ns: now_ns,
+            about_time_ns: self.tick.tick_time_ns,
+            payload: self.messages.last_ledger(&self.record),
+        })?)
     }
 
     /// Publishes the thumbnail if one is due, without copying it: the sink returns another buffer in exchange.

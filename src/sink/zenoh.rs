@@ -3,7 +3,7 @@
 
 use super::{Channel, Output, Sink, SinkError, thumbnail};
 use crate::proto;
-use crate::time::{Clock, WallClock};
+use crate::time::Clock;
 use crate::watchdog::Silence;
 use crate::zenoh_session::encoding;
 use prost::Message;
@@ -73,16 +73,16 @@ fn publisher(
         .map_err(|e| declare_error(prefix, &e))
 }
 
-/// Returns a function that reports a silent run on `PREFIX/health`, beside the run's own messages.
+/// Returns a function that reports a silent run on `PREFIX/health`, beside the run's own messages and on their `clock`.
 ///
 /// # Errors
 /// [`SinkError::Transport`].
 pub fn health_reporter(
     session: &Session,
     prefix: &str,
+    clock: impl Clock + 'static,
 ) -> Result<impl FnMut(&Silence) + Send + 'static, SinkError> {
     let publisher = publisher(session, prefix, Channel::Health)?;
-    let clock = WallClock::new();
     let mut health = proto::Health::default();
     Ok(move |silence: &Silence| {
         health.time_ns = clock.now_ns();

@@ -96,7 +96,7 @@ pub(super) fn run_live(
         }
     }
     let pulse = Pulse::default();
-    let _watchdog = watchdog(config, received, &pulse)?;
+    let _watchdog = watchdog(config, received, &clock, &pulse)?;
     let begin = Instant::now();
     let mut announced = false;
     let ended = drive(&mut source, &clock, &mut runtime, &mut |_, runtime| {
@@ -137,11 +137,12 @@ fn restart(runtime: &mut Runtime, keyframe: &Keyframe) {
 fn watchdog(
     config: &Config,
     received: &Received<'_>,
+    clock: &SensorClock,
     pulse: &Pulse,
 ) -> Result<Watchdog, run::Error> {
     let patience = WATCHDOG_PERIODS * Duration::from_millis(config.engine.period_ms);
-    let reporter =
-        health_reporter(received.session, &config.live.prefix).map_err(RunError::from)?;
+    let reporter = health_reporter(received.session, &config.live.prefix, clock.clone())
+        .map_err(RunError::from)?;
     let started = Watchdog::start(pulse, patience.max(LEAST_PATIENCE), reporter);
     Ok(started
         .map_err(|e| RunError::Sink(SinkError::Transport(format!("no watchdog thread: {e}"))))?)
