@@ -14,9 +14,9 @@ use umm::source::mcap_log::LogSummary;
 pub fn topics(config: &Config, log: &LogSummary, prefix: &str) {
     for topic in &config.topics {
         if !log.channels.iter().any(|c| c.topic == topic.name) {
-            let required = if topic.required { ", required" } else { "" };
+            let required = if topic.required { "required " } else { "" };
             say!(
-                "{prefix}warning: topic {}{required} is not in the log",
+                "{prefix}warning: {required}topic {} is not in the log",
                 topic.name
             );
         }

@@ -22,6 +22,11 @@ pub enum PixelFormat {
     Nv12,
     /// Luma and alternating chroma, 4 bytes for 2 pixels.
     Yuyv,
+    /// One byte a pixel behind a mosaic of cells of 2 x 2: red, its opposite blue, the other two green.
+    Bayer8 {
+        /// Where red is in a cell: 0 and 1 above, 2 and 3 below.
+        red: u8,
+    },
     /// Compressed.
     Jpeg,
     /// Compressed.
@@ -59,15 +64,24 @@ pub(super) fn raw_image<'a>(
         "mono8" | "8UC1" => PixelFormat::Mono8,
         "nv12" => PixelFormat::Nv12,
         "yuyv" | "yuv422_yuy2" => PixelFormat::Yuyv,
+        "bayer_rggb8" => PixelFormat::Bayer8 { red: 0 },
+        "bayer_grbg8" => PixelFormat::Bayer8 { red: 1 },
+        "bayer_gbrg8" => PixelFormat::Bayer8 { red: 2 },
+        "bayer_bggr8" => PixelFormat::Bayer8 { red: 3 },
         other => {
             return Err(DecodeError::Image(format!(
-                "encoding `{other:.64}` is not supported (rgb8, bgr8, rgba8, bgra8, mono8, nv12, yuyv are)"
+                "encoding `{other:.64}` is not supported (rgb8, bgr8, rgba8, bgra8, mono8, nv12, yuyv and 8-bit bayer patterns are)"
             )));
         }
     };
-    if !(1..=MAX_IMAGE_SIDE).contains(&width) || !(1..=MAX_IMAGE_SIDE).contains(&height) {
+    let least = match format {
+        PixelFormat::Bayer8 { .. } => 2,
+        _ => 1,
+    };
+    let sides = least..=MAX_IMAGE_SIDE;
+    if !sides.contains(&width) || !sides.contains(&height) {
         return Err(DecodeError::Image(format!(
-            "{width} x {height} pixels; sides must lie in 1..={MAX_IMAGE_SIDE}"
+            "{width} x {height} pixels; sides must lie in {least}..={MAX_IMAGE_SIDE}"
         )));
     }
     let row = match format {

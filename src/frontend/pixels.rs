@@ -32,8 +32,31 @@ pub fn rgb_into(view: &ImageView<'_>, out: &mut RgbImage) {
                     rgb.copy_from_slice(&yuv(row[x], pair[0], pair[1]));
                 }
             }
+            PixelFormat::Bayer8 { red } => {
+                // Rows of a last cell that is not whole are those of the cell before.
+                let first = (y & !1).min((height - 2) & !1);
+                let cells = [first, first + 1].map(|row| &view.data[row * stride..][..width]);
+                bayer(cells, red, rgb);
+            }
             PixelFormat::Jpeg | PixelFormat::Png => {}
         }
+    }
+}
+
+/// Gives every pixel the colours of its cell: sharp enough for a model that sees the picture many times smaller.
+fn bayer([above, below]: [&[u8]; 2], red: u8, rgb: &mut [u8]) {
+    let red = usize::from(red);
+    // Blue is opposite red; the greens are the other two.
+    let (blue, greens) = (
+        3 - red,
+        [usize::from(red % 3 == 0), 3 - usize::from(red % 3 == 0)],
+    );
+    let last = (above.len() - 2) & !1;
+    for (x, rgb) in rgb.chunks_exact_mut(3).enumerate() {
+        let x = (x & !1).min(last);
+        let cell = [above[x], above[x + 1], below[x], below[x + 1]];
+        let green = greens.map(|i| u16::from(cell[i])).iter().sum::<u16>();
+        rgb.copy_from_slice(&[cell[red], green.div_ceil(2) as u8, cell[blue]]);
     }
 }
 
@@ -90,6 +113,23 @@ mod tests {
             rgb(PixelFormat::Mono8, 2, 1, 2, &[7, 8]),
             [7, 7, 7, 8, 8, 8]
         );
+    }
+
+    #[test]
+    fn bayer_cells_have_one_colour() {
+        // Red 9, green 4 and 7, blue 2, in a picture of whole cells and one more row and column.
+        let pixel = [9, 6, 2];
+        for (red, cell) in [
+            (0, [9, 4, 7, 2]),
+            (1, [4, 9, 2, 7]),
+            (2, [4, 2, 9, 7]),
+            (3, [2, 4, 7, 9]),
+        ] {
+            let at = |x: usize, y: usize| cell[y % 2 * 2 + x % 2];
+            let data: Vec<u8> = (0..15).map(|i| at(i % 5, i / 5)).collect();
+            let got = rgb(PixelFormat::Bayer8 { red }, 5, 3, 5, &data);
+            assert_eq!(got, [pixel; 15].concat(), "red at {red}");
+        }
     }
 
     #[test]

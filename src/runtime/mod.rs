@@ -117,10 +117,15 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Assembles a run.
+    /// Assembles a run: `queues` are those of [`Inlet::new`](crate::source::Inlet::new) for this configuration, in which
+    /// a source leaves its samples; `stopwatch` measures stages. To be called on the thread that ticks, within
+    /// [`on_tick_thread`](crate::run::on_tick_thread), whose pool `engine.threads` asks for.
     ///
     /// # Errors
     /// [`RunError::Engine`].
+    ///
+    /// # Panics
+    /// When there are not as many queues as topics.
     pub fn new(
         config: &Config,
         weights: &Weights,
@@ -147,6 +152,7 @@ impl Runtime {
         mode: Mode,
         stopwatch: Box<dyn Clock>,
     ) -> Result<Runtime, RunError> {
+        assert_eq!(queues.len(), config.topics.len(), "a queue for each topic");
         let governor = match mode {
             Mode::Live => Some(rehearsal::governor(
                 config,
@@ -397,7 +403,8 @@ impl Runtime {
     }
 }
 
-/// Drives a run from its source until the source ends. Calls `each` after every advance.
+/// Drives a run from its source until the source ends. Calls `each` after every advance. `examples/embed.rs` is a whole
+/// program.
 ///
 /// # Errors
 /// [`RunError`].

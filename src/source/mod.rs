@@ -111,6 +111,9 @@ impl Inlet {
     ///
     /// # Errors
     /// [`BindError`] when the topic's kind, signals or audio format do not fit the schema.
+    ///
+    /// # Panics
+    /// When there is no such topic.
     pub fn bind(
         &self,
         topic: TopicIndex,
@@ -169,7 +172,11 @@ impl Inlet {
         }
     }
 
-    /// Puts a sample into its topic's queue without blocking.
+    /// Puts a sample into its topic's queue without blocking. What a full queue does with it is the configuration's `keep`; the
+    /// ledger counts it.
+    ///
+    /// # Panics
+    /// When there is no such topic.
     pub fn push(&self, sample: Sample) {
         self.topics[sample.topic].queue.push(sample);
     }
