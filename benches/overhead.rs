@@ -17,7 +17,7 @@ use umm::memory::Memory;
 use umm::run::{facts, on_tick_thread, weights};
 use umm::runtime::{HeapUse, Mode, Runtime};
 use umm::sample::Sample;
-use umm::sink::mcap_file::McapFile;
+use umm::sink::mcap_file::{McapFile, Survives};
 use umm::sink::threaded::ThreadedSink;
 use umm::source::replay::{Replay, Speed};
 use umm::source::sensor_clock::SensorClock;
@@ -136,7 +136,13 @@ fn live_ticks(config: &Config, seconds: f64) -> Live {
         let clock = LogClock::default();
         let mut source =
             Replay::open(&log, inlet, clock.clone(), Speed::Fastest, None).expect("the drive");
-        let file = McapFile::create(&out, "umm", facts(config, &weights, "bench")).expect("a file");
+        let file = McapFile::create(
+            &out,
+            "umm",
+            facts(config, &weights, "bench"),
+            Survives::PowerCut,
+        )
+        .expect("a file");
         let backend = Box::new(Cpu::with_precision(Path::Fast, config.engine.precision));
         let sink =
             Box::new(ThreadedSink::new(Box::new(file), config, &weights.spec).expect("a thread"));

@@ -13,7 +13,7 @@ use umm::demo::{DriveSpec, generate};
 use umm::model::layout::MAX_LANES;
 use umm::proto::FusedFrame;
 use umm::run::{Error, ReplayOptions, Replayed, WatchTogether, facts, replay_together, weights};
-use umm::sink::mcap_file::McapFile;
+use umm::sink::mcap_file::{McapFile, Survives};
 use umm::source::replay::Speed;
 
 /// Drives of different seeds and lengths, so that the lanes' captions, windows and ends differ.
@@ -56,7 +56,7 @@ fn together(
     let mut watch = WatchTogether {
         sink: &mut |i| {
             let facts = facts(config, &weights, "test");
-            let sink = McapFile::create(&out(dir, i), "umm", facts)?;
+            let sink = McapFile::create(&out(dir, i), "umm", facts, Survives::Crash)?;
             Ok(Some(Box::new(sink)))
         },
         started: &mut |_, _, _| {},
@@ -257,6 +257,7 @@ fn a_sink_that_fails_stops_its_own_log() {
                 &out(&dir, i),
                 "umm",
                 facts,
+                Survives::Crash,
             )?)))
         },
         started: &mut |_, _, _| {},

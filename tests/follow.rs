@@ -14,7 +14,7 @@ use umm::follow::{Difference, Followed, Unchecked, What, follow};
 use umm::proto::{FusedFrame, JournalEntry};
 use umm::run::{ReplayOptions, facts, on_tick_thread};
 use umm::runtime::{Mode, Runtime, run};
-use umm::sink::mcap_file::McapFile;
+use umm::sink::mcap_file::{McapFile, Survives};
 use umm::source::Inlet;
 use umm::source::replay::{Replay, Speed};
 use umm::time::{Clock, LogClock};
@@ -406,7 +406,13 @@ fn degradations_are_repeated() {
     let weights = umm::run::weights(&config).unwrap();
     let watch = SlowWatch::default();
     watch.reading_ns.store(1_000_000, Ordering::Relaxed);
-    let sink = McapFile::create(&out, "umm", facts(&config, &weights, "live")).unwrap();
+    let sink = McapFile::create(
+        &out,
+        "umm",
+        facts(&config, &weights, "live"),
+        Survives::Crash,
+    )
+    .unwrap();
     on_tick_thread(1, || {
         let (inlet, queues) = Inlet::new(&config);
         let clock = LogClock::default();

@@ -8,7 +8,7 @@ use umm::compute::MAX_THREADS;
 use umm::config::{self, Config};
 use umm::proto::Keyframe;
 use umm::run::{self, ReplayOptions, Replayed, Watch};
-use umm::sink::mcap_file::McapFile;
+use umm::sink::mcap_file::{McapFile, Survives};
 use umm::source::mcap_log::summarize;
 use umm::source::replay::Speed;
 
@@ -243,7 +243,7 @@ pub fn replay(
     let weights = run::weights(config)?;
     let facts = run::facts(config, &weights, &file_name(log));
     let model = print::Model::of(&weights);
-    let sink = McapFile::create(out, &config.live.prefix, facts)?;
+    let sink = McapFile::create(out, &config.live.prefix, facts, Survives::Crash)?;
     let bar = progress_bar();
     let replayed = run::replay(
         log,

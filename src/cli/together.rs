@@ -11,7 +11,7 @@ use umm::model::layout::MAX_LANES;
 use umm::model::weights::Weights;
 use umm::new_file::lead_to_one_file;
 use umm::run::{self, Error, ReplayOptions, Replayed, WatchTogether};
-use umm::sink::mcap_file::McapFile;
+use umm::sink::mcap_file::{McapFile, Survives};
 use umm::sink::{Sink, SinkError};
 use umm::timing::sidecar_path;
 
@@ -128,7 +128,7 @@ fn replay_all(
         &mut WatchTogether {
             sink: &mut |i| -> Result<Option<Box<dyn Sink>>, SinkError> {
                 let facts = all_facts[i].clone();
-                let sink = McapFile::create(&outs[i], &config.live.prefix, facts)?;
+                let sink = McapFile::create(&outs[i], &config.live.prefix, facts, Survives::Crash)?;
                 Ok(Some(Box::new(sink)))
             },
             started: &mut |i, runtime, summary| {

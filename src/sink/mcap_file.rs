@@ -11,7 +11,7 @@ use foxglove::messages::CompressedImage;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// Chunks are closed at this size at the latest.
@@ -34,12 +34,54 @@ pub struct McapFile {
 }
 
 /// Writer of a log that leaves the file as it is after a failure.
-pub(crate) type LogWriter = mcap::Writer<BufWriter<UntilFailure<File>>>;
+pub(crate) type LogWriter = mcap::Writer<BufWriter<UntilFailure<Disk>>>;
+
+/// What a flush of a log survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Survives {
+    /// The end of this process: for logs that can be made again.
+    Crash,
+    /// The loss of power as well, which costs a wait for the disk at each flush.
+    PowerCut,
+}
+
+/// A file whose flush waits for the disk where it is to survive a power cut.
+pub(crate) struct Disk {
+    file: File,
+    survives: Survives,
+}
+
+impl Write for Disk {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        let synced = match self.survives {
+            Survives::Crash => Ok(()),
+            Survives::PowerCut => self.file.sync_data(),
+        };
+        match synced {
+            // Devices and pipes cannot.
+            Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
+                Ok(())
+            }
+            synced => synced,
+        }
+    }
+}
+
+impl Seek for Disk {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.file.seek(to)
+    }
+}
 
 /// Creates an MCAP file of compressed chunks. It replaces an older one when it takes its name.
 pub(crate) fn create_log(
     path: &Path,
     chunk_bytes: u64,
+    survives: Survives,
 ) -> Result<(LogWriter, PendingName), SinkError> {
     let (file, name) = new_file::create(path).map_err(|source| SinkError::Io {
         path: path.to_owned(),
@@ -50,7 +92,7 @@ pub(crate) fn create_log(
         .compression(Some(mcap::Compression::Lz4))
         .profile("")
         .library(concat!("umm ", env!("CARGO_PKG_VERSION")))
-        .create(BufWriter::new(UntilFailure::new(file)))
+        .create(BufWriter::new(UntilFailure::new(Disk { file, survives })))
         .map_err(|source| SinkError::Mcap {
             path: path.to_owned(),
             source,
@@ -67,8 +109,9 @@ impl McapFile {
         path: &Path,
         prefix: &str,
         facts: BTreeMap<String, String>,
+        survives: Survives,
     ) -> Result<McapFile, SinkError> {
-        let (mut writer, name) = create_log(path, CHUNK_BYTES)?;
+        let (mut writer, name) = create_log(path, CHUNK_BYTES, survives)?;
         writer
             .write_metadata(&mcap::records::Metadata {
                 name: "umm.run".to_owned(),

@@ -4,7 +4,7 @@
 use crate::causes::WithCauses;
 use crate::new_file::PendingName;
 use crate::sink::SinkError;
-use crate::sink::mcap_file::{LogWriter, create_log};
+use crate::sink::mcap_file::{LogWriter, Survives, create_log};
 use crate::sink::watched::Fault;
 use bytes::Bytes;
 use crossbeam_queue::ArrayQueue;
@@ -113,7 +113,7 @@ impl Recording {
     /// # Errors
     /// [`SinkError`] when the file cannot be created.
     pub fn create(path: &Path) -> Result<(Recorder, Recording), SinkError> {
-        let (writer, name) = create_log(path, CHUNK_BYTES)?;
+        let (writer, name) = create_log(path, CHUNK_BYTES, Survives::PowerCut)?;
         let shared = Arc::new(Shared {
             queue: ArrayQueue::new(MAX_WAITING),
             counts: Counts::default(),

@@ -9,7 +9,7 @@ use umm::demo::{DriveSpec, generate};
 use umm::model::weights::Weights;
 use umm::proto::{FusedFrame, Ledger};
 use umm::run::{ReplayOptions, Replayed, Watch, facts, replay, weights};
-use umm::sink::mcap_file::McapFile;
+use umm::sink::mcap_file::{McapFile, Survives};
 use umm::source::replay::Speed;
 
 /// Makes an empty folder for a test.
@@ -64,7 +64,8 @@ pub fn replay_with(
     out: &Path,
     options: &ReplayOptions,
 ) -> Result<Replayed, umm::run::Error> {
-    let sink = McapFile::create(out, "umm", facts(config, weights, "test")).unwrap();
+    let sink =
+        McapFile::create(out, "umm", facts(config, weights, "test"), Survives::Crash).unwrap();
     let mut watch = Watch {
         started: &mut |_, _| {},
         progress: &mut |_, _| {},

@@ -9,7 +9,7 @@ use umm::config::Config;
 use umm::model::weights::Weights;
 use umm::proto::Keyframe;
 use umm::run;
-use umm::sink::mcap_file::McapFile;
+use umm::sink::mcap_file::{McapFile, Survives};
 use umm::sink::state_file::StateFile;
 use umm::sink::watched::{Fault, Watched};
 use umm::sink::{Channel, Output, Sink, SinkError, Tee};
@@ -31,7 +31,7 @@ pub(super) fn sinks(
             Cpu::with_precision(CpuPath::Fast, config.engine.precision).name(),
         );
         let file = Watched::new(OutputLog {
-            file: McapFile::create(out, &config.live.prefix, facts)?,
+            file: McapFile::create(out, &config.live.prefix, facts, Survives::PowerCut)?,
             restored,
             keyframes: arguments.keyframes,
         });
