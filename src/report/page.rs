@@ -24,7 +24,7 @@ const SCRIPT: &str = concat!(
 );
 
 /// Facts with a name of their own, in this order; the log's other facts follow under their keys.
-const FACTS: [(&str, &str); 12] = [
+const FACTS: [(&str, &str); 13] = [
     ("model", "Model"),
     ("weights_digest", "Weights"),
     ("config", "Configuration"),
@@ -33,6 +33,7 @@ const FACTS: [(&str, &str); 12] = [
     ("deadline_ns", "Deadline"),
     ("parameters", "Parameters"),
     ("preset_seed", "Seed"),
+    ("precision", "Precision"),
     ("topics", "Topics"),
     ("window_ns", "Window"),
     ("threads", "Threads"),

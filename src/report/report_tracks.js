@@ -9,21 +9,28 @@ const group = (title, note, tracks, key) => {
 let aspect = 4 / 3;
 function filmTrack(camera) {
   const thumbs = data.thumbs.filter((t) => t.camera === camera);
+  const gaps = thumbs.slice(1).map((t, i) => t.x - thumbs[i].x).sort((a, b) => a - b);
+  const usualGap = gaps[gaps.length >> 1] ?? 0;
   return {
     name: data.cameras[camera] || "camera",
     height: 72,
     draw(canvas) {
-      // Equal slots, each with the picture nearest to its middle; none where the camera showed nothing in it.
-      const slots = Math.max(Math.round(canvas.width / (canvas.height * aspect + 2)), 1);
+      // Equal slots, no more than there are pictures, each with the one nearest to its middle; hatched where the camera
+      // showed none for longer than usual.
+      const room = Math.round(canvas.width / (canvas.height * aspect + 2));
+      const pictures = usualGap > 0 ? Math.ceil((view.b - view.a) / usualGap) : 1;
+      const slots = Math.max(Math.min(room, pictures), 1);
       const step = canvas.width / slots;
       const span = (view.b - view.a) / slots;
+      const width = Math.min(step - 2, canvas.height * aspect);
       for (let slot = 0; slot < slots; slot++) {
         const middle = view.a + (slot + 0.5) * span;
         const thumb = thumbs[nearestIndex(thumbs, middle)];
-        const place = { x: slot * step, y: 0, width: step - 2, height: canvas.height };
-        if (thumb && Math.abs(thumb.x - middle) <= span / 2) {
-          canvas.add("image", { ...place, href: thumb.uri, preserveAspectRatio: "xMidYMid slice" });
-        } else canvas.add("rect", { ...place, class: "missing" });
+        const place = { y: 0, height: canvas.height };
+        if (thumb && Math.abs(thumb.x - middle) <= Math.max(span / 2, usualGap)) {
+          const x = slot * step + (step - 2 - width) / 2;
+          canvas.add("image", { ...place, x, width, href: thumb.uri, preserveAspectRatio: "xMidYMid slice" });
+        } else canvas.add("rect", { ...place, x: slot * step, width: step - 2, class: "missing" });
       }
     },
     value: () => "",
