@@ -43,6 +43,8 @@ struct Topic {
     /// Sorted by capture time, equal ones by arrival.
     waiting: VecDeque<Waiting>,
     newest_ns: Option<u64>,
+    /// The clock when a sample last came, of whatever use.
+    heard_ns: Option<u64>,
     last_sequence: Option<u64>,
 }
 
@@ -127,6 +129,9 @@ impl Aligner {
             topic.newest_ns = None;
             topic.last_sequence = None;
         }
+        for topic in &mut self.topics {
+            topic.heard_ns = topic.heard_ns.map(|_| now_ns);
+        }
         self.epoch += 1;
         self.now_ns = now_ns;
         self.origin_ns = None;
@@ -135,6 +140,12 @@ impl Aligner {
         self.begun = false;
         self.awaits_first = false;
         self.leapt_to_ns = None;
+    }
+
+    /// Returns how long before `now_ns` a topic's last sample came; none if there was none.
+    pub fn silence_ns(&self, topic: TopicIndex, now_ns: u64) -> Option<u64> {
+        let heard_ns = self.topics[topic].heard_ns?;
+        Some(now_ns.saturating_sub(heard_ns))
     }
 
     /// Counts samples lost before they reached the aligner.
@@ -155,6 +166,7 @@ impl Aligner {
         let next_ns = self.origin_ns.map(|_| self.tick_time_ns(self.tick + 1));
         let (rule, topic) = (&self.config.topics[index], &mut self.topics[index]);
         let ledger = &mut self.ledger.topics[index];
+        topic.heard_ns = Some(self.now_ns);
         ledger.received += 1;
         ledger.sequence_gaps += count_gap(&mut topic.last_sequence, sample.sequence);
         let capture_ns = sample.capture_time_ns;

@@ -102,6 +102,36 @@ fn a_long_context_is_kept() {
     });
 }
 
+/// After the last tick come a message that is refused and some that are passed through: the ledger is published once more.
+#[test]
+fn the_ledger_after_the_last_tick_is_kept() {
+    let mut config = shipped("demo.toml");
+    config.engine.keyframe_every_ms = 300;
+    every_rest_is_the_same("keyframes_last_ledger", &config, |made, log| {
+        rewrite(made, log, |messages| {
+            let last_ns = messages.last().unwrap().header.log_time;
+            let mut old = messages
+                .iter()
+                .find(|m| m.topic == "/audio/mic")
+                .unwrap()
+                .clone();
+            old.header.log_time = last_ns + 1_050_000_000;
+            let truth = messages
+                .iter()
+                .rfind(|m| m.topic == "/ground_truth")
+                .unwrap()
+                .clone();
+            let passed_through = (0..20).map(|i| {
+                let mut truth = truth.clone();
+                truth.header.log_time = last_ns + 2 + i * 100_000_000;
+                truth
+            });
+            let more: Vec<_> = std::iter::once(old).chain(passed_through).collect();
+            messages.extend(more);
+        });
+    });
+}
+
 /// An odd audio rate goes through the resampler, whose state is the library's own; a log that loops begins an epoch.
 #[test]
 fn state_of_every_kind_is_kept() {

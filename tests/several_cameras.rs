@@ -118,7 +118,7 @@ fn every_second_frame_is_counted_by_frames() {
     let format = Ok(Arc::new(decoder.unwrap()));
     let config = shipped("demo.toml");
     let weights = umm::run::weights(&config).unwrap();
-    let used = |ticks_with_a_frame: &dyn Fn(u64) -> bool| {
+    let used = |ticks_with_a_frame: &dyn Fn(u64) -> bool, is_whole: &dyn Fn(u64) -> bool| {
         let backend = Box::new(Cpu::new(cpu::Path::Fast));
         let mut engine = Engine::new(&config, &weights, backend).unwrap();
         let mut ledger = Ledger::new(config.topics.len());
@@ -129,7 +129,10 @@ fn every_second_frame_is_counted_by_frames() {
                 sequence: k,
                 capture_time_ns: tick_time_ns,
                 log_time_ns: tick_time_ns,
-                payload: image.data.to_vec().into(),
+                payload: match is_whole(k) {
+                    true => image.data.to_vec().into(),
+                    false => b"broken".to_vec().into(),
+                },
                 format: Clone::clone(&format),
             };
             let taken = Taken {
@@ -151,7 +154,10 @@ fn every_second_frame_is_counted_by_frames() {
         }
         (ledger.topics[0].fused, ledger.topics[0].superseded)
     };
-    assert_eq!(used(&|_| true), (6, 6));
-    assert_eq!(used(&|tick| tick % 2 == 0), (3, 3));
-    assert_eq!(used(&|tick| tick % 2 == 1), (3, 3));
+    let (always, even, odd) = (|_| true, |tick| tick % 2 == 0, |tick| tick % 2 == 1);
+    assert_eq!(used(&always, &always), (6, 6));
+    assert_eq!(used(&even, &always), (3, 3));
+    assert_eq!(used(&odd, &always), (3, 3));
+    // A broken frame was not used: the next one is.
+    assert_eq!(used(&always, &even), (6, 5));
 }

@@ -60,6 +60,7 @@ impl Aligner {
         let rules = self.topics.iter_mut().zip(&self.config.topics);
         for (index, (topic, rule)) in rules.enumerate() {
             archive.option("newest", &mut topic.newest_ns)?;
+            archive.option("last heard", &mut topic.heard_ns)?;
             archive.option("sequence", &mut topic.last_sequence)?;
             let mut waiting = topic.waiting.len();
             archive.size("waiting samples", &mut waiting, rule.capacity)?;

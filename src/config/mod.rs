@@ -299,10 +299,15 @@ impl TopicConfig {
         })
     }
 
-    /// Returns the most samples that wait; by default half a second's, but at least 32.
-    pub fn queue(&self) -> usize {
+    /// Returns the most samples that wait; by default half a second's, and with headroom what comes until a tick closes,
+    /// but at least 32.
+    pub fn queue(&self, engine: &EngineConfig) -> usize {
         const LEAST: usize = 32;
-        self.queue.unwrap_or(LEAST.max(self.rate_hz as usize / 2))
+        let until_closed_ms =
+            500.0_f64.max((engine.period_ms + engine.max_wait_ms) as f64 * HEADROOM);
+        let usual = (self.rate_hz * until_closed_ms / 1e3) as usize;
+        let per_tick = self.per_tick(engine);
+        self.queue.unwrap_or(LEAST.max(usual).max(per_tick))
     }
 
     /// Returns the most tokens one tick adds, given the tokens of one sample.
@@ -368,7 +373,7 @@ impl Config {
                     required: topic.required,
                     per_tick: topic.per_tick(engine),
                     keep: topic.keep(),
-                    capacity: topic.queue(),
+                    capacity: topic.queue(engine),
                 })
                 .collect(),
         }

@@ -67,6 +67,7 @@ impl Engine {
             .try_for_each(|input| input.archive(archive))?;
         for (topic, span) in self.report.topics.iter_mut().zip(&mut self.spans) {
             archive.option("newest sample", &mut topic.newest_ns)?;
+            archive.option("last used", &mut topic.used_tick_ns)?;
             archive.option("shortened context", &mut topic.shortened_to_ns)?;
             span.archive(archive)?;
         }

@@ -201,7 +201,8 @@ impl Engine {
             let has_sample = tick.taken.iter().any(|taken| taken.sample.topic == topic);
             if *kind == Modality::Camera && has_sample {
                 takes &= !(plan.skips_frames() && self.frame_used[topic]);
-                self.frame_used[topic] = takes;
+                // Until one turns out to be usable.
+                self.frame_used[topic] = false;
             }
             self.takes[topic] = takes;
         }
@@ -327,6 +328,7 @@ impl Engine {
         let capture = Some(sample.capture_time_ns);
         let report = &mut self.report.topics[index];
         report.samples_used += 1;
+        self.frame_used[index] = true;
         report.newest_ns = report.newest_ns.max(capture);
         self.report.newest_used_ns = self.report.newest_used_ns.max(capture);
         Ok(())

@@ -11,7 +11,9 @@ pub struct TopicReport {
     pub newest_ns: Option<u64>,
     /// Nothing usable within the window.
     pub missing: bool,
-    /// There was something, but nothing for longer than its rate allows; not of texts.
+    /// Time of the last tick that used a sample, or that had a plan without it.
+    pub used_tick_ns: Option<u64>,
+    /// Nothing was used for longer than its rate allows; not of texts.
     pub gap: bool,
     /// Age at tick time of the newest sample used; 0 when missing.
     pub age_ns: u64,

@@ -19,8 +19,9 @@ pub const MAX_DRIFT_NS: i64 = 40_000_000;
 /// Blocks this far from the sample clock, and by half their length, for [`LOST_AFTER`] in a row were lost or repeated.
 const LEAST_LOST_NS: i64 = 5_000_000;
 
-/// One block alone may be stamped badly.
-const LOST_AFTER: i64 = 2;
+/// Blocks that come together may be stamped together. A lost one shows in those after it until the clock has followed: in
+/// the eighth by 0.6 of its length.
+const LOST_AFTER: i64 = 8;
 
 /// Each block corrects the clock by its deviation divided by this.
 const FOLLOW: i64 = 16;

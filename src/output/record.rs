@@ -17,13 +17,15 @@ const USUAL_ERROR_BYTES: usize = 192;
 /// Room for a reason in a health message, besides the topic's name; a longer one grows its text.
 pub(super) const MAX_REASON_BYTES: usize = 64;
 
-/// Most reasons in a health message that concern no topic. Each topic has up to three: missing, undecodable, context
-/// shortened.
+/// Most reasons in a health message that concern no topic. Each topic has up to [`TOPIC_REASONS`].
 const RUN_REASONS: usize = 10;
+
+/// Most reasons of one topic: missing, silent, no signal, lost, unusable, context shortened.
+const TOPIC_REASONS: usize = 6;
 
 /// Returns how many reasons a health message can have at once.
 pub(super) fn most_reasons(topics: usize) -> usize {
-    3 * topics + RUN_REASONS
+    TOPIC_REASONS * topics + RUN_REASONS
 }
 
 /// The caption written so far.
@@ -217,6 +219,15 @@ impl TickRecord {
 
     /// Returns the capture time of the newest sample within the window, whether this tick took it or one before.
     pub fn newest_in_window_ns(&self) -> Option<u64> {
+        // A first block of audio may be too short for a token.
+        if self
+            .report
+            .modalities
+            .iter()
+            .all(|modality| modality.missing)
+        {
+            return None;
+        }
         let topics = self.report.topics.iter().filter(|topic| !topic.missing);
         topics.filter_map(|topic| topic.newest_ns).max()
     }

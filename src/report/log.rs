@@ -91,7 +91,8 @@ struct Walk {
     data: RunData,
     /// Names of the schemas that channels refer to.
     schemas: HashMap<u16, String>,
-    channels: HashMap<u16, Option<Channel>>,
+    /// What each channel is, and the prefix of its topic.
+    channels: HashMap<u16, Option<(Channel, String)>>,
     /// What comes before the names of umm's channels.
     prefix: Option<String>,
     other_topics: BTreeSet<String>,
@@ -160,7 +161,7 @@ impl Walk {
             }
             Record::Channel(channel) => {
                 let content = self.content(&channel);
-                self.is_umm |= content == Some(Channel::Fused);
+                self.is_umm |= content.as_ref().is_some_and(|(c, _)| *c == Channel::Fused);
                 if content.is_none() && self.other_topics.len() <= MAX_TOPICS_NAMED {
                     self.other_topics.insert(clip(&channel.topic));
                 }
@@ -168,7 +169,9 @@ impl Walk {
             }
             Record::Metadata(metadata) => self.metadata(metadata),
             Record::Message { header, data } => {
-                if let Some(Some(content)) = self.channels.get(&header.channel_id)
+                let own_prefix = self.prefix.as_deref().unwrap_or(DEFAULT_PREFIX);
+                if let Some(Some((content, prefix))) = self.channels.get(&header.channel_id)
+                    && prefix == own_prefix
                     && !self.message(*content, &data, header.log_time)
                 {
                     self.data.totals.undecodable += 1;
@@ -179,9 +182,9 @@ impl Walk {
         Ok(())
     }
 
-    /// Returns which of umm's channels this is, by name and schema; without a schema, by the default prefix. All have one
-    /// prefix, that of the first with one of umm's own schemas.
-    fn content(&mut self, channel: &mcap::records::Channel) -> Option<Channel> {
+    /// Returns which of umm's channels this seems to be, by name and schema, and its prefix; without a schema, by the default
+    /// prefix. All have one prefix, that of the first with one of umm's own schemas.
+    fn content(&mut self, channel: &mcap::records::Channel) -> Option<(Channel, String)> {
         let (prefix, name) = channel.topic.rsplit_once('/')?;
         let schema = self.schemas.get(&channel.schema_id);
         let content = Channel::ALL.into_iter().find(|content| {
@@ -194,8 +197,7 @@ impl Walk {
         {
             self.prefix.get_or_insert_with(|| prefix.to_owned());
         }
-        let is_own = self.prefix.as_ref().is_none_or(|own| own == prefix);
-        is_own.then_some(content)
+        Some((content, prefix.to_owned()))
     }
 
     fn metadata(&mut self, metadata: mcap::records::Metadata) {

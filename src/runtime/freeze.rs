@@ -151,6 +151,8 @@ impl Runtime {
         archive.number("ticks", &mut self.ticks)?;
         archive.slice("ticks of plans", &mut self.ticks_of_plan)?;
         archive.number("misses", &mut self.misses)?;
+        archive.number("published", &mut self.published.0)?;
+        archive.number("published", &mut self.published.1)?;
         archive.text("epoch", &mut self.epoch_reason, MAX_REASON_BYTES)?;
         self.health.archive(archive)?;
         self.aligner.archive(archive, awaited)
@@ -176,6 +178,10 @@ impl Runtime {
         let mut archive = Archive::Read(&keyframe.run);
         self.archive(&mut archive, &mut awaited)?;
         archive.end()?;
+        self.tick.tick = keyframe.tick;
+        self.tick.tick_time_ns = keyframe.tick_time_ns;
+        self.tick.epoch = keyframe.epoch;
+        self.tick.origin_ns = keyframe.origin_ns;
         for (sample, awaited) in find(&awaited)?.into_iter().zip(&awaited) {
             self.aligner.restore(sample, awaited.late);
         }

@@ -1,13 +1,14 @@
 //! Health: the state machine behind `umm/health`.
 
+use crate::align::Aligner;
 use crate::archive::{Archive, Archived};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::frontend::quality::gap_after_ns;
 use crate::governor::Plan;
-use crate::ledger::Ledger;
 use crate::model::spec::Modality;
 use crate::proto::health::State;
+use crate::queue::Keep;
 use crate::sink::watched::Fault;
 use std::fmt::Write;
 use std::sync::Arc;
@@ -68,15 +69,17 @@ struct Undecodable {
 /// A topic of a steady rate, whose messages may cease to come.
 struct Silent {
     topic: usize,
-    /// Ticks without a message that its rate allows.
-    after_ticks: u32,
-    received: Growth,
+    /// Time without a message that its rate allows.
+    after_ns: u64,
+    now: bool,
     /// The reason given while none comes.
     reason: String,
 }
 
 /// A topic that may bring more than is taken, or too late.
 struct Lost {
+    /// Where only the newest are wanted, a full queue loses nothing of value.
+    keeps_all: bool,
     growth: Growth,
     /// The reason given while samples are lost.
     reason: String,
@@ -109,6 +112,9 @@ struct Growth {
     seen: u64,
     ticks_since: u32,
 }
+
+/// Messages without any of a topic's signals after which that is said: a sensor may begin without a fix.
+const NO_SIGNAL_AFTER: u64 = 20;
 
 /// Ticks for which a run is degraded after a count has grown.
 const COUNTED_DEGRADES_FOR: u32 = 20;
@@ -152,22 +158,15 @@ impl Shortened {
     }
 }
 
-impl Silent {
-    fn is_silent(&self) -> bool {
-        self.received.seen > 0 && self.received.ticks_since > self.after_ticks
-    }
-}
-
 /// Returns all topics but texts, which come when there is something to say.
 fn silent_topics(config: &Config) -> Vec<Silent> {
-    let period_ns = config.align().period_ns;
     let topics = config.topics.iter().enumerate();
     let steady = topics.filter(|(_, t)| t.kind != Modality::Text);
     steady
         .map(|(topic, t)| Silent {
             topic,
-            after_ticks: gap_after_ns(t.rate_hz).div_ceil(period_ns) as u32,
-            received: Growth::NONE,
+            after_ns: gap_after_ns(t.rate_hz),
+            now: false,
             reason: format!("{}: no messages any more", t.name),
         })
         .collect()
@@ -193,7 +192,7 @@ impl Health {
                 .map(|t| Undecodable {
                     reason: format!("{}: unusable messages", t.name),
                     growth: Growth::NONE,
-                    no_signal_reason: format!("{}: no message has any of its signals", t.name),
+                    no_signal_reason: format!("{}: no signal yet: wrong paths, or no fix?", t.name),
                     no_signal: false,
                 })
                 .collect(),
@@ -202,6 +201,7 @@ impl Health {
                 .topics
                 .iter()
                 .map(|t| Lost {
+                    keeps_all: t.keep() == Keep::All,
                     growth: Growth::NONE,
                     reason: format!("{}: more messages than are taken, or too late", t.name),
                 })
@@ -247,10 +247,9 @@ impl Health {
             archive.number("undecodable", &mut topic.growth.seen)?;
             archive.number("undecodable", &mut topic.growth.ticks_since)?;
         }
-        let counts = self.silent.iter_mut().map(|t| &mut t.received);
-        for growth in counts.chain(self.lost.iter_mut().map(|t| &mut t.growth)) {
-            archive.number("messages", &mut growth.seen)?;
-            archive.number("messages", &mut growth.ticks_since)?;
+        for topic in &mut self.lost {
+            archive.number("lost", &mut topic.growth.seen)?;
+            archive.number("lost", &mut topic.growth.ticks_since)?;
         }
         Ok(())
     }
@@ -260,8 +259,16 @@ impl Health {
         self.state
     }
 
-    /// Judges the run after a tick.
-    pub fn update(&mut self, engine: &Engine, ledger: &Ledger, plan: Plan, deadline_met: bool) {
+    /// Judges the run after a tick that closed at `closed_ns`.
+    pub fn update(
+        &mut self,
+        engine: &Engine,
+        aligner: &Aligner,
+        closed_ns: u64,
+        plan: Plan,
+        deadline_met: bool,
+    ) {
+        let ledger = aligner.ledger();
         self.misses_in_a_row = match deadline_met {
             // A tick that computes nothing is in time, which says nothing about ticks that compute.
             true if !plan.computes() => self.misses_in_a_row,
@@ -274,13 +281,15 @@ impl Health {
         for (topic, entry) in self.undecodable.iter_mut().zip(&ledger.topics) {
             // A sensor without a fix says so; its messages are not broken.
             topic.growth.note(entry.undecodable - entry.without_signal);
-            topic.no_signal = entry.without_signal > 0 && entry.fused == 0;
+            topic.no_signal = entry.fused == 0 && entry.without_signal >= NO_SIGNAL_AFTER;
         }
         for silent in &mut self.silent {
-            silent.received.note(ledger.topics[silent.topic].received);
+            let silence_ns = aligner.silence_ns(silent.topic, closed_ns);
+            silent.now = silence_ns.is_some_and(|silence_ns| silence_ns > silent.after_ns);
         }
         for (lost, entry) in self.lost.iter_mut().zip(&ledger.topics) {
-            lost.growth.note(entry.overflowed + entry.late_dropped);
+            let overflowed = if lost.keeps_all { entry.overflowed } else { 0 };
+            lost.growth.note(overflowed + entry.late_dropped);
         }
         self.not_finite = !engine.network().outputs().is_finite();
         let topics = &engine.report().topics;
@@ -325,7 +334,7 @@ impl Health {
         let broken = self.undecodable.iter();
         let broken = broken.filter(|t| t.growth.is_recent());
         let no_signal = self.undecodable.iter().filter(|t| t.no_signal);
-        let silent = self.silent.iter().filter(|t| t.is_silent());
+        let silent = self.silent.iter().filter(|t| t.now);
         let lost = self.lost.iter().filter(|t| t.growth.is_recent());
         let not_finite = "results are not numbers: check the weights";
         let nothing = self.nothing.now.then_some(self.nothing.reason.as_str());

@@ -51,8 +51,9 @@ impl Runtime {
         self.published = self.aligner.ledger().progress();
         let met = !live || self.record.end_to_end_ns() <= self.deadline_ns;
         self.misses += u64::from(!met);
-        let ledger = self.aligner.ledger();
-        self.health.update(&self.engine, ledger, planned.plan, met);
+        let (aligner, closed_ns) = (&self.aligner, self.tick.close_time_ns);
+        self.health
+            .update(&self.engine, aligner, closed_ns, planned.plan, met);
         let (state, reasons) = (self.health.state(), self.health.reasons());
         // The health message, the tick's last, counts the tick as run.
         self.record.set_health(state, reasons, self.ticks + 1);

@@ -89,7 +89,7 @@ impl Inlet {
             .topics
             .iter()
             .map(|topic| {
-                let (queue, receiver) = bounded(topic.queue(), topic.keep());
+                let (queue, receiver) = bounded(topic.queue(&config.engine), topic.keep());
                 let config = Arc::new(topic.clone());
                 (Entrance { config, queue }, receiver)
             })
