@@ -7,7 +7,6 @@
 //! memory, which is what a step of few rows is measured by. Nothing here passes or fails on a time.
 
 use std::io::{BufRead, Write};
-use std::ops::Range;
 use std::time::Instant;
 use umm::backend::cpu::{Cpu, Path, Precision};
 use umm::backend::kv_cache::KvCache;
@@ -210,7 +209,7 @@ impl Step {
     }
 }
 
-/// Memory that a peer of the weights is read from: more than caches hold.
+/// Memory to read, more than caches hold.
 struct Memory {
     words: Vec<u64>,
     next: usize,
@@ -233,10 +232,10 @@ impl Memory {
         if self.next + words > Memory::WORDS {
             self.next = 0;
         }
-        let part: Range<usize> = self.next..self.next + words;
-        self.next = part.end;
+        let part = &self.words[self.next..self.next + words];
+        self.next += words;
         let start = Instant::now();
-        bandwidth::read(&self.words[part]);
+        bandwidth::read(part);
         start.elapsed().as_secs_f64() * 1e6
     }
 }

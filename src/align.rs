@@ -128,8 +128,6 @@ impl Aligner {
             topic.waiting.clear();
             topic.newest_ns = None;
             topic.last_sequence = None;
-        }
-        for topic in &mut self.topics {
             topic.heard_ns = topic.heard_ns.map(|_| now_ns);
         }
         self.epoch += 1;

@@ -205,11 +205,6 @@ impl Messages {
         encode(&self.frame, &mut self.buffer)
     }
 
-    /// Returns the ledger message of a record whose ledger went on after its tick.
-    pub fn last_ledger(&mut self, record: &TickRecord) -> &[u8] {
-        self.ledger(record)
-    }
-
     fn journal(&mut self, record: &TickRecord) -> &[u8] {
         let journal = &mut self.journal;
         set_string(&mut journal.plan, record.planned.plan.name());
@@ -243,7 +238,8 @@ impl Messages {
         encode(&self.journal, &mut self.buffer)
     }
 
-    fn ledger(&mut self, record: &TickRecord) -> &[u8] {
+    /// Returns the encoded ledger of a record.
+    pub fn ledger(&mut self, record: &TickRecord) -> &[u8] {
         self.ledger.tick = record.tick;
         self.ledger.tick_time_ns = record.tick_time_ns;
         self.ledger.closes = record.ledger.closes();

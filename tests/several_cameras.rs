@@ -2,12 +2,9 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
-use support::logs::{drive, folder, outputs, replay_to, shipped};
+use support::logs::{drive, folder, outputs, replay_to, rewrite, shipped};
 use umm::align::{Taken, Tick};
 use umm::backend::cpu::{self, Cpu};
 use umm::config::Config;
@@ -26,39 +23,27 @@ const CAMERAS: [&str; 3] = ["/camera/front/image", "/camera/left", "/camera/righ
 /// A drive whose camera's messages also come from two others: from the left one every third message is cut, from the right
 /// one every message is there twice, of which the newer one is broken every fifth time.
 fn with_more_cameras(from: &Path, to: &Path) {
-    let bytes = std::fs::read(from).unwrap();
-    let mut writer = mcap::Writer::new(BufWriter::new(File::create(to).unwrap())).unwrap();
-    let mut images = 0;
-    for message in mcap::MessageStream::new(&bytes).unwrap() {
-        let message = message.unwrap();
-        let schema = message.channel.schema.as_ref().map_or(0, |s| {
-            writer.add_schema(&s.name, &s.encoding, &s.data).unwrap()
-        });
-        let encoding = &message.channel.message_encoding;
-        let mut write = |topic: &str, data: &[u8]| {
-            let channel = writer.add_channel(schema, topic, encoding, &BTreeMap::new());
-            let header = mcap::records::MessageHeader {
-                channel_id: channel.unwrap(),
-                sequence: message.sequence,
-                log_time: message.log_time,
-                publish_time: message.publish_time,
-            };
-            writer.write_to_known_channel(&header, data).unwrap();
-        };
-        let data = &message.data[..];
-        write(&message.channel.topic, data);
-        if message.channel.topic == CAMERAS[0] {
-            images += 1;
-            let cut = |every: usize| match images % every {
-                0 => &data[..data.len() / 2],
-                _ => data,
-            };
-            write(CAMERAS[1], cut(3));
-            write(CAMERAS[2], data);
-            write(CAMERAS[2], cut(5));
+    rewrite(from, to, |messages| {
+        let mut images = 0;
+        let all = std::mem::take(messages);
+        for message in all {
+            messages.push(message.clone());
+            if message.topic == CAMERAS[0] {
+                images += 1;
+                let mut add = |camera: &str, is_whole: bool| {
+                    let mut image = message.clone();
+                    image.topic = camera.to_owned();
+                    if !is_whole {
+                        image.data.truncate(image.data.len() / 2);
+                    }
+                    messages.push(image);
+                };
+                add(CAMERAS[1], images % 3 != 0);
+                add(CAMERAS[2], true);
+                add(CAMERAS[2], images % 5 != 0);
+            }
         }
-    }
-    writer.finish().unwrap();
+    });
 }
 
 fn configuration(threads: usize) -> Config {

@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::logs::{Message, drive, faulty, folder, outputs, replay_to, shipped};
+use support::logs::{Message, drive, faulty, folder, outputs, outputs_of, replay_to, shipped};
 use umm::config::from_text;
 use umm::proto::{FusedFrame, Health, Ledger, ModalityState, health::State};
 use umm::source::replay::Speed;
@@ -22,8 +22,7 @@ fn without(name: &str, topic: &str, from_s: f64, to_s: f64) -> (Vec<FusedFrame>,
         };
         messages.retain(|m| !lost(m));
     });
-    let out = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    (frames, outputs(&out.join("out.mcap"), "umm/health"))
+    (frames, outputs_of(name, "umm/health"))
 }
 
 fn has_gap(modality: &ModalityState) -> bool {
@@ -174,8 +173,7 @@ fn the_last_ledger_has_every_sample() {
         old.header.log_time = messages.last().unwrap().header.log_time + SECOND_NS;
         messages.push(old);
     });
-    let out = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("last_ledger");
-    let ledgers: Vec<Ledger> = outputs(&out.join("out.mcap"), "umm/ledger");
+    let ledgers: Vec<Ledger> = outputs_of("last_ledger", "umm/ledger");
     let last = ledgers.last().unwrap();
     for (counted, published) in replayed.ledger.topics.iter().zip(&last.topics) {
         assert_eq!(counted.received, published.received, "{}", published.topic);
@@ -198,8 +196,7 @@ fn a_run_with_nothing_usable_says_so() {
         text.data = b"broken".to_vec();
         messages.push(text);
     });
-    let out = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("nothing_usable");
-    let health: Vec<Health> = outputs(&out.join("out.mcap"), "umm/health");
+    let health: Vec<Health> = outputs_of("nothing_usable", "umm/health");
     let failed: Vec<&Health> = health
         .iter()
         .filter(|h| h.state() == State::Failed)

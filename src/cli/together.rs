@@ -115,10 +115,8 @@ fn replay_all(
         .collect();
     let mut first = true;
     let model = print::Model::of(&weights);
-    let all_facts: Vec<_> = names
-        .iter()
-        .map(|name| run::facts(config, &weights, name))
-        .collect();
+    // All logs' but for the source: the weights' digest is not taken again for each.
+    let facts = run::facts(config, &weights, "");
     let paths: Vec<&Path> = logs.iter().map(PathBuf::as_path).collect();
     let outcomes = run::replay_together(
         &paths,
@@ -127,7 +125,8 @@ fn replay_all(
         options,
         &mut WatchTogether {
             sink: &mut |i| -> Result<Option<Box<dyn Sink>>, SinkError> {
-                let facts = all_facts[i].clone();
+                let mut facts = facts.clone();
+                facts.insert("source".to_owned(), names[i].clone());
                 let sink = McapFile::create(&outs[i], &config.live.prefix, facts, Survives::Crash)?;
                 Ok(Some(Box::new(sink)))
             },

@@ -8,6 +8,7 @@ pub use load::{ConfigError, from_text, load};
 
 use crate::align::{AlignConfig, Late, TopicRule};
 use crate::backend::cpu::Precision;
+use crate::frontend::quality::gap_after_ns;
 use crate::governor::{GovernorConfig, Plan};
 use crate::model::spec::Modality;
 use crate::queue::Keep;
@@ -155,7 +156,7 @@ impl Default for LiveConfig {
             connect: Vec::new(),
             multicast: false,
             shared_memory: true,
-            prefix: "umm".to_owned(),
+            prefix: DEFAULT_PREFIX.to_owned(),
         }
     }
 }
@@ -265,6 +266,9 @@ pub struct SignalConfig {
     pub scale: f64,
 }
 
+/// Prefix of outputs where the configuration names none.
+pub const DEFAULT_PREFIX: &str = "umm";
+
 /// Longest audio block accepted where the topic does not say.
 pub const DEFAULT_MAX_BLOCK_MS: u64 = 200;
 
@@ -289,6 +293,11 @@ impl TopicConfig {
             Modality::Audio => AUDIO_PER_TICK.max((in_a_period * HEADROOM).ceil() as usize),
             Modality::Text => TEXT_PER_TICK,
         })
+    }
+
+    /// Returns the pause after which the topic has a gap; none for texts, which come when there is something to say.
+    pub fn gap_after_ns(&self) -> Option<u64> {
+        (self.kind != Modality::Text).then(|| gap_after_ns(self.rate_hz))
     }
 
     /// Returns what a full queue does.

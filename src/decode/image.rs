@@ -48,6 +48,19 @@ pub struct ImageView<'a> {
     pub data: &'a [u8],
 }
 
+impl ImageView<'_> {
+    /// Views a compressed image.
+    pub fn compressed(format: PixelFormat, data: &[u8]) -> ImageView<'_> {
+        ImageView {
+            width: 0,
+            height: 0,
+            row_stride: 0,
+            format,
+            data,
+        }
+    }
+}
+
 /// Checks a raw image's size against its bytes.
 pub(super) fn raw_image<'a>(
     width: u32,
@@ -137,11 +150,5 @@ pub(super) fn compressed_image<'a>(
     if data.is_empty() {
         return Err(DecodeError::Image("it has no data".to_owned()));
     }
-    Ok(ImageView {
-        width: 0,
-        height: 0,
-        row_stride: 0,
-        format,
-        data,
-    })
+    Ok(ImageView::compressed(format, data))
 }

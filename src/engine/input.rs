@@ -123,28 +123,21 @@ impl TopicInput {
         })
     }
 
-    /// Returns the image of a camera's next sample, to be decoded ahead of [`TopicInput::take`].
-    pub fn picture<'a>(&'a mut self, sample: &'a Sample) -> Option<Picture<'a>> {
+    /// Returns a camera's image, to be decoded ahead: that of its next sample, for [`TopicInput::take`], or without one
+    /// the picture that was set for rehearsals, for [`TopicInput::rehearse`].
+    pub fn picture<'a>(&'a mut self, sample: Option<&'a Sample>) -> Option<Picture<'a>> {
         let Kind::Camera(camera) = &mut self.kind else {
             return None;
+        };
+        let image = match sample {
+            Some(sample) => Image::Message(sample),
+            None if self.picture.is_empty() => return None,
+            None => Image::Jpeg(&self.picture),
         };
         Some(Picture {
             camera,
             scratch: &mut self.scratch,
-            image: Image::Message(sample),
-            outcome: &mut self.decoded,
-        })
-    }
-
-    /// Returns the picture that was set for rehearsals, to be decoded ahead of [`TopicInput::rehearse`].
-    pub fn rehearsed_picture(&mut self) -> Option<Picture<'_>> {
-        let Kind::Camera(camera) = &mut self.kind else {
-            return None;
-        };
-        (!self.picture.is_empty()).then_some(Picture {
-            camera,
-            scratch: &mut self.scratch,
-            image: Image::Jpeg(&self.picture),
+            image,
             outcome: &mut self.decoded,
         })
     }

@@ -12,7 +12,7 @@ mod sizes;
 
 use crate::align::{Taken, Tick};
 use crate::config::{Config, TopicConfig};
-use crate::frontend::quality::{Reason, gap_after_ns};
+use crate::frontend::quality::Reason;
 use crate::governor::Plan;
 use crate::ledger::{Ledger, TopicLedger};
 use crate::model::adapter::{PoolWork, TokenBatch};
@@ -35,7 +35,7 @@ pub struct Engine {
     network: Network,
     inputs: Vec<TopicInput>,
     modality_of: Vec<Modality>,
-    /// The age after which a topic has a gap; none for texts, which come when there is something to say.
+    /// See [`TopicConfig::gap_after_ns`].
     gap_after_ns: Vec<Option<u64>>,
     spans: Vec<ContextSpan>,
     batch: TokenBatch,
@@ -130,7 +130,7 @@ impl Engine {
             gap_after_ns: config
                 .topics
                 .iter()
-                .map(|t| (t.kind != Modality::Text).then(|| gap_after_ns(t.rate_hz)))
+                .map(TopicConfig::gap_after_ns)
                 .collect(),
             batch: TokenBatch::default(),
             moment: TickMoment::default(),
@@ -189,7 +189,8 @@ impl Engine {
         let seen = inputs.filter(|(_, (_, takes))| **takes);
         seen.filter_map(move |(topic, (input, _))| {
             let mut samples = tick.taken.iter().map(|taken| &taken.sample);
-            input.picture(samples.find(|sample| sample.topic == topic)?)
+            let first = samples.find(|sample| sample.topic == topic)?;
+            input.picture(Some(first))
         })
     }
 

@@ -44,13 +44,7 @@ pub(super) fn process(
     image: Image<'_>,
 ) -> Result<(), InputError> {
     let view = match image {
-        Image::Jpeg(data) => ImageView {
-            width: 0,
-            height: 0,
-            row_stride: 0,
-            format: PixelFormat::Jpeg,
-            data,
-        },
+        Image::Jpeg(data) => ImageView::compressed(PixelFormat::Jpeg, data),
         Image::Message(sample) => match &sample.format {
             Ok(decoder) => decoder.image(&sample.payload, scratch)?,
             Err(reason) => return Err(InputError::Unbound(reason.to_string())),

@@ -29,9 +29,8 @@ impl Engine {
         let time_ns = (tick * period_ns) as i64;
         let seen = self.inputs.iter_mut().zip(&self.modality_of);
         let seen = seen.filter(|(_, modality)| takes(plan, **modality));
-        let mut pictures: Pictures<'_> = seen
-            .filter_map(|(input, _)| input.rehearsed_picture())
-            .collect();
+        let mut pictures: Pictures<'_> =
+            seen.filter_map(|(input, _)| input.picture(None)).collect();
         pictures::decode(&mut pictures);
         drop(pictures);
         let mut decoded = false;

@@ -18,13 +18,12 @@ use super::ReportError;
 use super::data::RunData;
 use super::names::clip;
 use super::stages::{Timing, finite};
+use crate::config::DEFAULT_PREFIX;
 use crate::sink::Channel;
 use crate::source::mcap_log::ChunkReader;
 
 /// A larger record is damage: allocating what a corrupt length asks for would bring the process down.
 const MAX_RECORD_BYTES: usize = 256 * 1024 * 1024;
-/// Prefix of outputs where the configuration names none.
-const DEFAULT_PREFIX: &str = "umm";
 /// Schemas whose names are kept; umm's own logs have six.
 const MAX_SCHEMAS: usize = 1024;
 /// Topics named when a log turns out not to be umm's.

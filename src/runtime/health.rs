@@ -4,9 +4,7 @@ use crate::align::Aligner;
 use crate::archive::{Archive, Archived};
 use crate::config::Config;
 use crate::engine::Engine;
-use crate::frontend::quality::gap_after_ns;
 use crate::governor::Plan;
-use crate::model::spec::Modality;
 use crate::proto::health::State;
 use crate::queue::Keep;
 use crate::sink::watched::Fault;
@@ -158,16 +156,17 @@ impl Shortened {
     }
 }
 
-/// Returns all topics but texts, which come when there is something to say.
+/// Returns the topics whose messages come steadily.
 fn silent_topics(config: &Config) -> Vec<Silent> {
     let topics = config.topics.iter().enumerate();
-    let steady = topics.filter(|(_, t)| t.kind != Modality::Text);
-    steady
-        .map(|(topic, t)| Silent {
-            topic,
-            after_ns: gap_after_ns(t.rate_hz),
-            now: false,
-            reason: format!("{}: no messages any more", t.name),
+    topics
+        .filter_map(|(topic, t)| {
+            Some(Silent {
+                topic,
+                after_ns: t.gap_after_ns()?,
+                now: false,
+                reason: format!("{}: no messages any more", t.name),
+            })
         })
         .collect()
 }

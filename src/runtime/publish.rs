@@ -76,7 +76,7 @@ impl Runtime {
             channel: Channel::Ledger,
             publish_time_ns: now_ns,
             about_time_ns: self.tick.tick_time_ns,
-            payload: self.messages.last_ledger(&self.record),
+            payload: self.messages.ledger(&self.record),
         })?)
     }
 

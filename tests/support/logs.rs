@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use umm::config::{self, Config};
 use umm::demo::{DriveSpec, generate};
 use umm::model::weights::Weights;
@@ -91,11 +92,11 @@ pub struct Message {
 /// Stands for a channel of the message's topic that has neither schema nor encoding.
 pub const STRAY: u16 = u16::MAX;
 
-/// Rewrites a log, message by message.
+/// Rewrites a log, message by message. A message whose topic is changed is put on a channel like its own of that topic.
 pub fn rewrite(from: &Path, to: &Path, edit: impl FnOnce(&mut Vec<Message>)) {
     let bytes = std::fs::read(from).unwrap();
     let mut writer = mcap::Writer::new(BufWriter::new(File::create(to).unwrap())).unwrap();
-    let mut messages = Vec::new();
+    let (mut messages, mut channels) = (Vec::new(), BTreeMap::new());
     for message in mcap::MessageStream::new(&bytes).unwrap() {
         let message = message.unwrap();
         let channel = &message.channel;
@@ -110,6 +111,9 @@ pub fn rewrite(from: &Path, to: &Path, edit: impl FnOnce(&mut Vec<Message>)) {
                 &BTreeMap::new(),
             )
             .unwrap();
+        channels
+            .entry(channel_id)
+            .or_insert_with(|| (schema, Arc::clone(channel)));
         messages.push(Message {
             topic: channel.topic.clone(),
             header: mcap::records::MessageHeader {
@@ -125,6 +129,11 @@ pub fn rewrite(from: &Path, to: &Path, edit: impl FnOnce(&mut Vec<Message>)) {
     for message in &mut messages {
         if message.header.channel_id == STRAY {
             let channel = writer.add_channel(0, &message.topic, "", &BTreeMap::new());
+            message.header.channel_id = channel.unwrap();
+        } else {
+            let (schema, own) = &channels[&message.header.channel_id];
+            let encoding = &own.message_encoding;
+            let channel = writer.add_channel(*schema, &message.topic, encoding, &BTreeMap::new());
             message.header.channel_id = channel.unwrap();
         }
         writer
@@ -159,4 +168,10 @@ pub fn faulty(name: &str, edit: impl FnOnce(&mut Vec<Message>)) -> (Replayed, Ve
     let ledgers: Vec<Ledger> = outputs(&out, "umm/ledger");
     assert!(!ledgers.is_empty() && ledgers.iter().all(|l| l.closes));
     (replayed, outputs(&out, "umm/fused"))
+}
+
+/// The messages of one topic of [`faulty`]'s output log of that name.
+pub fn outputs_of<M: prost::Message + Default>(name: &str, topic: &str) -> Vec<M> {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    outputs(&dir.join("out.mcap"), topic)
 }
