@@ -17,8 +17,8 @@ pub(super) fn prefetch_lines<const HINT: i32>(first: *const u8, lines: Range<usi
 }
 
 /// A schedule of prefetches: while one pair of panels is multiplied, the next is prefetched, spread evenly over the
-/// steps. More at once would delay what is needed now. A step prefetches at a few places, the same number of lines at
-/// each; where that makes more than an even share, prefetching ends before the last step.
+/// steps. More at once would delay what is needed now. A step prefetches the same number of lines at each of its places;
+/// where that makes more than an even share, prefetching ends before the last step.
 #[derive(Clone, Copy)]
 pub(super) struct PrefetchPlan {
     /// From the first panel in use to what is prefetched next, in bytes.
@@ -30,16 +30,23 @@ pub(super) struct PrefetchPlan {
 }
 
 impl PrefetchPlan {
-    /// Plans for pairs of `pair_bytes` that lie one after the other and are multiplied with `rows` rows. A step takes a
-    /// line of each row and can prefetch at `parts` places. `None` for a single tile of rows, which reads as fast as
-    /// memory delivers: its own loop prefetches.
-    pub(super) fn new(pair_bytes: usize, rows: usize, parts: usize) -> Option<PrefetchPlan> {
-        // The steps of all whole pairs of row tiles.
-        let steps = rows.div_ceil(PANEL) / 2 * (pair_bytes / (2 * CACHE_LINE * PANEL));
-        (steps > 0).then(|| PrefetchPlan {
+    /// Plans for pairs of `pair_bytes` that lie one after the other and are each multiplied with `blocks` blocks of rows.
+    /// A block's step takes a line of each row and can prefetch at `parts` places, at each of them one of these `counts`
+    /// of lines. `None` where that is not enough, or without blocks: the kernel's loop prefetches for itself.
+    pub(super) fn new(
+        pair_bytes: usize,
+        blocks: usize,
+        parts: usize,
+        counts: &[usize],
+    ) -> Option<PrefetchPlan> {
+        let steps = blocks * (pair_bytes / (2 * CACHE_LINE * PANEL));
+        let places = (steps > 0).then_some(steps * parts)?;
+        let even = (pair_bytes / CACHE_LINE).div_ceil(places);
+        let lines = counts.iter().find(|count| **count >= even)? * parts;
+        Some(PrefetchPlan {
             offset: pair_bytes,
             end: 2 * pair_bytes,
-            lines: (pair_bytes / CACHE_LINE).div_ceil(steps * parts) * parts,
+            lines,
         })
     }
 

@@ -92,7 +92,14 @@ pub(in crate::backend::cpu) unsafe fn multiply<E: Element, L: Layer<E>>(
     let mut sums = [Aligned([[[[E::Sum::default(); PANEL]; TILE_ROWS]; 2]; 2]); 2];
     let [mut before, mut now] = sums.each_mut();
     let mut begun: Option<Item<L::Columns>> = None;
-    let of_a_pair = PrefetchPlan::new(2 * PANEL * size_of::<E>() * depth, rows, INSTRUCTIONS);
+    // A block of a single tile of rows prefetches in a loop of its own.
+    let blocks = rows.div_ceil(TILE_ROWS) / 2;
+    let of_a_pair = PrefetchPlan::new(
+        2 * PANEL * size_of::<E>() * depth,
+        blocks,
+        INSTRUCTIONS,
+        &[1, 2, 4],
+    );
     for Claim { item: pair, own } in pairs {
         let mut ahead = of_a_pair.filter(|_| own);
         let (panels, columns) = (layer.panels(pair), layer.columns(pair));

@@ -25,11 +25,14 @@ const STEP_PAIRS: usize = STEP / 2;
 /// Steps whose columns stay in the L1 cache while all rows pass by.
 const CHUNK_STEPS: usize = DEPTH_BLOCK / STEP;
 
-/// Rows of a tile: their sums of even and of odd channels with two panels leave registers for both panels' columns.
-const ROWS: usize = 6;
+/// Rows of a tile: their sums with two panels, and those of even and of odd channels, leave registers for both panels'
+/// columns.
+const ROWS: usize = 4;
 
-/// Tiles that cover the rows of two matrix tiles.
-pub(super) const TILES: usize = (2 * TILE_ROWS).div_ceil(ROWS);
+const _: () = assert!((2 * TILE_ROWS).is_multiple_of(ROWS));
+
+/// Cache lines that a tile may prefetch in a step; the last is for three tiles.
+const LINES: [usize; 7] = [1, 2, 3, 4, 6, 8, 11];
 
 /// Returns whether this processor's product sums as the module says, tried with values that would show another order or
 /// a sum rounded only once.
@@ -72,6 +75,12 @@ unsafe fn product_of(before: f32, a: i32, b: i32) -> f32 {
     _mm512_cvtss_f32(_mm512_dpbf16_ps(_mm512_set1_ps(before), pairs(a), pairs(b)))
 }
 
+/// Returns the prefetches of the next pair of panels, of `pair_bytes`, while one is multiplied with `rows` rows. With one
+/// or two tiles of rows memory sets the pace, and the first prefetches what it needs itself.
+pub(super) fn ahead(pair_bytes: usize, rows: usize) -> Option<PrefetchPlan> {
+    PrefetchPlan::new(pair_bytes, rows.div_ceil(ROWS), 1, &LINES)
+}
+
 /// Computes the sums, over the columns' depth, of `rows` rows in [`Order::Halves`], `stride` apart, and adds them to
 /// those in memory if `accumulate`.
 ///
@@ -90,6 +99,8 @@ pub(super) fn dot(
     assert!(depth.is_multiple_of(STEP) && depth <= stride);
     assert!((1..=2 * TILE_ROWS).contains(&rows) && (rows - 1) * stride + depth <= x.len());
     assert!(panels.iter().all(|panel| panel.len() >= PANEL * depth));
+    let steps_of_tiles = rows.div_ceil(ROWS) * (depth / STEP);
+    let (lines, from) = ahead.map_or((0, 0), |ahead| (ahead.lines(), ahead.steps(steps_of_tiles)));
     let call = Call {
         x: x.as_ptr(),
         stride,
@@ -97,18 +108,20 @@ pub(super) fn dot(
         panels: panels.map(|panel| panel.as_ptr().cast()),
         steps: depth / STEP,
         accumulate,
-        ahead: ahead
-            .filter(|ahead| rows > TILE_ROWS && ahead.lines() > 0)
-            .map(|ahead| PrefetchLines {
-                lines: ahead.lines() / TILES,
-                from: ahead.steps(depth / STEP),
-            }),
+        next: panels[0].as_ptr().cast::<u8>().wrapping_add(from),
     };
     // SAFETY: availability and sizes are asserted.
     unsafe {
-        match columns.order {
-            Order::Natural => multiply::<false>(&call, sums),
-            Order::Halves => multiply::<true>(&call, sums),
+        match (columns.order, lines) {
+            (Order::Natural, _) => multiply::<false, 0>(&call, sums),
+            (Order::Halves, 0) => multiply::<true, 0>(&call, sums),
+            (Order::Halves, 1) => multiply::<true, 1>(&call, sums),
+            (Order::Halves, 2) => multiply::<true, 2>(&call, sums),
+            (Order::Halves, 3) => multiply::<true, 3>(&call, sums),
+            (Order::Halves, 4) => multiply::<true, 4>(&call, sums),
+            (Order::Halves, 6) => multiply::<true, 6>(&call, sums),
+            (Order::Halves, 8) => multiply::<true, 8>(&call, sums),
+            (Order::Halves, _) => multiply::<true, { LINES[LINES.len() - 1] }>(&call, sums),
         }
     }
 }
@@ -123,54 +136,34 @@ struct Call {
     steps: usize,
     /// Whether to add to the sums in memory.
     accumulate: bool,
-    ahead: Option<PrefetchLines>,
+    /// What tiles prefetch, from their first step on.
+    next: *const u8,
 }
 
-/// Which memory is prefetched.
-#[derive(Clone, Copy)]
-struct PrefetchLines {
-    /// Where it begins, in bytes from the first panel on.
-    from: usize,
-    /// Cache lines in each step of each tile: six for one pair of row tiles, three for two, then two and one.
-    lines: usize,
-}
-
-impl PrefetchLines {
-    /// Prefetches the lines of one step, counted over all tiles.
-    #[inline(always)]
-    fn run(self, panel: *const u32, step: usize) {
-        let from = panel
-            .cast::<u8>()
-            .wrapping_add(self.from + step * self.lines * CACHE_LINE);
-        // Constants, since a loop would need registers, and all are taken.
-        match self.lines {
-            1 => prefetch_lines::<_MM_HINT_T1>(from, 0..1),
-            2 => prefetch_lines::<_MM_HINT_T1>(from, 0..2),
-            3 => prefetch_lines::<_MM_HINT_T1>(from, 0..3),
-            _ => prefetch_lines::<_MM_HINT_T1>(from, 0..6),
-        }
-    }
-}
-
-/// Multiplies chunk by chunk of the depth, with rows in tiles.
+/// Multiplies chunk by chunk of the depth, with rows in tiles. Each prefetches `LINES` cache lines in a step; with none, the
+/// first tile prefetches the columns' own next lines. (A constant: with a number from memory, the compiler keeps sums
+/// there, too.)
 ///
 /// # Safety
 /// AVX-512 with BF16 is available; rows and panels hold what the call says, panels in [`Order::Halves`] if `ARRANGED`.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn multiply<const ARRANGED: bool>(call: &Call, sums: &mut [[TileSums; 2]; 2]) {
+unsafe fn multiply<const ARRANGED: bool, const LINES: usize>(
+    call: &Call,
+    sums: &mut [[TileSums; 2]; 2],
+) {
     let mut step = 0;
     loop {
         let steps = step..(step + CHUNK_STEPS).min(call.steps);
         let (mut row, mut index) = (0, 0);
         while row < call.rows {
             let n = even_block(call.rows - row, ROWS);
-            with_tile_rows!(n, ROWS, [1 2 3 4 5 6], |M| {
+            with_tile_rows!(n, ROWS, [1 2 3 4], |M| {
                 // SAFETY: guaranteed by the caller.
                 unsafe {
-                    if row == 0 && call.ahead.is_none() {
-                        tile::<M, ARRANGED, true>(call, (row, index), &steps, sums);
+                    if row == 0 && LINES == 0 {
+                        tile::<M, ARRANGED, true, 0>(call, (row, index), &steps, sums);
                     } else {
-                        tile::<M, ARRANGED, false>(call, (row, index), &steps, sums);
+                        tile::<M, ARRANGED, false, LINES>(call, (row, index), &steps, sums);
                     }
                 }
             });
@@ -184,28 +177,39 @@ unsafe fn multiply<const ARRANGED: bool>(call: &Call, sums: &mut [[TileSums; 2];
     }
 }
 
-/// Multiplies a tile. Sums of even and of odd channels begin anew in every step and are added to those in
-/// memory at its end, which the first step overwrites unless the call accumulates. With `STREAM` the columns'
-/// next lines are prefetched.
+/// Multiplies a tile. Sums of even and of odd channels begin anew in every step and are added to the tile's at its end;
+/// those begin as they are in memory, or from zero in the first step unless the call accumulates. With `STREAM` the
+/// columns' next lines are prefetched, and `LINES` lines of what is multiplied later in each step.
 ///
 /// # Safety
 /// As [`multiply`]; the tile of this `index` has `M` rows, from `row` on.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn tile<const M: usize, const ARRANGED: bool, const STREAM: bool>(
+unsafe fn tile<const M: usize, const ARRANGED: bool, const STREAM: bool, const LINES: usize>(
     call: &Call,
     (row, index): (usize, usize),
     steps: &Range<usize>,
     sums: &mut [[TileSums; 2]; 2],
 ) {
-    for step in steps.clone() {
-        let begins = !call.accumulate && step == 0;
-        if let Some(prefetch) = call.ahead {
-            prefetch.run(call.panels[0], index * call.steps + step);
+    let mut tile = [[_mm512_setzero_ps(); 2]; M];
+    if call.accumulate || steps.start > 0 {
+        for (m, tile) in tile.iter_mut().enumerate() {
+            let sums = &sums[(row + m) / TILE_ROWS];
+            for (sum, of_panel) in tile.iter_mut().zip(sums) {
+                // SAFETY: sixteen sums.
+                *sum = unsafe { _mm512_loadu_ps(of_panel[(row + m) % TILE_ROWS].as_ptr()) };
+            }
         }
+    }
+    for step in steps.clone() {
+        let lines_before = (index * call.steps + step) * LINES;
+        let next = call.next.wrapping_add(lines_before * CACHE_LINE);
         let x = call.x.wrapping_add(row * call.stride + step * STEP);
         let mut halves = [[[_mm512_setzero_ps(); 2]; M]; 2];
-        for pair in (0..STEP_PAIRS).step_by(2) {
+        for two_pairs in 0..STEP_PAIRS / 2 {
+            let pair = 2 * two_pairs;
+            let line = |pair| pair * LINES / STEP_PAIRS;
+            prefetch_lines::<_MM_HINT_T1>(next, line(pair)..line(pair + 2));
             let mut columns = [[_mm512_setzero_si512(); 2]; 2];
             for (p, panel) in call.panels.iter().enumerate() {
                 let at = panel.wrapping_add((step * STEP_PAIRS + pair) * PANEL);
@@ -233,21 +237,17 @@ unsafe fn tile<const M: usize, const ARRANGED: bool, const STREAM: bool>(
             }
         }
         let [even, odd] = halves;
-        for (m, (even, odd)) in even.iter().zip(odd).enumerate() {
-            let sums = &mut sums[(row + m) / TILE_ROWS];
-            for (panel, (even, odd)) in even.iter().zip(odd).enumerate() {
-                let sum = sums[panel][(row + m) % TILE_ROWS].as_mut_ptr();
-                let of_step = _mm512_add_ps(*even, odd);
-                // SAFETY: sixteen sums.
-                unsafe {
-                    let before = if begins {
-                        _mm512_setzero_ps()
-                    } else {
-                        _mm512_loadu_ps(sum)
-                    };
-                    _mm512_storeu_ps(sum, _mm512_add_ps(before, of_step));
-                }
+        for (tile, (even, odd)) in tile.iter_mut().zip(even.iter().zip(odd)) {
+            for (sum, (even, odd)) in tile.iter_mut().zip(even.iter().zip(odd)) {
+                *sum = _mm512_add_ps(*sum, _mm512_add_ps(*even, odd));
             }
+        }
+    }
+    for (m, tile) in tile.iter().enumerate() {
+        let sums = &mut sums[(row + m) / TILE_ROWS];
+        for (sum, of_panel) in tile.iter().zip(sums) {
+            // SAFETY: sixteen sums.
+            unsafe { _mm512_storeu_ps(of_panel[(row + m) % TILE_ROWS].as_mut_ptr(), *sum) };
         }
     }
 }

@@ -77,7 +77,7 @@ impl Product {
     ) -> Option<PrefetchPlan> {
         #[cfg(target_arch = "x86_64")]
         if let Product::Pairs = self {
-            return PrefetchPlan::new(pair_bytes, rows, pairs::TILES);
+            return pairs::ahead(pair_bytes, rows);
         }
         let _ = (pair_bytes, rows);
         None

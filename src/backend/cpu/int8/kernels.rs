@@ -107,6 +107,9 @@ mod x86 {
     use crate::backend::cpu::tile::with_tile_rows;
     use std::arch::x86_64::__m512;
 
+    /// Most rows for which panels are taken one by one.
+    const FEW_ROWS: usize = 8;
+
     on_vectors! {
         /// As [`Call::finish`], on vectors.
         pub(super) fn finish_on(call: &Call<'_>, sums: &[[i32; PANEL]], first: usize, panel: usize) = |S| {
@@ -124,7 +127,7 @@ mod x86 {
             ([panels.start, panels.end - 1], panels.len())
         }
 
-        /// Multiplies at most [`VNNI_ROWS`] rows. Memory sets the pace then, and one panel after the other is quickest.
+        /// Multiplies at most [`FEW_ROWS`] rows. Memory sets the pace then, and one panel after the other is quickest.
         ///
         /// # Safety
         /// As [`Call::run_vnni`].
@@ -135,8 +138,8 @@ mod x86 {
             for panel in pairs.flat_map(|claim| self.panels(claim.item)) {
                 let weights = [linear.panel(panel)];
                 let offsets = [linear.offset(panel)];
-                let mut sums = Aligned([[[0_i32; PANEL]; 1]; VNNI_ROWS]);
-                with_tile_rows!(self.out.rows(), VNNI_ROWS, [1 2 3 4 5 6 7 8 9 10 11 12], |M| {
+                let mut sums = Aligned([[[0_i32; PANEL]; 1]; FEW_ROWS]);
+                with_tile_rows!(self.out.rows(), FEW_ROWS, [1 2 3 4 5 6 7 8], |M| {
                     // SAFETY: this function has the same condition.
                     unsafe { dot_vnni::<M, 1, true>(x, weights, offsets, depth, &mut sums.0, None) }
                 });
@@ -153,22 +156,25 @@ mod x86 {
         pub(super) unsafe fn run_vnni(&self, pairs: Claims<'_>) {
             let linear = self.finish.linear;
             let (x, depth) = (self.x.unsigned(), linear.depth());
-            if self.out.rows() <= VNNI_ROWS {
+            if self.out.rows() <= FEW_ROWS {
                 // SAFETY: this function has the same condition.
                 return unsafe { self.run_vnni_of_one_block(pairs) };
             }
+            let most = VNNI_ROWS.min(self.out.rows().div_ceil(2));
+            let blocks = self.out.rows().div_ceil(most);
+            // Each block prefetches a part of the next pair, except that the first of three or more prefetches its own
+            // panels.
+            let streaming = usize::from(blocks > 2);
             for claim in pairs {
                 let (pair, used) = self.pair(claim.item);
                 let weights = pair.map(|p| linear.panel(p));
                 let offsets = pair.map(|p| linear.offset(p));
-                let blocks = self.out.rows().div_ceil(VNNI_ROWS);
                 let (mut row, mut index) = (0, 0);
                 while row < self.out.rows() {
-                    let n = even_block(self.out.rows() - row, VNNI_ROWS);
-                    // The first block prefetches its own panels, each later one a part of the next pair.
-                    let next = (claim.own && index > 0).then(|| Next {
-                        every: blocks - 1,
-                        first: index - 1,
+                    let n = even_block(self.out.rows() - row, most);
+                    let next = (claim.own && index >= streaming).then(|| Next {
+                        every: blocks - streaming,
+                        first: index - streaming,
                     });
                     index += 1;
                     let x = &x[row * depth..(row + n) * depth];
@@ -176,7 +182,7 @@ mod x86 {
                     with_tile_rows!(n, VNNI_ROWS, [1 2 3 4 5 6 7 8 9 10 11 12], |M| {
                         // SAFETY: this function has the same condition.
                         unsafe {
-                            if row == 0 {
+                            if row == 0 && next.is_none() {
                                 dot_vnni::<M, 2, true>(x, weights, offsets, depth, &mut sums.0, None);
                             } else {
                                 dot_vnni::<M, 2, false>(x, weights, offsets, depth, &mut sums.0, next);
