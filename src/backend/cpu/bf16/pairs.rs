@@ -14,7 +14,7 @@ use crate::backend::cpu::geometry::{CACHE_LINE, PANEL, STREAM_AHEAD_BYTES, TILE_
 use crate::backend::cpu::isa::{Isa, bf16_vectors};
 use crate::backend::cpu::prefetch::{PrefetchPlan, prefetch_lines};
 use crate::backend::cpu::rows::even_block;
-use crate::backend::cpu::tile::{DEPTH_BLOCK, with_tile_rows};
+use crate::backend::cpu::tile::with_tile_rows;
 use std::arch::x86_64::*;
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -22,8 +22,8 @@ use std::sync::OnceLock;
 /// Pairs of channels in a step.
 const STEP_PAIRS: usize = STEP / 2;
 
-/// Steps whose columns stay in the L1 cache while all rows pass by.
-const CHUNK_STEPS: usize = DEPTH_BLOCK / STEP;
+/// Steps whose columns, 24 KiB, stay in the L1 cache while all rows pass by.
+const CHUNK_STEPS: usize = 12;
 
 /// Rows of a tile: their sums with two panels, and those of even and of odd channels, leave registers for both panels'
 /// columns.
