@@ -67,3 +67,34 @@ impl PrefetchPlan {
         from
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// While one pair is multiplied, all of the next one is prefetched, and nothing twice.
+    #[test]
+    fn a_plan_reaches_the_end_of_the_next_pair() {
+        for depth in [1, 7, 24, 96] {
+            let pair_bytes = depth * 2 * CACHE_LINE * PANEL;
+            for (counts, parts) in [(&[1, 2, 3, 4, 6, 8, 11][..], 1), (&[1, 2, 4], 8)] {
+                for blocks in 1..40 {
+                    let Some(mut plan) = PrefetchPlan::new(pair_bytes, blocks, parts, counts)
+                    else {
+                        assert!(blocks <= 2 && parts == 1, "{blocks} blocks");
+                        continue;
+                    };
+                    let mut next = pair_bytes;
+                    for _ in 0..blocks {
+                        let lines = plan.lines();
+                        let from = plan.steps(depth);
+                        assert!(lines == 0 || from == next, "{blocks} blocks, {depth} steps");
+                        next = (from + depth * lines * CACHE_LINE).min(2 * pair_bytes);
+                    }
+                    assert_eq!((next, plan.lines()), (2 * pair_bytes, 0));
+                }
+            }
+        }
+        assert!(PrefetchPlan::new(4096, 0, 1, &[1]).is_none());
+    }
+}
