@@ -1,5 +1,9 @@
 //! Output files that take their name when there is something to keep: an earlier file of that name stays until then,
-//! and stays whole for anyone who reads or maps it.
+//! and stays whole for anyone who reads or maps it. Where it cannot be made again, it then gets a name of its own.
+
+mod earlier;
+
+pub use earlier::name_for as name_for_earlier;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -27,6 +31,8 @@ pub(crate) struct PendingName {
     /// Where the file lies meanwhile; none if it lies at `path`.
     beside: Option<PathBuf>,
     taken: bool,
+    /// Whether an earlier file of this name is kept under another.
+    keeps_earlier: bool,
 }
 
 /// Creates a file in the same folder that will be called `path`, with the permissions of the one it replaces. Where
@@ -74,6 +80,7 @@ fn pending(path: PathBuf, beside: Option<PathBuf>) -> PendingName {
         path,
         beside,
         taken: false,
+        keeps_earlier: false,
     }
 }
 
@@ -206,6 +213,12 @@ fn unnamed<T>(work: impl FnOnce(&mut Vec<PathBuf>) -> T) -> T {
 }
 
 impl PendingName {
+    /// Keeps an earlier file of this name under another one when the name is taken, see [`name_for_earlier`]. A file
+    /// written in place has no earlier one.
+    pub fn keep_earlier(&mut self) {
+        self.keeps_earlier = true;
+    }
+
     /// Returns where the file lies.
     pub fn place(&self) -> &Path {
         self.beside.as_deref().unwrap_or(&self.path)
@@ -227,17 +240,23 @@ impl PendingName {
         self.taken
     }
 
-    /// Gives the file its name, replacing what had it; a second call does nothing.
+    /// Gives the file its name and returns where an earlier one is kept, if it is; otherwise that is replaced. A second
+    /// call does nothing.
     ///
     /// # Errors
     /// Those of the file system, saying where the file lies: it stays there.
-    pub fn take(&mut self) -> Result<()> {
+    pub fn take(&mut self) -> Result<Option<PathBuf>> {
         self.taken = true;
         let Some(beside) = self.beside.take() else {
-            return Ok(());
+            return Ok(None);
         };
         unnamed(|files| files.retain(|file| *file != beside));
-        std::fs::rename(&beside, &self.path).map_err(|error| {
+        let kept = match self.keeps_earlier {
+            true => earlier::keep(&self.path),
+            false => Ok(None),
+        };
+        let named = kept.and_then(|kept| std::fs::rename(&beside, &self.path).map(|()| kept));
+        named.map_err(|error| {
             let reason = format!("{error}; the file stays at {}", beside.display());
             Error::new(error.kind(), reason)
         })

@@ -124,7 +124,8 @@ fn a_played_log_is_fused_live_over_tcp() {
     run_and_play("live_tcp", false);
 }
 
-/// After kill -9, recording and output log are there up to the last flush, and the recording replays.
+/// After kill -9, recording and output log are there up to the last flush, also after a restart, and the recording
+/// replays.
 #[test]
 fn a_killed_run_leaves_readable_logs() {
     let dir = folder("live_killed");
@@ -164,6 +165,32 @@ fn a_killed_run_leaves_readable_logs() {
         camera.received >= 10 && ledgers.iter().all(|l| l.closes),
         "{camera:?}"
     );
+    // A run that is started again in the same way keeps them.
+    let killed = [&out, &inputs].map(|log| std::fs::read(log).unwrap());
+    let restarted = free_endpoint();
+    let said = succeeds(start(&[
+        "run",
+        "--config",
+        config,
+        "--listen",
+        &restarted,
+        "--seconds",
+        "1",
+        "--out",
+        &out,
+        "--record",
+        &inputs,
+    ]));
+    let kept = [path("live.1.mcap"), path("inputs.1.mcap")];
+    for ((kept, killed), log) in kept.iter().zip(killed).zip([&out, &inputs]) {
+        assert!(said.contains(kept), "{said}");
+        assert!(std::fs::read(kept).unwrap() == killed, "{kept}");
+        let new = umm::source::mcap_log::summarize(Path::new(log)).unwrap();
+        assert!(
+            new.end.is_complete() && std::fs::read(log).unwrap() != killed,
+            "{log}"
+        );
+    }
 }
 
 /// After kill -9, a run goes on from the last keyframe: same epoch, ticks counted on, the context's age in every frame.

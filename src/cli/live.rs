@@ -13,6 +13,7 @@ use ticks::{Begin, Received, run_live};
 use umm::config::{self, Config, LiveConfig};
 use umm::keyframe::Identity;
 use umm::model::weights::Weights;
+use umm::new_file::name_for_earlier;
 use umm::proto::Keyframe;
 use umm::run::{self, on_realtime_thread};
 use umm::sink::Sink;
@@ -124,6 +125,15 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
         config.engine.weights = Some(weights.clone());
     }
     check_files(arguments, config.engine.weights.as_deref())?;
+    for path in [&arguments.out, &arguments.record].into_iter().flatten() {
+        if let Some(kept) = name_for_earlier(path) {
+            say!(
+                "{} is there: it will be kept as {}",
+                path.display(),
+                kept.display()
+            );
+        }
+    }
     warn_of_waiting(&config);
     let weights = run::weights(&config)?;
     let stop = stop_flag()?;

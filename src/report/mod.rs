@@ -117,7 +117,7 @@ pub fn write(fused_log: &Path, out: &Path) -> Result<ReportSummary, ReportError>
     let written = new_file::create(out).and_then(|(mut file, mut name)| {
         file.write_all(page.html.as_bytes())?;
         name.sync(&file)?;
-        name.take()
+        name.take().map(|_| ())
     });
     written.map_err(|source| ReportError::Write {
         path: out.to_owned(),

@@ -41,7 +41,8 @@ pub(crate) type LogWriter = mcap::Writer<BufWriter<UntilFailure<Disk>>>;
 pub enum Survives {
     /// The end of this process: for logs that can be made again.
     Crash,
-    /// The loss of power as well, which costs a wait for the disk at each flush.
+    /// The loss of power as well, which costs a wait for the disk at each flush, and the next run: an earlier log of the
+    /// same name is kept under a name of its own.
     PowerCut,
 }
 
@@ -77,16 +78,19 @@ impl Seek for Disk {
     }
 }
 
-/// Creates an MCAP file of compressed chunks. It replaces an older one when it takes its name.
+/// Creates an MCAP file of compressed chunks. When it takes its name, it replaces an older one that does not survive it.
 pub(crate) fn create_log(
     path: &Path,
     chunk_bytes: u64,
     survives: Survives,
 ) -> Result<(LogWriter, PendingName), SinkError> {
-    let (file, name) = new_file::create(path).map_err(|source| SinkError::Io {
+    let (file, mut name) = new_file::create(path).map_err(|source| SinkError::Io {
         path: path.to_owned(),
         source,
     })?;
+    if survives == Survives::PowerCut {
+        name.keep_earlier();
+    }
     let writer = mcap::WriteOptions::new()
         .chunk_size(Some(chunk_bytes))
         .compression(Some(mcap::Compression::Lz4))
@@ -101,7 +105,7 @@ pub(crate) fn create_log(
 }
 
 impl McapFile {
-    /// Creates the file; at the first output it replaces an older one. `facts` become the metadata record `umm.run`.
+    /// Creates the file; at the first output it takes its name. `facts` become the metadata record `umm.run`.
     ///
     /// # Errors
     /// [`SinkError`] when the file cannot be written.
@@ -191,19 +195,23 @@ impl Sink for McapFile {
 }
 
 impl McapFile {
-    /// Replaces an older log and removes its measured times, which would be taken for this one's.
+    /// Takes the name of an older log. Its measured times, which would be taken for this one's, go with it.
     fn take_name(&mut self) -> Result<(), SinkError> {
         if self.name.is_taken() {
             return Ok(());
         }
         // With the header in it: an empty file would be no log.
         self.writer.flush().map_err(|e| self.error(e))?;
-        self.name.take().map_err(|source| SinkError::Io {
+        let kept = self.name.take().map_err(|source| SinkError::Io {
             path: self.path.clone(),
             source,
         })?;
-        // If they cannot be removed, the new ones cannot be written either, which is reported at the end.
-        let _ = std::fs::remove_file(sidecar_path(&self.path));
+        let times = sidecar_path(&self.path);
+        // If they cannot be moved or removed, the new ones cannot be written either, which is reported at the end.
+        let _ = match kept {
+            Some(kept) => std::fs::rename(times, sidecar_path(&kept)),
+            None => std::fs::remove_file(times),
+        };
         Ok(())
     }
 

@@ -203,7 +203,7 @@ impl RecordingFile {
                 let keep = self.written > 0 || counts.keep_empty.load(Ordering::Relaxed);
                 if failure.is_none() && keep {
                     let named = self.name.take().map_err(mcap::McapError::from);
-                    failure = named.and_then(|()| self.writer.finish()).err();
+                    failure = named.and_then(|_| self.writer.finish()).err();
                 }
                 return RecordingEnd {
                     written: self.written,
