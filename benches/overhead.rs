@@ -158,7 +158,9 @@ fn live_ticks(config: &Config, seconds: f64) -> Live {
         )
         .expect("a run");
         let every_ticks = config.keyframe_every_ticks();
-        runtime.take_keyframes(every_ticks).expect("an image");
+        runtime
+            .take_keyframes(every_ticks, umm::keyframe::MAX_IN_LOG_BYTES)
+            .expect("an image");
         let mut ticks = 0;
         while source.poll(runtime.next_deadline_ns()).expect("the drive") != Progress::Ended {
             let start = Instant::now();

@@ -5,6 +5,7 @@
 //! late: folded into the next tick at its true capture time, or dropped; counted either way. The clock is an argument:
 //! a replay passes log times, a live run the sensors' clock.
 
+mod counting;
 mod freeze;
 mod tick;
 
@@ -14,6 +15,7 @@ pub use tick::{AlignConfig, CloseReason, Late, SPARE_SAMPLES, Taken, Tick, Topic
 use crate::ledger::Ledger;
 use crate::queue::Keep;
 use crate::sample::{Sample, TopicIndex};
+use counting::Counting;
 use std::collections::VecDeque;
 
 /// Why a sample was not let in.
@@ -45,7 +47,7 @@ struct Topic {
     newest_ns: Option<u64>,
     /// The clock when a sample last came, of whatever use.
     heard_ns: Option<u64>,
-    last_sequence: Option<u64>,
+    counting: Counting,
 }
 
 /// Alignment state.
@@ -127,7 +129,7 @@ impl Aligner {
             ledger.pending = 0;
             topic.waiting.clear();
             topic.newest_ns = None;
-            topic.last_sequence = None;
+            topic.counting = Counting::default();
             topic.heard_ns = topic.heard_ns.map(|_| now_ns);
         }
         self.epoch += 1;
@@ -166,7 +168,7 @@ impl Aligner {
         let ledger = &mut self.ledger.topics[index];
         topic.heard_ns = Some(self.now_ns);
         ledger.received += 1;
-        ledger.sequence_gaps += count_gap(&mut topic.last_sequence, sample.sequence);
+        ledger.sequence_gaps += topic.counting.missing_before(sample.sequence);
         let capture_ns = sample.capture_time_ns;
         let ahead_ns = capture_ns.saturating_sub(self.now_ns);
         if ahead_ns > self.config.max_future_ns {
@@ -364,17 +366,4 @@ impl Aligner {
         };
         self.tick = tick;
     }
-}
-
-/// Returns how many numbers are missing between the last sequence and this one. A count that stands still, goes back or
-/// leaps is a restart, or a publisher that does not count.
-fn count_gap(last: &mut Option<u64>, sequence: u64) -> u64 {
-    /// No publisher loses more between two messages.
-    const MOST: u64 = 1 << 16;
-    let gap = match *last {
-        Some(last) if sequence > last && sequence - last <= MOST => sequence - last - 1,
-        _ => 0,
-    };
-    *last = Some(sequence);
-    gap
 }

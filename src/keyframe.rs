@@ -10,17 +10,20 @@ use crate::config::Config;
 use crate::model::weights::Weights;
 use crate::proto;
 use crate::sink::Channel;
-use crate::source::mcap_log::{LogError, McapLog};
+use crate::source::mcap_log::{LogError, MAX_RECORD_BYTES, McapLog};
 use prost::Message;
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Version of the program and of the states' layout: the second number goes up with every change of what a state
 /// holds or where.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " layout 6");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " layout 7");
 
 /// Largest state file; a larger one is no keyframe.
-const MAX_FILE_BYTES: u64 = 4 << 30;
+pub const MAX_FILE_BYTES: u64 = 4 << 30;
+
+/// Largest keyframe of an output log, which shares a chunk with other outputs: no reader takes larger chunks.
+pub const MAX_IN_LOG_BYTES: u64 = MAX_RECORD_BYTES - (4 << 20);
 
 /// A keyframe that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +63,29 @@ pub enum KeyframeError {
     /// Its state does not fit this engine.
     #[error("the keyframe does not fit: {0}")]
     Misfit(#[from] ArchiveError),
+    /// It takes more than can be read again.
+    #[error(
+        "keyframes of this configuration take {} MiB, and at most {} MiB can be read again: shorten window_ms or context_ms, \
+         or run without keyframes",
+        bytes.div_ceil(1 << 20),
+        most_bytes >> 20
+    )]
+    TooLarge {
+        /// Its most bytes.
+        bytes: u64,
+        /// What can be read.
+        most_bytes: u64,
+    },
+    /// The log has fewer messages than had been read when it was taken.
+    #[error(
+        "the keyframe was taken after {delivered} messages, but the log has {messages}: does it belong to this log?"
+    )]
+    LogTooShort {
+        /// The keyframe's.
+        delivered: u64,
+        /// The log's.
+        messages: u64,
+    },
     /// A sample that waited when it was taken is not in the log.
     #[error(
         "the keyframe waits for sample {sequence} of {topic}, which is not among the log's first {delivered} messages: \
@@ -193,7 +219,7 @@ pub fn read_file(path: &Path) -> Result<Option<proto::Keyframe>, KeyframeError> 
 }
 
 /// Reads the last keyframe of an output log taken at or before the clock reading `at_ns`; returns none if
-/// all are later.
+/// all are later. Where the clock was set back, only those before that count.
 ///
 /// # Errors
 /// [`KeyframeError`].
@@ -204,7 +230,7 @@ pub fn read_before(
 ) -> Result<Option<proto::Keyframe>, KeyframeError> {
     let topic = format!("{prefix}/{}", Channel::Keyframe.name());
     let mut log = McapLog::open_as_recorded(output_log)?;
-    let (mut best, mut any) = (None, false);
+    let (mut best, mut last_ns) = (None, None);
     while let Some(message) = log.next_message()? {
         if log
             .channel(message.channel_id)
@@ -212,12 +238,14 @@ pub fn read_before(
         {
             continue;
         }
-        any = true;
-        if message.log_time_ns <= at_ns {
-            best = Some(message.data);
+        let set_back = last_ns.is_some_and(|last_ns| message.log_time_ns < last_ns);
+        last_ns = Some(message.log_time_ns);
+        if set_back || message.log_time_ns > at_ns {
+            break;
         }
+        best = Some(message.data);
     }
-    if !any {
+    if last_ns.is_none() {
         let file = output_log.display().to_string();
         return Err(KeyframeError::None { file });
     }

@@ -257,7 +257,10 @@ impl PendingName {
         };
         let named = kept.and_then(|kept| std::fs::rename(&beside, &self.path).map(|()| kept));
         named.map_err(|error| {
-            let reason = format!("{error}; the file stays at {}", beside.display());
+            let reason = format!(
+                "{error}; the file stays at {} until a run writes one of this name again",
+                beside.display()
+            );
             Error::new(error.kind(), reason)
         })
     }

@@ -1,7 +1,7 @@
 //! Plays a log on zenoh: its messages with their topics, encodings, sequence numbers and time stamps, at their pace.
 
 use crate::source::mcap_log::{LogEnd, LogError, LogMessage, McapLog, summarize};
-use crate::time::paced;
+use crate::time::Pace;
 use crate::zenoh_session::{Attachment, encoding, key};
 use std::collections::HashMap;
 use std::path::Path;
@@ -76,12 +76,10 @@ pub fn play(
     wait_for_subscriber(&publishers, options.wait, stop)?;
     let mut gid = [0; 16];
     gid.copy_from_slice(&session.zid().to_le_bytes());
-    let (start, mut messages) = (Instant::now(), 0);
-    let mut first_ns = None;
+    let (mut pace, mut messages) = (Pace::new(options.speed), 0);
     while let Some(message) = log.next_message()? {
-        let first_ns = *first_ns.get_or_insert(message.log_time_ns);
-        let since = paced(message.log_time_ns.saturating_sub(first_ns), options.speed);
-        if !sleep_until(start + since, stop) {
+        let due = pace.due(message.log_time_ns, Instant::now());
+        if !sleep_until(due, stop) {
             break;
         }
         if let Some(publisher) = publishers.get(&message.channel_id) {

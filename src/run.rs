@@ -6,6 +6,7 @@ mod threads;
 use crate::backend::cpu::{Cpu, Path as CpuPath};
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::keyframe::MAX_IN_LOG_BYTES;
 use crate::ledger::Ledger;
 use crate::model::init::initial_weights;
 use crate::model::layout::MAX_LANES;
@@ -355,7 +356,7 @@ fn assemble(
         Box::new(WallClock::new()),
     )?;
     if options.keyframes {
-        runtime.take_keyframes(config.keyframe_every_ticks())?;
+        runtime.take_keyframes(config.keyframe_every_ticks(), MAX_IN_LOG_BYTES)?;
     }
     Ok(Lane::new(
         opened.index,

@@ -13,9 +13,45 @@ pub const NS_PER_MS: u64 = 1_000_000;
 /// Nanoseconds in a second.
 pub const NS_PER_S: u64 = 1_000_000_000;
 
-/// Returns how long after a log's first message another is due that was logged `since_ns` later, at `speed` times real
-/// time. Waits that would outlast any run are cut.
-pub fn paced(since_ns: u64, speed: f64) -> Duration {
+/// The pace of a log's messages, at a multiple of real time. Where the log's clock is set back, as in a log that loops,
+/// or leaps by more than any pause, the messages from there on keep their distances from each other.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    speed: f64,
+    /// When the message was due from which the others are counted, and its log time.
+    anchor: Option<(Instant, u64)>,
+    last_ns: u64,
+}
+
+impl Pace {
+    /// Further back is a clock that was set back, not two messages that changed places.
+    const SET_BACK_NS: u64 = NS_PER_S;
+    /// Longer is a broken time stamp, not a pause.
+    const LONGEST_PAUSE_NS: u64 = 24 * 3600 * NS_PER_S;
+
+    /// Begins with the first message asked for, at `speed` times real time.
+    pub fn new(speed: f64) -> Pace {
+        Pace {
+            speed,
+            anchor: None,
+            last_ns: 0,
+        }
+    }
+
+    /// Returns when a message of this log time is due; without a wait if it is the first or follows a jump.
+    pub fn due(&mut self, log_time_ns: u64, now: Instant) -> Instant {
+        let jumped = log_time_ns.saturating_add(Pace::SET_BACK_NS) < self.last_ns
+            || log_time_ns > self.last_ns.saturating_add(Pace::LONGEST_PAUSE_NS);
+        let anchor = self.anchor.filter(|_| !jumped);
+        let (begin, begin_ns) = anchor.unwrap_or((now, log_time_ns));
+        self.anchor = Some((begin, begin_ns));
+        self.last_ns = log_time_ns;
+        begin + paced(log_time_ns.saturating_sub(begin_ns), self.speed)
+    }
+}
+
+/// Returns how long `since_ns` take at `speed` times real time. Waits that would outlast any run are cut.
+fn paced(since_ns: u64, speed: f64) -> Duration {
     const LONGEST_S: f64 = 1e9;
     let since_s = since_ns as f64 * 1e-9 / speed;
     Duration::from_secs_f64(since_s.clamp(0.0, LONGEST_S))
@@ -85,6 +121,34 @@ pub type SimClock = DrivenClock;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_keep_their_distances_also_after_a_jump() {
+        let start = Instant::now();
+        let day_ns = Pace::LONGEST_PAUSE_NS;
+        let mut pace = Pace::new(2.0);
+        let mut now = start;
+        // Log times in seconds, and when their messages are due.
+        for (log_s, due_s) in [
+            (100, 0.0),
+            (104, 2.0),
+            // Two that changed places.
+            (106, 3.0),
+            (105, 2.5),
+            // The second lap.
+            (100, 3.0),
+            (103, 4.5),
+            // A broken stamp, and the log goes on.
+            (0, 4.5),
+            (103 + day_ns / NS_PER_S, 4.5),
+            (105 + day_ns / NS_PER_S, 5.5),
+        ] {
+            let due = pace.due(log_s * NS_PER_S, now);
+            let due_after = due.duration_since(start).as_secs_f64();
+            assert!((due_after - due_s).abs() < 1e-6, "{log_s}: {due_after}");
+            now = now.max(due);
+        }
+    }
 
     #[test]
     fn a_pace_is_a_multiple_of_real_time_whatever_the_speed() {

@@ -187,11 +187,14 @@ pub fn sidecar_path(output_log: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Writes the sidecar.
+/// Writes the sidecar, unless the output log is a device or a pipe.
 ///
 /// # Errors
 /// Those of the file system.
 pub fn write_sidecar(output_log: &Path, facts: &BTreeMap<String, String>) -> std::io::Result<()> {
+    if output_log.metadata().is_ok_and(|log| !log.is_file()) {
+        return Ok(());
+    }
     let json = serde_json::to_string_pretty(facts)?;
     std::fs::write(sidecar_path(output_log), json)
 }

@@ -103,6 +103,16 @@ fn errors_name_file_line_and_the_nearest_key() {
         &["only audio topics"],
     );
     refused("[engine]\nperiod_ms == 1\n", 2, &[]);
+    refused(
+        &format!("[output]\nground_truth = \"/a\"\n{TOPIC}"),
+        4,
+        &["/a", "ground truth"],
+    );
+    refused(
+        "[engine]\nmax_wait_ms = 3600000\n[[topic]]\nname = \"/t\"\nkind = \"text\"\nrate_hz = 1000\n",
+        6,
+        &["rate_hz = 1000", "max_wait_ms"],
+    );
 }
 
 /// Values that would allocate without bound, overflow, or be refused by the transport later on.

@@ -5,12 +5,13 @@ mod support;
 use bytes::Bytes;
 use foxglove::Encode;
 use foxglove::messages as fox;
+use std::collections::BTreeSet;
 use support::align::{MS, START_NS, align, sample, topic};
-use support::logs::{Message, drive, faulty, folder, outputs, replay_with, shipped};
+use support::logs::{Message, drive, faulty, folder, outputs, outputs_of, replay_with, shipped};
 use umm::align::{Aligner, Refused, Taken, Tick};
 use umm::decode::{AudioFormat, Decoder, SampleFormat, Schema};
 use umm::model::spec::Modality;
-use umm::proto::{Health, health::State};
+use umm::proto::{Health, Ledger, health::State};
 use umm::queue::Keep;
 use umm::sample::Sample;
 use umm::sink::state_file::StateFile;
@@ -259,6 +260,48 @@ fn what_waits_is_bounded() {
         (ledger.topics[1].pending, ledger.topics[1].overflowed),
         (16, 4)
     );
+}
+
+/// A recorder whose clock is behind the sensors', within what is tolerated.
+#[test]
+fn stamps_ahead_of_the_clock_lose_nothing() {
+    let (_, frames) = faulty("faults_ahead", |messages| {
+        for message in messages.iter_mut() {
+            message.header.log_time -= 900_000_000;
+        }
+    });
+    let reasons: BTreeSet<_> = healths("faults_ahead")
+        .into_iter()
+        .flat_map(|h| h.reasons)
+        .collect();
+    assert!(reasons.is_empty(), "{reasons:?}");
+    let ledgers: Vec<Ledger> = outputs_of("faults_ahead", "umm/ledger");
+    for topic in &ledgers.last().unwrap().topics {
+        assert_eq!((topic.overflowed, topic.late_dropped), (0, 0), "{topic:?}");
+    }
+    assert!(frames.len() >= 38, "{}", frames.len());
+}
+
+/// A camera of two images a second, wherever within a second its images come, has each of them shown.
+#[test]
+fn a_slow_camera_has_thumbnails() {
+    for phase in 0..5 {
+        let name = format!("faults_thumbnails_{phase}");
+        faulty(&name, |messages| {
+            let mut image = 0;
+            messages.retain(|message| {
+                let is_image = message.topic == CAMERA;
+                image += usize::from(is_image);
+                !is_image || image % 5 == phase
+            });
+        });
+        let log = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(&name);
+        let bytes = std::fs::read(log.join("out.mcap")).unwrap();
+        let outputs = mcap::MessageStream::new(&bytes).unwrap();
+        let topics = outputs.map(|output| output.unwrap().channel.topic.clone());
+        let shown = topics.filter(|topic| topic == "umm/thumbnail").count();
+        assert!((7..=8).contains(&shown), "phase {phase}: {shown}");
+    }
 }
 
 #[test]

@@ -172,6 +172,42 @@ fn the_last_keyframe_before_a_time_is_found() {
     assert!(matches!(none, KeyframeError::None { .. }), "{none}");
 }
 
+/// In a log that was played twice in a row, a time means that of the first lap.
+#[test]
+fn a_time_is_looked_for_before_the_clock_is_set_back() {
+    let dir = folder("keyframes_laps");
+    let (made, log, out) = ("made.mcap", "log.mcap", "out.mcap");
+    let [made, log, out] = [made, log, out].map(|name| dir.join(name));
+    drive(&made, 4.0);
+    rewrite(&made, &log, |messages| messages.extend(messages.clone()));
+    replay_from(&log, &shipped("demo.toml"), &out, None).unwrap();
+    let start_ns = log_start_ns(&log);
+    for (ms, tick) in [(2500, 20), (3900, 30)] {
+        let keyframe = read_before(&out, "umm", start_ns + ms * 1_000_000).unwrap();
+        let keyframe = keyframe.unwrap();
+        assert_eq!((keyframe.tick, keyframe.epoch), (tick, 1));
+    }
+}
+
+/// A keyframe that no reader would take is refused before anything is written.
+#[test]
+fn a_context_too_large_for_a_log_is_refused() {
+    let dir = folder("keyframes_large");
+    let (log, out) = (dir.join("log.mcap"), dir.join("out.mcap"));
+    drive(&log, 1.0);
+    let mut config = shipped("demo.toml");
+    config.topics[0].capacity = Some(130_000);
+    let error = replay_from(&log, &config, &out, None)
+        .map(drop)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("at most 252 MiB can be read again"),
+        "{error}"
+    );
+    assert!(!out.exists());
+}
+
 #[test]
 fn a_keyframe_of_something_else_is_refused_by_name() {
     let dir = folder("keyframes_other");
@@ -247,6 +283,15 @@ fn a_keyframe_of_something_else_is_refused_by_name() {
     }
     let shorter = dir.join("shorter.mcap");
     drive(&shorter, 1.0);
-    let error = refused(&shorter, &config, keyframe);
+    let error = refused(&shorter, &config, keyframe.clone());
+    assert!(
+        matches!(error, KeyframeError::LogTooShort { .. }),
+        "{error}"
+    );
+    let other = dir.join("other.mcap");
+    rewrite(&log, &other, |messages| {
+        messages.iter_mut().for_each(|m| m.header.sequence += 1);
+    });
+    let error = refused(&other, &config, keyframe);
     assert!(matches!(error, KeyframeError::NotInLog { .. }), "{error}");
 }

@@ -155,7 +155,10 @@ fn held_ticks_neither_meet_deadlines_nor_renew_results() {
 fn a_restart_before_a_clock_that_is_behind_keeps_its_context() {
     let at = |ms: u64| START_NS + ms * MS;
     let mut first = Live::new(&config());
-    first.runtime.take_keyframes(2).unwrap();
+    first
+        .runtime
+        .take_keyframes(2, umm::keyframe::MAX_FILE_BYTES)
+        .unwrap();
     for k in 0..10 {
         first.push(at(100 * k + 90));
         first.at(at(100 * k + 95));

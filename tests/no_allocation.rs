@@ -221,7 +221,9 @@ fn allocations_of_steady_ticks(config: &Config, warm_up: u64, ticks: u64, mode: 
         stopwatch,
     )
     .unwrap();
-    runtime.take_keyframes(7).unwrap();
+    runtime
+        .take_keyframes(7, umm::keyframe::MAX_IN_LOG_BYTES)
+        .unwrap();
     let (mut counted, mut by_others) = (0, 0);
     for tick in 0..warm_up + ticks {
         if tick == warm_up {

@@ -137,12 +137,12 @@ fn audio_in_short_blocks_keeps_up() {
         let audio = &config.topics[0];
         (audio.per_tick(&config.engine), audio.queue(&config.engine))
     };
-    assert_eq!(topic("50"), (16, 32));
-    assert_eq!(topic("187.5"), (24, 93));
-    assert_eq!(topic("750"), (94, 375));
+    assert_eq!(topic("50"), (16, 71));
+    assert_eq!(topic("187.5"), (24, 269));
+    assert_eq!(topic("750"), (94, 1078));
     // However long ticks are.
     let long = "50\n[engine]\nperiod_ms = 1000\nmax_wait_ms = 200";
-    assert_eq!(topic(long), (63, 75));
+    assert_eq!(topic(long), (63, 137));
 }
 
 #[test]

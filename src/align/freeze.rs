@@ -61,7 +61,8 @@ impl Aligner {
         for (index, (topic, rule)) in rules.enumerate() {
             archive.option("newest", &mut topic.newest_ns)?;
             archive.option("last heard", &mut topic.heard_ns)?;
-            archive.option("sequence", &mut topic.last_sequence)?;
+            archive.option("sequence", &mut topic.counting.last)?;
+            archive.flag("sequence", &mut topic.counting.unsteady)?;
             let mut waiting = topic.waiting.len();
             archive.size("waiting samples", &mut waiting, rule.capacity)?;
             for i in 0..waiting {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use ticks::{Begin, Received, run_live};
 use umm::config::{self, Config, LiveConfig};
-use umm::keyframe::Identity;
+use umm::keyframe::{Identity, MAX_FILE_BYTES, MAX_IN_LOG_BYTES};
 use umm::model::weights::Weights;
 use umm::new_file::name_for_earlier;
 use umm::proto::Keyframe;
@@ -163,7 +163,13 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
         dropped,
         not_recorded: recording.as_ref().map(Recording::dropped),
         restored,
-        keyframes: arguments.keyframes || arguments.state.is_some(),
+        // The output log gets the one a run begins with.
+        keyframes: match (&arguments.out, &arguments.state) {
+            (Some(_), Some(_)) => Some(MAX_IN_LOG_BYTES),
+            (Some(_), None) => arguments.keyframes.then_some(MAX_IN_LOG_BYTES),
+            (None, Some(_)) => Some(MAX_FILE_BYTES),
+            (None, None) => None,
+        },
         limit: arguments.seconds.map(Duration::from_secs_f64),
     };
     let threads = config.engine.threads;

@@ -136,7 +136,8 @@ fn check(config: &Config) -> Result<(), Fault> {
         ));
     }
     for (index, topic) in config.topics.iter().enumerate() {
-        check_topic(topic).map_err(|(key, reason)| Fault {
+        let checked = check_topic(topic).and_then(|()| check_lengths(topic, config));
+        checked.map_err(|(key, reason)| Fault {
             topic: Some(index),
             key,
             reason: format!("topic {}: {reason}", topic.name),
@@ -263,6 +264,25 @@ fn check_realtime(config: &Config) -> Result<(), (&'static str, String)> {
     if cores > 0 && cores < threads {
         let reason = format!("cores names {cores} for {threads} threads: name one for each");
         return Err(("cores", reason));
+    }
+    Ok(())
+}
+
+/// Refuses rates and times, each of them allowed, that together make too long a queue, and a topic that is taken away.
+fn check_lengths(topic: &TopicConfig, config: &Config) -> Result<(), (&'static str, String)> {
+    const MOST_WAITING: usize = 1 << 16;
+    let longest = topic.queue(&config.engine);
+    if longest > MOST_WAITING {
+        let reason = format!(
+            "rate_hz = {} brings {longest} samples until a tick closes, the limit is {MOST_WAITING}: shorten period_ms, \
+             max_wait_ms or max_future_ms, or set queue",
+            topic.rate_hz
+        );
+        return Err(("rate_hz", reason));
+    }
+    if config.output.ground_truth.as_ref() == Some(&topic.name) {
+        let reason = "it is the ground truth, which the model must not see".to_owned();
+        return Err(("name", reason));
     }
     Ok(())
 }

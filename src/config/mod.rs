@@ -308,12 +308,12 @@ impl TopicConfig {
         })
     }
 
-    /// Returns the most samples that wait; by default half a second's, and with headroom what comes until a tick closes,
-    /// but at least 32.
+    /// Returns the most samples that wait; by default, with headroom, what comes until a tick closes, even if its stamps
+    /// are as far ahead of the clock as `max_future_ms` allows, but at least half a second's, and 32.
     pub fn queue(&self, engine: &EngineConfig) -> usize {
         const LEAST: usize = 32;
-        let until_closed_ms =
-            500.0_f64.max((engine.period_ms + engine.max_wait_ms) as f64 * HEADROOM);
+        let wait_ms = engine.period_ms + engine.max_wait_ms + engine.max_future_ms;
+        let until_closed_ms = 500.0_f64.max(wait_ms as f64 * HEADROOM);
         let usual = (self.rate_hz * until_closed_ms / 1e3) as usize;
         let per_tick = self.per_tick(engine);
         self.queue.unwrap_or(LEAST.max(usual).max(per_tick))

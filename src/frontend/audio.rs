@@ -128,8 +128,9 @@ impl AudioFrontEnd {
             .resample
             .as_ref()
             .is_some_and(|r| r.rate_hz() == rate_hz);
-        let since_ns = self.samples_in.saturating_mul(NS_PER_S) / u64::from(rate_hz);
-        let expected_ns = self.anchor_ns + since_ns as i64;
+        // Of an unbroken stream, the product outgrows 64 bits within days.
+        let since_ns = u128::from(self.samples_in) * u128::from(NS_PER_S) / u128::from(rate_hz);
+        let expected_ns = self.anchor_ns.saturating_add(since_ns as i64);
         let off_ns = capture_ns.saturating_sub(expected_ns);
         if running && off_ns.abs() <= MAX_DRIFT_NS {
             self.anchor_ns += off_ns / FOLLOW;

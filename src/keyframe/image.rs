@@ -32,9 +32,14 @@ pub struct KeyframeImage {
 }
 
 impl KeyframeImage {
+    /// Returns the bytes that a keyframe takes at most, given the same as [`KeyframeImage::new`].
+    pub fn most_bytes(row_bytes: usize, most_rest: usize) -> usize {
+        row_bytes + most_rest + OTHER_BYTES
+    }
+
     /// Creates an image for rings of `row_bytes` bytes and for `most_rest` bytes of the engine's other state.
     pub fn new(row_bytes: usize, most_rest: usize) -> KeyframeImage {
-        let mut message = Vec::with_capacity(row_bytes + most_rest + OTHER_BYTES);
+        let mut message = Vec::with_capacity(KeyframeImage::most_bytes(row_bytes, most_rest));
         encode_key(ROWS_FIELD, WireType::LengthDelimited, &mut message);
         encode_varint(row_bytes as u64, &mut message);
         let start = message.len();

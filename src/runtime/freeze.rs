@@ -32,14 +32,20 @@ fn new_image(engine: &mut Engine) -> KeyframeImage {
 }
 
 impl Runtime {
-    /// Takes a keyframe every `every_ticks` ticks from now on.
+    /// Takes a keyframe every `every_ticks` ticks from now on, where none can take more than `most_bytes`:
+    /// [`MAX_IN_LOG_BYTES`](crate::keyframe::MAX_IN_LOG_BYTES) or
+    /// [`MAX_FILE_BYTES`](crate::keyframe::MAX_FILE_BYTES).
     ///
     /// # Errors
-    /// [`RunError::Keyframe`], which no run can cause.
-    pub fn take_keyframes(&mut self, every_ticks: u64) -> Result<(), RunError> {
+    /// [`RunError::Keyframe`] if the context is larger.
+    pub fn take_keyframes(&mut self, every_ticks: u64, most_bytes: u64) -> Result<(), RunError> {
+        let sizes = self.engine.frozen_sizes();
+        let bytes = KeyframeImage::most_bytes(sizes.rows, sizes.most_rest) as u64;
+        if bytes > most_bytes {
+            return Err(KeyframeError::TooLarge { bytes, most_bytes }.into());
+        }
         let mut rest = self.identity.keyframe();
-        rest.engine
-            .reserve_exact(self.engine.frozen_sizes().most_rest);
+        rest.engine.reserve_exact(sizes.most_rest);
         let mut keyframes = Keyframes {
             every_ticks: every_ticks.max(1),
             taken_at: self.ticks,
@@ -149,6 +155,7 @@ impl Runtime {
     /// Writes everything but the engine to a keyframe, or reads it back.
     fn archive(&mut self, archive: &mut Archive<'_>, awaited: &mut Vec<Awaited>) -> Archived {
         archive.number("ticks", &mut self.ticks)?;
+        archive.number("thumbnail", &mut self.thumbnail_due)?;
         archive.slice("ticks of plans", &mut self.ticks_of_plan)?;
         archive.number("misses", &mut self.misses)?;
         archive.number("published", &mut self.published.0)?;

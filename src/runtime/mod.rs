@@ -107,6 +107,8 @@ pub struct Runtime {
     /// Of the last ledger published.
     published: (u64, u64),
     thumbnail_every: u64,
+    /// The tick from which on the next thumbnail is due.
+    thumbnail_due: u64,
     ticks: u64,
     ticks_of_plan: [u64; Plan::ALL.len()],
     misses: u64,
@@ -191,6 +193,7 @@ impl Runtime {
             } else {
                 0
             },
+            thumbnail_due: 0,
             ticks: 0,
             ticks_of_plan: [0; Plan::ALL.len()],
             misses: 0,

@@ -82,10 +82,12 @@ impl Runtime {
 
     /// Publishes the thumbnail if one is due, without copying it: the sink returns another buffer in exchange.
     fn publish_thumbnail(&mut self, publish_ns: u64) -> Result<(), RunError> {
-        let due = self.thumbnail_every > 0 && self.ticks.is_multiple_of(self.thumbnail_every);
+        let due = self.thumbnail_every > 0 && self.ticks >= self.thumbnail_due;
         let Some((rgb, capture_ns)) = self.engine.thumbnail().filter(|_| due) else {
             return Ok(());
         };
+        // A multiple: a slow camera, which has no image at some of them, does not delay those after it.
+        self.thumbnail_due = (self.ticks / self.thumbnail_every + 1) * self.thumbnail_every;
         let bytes = rgb.len();
         let parcel = Parcel {
             channel: Channel::Thumbnail,

@@ -88,6 +88,7 @@ pub(crate) fn create_log(
         path: path.to_owned(),
         source,
     })?;
+    let is_file = file.metadata().is_ok_and(|facts| facts.is_file());
     if survives == Survives::PowerCut {
         name.keep_earlier();
     }
@@ -95,6 +96,7 @@ pub(crate) fn create_log(
         .chunk_size(Some(chunk_bytes))
         .compression(Some(mcap::Compression::Lz4))
         .profile("")
+        .disable_seeking(!is_file)
         .library(concat!("umm ", env!("CARGO_PKG_VERSION")))
         .create(BufWriter::new(UntilFailure::new(Disk { file, survives })))
         .map_err(|source| SinkError::Mcap {

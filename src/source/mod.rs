@@ -39,6 +39,14 @@ pub enum SourceError {
         /// What does not fit.
         source: BindError,
     },
+    /// The ground truth, which is copied as it is, is not in JSON.
+    #[error("the ground truth, {topic}, is encoded as {encoding:?}: only \"json\" is copied")]
+    NotJson {
+        /// The topic.
+        topic: String,
+        /// Its messages' encoding.
+        encoding: String,
+    },
     /// None of the configured topics is there.
     #[error(
         "none of the configured topics is in {log}; it has: {}",

@@ -10,7 +10,7 @@ use crate::align::Awaited;
 use crate::decode::Schema;
 use crate::keyframe::KeyframeError;
 use crate::sample::{Format, Sample, TopicIndex};
-use crate::time::{LogClock, paced};
+use crate::time::{LogClock, Pace};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
@@ -54,8 +54,8 @@ pub struct Replay {
     clock: LogClock,
     bindings: HashMap<u16, Binding>,
     next: Option<LogMessage>,
-    speed: Speed,
-    started: Option<(Instant, u64)>,
+    /// None as fast as possible.
+    pace: Option<Pace>,
     delivered: u64,
     passed_through: Option<String>,
     pass: Vec<PassedThrough>,
@@ -107,8 +107,10 @@ impl Replay {
             clock,
             bindings: HashMap::new(),
             next: None,
-            speed,
-            started: None,
+            pace: match speed {
+                Speed::Times(speed) => Some(Pace::new(speed)),
+                Speed::Fastest => None,
+            },
             delivered: 0,
             passed_through,
             pass: Vec::new(),
@@ -125,7 +127,14 @@ impl Replay {
         // One usable channel of a topic is enough: another publisher's may hold anything.
         let mut topics: BTreeMap<TopicIndex, Result<(), SourceError>> = BTreeMap::new();
         for channel in &self.summary.channels {
-            let Some(topic) = self.inlet.find(&channel.topic) else {
+            let (name, encoding) = (&channel.topic, &channel.message_encoding);
+            if self.passed_through.as_ref() == Some(name) && encoding != "json" {
+                return Err(SourceError::NotJson {
+                    topic: name.clone(),
+                    encoding: encoding.clone(),
+                });
+            }
+            let Some(topic) = self.inlet.find(name) else {
                 continue;
             };
             let bound = self.bind(topic, channel).map(drop);
@@ -220,7 +229,11 @@ impl Replay {
         while self.delivered < delivered {
             let following = self.log.next_message()?;
             let Some(message) = std::mem::replace(&mut self.next, following) else {
-                break;
+                let messages = self.delivered;
+                return Err(KeyframeError::LogTooShort {
+                    delivered,
+                    messages,
+                });
             };
             self.delivered += 1;
             // A cheap test first: most messages were used long before the keyframe.
@@ -288,12 +301,10 @@ impl Replay {
 
     /// Waits until it is time for `log_time_ns`.
     fn pace(&mut self, log_time_ns: u64) {
-        let Speed::Times(speed) = self.speed else {
-            return;
-        };
-        let (start, first_ns) = *self.started.get_or_insert((Instant::now(), log_time_ns));
-        let due = start + paced(log_time_ns.saturating_sub(first_ns), speed);
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        if let Some(pace) = &mut self.pace {
+            let due = pace.due(log_time_ns, Instant::now());
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
     }
 }
 

@@ -41,7 +41,8 @@ pub(super) struct Begin {
     /// Messages that were not recorded.
     pub not_recorded: Option<Arc<AtomicU64>>,
     pub restored: Option<Arc<Keyframe>>,
-    pub keyframes: bool,
+    /// The most bytes of a keyframe, if any are taken.
+    pub keyframes: Option<u64>,
     pub limit: Option<Duration>,
 }
 
@@ -74,8 +75,8 @@ pub(super) fn run_live(
     if let Some(keyframe) = &how.restored {
         restart(&mut runtime, keyframe);
     }
-    if how.keyframes {
-        runtime.take_keyframes(config.keyframe_every_ticks())?;
+    if let Some(most_bytes) = how.keyframes {
+        runtime.take_keyframes(config.keyframe_every_ticks(), most_bytes)?;
     }
     let mut source = ZenohSource::subscribe(
         received.session,
