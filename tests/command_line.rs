@@ -4,7 +4,8 @@ mod support;
 
 use std::path::Path;
 use std::process::{Command, Output};
-use support::logs::{drive, folder};
+use support::logs::{drive, folder, outputs};
+use umm::proto::FusedFrame;
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/demo.toml");
 
@@ -300,6 +301,26 @@ fn nothing_that_is_read_is_overwritten() {
             assert!(now == *before, "{more:?} overwrote {name}");
         }
     }
+}
+
+/// An output log can go through a pipe; no file of measured times appears beside that.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_output_log_goes_through_a_pipe() {
+    let dir = folder("cli_pipe");
+    drive(&dir.join("drive.mcap"), 1.0);
+    let replay = ["replay", "drive.mcap", "--config", CONFIG, "--out"];
+    let to = |out| [&replay[..], &[out]].concat();
+    succeeds(&dir, &to("file.mcap"));
+    let pipe = dir.join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let reader = std::thread::spawn(move || std::fs::read(pipe).unwrap());
+    succeeds(&dir, &to("pipe"));
+    std::fs::write(dir.join("piped.mcap"), reader.join().unwrap()).unwrap();
+    let frames = |log| outputs::<FusedFrame>(&dir.join(log), "umm/fused");
+    assert!(frames("file.mcap").len() > 5 && frames("piped.mcap") == frames("file.mcap"));
+    assert!(dir.join("file.mcap.timing.json").exists());
+    assert!(!dir.join("pipe.timing.json").exists());
 }
 
 /// A run that does not begin leaves earlier outputs as they were.

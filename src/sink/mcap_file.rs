@@ -50,11 +50,17 @@ pub enum Survives {
 pub(crate) struct Disk {
     file: File,
     survives: Survives,
+    /// Bytes written to a pipe or device, which does not know its position.
+    position: Option<u64>,
 }
 
 impl Write for Disk {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.file.write(bytes)
+        let written = self.file.write(bytes)?;
+        if let Some(position) = &mut self.position {
+            *position += written as u64;
+        }
+        Ok(written)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
@@ -74,7 +80,10 @@ impl Write for Disk {
 
 impl Seek for Disk {
     fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
-        self.file.seek(to)
+        match self.position {
+            Some(position) if to == SeekFrom::Current(0) => Ok(position),
+            _ => self.file.seek(to),
+        }
     }
 }
 
@@ -98,7 +107,11 @@ pub(crate) fn create_log(
         .profile("")
         .disable_seeking(!is_file)
         .library(concat!("umm ", env!("CARGO_PKG_VERSION")))
-        .create(BufWriter::new(UntilFailure::new(Disk { file, survives })))
+        .create(BufWriter::new(UntilFailure::new(Disk {
+            file,
+            survives,
+            position: (!is_file).then_some(0),
+        })))
         .map_err(|source| SinkError::Mcap {
             path: path.to_owned(),
             source,
