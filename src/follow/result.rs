@@ -58,7 +58,8 @@ impl fmt::Display for What {
             ),
             What::Hole => write!(
                 f,
-                "ticks just before it are not in the journal; a run drops outputs when its disk or network is too slow, and says so"
+                "ticks just before it are not in the journal: a run drops outputs when its disk or network is too slow, and says so; the \
+                 log of a replay that began at a keyframe has only what came after it"
             ),
             What::UnknownTopic { topic } => {
                 write!(f, "the run used topic {topic}, which is not configured")
