@@ -219,7 +219,7 @@ pub fn read_file(path: &Path) -> Result<Option<proto::Keyframe>, KeyframeError> 
 }
 
 /// Reads the last keyframe of an output log taken at or before the clock reading `at_ns`; returns none if
-/// all are later. Where the clock was set back, only those before that count.
+/// all are later. Where the clock was set back, what came before counts, until the clock is past it again.
 ///
 /// # Errors
 /// [`KeyframeError`].
@@ -230,7 +230,7 @@ pub fn read_before(
 ) -> Result<Option<proto::Keyframe>, KeyframeError> {
     let topic = format!("{prefix}/{}", Channel::Keyframe.name());
     let mut log = McapLog::open_as_recorded(output_log)?;
-    let (mut best, mut last_ns) = (None, None);
+    let (mut best, mut highest_ns) = (None, None);
     while let Some(message) = log.next_message()? {
         if log
             .channel(message.channel_id)
@@ -238,14 +238,15 @@ pub fn read_before(
         {
             continue;
         }
-        let set_back = last_ns.is_some_and(|last_ns| message.log_time_ns < last_ns);
-        last_ns = Some(message.log_time_ns);
-        if set_back || message.log_time_ns > at_ns {
-            break;
+        if highest_ns.is_some_and(|highest_ns| message.log_time_ns <= highest_ns) {
+            continue;
         }
-        best = Some(message.data);
+        highest_ns = Some(message.log_time_ns);
+        if message.log_time_ns <= at_ns {
+            best = Some(message.data);
+        }
     }
-    if last_ns.is_none() {
+    if highest_ns.is_none() {
         let file = output_log.display().to_string();
         return Err(KeyframeError::None { file });
     }

@@ -18,35 +18,78 @@ pub const NS_PER_S: u64 = 1_000_000_000;
 #[derive(Clone, Debug)]
 pub struct Pace {
     speed: f64,
-    /// When the message was due from which the others are counted, and its log time.
-    anchor: Option<(Instant, u64)>,
+    line: Option<Line>,
+    /// The messages before a jump: those after it may belong to them again, if a single one was astray.
+    before: Option<Line>,
+}
+
+/// Messages that keep their distances.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    /// When one of them was due, and its log time.
+    anchor: (Instant, u64),
     last_ns: u64,
 }
 
-impl Pace {
+impl Line {
     /// Further back is a clock that was set back, not two messages that changed places.
     const SET_BACK_NS: u64 = NS_PER_S;
     /// Longer is a broken time stamp, not a pause.
     const LONGEST_PAUSE_NS: u64 = 24 * 3600 * NS_PER_S;
 
+    fn goes_on(&self, log_time_ns: u64) -> bool {
+        log_time_ns.saturating_add(Line::SET_BACK_NS) >= self.last_ns
+            && log_time_ns <= self.last_ns.saturating_add(Line::LONGEST_PAUSE_NS)
+    }
+
+    fn distance_ns(&self, log_time_ns: u64) -> u64 {
+        self.last_ns.abs_diff(log_time_ns)
+    }
+}
+
+impl Pace {
     /// Begins with the first message asked for, at `speed` times real time.
     pub fn new(speed: f64) -> Pace {
         Pace {
             speed,
-            anchor: None,
-            last_ns: 0,
+            line: None,
+            before: None,
         }
     }
 
     /// Returns when a message of this log time is due; without a wait if it is the first or follows a jump.
     pub fn due(&mut self, log_time_ns: u64, now: Instant) -> Instant {
-        let jumped = log_time_ns.saturating_add(Pace::SET_BACK_NS) < self.last_ns
-            || log_time_ns > self.last_ns.saturating_add(Pace::LONGEST_PAUSE_NS);
-        let anchor = self.anchor.filter(|_| !jumped);
-        let (begin, begin_ns) = anchor.unwrap_or((now, log_time_ns));
-        self.anchor = Some((begin, begin_ns));
-        self.last_ns = log_time_ns;
+        let line = self.line_of(log_time_ns, now);
+        let (begin, begin_ns) = line.anchor;
+        self.line = Some(Line {
+            last_ns: log_time_ns,
+            ..line
+        });
         begin + paced(log_time_ns.saturating_sub(begin_ns), self.speed)
+    }
+
+    fn line_of(&mut self, log_time_ns: u64, now: Instant) -> Line {
+        let begun = Line {
+            anchor: (now, log_time_ns),
+            last_ns: log_time_ns,
+        };
+        let Some(line) = self.line else {
+            return begun;
+        };
+        // Once messages have gone on for a while after a jump, it was none of a single one.
+        let ran_on_ns = line.last_ns.saturating_sub(line.anchor.1);
+        self.before = self.before.filter(|_| ran_on_ns <= Line::SET_BACK_NS);
+        if let Some(before) = self.before.filter(|before| before.goes_on(log_time_ns))
+            && before.distance_ns(log_time_ns) < line.distance_ns(log_time_ns)
+        {
+            self.before = Some(line);
+            return before;
+        }
+        if line.goes_on(log_time_ns) {
+            return line;
+        }
+        self.before = Some(line);
+        begun
     }
 }
 
@@ -125,7 +168,7 @@ mod tests {
     #[test]
     fn messages_keep_their_distances_also_after_a_jump() {
         let start = Instant::now();
-        let day_ns = Pace::LONGEST_PAUSE_NS;
+        let day_ns = Line::LONGEST_PAUSE_NS;
         let mut pace = Pace::new(2.0);
         let mut now = start;
         // Log times in seconds, and when their messages are due.
@@ -135,13 +178,17 @@ mod tests {
             // Two that changed places.
             (106, 3.0),
             (105, 2.5),
+            // One that is astray, and what comes after it.
+            (98, 3.0),
+            (106, 3.0),
             // The second lap.
             (100, 3.0),
             (103, 4.5),
+            (106, 6.0),
             // A broken stamp, and the log goes on.
-            (0, 4.5),
-            (103 + day_ns / NS_PER_S, 4.5),
-            (105 + day_ns / NS_PER_S, 5.5),
+            (0, 6.0),
+            (107 + day_ns / NS_PER_S, 6.0),
+            (109 + day_ns / NS_PER_S, 7.0),
         ] {
             let due = pace.due(log_s * NS_PER_S, now);
             let due_after = due.duration_since(start).as_secs_f64();

@@ -62,7 +62,8 @@ impl Aligner {
             archive.option("newest", &mut topic.newest_ns)?;
             archive.option("last heard", &mut topic.heard_ns)?;
             archive.option("sequence", &mut topic.counting.last)?;
-            archive.flag("sequence", &mut topic.counting.unsteady)?;
+            archive.number("sequence", &mut topic.counting.doubtful)?;
+            archive.number("sequence", &mut topic.counting.settling)?;
             let mut waiting = topic.waiting.len();
             archive.size("waiting samples", &mut waiting, rule.capacity)?;
             for i in 0..waiting {

@@ -126,7 +126,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), Failure> {
     }
     check_files(arguments, config.engine.weights.as_deref())?;
     for path in [&arguments.out, &arguments.record].into_iter().flatten() {
-        if let Some(kept) = name_for_earlier(path) {
+        if let Some(kept) = name_for_earlier(path)? {
             say!(
                 "{} is there: it will be kept as {}",
                 path.display(),

@@ -9,15 +9,26 @@ use std::path::{Path, PathBuf};
 const MOST_EARLIER: u32 = 999;
 
 /// Returns the name under which the file at `path` will be kept, or `None` if there is nothing to keep.
-pub fn name_for(path: &Path) -> Option<PathBuf> {
+///
+/// # Errors
+/// [`ErrorKind::AlreadyExists`] if all names are taken.
+pub fn name_for(path: &Path) -> Result<Option<PathBuf>> {
     let path = super::followed(path);
-    let facts = path.metadata().ok()?;
-    if !facts.is_file() || facts.len() == 0 {
-        return None;
+    let holds_something = |facts: std::fs::Metadata| facts.is_file() && facts.len() > 0;
+    if !path.metadata().is_ok_and(holds_something) {
+        return Ok(None);
     }
-    (1..=MOST_EARLIER)
-        .map(|number| numbered(&path, number))
-        .find(|name| name.symlink_metadata().is_err())
+    let mut names = (1..=MOST_EARLIER).map(|number| numbered(&path, number));
+    let free = names.find(|name| name.symlink_metadata().is_err());
+    free.map(Some).ok_or_else(|| all_taken(&path))
+}
+
+fn all_taken(path: &Path) -> Error {
+    let reason = format!(
+        "{} and {MOST_EARLIER} files of earlier runs are there: move them away",
+        path.display()
+    );
+    Error::new(ErrorKind::AlreadyExists, reason)
 }
 
 /// Gives the file at `path`, with links followed, a name of its own as well, and returns it; `None` if there is nothing to
@@ -44,11 +55,7 @@ pub(super) fn keep(path: &Path) -> Result<Option<PathBuf>> {
             Err(_) => {}
         }
     }
-    let reason = format!(
-        "{} and {MOST_EARLIER} files of earlier runs beside it: move them away",
-        path.display()
-    );
-    Err(Error::new(ErrorKind::AlreadyExists, reason))
+    Err(all_taken(path))
 }
 
 /// Puts a number before the extension.
@@ -86,14 +93,14 @@ mod tests {
                 file.write_all(text.as_bytes()).unwrap();
                 name.take().unwrap()
             };
-            assert_eq!(name_for(&path), None);
+            assert_eq!(name_for(&path).unwrap(), None);
             assert_eq!(write(""), None);
             assert_eq!(
-                (name_for(&path), write("first")),
+                (name_for(&path).unwrap(), write("first")),
                 (None, None),
                 "an empty one is not kept"
             );
-            assert_eq!(name_for(&path), Some(dir.join(kept)));
+            assert_eq!(name_for(&path).unwrap(), Some(dir.join(kept)));
             assert_eq!(write("second"), Some(dir.join(kept)));
             let next = write("third").unwrap();
             assert_eq!(next, numbered(&path, 2));
@@ -105,6 +112,7 @@ mod tests {
             std::fs::write(numbered(&full, number), "").unwrap();
         }
         std::fs::write(&full, "kept").unwrap();
+        assert!(name_for(&full).is_err());
         let (_, mut name) = create(&full).unwrap();
         name.keep_earlier();
         let error = name.take().unwrap_err().to_string();

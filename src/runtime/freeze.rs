@@ -156,6 +156,8 @@ impl Runtime {
     fn archive(&mut self, archive: &mut Archive<'_>, awaited: &mut Vec<Awaited>) -> Archived {
         archive.number("ticks", &mut self.ticks)?;
         archive.number("thumbnail", &mut self.thumbnail_due)?;
+        // The run that made the keyframe may have shown fewer.
+        self.thumbnail_due = self.thumbnail_due.min(self.next_thumbnail());
         archive.slice("ticks of plans", &mut self.ticks_of_plan)?;
         archive.number("misses", &mut self.misses)?;
         archive.number("published", &mut self.published.0)?;

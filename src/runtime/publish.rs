@@ -86,8 +86,6 @@ impl Runtime {
         let Some((rgb, capture_ns)) = self.engine.thumbnail().filter(|_| due) else {
             return Ok(());
         };
-        // A multiple: a slow camera, which has no image at some of them, does not delay those after it.
-        self.thumbnail_due = (self.ticks / self.thumbnail_every + 1) * self.thumbnail_every;
         let bytes = rgb.len();
         let parcel = Parcel {
             channel: Channel::Thumbnail,
@@ -101,6 +99,15 @@ impl Runtime {
         };
         *rgb = buffer.unwrap_or_default();
         rgb.resize(bytes, 0);
+        self.thumbnail_due = self.next_thumbnail();
         Ok(published?)
+    }
+
+    /// Returns the tick from which on the next thumbnail is due after one in this tick: a multiple, so that a slow camera,
+    /// which has no image at some of them, does not delay those after it.
+    pub(super) fn next_thumbnail(&self) -> u64 {
+        let every = self.thumbnail_every;
+        let passed = self.ticks.checked_div(every);
+        passed.map_or(0, |passed| (passed + 1) * every)
     }
 }

@@ -93,7 +93,15 @@ pub(crate) fn create_log(
     chunk_bytes: u64,
     survives: Survives,
 ) -> Result<(LogWriter, PendingName), SinkError> {
-    let (file, mut name) = new_file::create(path).map_err(|source| SinkError::Io {
+    let created = match survives {
+        // An earlier log that cannot be kept is not emptied either.
+        Survives::PowerCut => new_file::name_for_earlier(path).and_then(|kept| match kept {
+            Some(_) => new_file::create_beside(path),
+            None => new_file::create(path),
+        }),
+        Survives::Crash => new_file::create(path),
+    };
+    let (file, mut name) = created.map_err(|source| SinkError::Io {
         path: path.to_owned(),
         source,
     })?;
@@ -193,8 +201,7 @@ impl Sink for McapFile {
                 path: self.path.clone(),
             });
         }
-        self.take_name()?;
-        let written = self.write(output);
+        let written = self.take_name().and_then(|()| self.write(output));
         self.closed = written.is_err();
         written
     }

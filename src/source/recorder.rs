@@ -149,7 +149,7 @@ impl Recording {
     }
 
     /// Writes what still waits and closes the file. A recording without messages is kept only if `keep_empty`: that of
-    /// a run that never began would replace an earlier one.
+    /// a run that never began would take an earlier one's name.
     pub fn finish(self, keep_empty: bool) -> RecordingEnd {
         let counts = &self.shared.counts;
         counts.keep_empty.store(keep_empty, Ordering::Relaxed);
