@@ -136,19 +136,24 @@ fn check(config: &Config) -> Result<(), Fault> {
         ));
     }
     for (index, topic) in config.topics.iter().enumerate() {
-        let checked = check_topic(topic).and_then(|()| check_lengths(topic, config));
+        let checked = check_topic(topic).and_then(|()| check_queue(topic, &config.engine));
         checked.map_err(|(key, reason)| Fault {
             topic: Some(index),
             key,
             reason: format!("topic {}: {reason}", topic.name),
         })?;
-        if config.topics[..index].iter().any(|t| t.name == topic.name) {
-            return Err(Fault {
-                topic: Some(index),
-                key: "name",
-                reason: format!("topic {} is named twice", topic.name),
-            });
-        }
+        let why = if config.topics[..index].iter().any(|t| t.name == topic.name) {
+            "is named twice"
+        } else if config.output.ground_truth.as_ref() == Some(&topic.name) {
+            "is the ground truth, which the model must not see"
+        } else {
+            continue;
+        };
+        return Err(Fault {
+            topic: Some(index),
+            key: "name",
+            reason: format!("topic {} {why}", topic.name),
+        });
     }
     Ok(())
 }
@@ -268,10 +273,10 @@ fn check_realtime(config: &Config) -> Result<(), (&'static str, String)> {
     Ok(())
 }
 
-/// Refuses rates and times, each of them allowed, that together make too long a queue, and a topic that is taken away.
-fn check_lengths(topic: &TopicConfig, config: &Config) -> Result<(), (&'static str, String)> {
+/// Refuses rates and times, each of them allowed, that together make too long a queue.
+fn check_queue(topic: &TopicConfig, engine: &EngineConfig) -> Result<(), (&'static str, String)> {
     const MOST_WAITING: usize = 1 << 16;
-    let longest = topic.queue(&config.engine);
+    let longest = topic.queue(engine);
     if longest > MOST_WAITING {
         let reason = format!(
             "rate_hz = {} brings {longest} samples until a tick closes, the limit is {MOST_WAITING}: shorten period_ms, \
@@ -279,10 +284,6 @@ fn check_lengths(topic: &TopicConfig, config: &Config) -> Result<(), (&'static s
             topic.rate_hz
         );
         return Err(("rate_hz", reason));
-    }
-    if config.output.ground_truth.as_ref() == Some(&topic.name) {
-        let reason = "it is the ground truth, which the model must not see".to_owned();
-        return Err(("name", reason));
     }
     Ok(())
 }

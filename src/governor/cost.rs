@@ -125,6 +125,17 @@ fn by_the_byte(times: &StageTimes, caption_bytes: usize) -> impl Iterator<Item =
     })
 }
 
+/// Returns the times of stages whose start values may be guesses, each with its index in [`GUESSED`].
+fn of_guessed(
+    times: &StageTimes,
+    caption_bytes: usize,
+) -> impl Iterator<Item = (usize, Stage, f64)> {
+    by_the_byte(times, caption_bytes).filter_map(|(stage, ns)| {
+        let which = GUESSED.iter().position(|guessed| *guessed == stage)?;
+        Some((which, stage, ns))
+    })
+}
+
 impl CostModel {
     /// Builds the model from rehearsals. What they leave out, the front ends of plans without a camera, is learned from
     /// these plans' first tick.
@@ -227,9 +238,8 @@ impl CostModel {
     /// a configured topic never comes, they would vanish, and every tick look slow beside them.
     fn support(&mut self, plan: Plan, times: &StageTimes, caption_bytes: usize) {
         let p = plan.index();
-        for (stage, ns) in by_the_byte(times, caption_bytes) {
-            let which = GUESSED.iter().position(|guessed| *guessed == stage);
-            let Some(guess_ns) = which.and_then(|which| self.guessed[p][which]) else {
+        for (which, stage, ns) in of_guessed(times, caption_bytes) {
+            let Some(guess_ns) = self.guessed[p][which] else {
                 continue;
             };
             let quiet_ns = &mut self.quiet_ns[p][stage.index()];
@@ -240,10 +250,7 @@ impl CostModel {
     /// Replaces guesses, of this plan and poorer ones, by what the plan's first usual tick took: no poorer plan's
     /// stage takes longer.
     fn prove(&mut self, plan: Plan, times: &StageTimes, caption_bytes: usize) {
-        for (stage, ns) in by_the_byte(times, caption_bytes) {
-            let Some(which) = GUESSED.iter().position(|guessed| *guessed == stage) else {
-                continue;
-            };
+        for (which, stage, ns) in of_guessed(times, caption_bytes) {
             if self.guessed[plan.index()][which].is_none() {
                 continue;
             }

@@ -20,15 +20,13 @@ pub fn name_for(path: &Path) -> Result<Option<PathBuf>> {
     }
     let mut names = (1..=MOST_EARLIER).map(|number| numbered(&path, number));
     let free = names.find(|name| name.symlink_metadata().is_err());
-    free.map(Some).ok_or_else(|| all_taken(&path))
-}
-
-fn all_taken(path: &Path) -> Error {
-    let reason = format!(
-        "{} and {MOST_EARLIER} files of earlier runs are there: move them away",
-        path.display()
-    );
-    Error::new(ErrorKind::AlreadyExists, reason)
+    free.map(Some).ok_or_else(|| {
+        let reason = format!(
+            "{} and {MOST_EARLIER} files of earlier runs are there: move them away",
+            path.display()
+        );
+        Error::new(ErrorKind::AlreadyExists, reason)
+    })
 }
 
 /// Gives the file at `path`, with links followed, a name of its own as well, and returns it; `None` if there is nothing to
@@ -37,25 +35,18 @@ fn all_taken(path: &Path) -> Error {
 /// # Errors
 /// Those of the file system; [`ErrorKind::AlreadyExists`] if all names are taken.
 pub(super) fn keep(path: &Path) -> Result<Option<PathBuf>> {
-    let is_empty = path.metadata().is_ok_and(|facts| facts.len() == 0);
-    if is_empty {
-        return Ok(None);
-    }
-    for number in 1..=MOST_EARLIER {
-        let name = numbered(path, number);
+    while let Some(name) = name_for(path)? {
         // A link never replaces what has its name, and no moment passes in which the file has none.
         match hard_link(path, &name) {
             Ok(()) => return Ok(Some(name)),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => break,
+            // Taken meanwhile.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             // A file system without links.
-            Err(_) if name.symlink_metadata().is_err() => {
-                return std::fs::rename(path, &name).map(|()| Some(name));
-            }
-            Err(_) => {}
+            Err(_) => return std::fs::rename(path, &name).map(|()| Some(name)),
         }
     }
-    Err(all_taken(path))
+    Ok(None)
 }
 
 /// Puts a number before the extension.

@@ -20,10 +20,8 @@ use super::names::clip;
 use super::stages::{Timing, finite};
 use crate::config::DEFAULT_PREFIX;
 use crate::sink::Channel;
-use crate::source::mcap_log::ChunkReader;
+use crate::source::mcap_log::{ChunkReader, MAX_RECORD_BYTES};
 
-/// A larger record is damage: allocating what a corrupt length asks for would bring the process down.
-const MAX_RECORD_BYTES: usize = 256 * 1024 * 1024;
 /// Schemas whose names are kept; umm's own logs have six.
 const MAX_SCHEMAS: usize = 1024;
 /// Topics named when a log turns out not to be umm's.
@@ -106,7 +104,7 @@ impl Walk {
             // `ChunkReader` unpacks them, with lengths checked: this one's arithmetic overflows on a broken chunk.
             .with_emit_chunks(true)
             .with_validate_data_section_crc(true)
-            .with_record_length_limit(MAX_RECORD_BYTES);
+            .with_record_length_limit(MAX_RECORD_BYTES as usize);
         let mut reader = LinearReader::new_with_options(options);
         let mut chunks = ChunkReader::new();
         while let Some(event) = reader.next_event() {
