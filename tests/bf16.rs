@@ -12,7 +12,7 @@ use umm::backend::{Backend, Epilogue, HeadShape, Region, Segments, Visibility};
 use umm::run::on_tick_thread;
 
 /// `(in_dim, out_dim)` at and around the kernels' steps.
-const SIZES: [(usize, usize); 10] = [
+const SIZES: [(usize, usize); 11] = [
     (1, 4096),
     (5, 1000),
     (31, 133),
@@ -21,12 +21,13 @@ const SIZES: [(usize, usize); 10] = [
     (64, 64),
     (65, 65),
     (128, 33),
+    (224, 96),
     (768, 17),
     (4096, 1),
 ];
 
 /// Numbers of rows at and around the kernels' blocks.
-const ROWS: [usize; 11] = [1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33];
+const ROWS: [usize; 14] = [1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 64, 65, 130];
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
@@ -136,6 +137,55 @@ fn a_row_that_is_not_finite_leaves_the_others() {
                 "{}",
                 isa.name()
             );
+        }
+    }
+}
+
+/// Two layers, the second's results after noise, one by one or as one feed-forward part.
+fn two_layers(isa: Isa, (width, hidden): (usize, usize), rows: usize, fused: bool) -> Vec<f32> {
+    let mut cpu = Cpu::with_isa(Path::Fast, Precision::Bf16, isa);
+    cpu.allocate(rows * (2 * width + hidden));
+    let mut layer = |seed, from, to| {
+        let weight = noise(seed, from * to);
+        cpu.add_linear(&weight, Some(&noise(seed + 1, to)), from, to)
+    };
+    let layers = [layer(1, width, hidden), layer(3, hidden, width)];
+    let region = |start, width| Region {
+        start: rows * start,
+        len: rows * width,
+    };
+    let (x, between, out) = (
+        region(0, width),
+        region(width, hidden),
+        region(width + hidden, width),
+    );
+    cpu.upload(x, &noise(5, x.len));
+    cpu.upload(out, &noise(6, out.len));
+    if fused {
+        cpu.feed_forward_into(x, rows, layers, between, Epilogue::Add, out);
+    } else {
+        cpu.linear_into(x, rows, layers[0], Epilogue::Gelu, between);
+        cpu.linear_into(between, rows, layers[1], Epilogue::Add, out);
+    }
+    let mut result = vec![0.0; out.len];
+    cpu.download(out, &mut result);
+    result
+}
+
+#[test]
+fn a_feed_forward_part_has_the_bits_of_its_layers() {
+    // Whole and broken steps of the second layer; the last stays in `f32`.
+    for size in [(64, 64), (64, 96), (96, 100), (33, 256), (40, 32)] {
+        for rows in [1, 16, 17, 64, 65, 130] {
+            for isa in instruction_sets() {
+                let expected = bits(&two_layers(isa, size, rows, false));
+                for threads in [1, 3] {
+                    let fused = || two_layers(isa, size, rows, true);
+                    let fused = on_tick_thread(threads, fused).expect("threads");
+                    let what = format!("{} {rows} x {size:?}, {threads} threads", isa.name());
+                    assert!(bits(&fused) == expected, "{what}");
+                }
+            }
         }
     }
 }

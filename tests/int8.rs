@@ -27,7 +27,7 @@ const SIZES: [(usize, usize); 12] = [
 ];
 
 /// Numbers of rows at and around the kernels' blocks.
-const ROWS: [usize; 11] = [1, 2, 3, 5, 6, 7, 12, 13, 16, 31, 33];
+const ROWS: [usize; 14] = [1, 2, 3, 5, 6, 7, 12, 13, 16, 31, 33, 64, 65, 130];
 
 fn int8(path: Path, isa: Isa, arena_len: usize) -> Cpu {
     let mut cpu = Cpu::with_isa(path, Precision::Int8, isa);

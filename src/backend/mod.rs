@@ -243,6 +243,22 @@ pub trait Backend {
         }
     }
 
+    /// A feed-forward part: `out[r] (=, += or = gelu) gelu(x[r] W1^T + b1) W2^T + b2` for `rows` rows, with `W1` and `b1`
+    /// those of `layers[0]`. `hidden` has room for the first layer's results; what it holds afterwards is up to the
+    /// backend.
+    fn feed_forward_into(
+        &mut self,
+        x: Region,
+        rows: usize,
+        layers: [LinearId; 2],
+        hidden: Region,
+        epilogue: Epilogue,
+        out: Region,
+    ) {
+        self.linear_into(x, rows, layers[0], Epilogue::Gelu, hidden);
+        self.linear_into(hidden, rows, layers[1], epilogue, out);
+    }
+
     /// Layer normalisation over each row (Ba et al. 2016, arXiv:1607.06450), eps 1e-5.
     fn layer_norm_into(&mut self, x: Region, rows: usize, norm: NormIds, out: Region);
 

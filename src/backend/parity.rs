@@ -65,7 +65,7 @@ pub fn check(
 
 type Case = fn(&mut dyn Backend, usize, usize) -> Vec<f32>;
 
-const CASES: [(&str, Case); 15] = [
+const CASES: [(&str, Case); 16] = [
     ("linear_into store", |b, rows, w| {
         linear(b, rows, w, Epilogue::Store)
     }),
@@ -78,6 +78,7 @@ const CASES: [(&str, Case); 15] = [
     ("linear_into of many channels", |b, rows, w| {
         linear(b, rows, MANY_CHANNELS + w, Epilogue::Gelu)
     }),
+    ("feed_forward_into", feed_forward),
     ("layer_norm_into", layer_norm),
     ("rotary_in_place", rotary),
     ("attention_into all", |b, rows, w| {
@@ -153,6 +154,23 @@ fn linear(b: &mut dyn Backend, rows: usize, width: usize, epilogue: Epilogue) ->
     let x = layout.filled(b, 3, rows * width);
     let out = layout.filled(b, 4, rows * out_dim);
     b.linear_into(x, rows, layer, epilogue, out);
+    read(b, out)
+}
+
+fn feed_forward(b: &mut dyn Backend, rows: usize, width: usize) -> Vec<f32> {
+    let hidden = 4 * width;
+    let mut layer = |seed, from, to| {
+        // As in a model: otherwise values grow from layer to layer, and errors with them.
+        let scale = 1.0 / (from as f32).sqrt();
+        let weight: Vec<f32> = noise(seed, from * to).iter().map(|w| w * scale).collect();
+        b.add_linear(&weight, Some(&noise(seed + 1, to)), from, to)
+    };
+    let layers = [layer(1, width, hidden), layer(3, hidden, width)];
+    let mut layout = Layout(0);
+    let x = layout.filled(b, 5, rows * width);
+    let between = layout.take(rows * hidden);
+    let out = layout.filled(b, 6, rows * width);
+    b.feed_forward_into(x, rows, layers, between, Epilogue::Add, out);
     read(b, out)
 }
 

@@ -279,8 +279,8 @@ impl Adapters {
         }
         let hidden = self.hidden.rows(0, rows, self.d);
         let out = x.rows(all.start, rows, self.d);
-        backend.linear_into(staging, rows, self.mlp[m].fc1, Epilogue::Gelu, hidden);
-        backend.linear_into(hidden, rows, self.mlp[m].fc2, Epilogue::Store, out);
+        let layers = [self.mlp[m].fc1, self.mlp[m].fc2];
+        backend.feed_forward_into(staging, rows, layers, hidden, Epilogue::Store, out);
         let table = match modality {
             Modality::Camera => Some(self.position),
             Modality::Telemetry => Some(self.signal),

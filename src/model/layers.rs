@@ -112,7 +112,7 @@ impl FfnIds {
         [h, hidden]: [Region; 2],
     ) {
         backend.layer_norm_into(x, rows, norm, h);
-        backend.linear_into(h, rows, self.fc1, Epilogue::Gelu, hidden);
-        backend.linear_into(hidden, rows, self.fc2, Epilogue::Add, x);
+        let layers = [self.fc1, self.fc2];
+        backend.feed_forward_into(h, rows, layers, hidden, Epilogue::Add, x);
     }
 }

@@ -99,6 +99,7 @@ impl Cpu {
         let narrowed = is_narrowed(in_dim, out_dim);
         let weights = match (self.precision, self.path) {
             (Precision::Int8, _) if narrowed => LinearWeights::Int8(Int8Linear::pack(
+                self.isa,
                 &mut self.pool,
                 weight,
                 &bias,
@@ -136,8 +137,8 @@ impl Cpu {
         assert_eq!(quanta.len(), in_dim * out_dim, "linear weight size");
         assert_eq!(scale.len(), out_dim, "linear scale size");
         let bias = bias_or_zeros(bias, out_dim);
-        let pool = &mut self.pool;
-        let weights = Int8Linear::take(pool, quanta, scale, &bias, in_dim);
+        let (isa, pool) = (self.isa, &mut self.pool);
+        let weights = Int8Linear::take(isa, pool, quanta, scale, &bias, in_dim);
         Linear {
             in_dim,
             out_dim,
@@ -162,6 +163,36 @@ impl Cpu {
         }
         let _ = bias;
         LinearWeights::Packed(gemm::pack(&self.gemm, weight, in_dim, out_dim))
+    }
+
+    /// Computes a linear layer with GELU and rounds the results to `bf16_hidden`, as the next layer reads them, where both
+    /// are in bf16 on tiles; returns whether it did.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn multiply_rounded(
+        &mut self,
+        x: Region,
+        rows: usize,
+        layer: LinearId,
+        next: LinearId,
+    ) -> bool {
+        let [linear, next] = [layer, next].map(|id| &self.linears[id.0]);
+        let (LinearWeights::Bf16(weights), LinearWeights::Bf16(_)) =
+            (&linear.weights, &next.weights)
+        else {
+            return false;
+        };
+        if rows == 0
+            || linear.out_dim != next.in_dim
+            || self.path == Path::Plain
+            || !bf16::rounds_results(self.isa, weights)
+        {
+            return false;
+        }
+        assert_eq!(x.len, rows * linear.in_dim, "linear input size");
+        let x = &self.arena[x.range()];
+        self.bf16_rows.round(self.isa, x, linear.in_dim);
+        bf16::linear_rounded_into(weights, &self.bf16_rows, rows, &mut self.bf16_hidden);
+        true
     }
 
     /// Computes a linear layer; `prepared` says whether its rows already have the form its kind of weights needs.

@@ -24,6 +24,7 @@ mod int8;
 mod isa;
 mod kv;
 mod layer_norm;
+mod layout;
 mod linear;
 pub(crate) mod math;
 #[cfg(target_arch = "aarch64")]
@@ -97,6 +98,9 @@ pub struct Cpu {
     copied_rows: AlignedVec<f32>,
     /// A product's input rows in bf16; grows to the largest call.
     bf16_rows: bf16::Activations,
+    /// Such rows that a product has written for the next one.
+    #[cfg(target_arch = "x86_64")]
+    bf16_hidden: bf16::Activations,
     /// A product's input rows in 8 bits; grows to the largest call.
     int8_rows: int8::Activations,
     /// The mean query of a chunk, `[kv_width]`.
@@ -133,6 +137,8 @@ impl Cpu {
             #[cfg(target_arch = "x86_64")]
             copied_rows: AlignedVec::default(),
             bf16_rows: bf16::Activations::default(),
+            #[cfg(target_arch = "x86_64")]
+            bf16_hidden: bf16::Activations::default(),
             int8_rows: int8::Activations::default(),
             mean_query: Vec::new(),
         }

@@ -144,6 +144,26 @@ impl Backend for Cpu {
         self.multiply(x, rows, layer, epilogue, out, false);
     }
 
+    fn feed_forward_into(
+        &mut self,
+        x: Region,
+        rows: usize,
+        [up, down]: [LinearId; 2],
+        hidden: Region,
+        epilogue: Epilogue,
+        out: Region,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if self.multiply_rounded(x, rows, up, down) {
+            std::mem::swap(&mut self.bf16_rows, &mut self.bf16_hidden);
+            self.multiply(hidden, rows, down, epilogue, out, true);
+            std::mem::swap(&mut self.bf16_rows, &mut self.bf16_hidden);
+            return;
+        }
+        self.linear_into(x, rows, up, Epilogue::Gelu, hidden);
+        self.linear_into(hidden, rows, down, epilogue, out);
+    }
+
     fn linears_into(&mut self, x: Region, rows: usize, layers: &[(LinearId, Region)]) {
         let mut before: Option<LinearId> = None;
         for &(layer, out) in layers {

@@ -1,6 +1,6 @@
 //! Prefetching weights before their turn, at the pace at which memory delivers them.
 
-use super::geometry::{CACHE_LINE, PANEL};
+use super::geometry::CACHE_LINE;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::_mm_prefetch;
 #[cfg(target_arch = "x86_64")]
@@ -17,8 +17,8 @@ pub(super) fn prefetch_lines<const HINT: i32>(first: *const u8, lines: Range<usi
 }
 
 /// A schedule of prefetches: while one pair of panels is multiplied, the next is prefetched, spread evenly over the
-/// steps. More at once would delay what is needed now. A step prefetches the same number of lines at each of its places;
-/// where that makes more than an even share, prefetching ends before the last step.
+/// steps. More at once would delay what is needed now. All steps prefetch the same number of lines; where that makes more
+/// than an even share, prefetching ends before the last step.
 #[derive(Clone, Copy)]
 pub(super) struct PrefetchPlan {
     /// From the first panel in use to what is prefetched next, in bytes.
@@ -30,19 +30,13 @@ pub(super) struct PrefetchPlan {
 }
 
 impl PrefetchPlan {
-    /// Plans for pairs of `pair_bytes` that lie one after the other and are each multiplied with `blocks` blocks of rows.
-    /// A block's step takes a line of each row and can prefetch at `parts` places, at each of them one of these `counts`
-    /// of lines. `None` where that is not enough, or without blocks: the kernel's loop prefetches for itself.
-    pub(super) fn new(
-        pair_bytes: usize,
-        blocks: usize,
-        parts: usize,
-        counts: &[usize],
-    ) -> Option<PrefetchPlan> {
-        let steps = blocks * (pair_bytes / (2 * CACHE_LINE * PANEL));
-        let places = (steps > 0).then_some(steps * parts)?;
-        let even = (pair_bytes / CACHE_LINE).div_ceil(places);
-        let lines = counts.iter().find(|count| **count >= even)? * parts;
+    /// Plans for pairs of `pair_bytes` that lie one after the other and are each multiplied in `steps` steps. A step can
+    /// prefetch one of these `counts` of lines. `None` where that is not enough, or without steps: the kernel's loop
+    /// prefetches for itself.
+    pub(super) fn new(pair_bytes: usize, steps: usize, counts: &[usize]) -> Option<PrefetchPlan> {
+        let steps = std::num::NonZeroUsize::new(steps)?;
+        let even = (pair_bytes / CACHE_LINE).div_ceil(steps.get());
+        let lines = *counts.iter().find(|count| **count >= even)?;
         Some(PrefetchPlan {
             offset: pair_bytes,
             end: 2 * pair_bytes,
@@ -71,17 +65,18 @@ impl PrefetchPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpu::geometry::PANEL;
 
     /// While one pair is multiplied, all of the next one is prefetched, and nothing twice.
     #[test]
     fn a_plan_reaches_the_end_of_the_next_pair() {
         for depth in [1, 7, 24, 96] {
             let pair_bytes = depth * 2 * CACHE_LINE * PANEL;
-            for (counts, parts) in [(&[1, 2, 3, 4, 6, 8, 11][..], 1), (&[1, 2, 4], 8)] {
+            for counts in [&[1, 2, 3, 4, 6, 8, 11][..], &[1, 2, 4, 8, 16]] {
                 for blocks in 1..40 {
-                    let Some(mut plan) = PrefetchPlan::new(pair_bytes, blocks, parts, counts)
+                    let Some(mut plan) = PrefetchPlan::new(pair_bytes, blocks * depth, counts)
                     else {
-                        assert!(blocks <= 2 && parts == 1, "{blocks} blocks");
+                        assert!(blocks <= 2, "{blocks} blocks");
                         continue;
                     };
                     let mut next = pair_bytes;
@@ -95,6 +90,6 @@ mod tests {
                 }
             }
         }
-        assert!(PrefetchPlan::new(4096, 0, 1, &[1]).is_none());
+        assert!(PrefetchPlan::new(4096, 0, &[1]).is_none());
     }
 }

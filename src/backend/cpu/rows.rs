@@ -18,21 +18,21 @@ pub(super) fn even_block(left: usize, most: usize) -> usize {
 }
 
 /// A row-major matrix that several threads write at once.
-pub(super) struct RowsOut {
-    start: *mut f32,
+pub(super) struct RowsOut<T = f32> {
+    start: *mut T,
     rows: usize,
     width: usize,
 }
 
 // SAFETY: `part` is the only access; its callers hold disjoint columns.
-unsafe impl Sync for RowsOut {}
+unsafe impl<T: Send> Sync for RowsOut<T> {}
 
-impl RowsOut {
+impl<T> RowsOut<T> {
     /// Takes `out`, `[rows, width]`, which must stay borrowed for as long as the value is used.
     ///
     /// # Panics
     /// When the sizes do not fit.
-    pub(super) fn new(out: &mut [f32], rows: usize, width: usize) -> RowsOut {
+    pub(super) fn new(out: &mut [T], rows: usize, width: usize) -> RowsOut<T> {
         assert_eq!(out.len(), rows * width, "output size");
         RowsOut {
             start: out.as_mut_ptr(),
@@ -55,7 +55,7 @@ impl RowsOut {
         reason = "disjoint parts, by the caller's promise"
     )]
     #[inline(always)]
-    pub(super) unsafe fn part(&self, row: usize, first: usize, len: usize) -> &mut [f32] {
+    pub(super) unsafe fn part(&self, row: usize, first: usize, len: usize) -> &mut [T] {
         assert!(row < self.rows && first < self.width, "outside the output");
         let len = len.min(self.width - first);
         // SAFETY: inside the matrix, by the assertion; not shared, as the caller guarantees.

@@ -1,31 +1,81 @@
-//! A linear layer on tiles, as a software pipeline: while tiles multiply a block of thirty-two rows by a pair of
-//! panels, vectors write the results of the block before, and prefetches for the next pair lie between tile
-//! instructions. The three take turns on the way to memory, which each by itself would leave idle.
+//! A linear layer on tiles. Everything is arranged around the way from memory, which a step of few rows waits for:
+//!
+//! - Up to 64 rows are multiplied by one panel at a time, so that each of its tiles is loaded once.
+//! - A chunk of channels ([`Layout`]) of these rows stays in the L1 cache while both panels of a pair pass; their sums go
+//!   through memory between chunks.
+//! - Weights lie in the order of their use and are prefetched twice. A few lines far ahead set the processor's own
+//!   prefetcher going, which brings the lines between them into L2 and does not keep those busy that lead to L1; then
+//!   every line into L1.
+//! - Vectors write the results of the rows before meanwhile.
 
-use super::loops::{Element, INSTRUCTIONS, Step, store_sums, zero_sums};
-use super::{TILE, TileSums, Tiles};
+use super::loops::{Element, SUMS, begin_sums, store_sums};
+use super::{TILE, Tiles};
 use crate::backend::cpu::aligned::Aligned;
 use crate::backend::cpu::geometry::{CACHE_LINE, PANEL, TILE_ROWS};
-use crate::backend::cpu::prefetch::PrefetchPlan;
-use crate::backend::cpu::rows::row_stride;
+use crate::backend::cpu::layout::Layout;
+use crate::backend::cpu::prefetch::prefetch_lines;
+use crate::backend::cpu::rows::{even_block, row_stride};
 use crate::compute::{Claim, Claims};
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1};
 use std::ops::Range;
 
-/// Cache lines prefetched in a step: one, two or four after each instruction.
-const ONE_EACH: usize = INSTRUCTIONS;
-const TWO_EACH: usize = 2 * INSTRUCTIONS;
-const FOUR_EACH: usize = 4 * INSTRUCTIONS;
+/// Most rows of a block.
+const ROWS: usize = SUMS * TILE_ROWS;
 
-/// Rows of a block.
-const ROWS: usize = 2 * TILE_ROWS;
+/// Cache lines of a tile.
+const TILE_LINES: usize = TILE / CACHE_LINE;
 
-/// A layer's product: its panels, and how its results are written.
+/// How far ahead of their use weights are prefetched into L1.
+const NEAR_BYTES: usize = 5 * TILE;
+
+/// How far ahead of their use weights that are used once are prefetched into L2.
+const FAR_BYTES: usize = 16 * TILE;
+
+/// Of weights that are prefetched into L2, one line in so many is named; the processor fetches those between.
+const FAR_LINES_APART: usize = 4;
+
+/// What each step prefetches into L2.
+#[derive(Clone, Copy)]
+struct Far {
+    /// Its first line, in the first step, counted from the pair's first weight, in bytes.
+    from: usize,
+    /// Lines named, [`FAR_LINES_APART`] apart.
+    lines: usize,
+}
+
+impl Far {
+    /// From one line named to the next, in bytes.
+    const APART: usize = FAR_LINES_APART * CACHE_LINE;
+
+    /// Returns what block `block` of `blocks` prefetches while it is multiplied by a pair of `pair_bytes`: with a single
+    /// block, always the same distance ahead; else a share of the next pair, if that is the thread's `own`.
+    fn of(block: usize, blocks: usize, pair_bytes: usize, own: bool) -> Far {
+        const OF_A_TILE: usize = TILE_LINES / FAR_LINES_APART;
+        if blocks == 1 {
+            return Far {
+                from: FAR_BYTES,
+                lines: OF_A_TILE,
+            };
+        }
+        let lines = OF_A_TILE.div_ceil(blocks);
+        let of_block = pair_bytes / TILE * lines * Far::APART;
+        let wanted = own && block * of_block < pair_bytes;
+        Far {
+            from: pair_bytes + block * of_block,
+            lines: if wanted { lines } else { 0 },
+        }
+    }
+}
+
+/// A layer's product: its weights, and how its results are written.
 pub(in crate::backend::cpu) trait Layer<E: Element> {
     /// What turns the sums of a pair's columns into results.
     type Columns: Copy;
 
-    /// Returns both panels of a pair.
-    fn panels(&self, pair: usize) -> [&[E]; 2];
+    /// Returns a pair's weights, in the order of [`Layer::layout`].
+    fn weights(&self, pair: usize) -> &[E];
+
+    fn layout(&self) -> Layout;
 
     fn columns(&self, pair: usize) -> Self::Columns;
 
@@ -36,8 +86,8 @@ pub(in crate::backend::cpu) trait Layer<E: Element> {
     unsafe fn write(&self, columns: Self::Columns, row: usize, sums: [&[E::Sum; PANEL]; 2]);
 }
 
-/// Sums of a block and a pair, `[row tile][panel]`.
-type Sums<T> = Aligned<[[TileSums<T>; 2]; 2]>;
+/// Sums of a block and a pair, `[panel][row]`.
+type Sums<T> = Aligned<[[[T; PANEL]; ROWS]; 2]>;
 
 /// Rows of a block whose results in a pair's columns are still to be written.
 struct Item<C> {
@@ -62,8 +112,8 @@ impl<C: Copy> Item<C> {
         for _ in 0..count.min(self.left.len()) {
             let row = self.left.start;
             self.left.start += 1;
-            let [first, second] = &sums.0[row / TILE_ROWS];
-            let sums = [&first[row % TILE_ROWS], &second[row % TILE_ROWS]];
+            let [first, second] = &sums.0;
+            let sums = [&first[row], &second[row]];
             // SAFETY: guaranteed by the caller.
             unsafe { layer.write(self.columns, self.first + row, sums) };
         }
@@ -88,45 +138,50 @@ pub(in crate::backend::cpu) unsafe fn multiply<E: Element, L: Layer<E>>(
 ) {
     let tiles = Tiles::configure();
     let stride = row_stride::<E>(depth);
-    assert!(x.len() >= rows.next_multiple_of(TILE_ROWS) * stride);
-    let mut sums = [Aligned([[[[E::Sum::default(); PANEL]; TILE_ROWS]; 2]; 2]); 2];
+    let row_tiles = rows.div_ceil(TILE_ROWS);
+    assert!(x.len() >= row_tiles * TILE_ROWS * stride);
+    let mut sums = [Aligned([[[E::Sum::default(); PANEL]; ROWS]; 2]); 2];
     let [mut before, mut now] = sums.each_mut();
     let mut begun: Option<Item<L::Columns>> = None;
-    // A block of a single tile of rows prefetches in a loop of its own.
-    let blocks = rows.div_ceil(TILE_ROWS) / 2;
-    let of_a_pair = PrefetchPlan::new(
-        2 * PANEL * size_of::<E>() * depth,
-        blocks,
-        INSTRUCTIONS,
-        &[1, 2, 4],
-    );
+    let pair_bytes = 2 * PANEL * size_of::<E>() * depth;
+    let blocks = row_tiles.div_ceil(SUMS);
     for Claim { item: pair, own } in pairs {
-        let mut ahead = of_a_pair.filter(|_| own);
-        let (panels, columns) = (layer.panels(pair), layer.columns(pair));
-        for first in (0..rows).step_by(ROWS) {
-            let of_block = (rows - first).min(ROWS);
-            let x = &x[first * stride..][..of_block.next_multiple_of(TILE_ROWS) * stride];
-            // SAFETY: guaranteed by the caller.
+        let (weights, columns) = (layer.weights(pair), layer.columns(pair));
+        assert!(size_of_val(weights) == pair_bytes);
+        let mut first = 0;
+        for index in 0..blocks {
+            let count = even_block(row_tiles - first, SUMS);
+            let block = Multiplied {
+                rows: x[first * TILE_ROWS * stride..].as_ptr().cast(),
+                row_bytes: stride * size_of::<E>(),
+                weights,
+                chunk: layer.layout().chunk(),
+                far: Far::of(index, blocks, pair_bytes, own),
+            };
+            let beside = Beside {
+                layer,
+                sums: before,
+                item: begun.as_mut(),
+            };
+            // SAFETY: the rows are in `x`, by the assertion above; the caller guarantees the rest.
             unsafe {
-                if of_block > TILE_ROWS {
-                    let work = Beside {
-                        layer,
-                        sums: before,
-                        item: begun.as_mut(),
-                    };
-                    multiply_block(&tiles, (x, stride), panels, now, work, ahead.as_mut());
-                } else {
-                    tiles.dot((x, stride), panels, depth, &mut now.0);
+                match count {
+                    1 => block.multiply::<L, 1>(&tiles, now, beside),
+                    2 => block.multiply::<L, 2>(&tiles, now, beside),
+                    3 => block.multiply::<L, 3>(&tiles, now, beside),
+                    _ => block.multiply::<L, SUMS>(&tiles, now, beside),
                 }
                 if let Some(item) = &mut begun {
                     item.write(ROWS, layer, before);
                 }
             }
+            let row = first * TILE_ROWS;
             begun = Some(Item {
                 columns,
-                first,
-                left: 0..of_block,
+                first: row,
+                left: 0..(rows - row).min(count * TILE_ROWS),
             });
+            first += count;
             std::mem::swap(&mut before, &mut now);
         }
     }
@@ -143,47 +198,58 @@ struct Beside<'a, E: Element, L: Layer<E>> {
     item: Option<&'a mut Item<L::Columns>>,
 }
 
-/// Computes a block's sums while the results of another are written.
-///
-/// # Safety
-/// As [`multiply`].
-#[inline(always)]
-unsafe fn multiply_block<E: Element, L: Layer<E>>(
-    _configured: &Tiles,
-    (x, stride): (&[E], usize),
-    panels: [&[E]; 2],
-    sums: &mut Sums<E::Sum>,
-    mut beside: Beside<'_, E, L>,
-    ahead: Option<&mut PrefetchPlan>,
-) {
-    let steps = size_of_val(panels[0]) / TILE;
-    assert!(x.len() == ROWS * stride && stride * size_of::<E>() >= steps * CACHE_LINE);
-    assert!(size_of_val(panels[1]) >= steps * TILE && size_of::<E::Sum>() == 4);
-    let rows_a_step = ROWS.div_ceil(steps);
-    let (asked, from) = ahead.map_or((0, 0), |ahead| (ahead.lines(), ahead.steps(steps)));
-    let mut from = panels[0].as_ptr().cast::<u8>().wrapping_add(from);
-    let mut step = Step {
-        rows: [x.as_ptr().cast(), x[TILE_ROWS * stride..].as_ptr().cast()],
-        row_bytes: stride * size_of::<E>(),
-        panels: panels.map(|panel| panel.as_ptr().cast()),
-    };
-    // SAFETY: tiles are configured. A step reads one line of each of thirty-two rows and sixteen lines of each panel,
-    // which the assertions ensure. The caller guarantees the rest.
-    unsafe {
-        zero_sums();
-        for _ in 0..steps {
-            match asked {
-                0 => E::step::<0>(&step, from),
-                ONE_EACH => E::step::<ONE_EACH>(&step, from),
-                TWO_EACH => E::step::<TWO_EACH>(&step, from),
-                _ => E::step::<FOUR_EACH>(&step, from),
+/// A block of rows and a pair of panels.
+struct Multiplied<'a, E> {
+    rows: *const u8,
+    /// From row to row.
+    row_bytes: usize,
+    weights: &'a [E],
+    /// Steps for which rows stay near.
+    chunk: usize,
+    far: Far,
+}
+
+impl<E: Element> Multiplied<'_, E> {
+    /// Computes the sums of `COUNT` tiles of rows while the results of other rows are written.
+    ///
+    /// # Safety
+    /// As [`multiply`]. The rows have as many lines as a panel has tiles.
+    #[inline(always)]
+    unsafe fn multiply<L: Layer<E>, const COUNT: usize>(
+        &self,
+        _configured: &Tiles,
+        sums: &mut Sums<E::Sum>,
+        mut beside: Beside<'_, E, L>,
+    ) {
+        const { assert!(COUNT <= SUMS && size_of::<E::Sum>() == 4) };
+        let steps = size_of_val(self.weights) / (2 * TILE);
+        let rows_a_step = ROWS.div_ceil(2 * steps);
+        let mut weights: *const u8 = self.weights.as_ptr().cast();
+        let mut far = weights.wrapping_add(self.far.from);
+        for start in (0..steps).step_by(self.chunk) {
+            for sums in &mut sums.0 {
+                let sums: *mut u8 = sums.as_mut_ptr().cast();
+                // SAFETY: tiles are configured. A step reads one line of each row and one tile of weights, of which
+                // each panel has `steps`. Sums have room for `SUMS` tiles. The caller guarantees the rest.
+                unsafe {
+                    begin_sums::<COUNT>(sums, start > 0);
+                    for step in start..steps.min(start + self.chunk) {
+                        let rows = self.rows.add(step * CACHE_LINE);
+                        E::step_of_panel::<COUNT>(rows, self.row_bytes, weights);
+                        let near = weights.wrapping_add(NEAR_BYTES);
+                        prefetch_lines::<_MM_HINT_T0>(near, 0..TILE_LINES);
+                        for _ in 0..self.far.lines {
+                            prefetch_lines::<_MM_HINT_T1>(far, 0..1);
+                            far = far.wrapping_add(Far::APART);
+                        }
+                        weights = weights.add(TILE);
+                        if let Some(item) = &mut beside.item {
+                            item.write(rows_a_step, beside.layer, beside.sums);
+                        }
+                    }
+                    store_sums::<COUNT>(sums);
+                }
             }
-            from = from.wrapping_add(asked * CACHE_LINE);
-            if let Some(item) = &mut beside.item {
-                item.write(rows_a_step, beside.layer, beside.sums);
-            }
-            step.go_on(CACHE_LINE);
         }
-        store_sums(sums.0.as_mut_ptr().cast());
     }
 }

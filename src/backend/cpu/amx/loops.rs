@@ -3,10 +3,10 @@
 use super::TILE;
 use super::single::{load, multiply, store, zero};
 use crate::backend::cpu::bf16::Bf16;
-use crate::backend::cpu::geometry::{CACHE_LINE, STREAM_AHEAD_BYTES};
+use crate::backend::cpu::geometry::{CACHE_LINE, STREAM_AHEAD_BYTES, TILE_ROWS};
 use crate::backend::cpu::prefetch::prefetch_lines;
 use std::arch::asm;
-use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1};
+use std::arch::x86_64::_MM_HINT_T0;
 
 /// How far ahead panels in the L2 cache are prefetched: past the pair being multiplied, where panels are short.
 const NEAR_BYTES: usize = 4096;
@@ -52,9 +52,6 @@ impl Step {
     }
 }
 
-/// Tile instructions of a step.
-pub(super) const INSTRUCTIONS: usize = 8;
-
 /// A type of elements that tiles can multiply.
 pub(in crate::backend::cpu) trait Element: Copy {
     /// The type of sums of products.
@@ -68,12 +65,22 @@ pub(in crate::backend::cpu) trait Element: Copy {
     unsafe fn dot_one(block: Block, accumulate: bool);
 
     /// Adds the products of thirty-two rows and two panels to tiles 0 to 3, those of the first rows with both panels
-    /// first. Prefetches `LINES` lines from `ahead` on, a multiple of eight: some after each instruction, so that tiles
-    /// get to memory in between.
+    /// first.
     ///
     /// # Safety
     /// As [`Element::dot_one`].
-    unsafe fn step<const LINES: usize>(step: &Step, ahead: *const u8);
+    unsafe fn step(step: &Step);
+
+    /// Adds the products of `COUNT` tiles of rows, `row_bytes` apart, and one panel to as many tiles of sums, from tile 0
+    /// on.
+    ///
+    /// # Safety
+    /// As [`Element::dot_one`]; there are one to four tiles.
+    unsafe fn step_of_panel<const COUNT: usize>(
+        rows: *const u8,
+        row_bytes: usize,
+        panel: *const u8,
+    );
 }
 
 /// Computes the sums of thirty-two rows, as [`Element::dot_one`] those of sixteen. Prefetches both panels
@@ -95,64 +102,66 @@ pub(super) unsafe fn dot_near<E: Element>(block: Block, accumulate: bool) {
     };
     // SAFETY: guaranteed by the caller.
     unsafe {
-        if accumulate {
-            load_sums(block.sums);
-        } else {
-            zero_sums();
-        }
+        begin_sums::<SUMS>(block.sums, accumulate);
         for _ in 0..block.steps {
-            E::step::<0>(&step, std::ptr::null());
+            E::step(&step);
             for panel in step.panels {
                 prefetch_lines::<_MM_HINT_T0>(panel.wrapping_add(NEAR_BYTES), 0..TILE / CACHE_LINE);
             }
             step.go_on(next);
         }
-        store_sums(block.sums);
+        store_sums::<SUMS>(block.sums);
     }
 }
 
-/// Zeroes the sums of [`Element::step`].
+/// Tiles of sums at most.
+pub(super) const SUMS: usize = 4;
+
+/// Zeroes the first `COUNT` tiles, or loads them, one after the other, if they are to be added to.
 ///
 /// # Safety
-/// Tiles are configured.
+/// Tiles are configured, and as many tiles of memory are there.
 #[inline(always)]
-pub(super) unsafe fn zero_sums() {
+pub(super) unsafe fn begin_sums<const COUNT: usize>(from: *const u8, accumulate: bool) {
+    const { assert!(COUNT <= SUMS) };
+    macro_rules! begin {
+        ($tile:literal, $index:literal) => {
+            if COUNT > $index && accumulate {
+                load!($tile, from.wrapping_add($index * TILE), CACHE_LINE);
+            } else if COUNT > $index {
+                zero!($tile);
+            }
+        };
+    }
     // SAFETY: guaranteed by the caller.
     unsafe {
-        zero!("tmm0");
-        zero!("tmm1");
-        zero!("tmm2");
-        zero!("tmm3");
+        begin!("tmm0", 0);
+        begin!("tmm1", 1);
+        begin!("tmm2", 2);
+        begin!("tmm3", 3);
     }
 }
 
-/// Loads the sums of [`Element::step`], four tiles one after the other.
+/// Stores the first `COUNT` tiles, one after the other.
 ///
 /// # Safety
-/// Tiles are configured, and four tiles of memory are there.
+/// As [`begin_sums`].
 #[inline(always)]
-unsafe fn load_sums(from: *const u8) {
-    // SAFETY: guaranteed by the caller.
-    unsafe {
-        load!("tmm0", from, CACHE_LINE);
-        load!("tmm1", from.wrapping_add(TILE), CACHE_LINE);
-        load!("tmm2", from.wrapping_add(2 * TILE), CACHE_LINE);
-        load!("tmm3", from.wrapping_add(3 * TILE), CACHE_LINE);
+pub(super) unsafe fn store_sums<const COUNT: usize>(to: *mut u8) {
+    const { assert!(COUNT <= SUMS) };
+    macro_rules! put {
+        ($tile:literal, $index:literal) => {
+            if COUNT > $index {
+                store!(to.wrapping_add($index * TILE), $tile);
+            }
+        };
     }
-}
-
-/// Stores the sums of [`Element::step`], four tiles one after the other.
-///
-/// # Safety
-/// As [`load_sums`].
-#[inline(always)]
-pub(super) unsafe fn store_sums(to: *mut u8) {
     // SAFETY: guaranteed by the caller.
     unsafe {
-        store!(to, "tmm0");
-        store!(to.wrapping_add(TILE), "tmm1");
-        store!(to.wrapping_add(2 * TILE), "tmm2");
-        store!(to.wrapping_add(3 * TILE), "tmm3");
+        put!("tmm0", 0);
+        put!("tmm1", 1);
+        put!("tmm2", 2);
+        put!("tmm3", 3);
     }
 }
 
@@ -212,31 +221,46 @@ macro_rules! element {
             }
 
             #[inline(always)]
-            unsafe fn step<const LINES: usize>(step: &Step, ahead: *const u8) {
+            unsafe fn step(step: &Step) {
                 let &Step { rows, row_bytes, panels } = step;
-                const { assert!(LINES.is_multiple_of(INSTRUCTIONS)) };
-                let part = LINES / INSTRUCTIONS;
-                let prefetch = |instruction: usize| {
-                    prefetch_lines::<_MM_HINT_T1>(ahead, instruction * part..(instruction + 1) * part);
-                };
                 // SAFETY: guaranteed by the caller.
                 unsafe {
                     load!("tmm4", rows[0], row_bytes);
-                    prefetch(0);
                     load!("tmm6", panels[0], CACHE_LINE);
-                    prefetch(1);
                     multiply!($multiply, "tmm0", "tmm4", "tmm6");
-                    prefetch(2);
                     load!("tmm7", panels[1], CACHE_LINE);
-                    prefetch(3);
                     multiply!($multiply, "tmm1", "tmm4", "tmm7");
-                    prefetch(4);
                     load!("tmm5", rows[1], row_bytes);
-                    prefetch(5);
                     multiply!($multiply, "tmm2", "tmm5", "tmm6");
-                    prefetch(6);
                     multiply!($multiply, "tmm3", "tmm5", "tmm7");
-                    prefetch(7);
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn step_of_panel<const COUNT: usize>(
+                rows: *const u8,
+                row_bytes: usize,
+                panel: *const u8,
+            ) {
+                const { assert!(COUNT <= SUMS) };
+                let tile = |index: usize| rows.wrapping_add(index * TILE_ROWS * row_bytes);
+                // SAFETY: guaranteed by the caller.
+                unsafe {
+                    load!("tmm4", panel, CACHE_LINE);
+                    load!("tmm5", rows, row_bytes);
+                    multiply!($multiply, "tmm0", "tmm5", "tmm4");
+                    if COUNT > 1 {
+                        load!("tmm6", tile(1), row_bytes);
+                        multiply!($multiply, "tmm1", "tmm6", "tmm4");
+                    }
+                    if COUNT > 2 {
+                        load!("tmm7", tile(2), row_bytes);
+                        multiply!($multiply, "tmm2", "tmm7", "tmm4");
+                    }
+                    if COUNT > 3 {
+                        load!("tmm5", tile(3), row_bytes);
+                        multiply!($multiply, "tmm3", "tmm5", "tmm4");
+                    }
                 }
             }
         }

@@ -12,6 +12,7 @@ use crate::backend::cpu::epilogue::write_vector;
 use crate::backend::cpu::f32x16::{F32x16, Vectors, on_vectors};
 use crate::backend::cpu::geometry::{PANEL, TILE_ROWS};
 use crate::backend::cpu::isa::Isa;
+use crate::backend::cpu::layout::Layout;
 use crate::backend::cpu::pages::{Part, Pool};
 use crate::backend::cpu::rows::{RowsOut, row_stride};
 use crate::backend::cpu::share::{for_each_rows, rows_of_a_part, share_panels};
@@ -20,14 +21,15 @@ use crate::compute::{Claim, Claims};
 use std::arch::x86_64::__m512;
 
 /// Multiplications below which another thread costs more than it saves.
-const MIN_WORK_PER_THREAD: usize = 1 << 18;
+pub(super) const MIN_WORK_PER_THREAD: usize = 1 << 18;
 
 /// A layer's weights.
 pub(in crate::backend::cpu) struct Bf16Linear {
-    in_dim: usize,
-    out_dim: usize,
-    /// `[panels][depth / 2][PANEL][2]`.
+    pub(super) in_dim: usize,
+    pub(super) out_dim: usize,
+    /// Tiles `[STEP / 2][PANEL][2]`, in the order of `layout`.
     panels: Part<Bf16>,
+    pub(super) layout: Layout,
     /// Order of the input channels.
     order: Order,
     bias: Vec<f32>,
@@ -43,15 +45,15 @@ impl Bf16Linear {
         in_dim: usize,
         out_dim: usize,
     ) -> Bf16Linear {
-        let (depth, order) = (in_dim.next_multiple_of(STEP), Order::of(isa));
+        let order = Order::of(isa);
+        let steps = in_dim.div_ceil(STEP);
+        let layout = Layout::of(isa, steps);
         // Whole pairs of panels: they are multiplied two at a time.
         let channels = out_dim.next_multiple_of(2 * PANEL);
-        let panels = pool.part(channels * depth, |panels| {
+        let panels = pool.part(channels * steps * STEP, |panels| {
             for (n, weight) in weight.chunks_exact(in_dim).enumerate() {
-                let panel = &mut panels[n / PANEL * PANEL * depth..][..PANEL * depth];
                 for (k, w) in weight.iter().enumerate() {
-                    let k = order.place(k);
-                    panel[k / 2 * 2 * PANEL + n % PANEL * 2 + k % 2] = Bf16::from_f32(*w);
+                    panels[place(layout, n, order.place(k))] = Bf16::from_f32(*w);
                 }
             }
         });
@@ -61,6 +63,7 @@ impl Bf16Linear {
             in_dim,
             out_dim,
             panels,
+            layout,
             order,
             bias,
         }
@@ -71,40 +74,59 @@ impl Bf16Linear {
         size_of_val(&self.panels[..])
     }
 
-    /// Returns both panels of a pair.
-    fn pair(&self, pair: usize) -> [&[Bf16]; 2] {
-        let of_panel = PANEL * self.in_dim.next_multiple_of(STEP);
-        let (first, second) = self.panels[2 * pair * of_panel..][..2 * of_panel].split_at(of_panel);
-        [first, second]
+    /// Returns a pair's weights.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn pair(&self, pair: usize) -> &[Bf16] {
+        let of_pair = 2 * PANEL * self.in_dim.next_multiple_of(STEP);
+        &self.panels[pair * of_pair..][..of_pair]
     }
 
-    fn biases(&self, pair: usize) -> [&[f32; PANEL]; 2] {
+    /// Returns both panels of a pair.
+    fn panels(&self, pair: usize) -> [&[Bf16]; 2] {
+        [2 * pair, 2 * pair + 1].map(|panel| {
+            let tiles = self.layout.panel(panel);
+            &self.panels[tiles.start * PANEL * STEP..tiles.end * PANEL * STEP]
+        })
+    }
+
+    pub(super) fn biases(&self, pair: usize) -> [&[f32; PANEL]; 2] {
         let biases = self.bias.as_chunks::<PANEL>().0;
         [&biases[2 * pair], &biases[2 * pair + 1]]
     }
 
     /// Returns the weight of an output channel `n` and an input channel `k`, as it is multiplied.
     fn weight(&self, n: usize, k: usize) -> f32 {
-        let (depth, k) = (self.in_dim.next_multiple_of(STEP), self.order.place(k));
-        let at = n / PANEL * PANEL * depth + k / 2 * 2 * PANEL + n % PANEL * 2 + k % 2;
-        self.panels[at].to_f32()
+        self.panels[place(self.layout, n, self.order.place(k))].to_f32()
     }
+}
+
+/// Returns where the weight of an output channel `n` lies, the `k`th in its order of input channels.
+fn place(layout: Layout, n: usize, k: usize) -> usize {
+    let tile = layout.tile(n / PANEL, k / STEP);
+    tile * PANEL * STEP + k % STEP / 2 * 2 * PANEL + n % PANEL * 2 + k % 2
 }
 
 /// Rows in bf16; grows to the largest call and keeps its memory.
 #[derive(Default)]
 pub(in crate::backend::cpu) struct Activations {
-    rows: AlignedVec<Bf16>,
+    pub(super) rows: AlignedVec<Bf16>,
 }
 
 impl Activations {
+    /// Makes room for `rows` rows of `in_dim` channels, and returns them, [`row_stride`] apart.
+    pub(super) fn room_for(&mut self, rows: usize, in_dim: usize) -> &mut [Bf16] {
+        let stride = row_stride::<Bf16>(in_dim.next_multiple_of(STEP));
+        // Whole tiles also read rows beyond the last, whose results are not used.
+        self.rows.resize(rows.next_multiple_of(TILE_ROWS) * stride);
+        &mut self.rows[..rows * stride]
+    }
+
     /// Rounds rows for the products of `isa`.
     pub(in crate::backend::cpu) fn round(&mut self, isa: Isa, x: &[f32], in_dim: usize) {
         let order = Order::of(isa);
         let stride = row_stride::<Bf16>(in_dim.next_multiple_of(STEP));
         let rows = x.len() / in_dim;
-        // Whole tiles also read rows beyond the last, whose results are not used.
-        self.rows.resize(rows.next_multiple_of(TILE_ROWS) * stride);
+        self.room_for(rows, in_dim);
         let part = rows_of_a_part(rows, in_dim);
         for_each_rows(part, (x, in_dim), (&mut self.rows, stride), |x, rows| {
             for (x, row) in x.chunks_exact(in_dim).zip(rows.chunks_exact_mut(stride)) {
@@ -161,7 +183,7 @@ impl Call<'_> {
         for Claim { item: pair, own } in pairs {
             let mut ahead = of_a_pair.filter(|_| own);
             let columns = Columns {
-                panels: self.linear.pair(pair),
+                panels: self.linear.panels(pair),
                 depth,
                 order: self.linear.order,
             };
@@ -217,8 +239,12 @@ impl<'a> layer::Layer<Bf16> for Call<'a> {
     /// The first column, and the biases.
     type Columns = (usize, [&'a [f32; PANEL]; 2]);
 
-    fn panels(&self, pair: usize) -> [&[Bf16]; 2] {
+    fn weights(&self, pair: usize) -> &[Bf16] {
         self.linear.pair(pair)
+    }
+
+    fn layout(&self) -> Layout {
+        self.linear.layout
     }
 
     fn columns(&self, pair: usize) -> Self::Columns {

@@ -16,6 +16,8 @@ mod order;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
 mod product;
+#[cfg(target_arch = "x86_64")]
+mod rounded;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vectors;
 
@@ -24,6 +26,8 @@ pub(super) use order::Order;
 #[cfg(target_arch = "x86_64")]
 pub(super) use pairs::sum_as_tiles as pairs_sum_as_tiles;
 pub(super) use product::{Columns, Product, TileSums};
+#[cfg(target_arch = "x86_64")]
+pub(super) use rounded::{linear_rounded_into, rounds_results};
 
 use crate::backend::narrow::from_bf16;
 use multiversion::multiversion;

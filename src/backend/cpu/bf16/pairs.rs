@@ -78,7 +78,8 @@ unsafe fn product_of(before: f32, a: i32, b: i32) -> f32 {
 /// Returns the prefetches of the next pair of panels, of `pair_bytes`, while one is multiplied with `rows` rows. With one
 /// or two tiles of rows memory sets the pace, and the first prefetches what it needs itself.
 pub(super) fn ahead(pair_bytes: usize, rows: usize) -> Option<PrefetchPlan> {
-    PrefetchPlan::new(pair_bytes, rows.div_ceil(ROWS), 1, &LINES)
+    let steps = pair_bytes / (2 * PANEL * CACHE_LINE);
+    PrefetchPlan::new(pair_bytes, rows.div_ceil(ROWS) * steps, &LINES)
 }
 
 /// Computes the sums, over the columns' depth, of `rows` rows in [`Order::Halves`], `stride` apart, and adds them to

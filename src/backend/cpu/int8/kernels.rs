@@ -103,6 +103,7 @@ mod x86 {
     use crate::backend::cpu::amx::layer;
     use crate::backend::cpu::f32x16::{F32x16, on_vectors};
     use crate::backend::cpu::int8::loops::{Next, VNNI_ROWS, dot_vnni};
+    use crate::backend::cpu::layout::Layout;
     use crate::backend::cpu::rows::even_block;
     use crate::backend::cpu::tile::with_tile_rows;
     use std::arch::x86_64::__m512;
@@ -238,10 +239,12 @@ mod x86 {
     impl<'a> layer::Layer<i8> for Call<'a> {
         type Columns = Columns<'a>;
 
-        fn panels(&self, pair: usize) -> [&[i8]; 2] {
-            self.pair(pair)
-                .0
-                .map(|panel| self.finish.linear.panel(panel))
+        fn weights(&self, pair: usize) -> &[i8] {
+            self.finish.linear.pair(pair)
+        }
+
+        fn layout(&self) -> Layout {
+            self.finish.linear.layout
         }
 
         fn columns(&self, pair: usize) -> Columns<'a> {

@@ -7,8 +7,9 @@
 //! are `f32`, even where the next layer's rows are 8 bits: a row's scale is known only when all of the row is there,
 //! and by then it is written.
 //!
-//! Weights lie as the kernels read them: panels of [`PANEL`] output channels, `[in_dim / 4][PANEL][4]`, a cache line
-//! for every four input channels. `in_dim` is padded with zeros to a multiple of [`DEPTH`], `out_dim` to whole panels.
+//! Weights lie as the kernels read them: panels of [`PANEL`] output channels in tiles of [`DEPTH`] input channels,
+//! `[DEPTH / 4][PANEL][4]`, a cache line for every four input channels. `in_dim` is padded with zeros to whole tiles,
+//! `out_dim` to whole pairs of panels.
 
 mod kernels;
 mod loops;
@@ -29,6 +30,7 @@ use super::epilogue::write_vector;
 #[cfg(target_arch = "x86_64")]
 use super::f32x16::F32x16;
 use super::isa::Isa;
+use super::layout::Layout;
 use super::pages::{Part, Pool};
 use crate::backend::Epilogue;
 
@@ -49,8 +51,9 @@ pub(super) const MAX_IN_DIM: usize = (i32::MAX / (255 * 127)) as usize / DEPTH *
 pub(super) struct Int8Linear {
     pub(super) in_dim: usize,
     pub(super) out_dim: usize,
-    /// `[panels][in_dim / 4][PANEL][4]`.
+    /// Tiles, in the order of `layout`.
     panels: Part<i8>,
+    layout: Layout,
     /// What one quantum of a channel is worth, `[panels * PANEL]`.
     scale: Vec<f32>,
     bias: Vec<f32>,
@@ -61,6 +64,7 @@ pub(super) struct Int8Linear {
 impl Int8Linear {
     /// Quantises weights `[out_dim, in_dim]`. A channel whose weights are not all finite gives NaN.
     pub(super) fn pack(
+        isa: Isa,
         pool: &mut Pool,
         weight: &[f32],
         bias: &[f32],
@@ -68,11 +72,12 @@ impl Int8Linear {
         out_dim: usize,
     ) -> Int8Linear {
         let rows = weight.chunks_exact(in_dim);
-        Int8Linear::from_rows(pool, rows, bias, (in_dim, out_dim), quantize_row)
+        Int8Linear::from_rows(isa, pool, rows, bias, (in_dim, out_dim), quantize_row)
     }
 
     /// Takes weights `[out_dim, in_dim]` that [`quantize_row`] has made, with the scale of each row.
     pub(super) fn take(
+        isa: Isa,
         pool: &mut Pool,
         quanta: &[i8],
         scale: &[f32],
@@ -81,7 +86,7 @@ impl Int8Linear {
     ) -> Int8Linear {
         let rows = quanta.chunks_exact(in_dim).zip(scale);
         let sizes = (in_dim, scale.len());
-        Int8Linear::from_rows(pool, rows, bias, sizes, |(quanta, scale), row| {
+        Int8Linear::from_rows(isa, pool, rows, bias, sizes, |(quanta, scale), row| {
             row[..in_dim].copy_from_slice(quanta);
             *scale
         })
@@ -89,6 +94,7 @@ impl Int8Linear {
 
     /// Packs rows. `quantize` writes a row's quanta, followed by zeros, and returns what one is worth.
     fn from_rows<R>(
+        isa: Isa,
         pool: &mut Pool,
         rows: impl Iterator<Item = R>,
         bias: &[f32],
@@ -100,16 +106,14 @@ impl Int8Linear {
         let channels = out_dim.next_multiple_of(PANEL);
         let (mut scale, mut offset) = (vec![0.0; channels], vec![0; channels]);
         let mut row = vec![0_i8; depth];
-        let panels = pool.part(channels * depth, |panels| {
+        let layout = Layout::of(isa, depth / DEPTH);
+        let panels = pool.part(out_dim.next_multiple_of(2 * PANEL) * depth, |panels| {
             for (n, values) in rows.enumerate() {
                 scale[n] = quantize(values, &mut row);
                 offset[n] = 128 * row.iter().map(|&q| i32::from(q)).sum::<i32>();
-                let panel = &mut panels[n / PANEL * PANEL * depth..][..PANEL * depth];
-                for (step, group) in panel
-                    .chunks_exact_mut(PANEL * GROUP)
-                    .zip(row.chunks_exact(GROUP))
-                {
-                    step[n % PANEL * GROUP..][..GROUP].copy_from_slice(group);
+                for (k, group) in row.chunks_exact(GROUP).enumerate() {
+                    let at = place(layout, n, k * GROUP);
+                    panels[at..at + GROUP].copy_from_slice(group);
                 }
             }
         });
@@ -119,6 +123,7 @@ impl Int8Linear {
             in_dim,
             out_dim,
             panels,
+            layout,
             scale,
             bias,
             offset,
@@ -134,8 +139,15 @@ impl Int8Linear {
     }
 
     fn panel(&self, index: usize) -> &[i8] {
-        let len = PANEL * self.depth();
-        &self.panels[index * len..][..len]
+        let tiles = self.layout.panel(index);
+        &self.panels[tiles.start * PANEL * DEPTH..tiles.end * PANEL * DEPTH]
+    }
+
+    /// Returns a pair's weights.
+    #[cfg(target_arch = "x86_64")]
+    fn pair(&self, pair: usize) -> &[i8] {
+        let len = 2 * PANEL * self.depth();
+        &self.panels[pair * len..][..len]
     }
 
     fn as_panel(&self, index: usize) -> Panel<'_> {
@@ -160,6 +172,12 @@ impl Int8Linear {
     pub(super) fn bytes(&self) -> usize {
         self.panels.len() + 3 * size_of::<f32>() * self.scale.len()
     }
+}
+
+/// Returns where the weight of an output channel `n` and an input channel `k` lies.
+fn place(layout: Layout, n: usize, k: usize) -> usize {
+    let tile = layout.tile(n / PANEL, k / DEPTH);
+    tile * PANEL * DEPTH + k % DEPTH / GROUP * GROUP * PANEL + n % PANEL * GROUP + k % GROUP
 }
 
 /// What turns a product's sums into results.
@@ -240,8 +258,7 @@ pub(super) fn plain_linear_into(
         for n in 0..linear.out_dim {
             let mut sum = 0;
             for (k, v) in x.iter().enumerate() {
-                let panel = linear.panel(n / PANEL);
-                let w = panel[(k / GROUP * PANEL + n % PANEL) * GROUP + k % GROUP];
+                let w = linear.panels[place(linear.layout, n, k)];
                 // The conversion to an integer turns NaN into 0.
                 let q = (v * (1.0 / scale))
                     .round_ties_even()
