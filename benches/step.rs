@@ -15,8 +15,9 @@ use umm::backend::{
     Backend, Epilogue, HeadShape, KvSegment, LinearId, NormIds, Region, Segments, TableId,
     Visibility,
 };
+use umm::config::RealtimeConfig;
 use umm::doctor::bandwidth;
-use umm::run::on_tick_thread;
+use umm::run::on_realtime_thread;
 
 const LAYERS: usize = 12;
 const WIDTH: usize = 768;
@@ -187,8 +188,7 @@ impl Step {
             });
             self.timed(Part::Rest, |cpu| cpu.layer_norm_into(x, rows, norms[1], h));
             self.timed(Part::Linear, |cpu| {
-                cpu.linear_into(h, rows, up, Epilogue::Gelu, ffn);
-                cpu.linear_into(ffn, rows, down, Epilogue::Add, x);
+                cpu.feed_forward_into(h, rows, [up, down], ffn, Epilogue::Add, x);
             });
         }
     }
@@ -248,9 +248,24 @@ fn precision_of(name: &str) -> Precision {
     }
 }
 
+/// Runs `work` on the first thread of a pool. Several threads are pinned to the cores that this process may use, as
+/// those of a live run are by `[realtime] cores`: after a pause the system puts two of them on one core for the
+/// first milliseconds.
+fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
+    let mut realtime = RealtimeConfig::default();
+    #[cfg(target_os = "linux")]
+    if threads > 1 {
+        use nix::sched::{CpuSet, sched_getaffinity};
+        let usable = sched_getaffinity(nix::unistd::Pid::from_raw(0)).expect("usable cores");
+        let usable = (0..CpuSet::count()).filter(|core| usable.is_set(*core).unwrap_or(false));
+        realtime.cores = usable.take(threads).collect();
+    }
+    on_realtime_thread(threads, &realtime, |_| work()).expect("threads")
+}
+
 /// Answers `PRECISION ROWS` on one pool of threads until standard input ends.
 fn serve(threads: usize) {
-    on_tick_thread(threads, || {
+    on_threads(threads, || {
         let mut steps = PRECISIONS.map(Step::new);
         let mut memory = None;
         let names: Vec<String> = steps.iter().map(|step| step.cpu.name()).collect();
@@ -275,8 +290,7 @@ fn serve(threads: usize) {
             println!("{linear:.1} {attention:.1} {rest:.1}");
             let _ = std::io::stdout().flush();
         }
-    })
-    .expect("threads");
+    });
 }
 
 fn table() {
@@ -285,7 +299,7 @@ fn table() {
     );
     for precision in PRECISIONS {
         for (threads, rows) in [(1, ROWS), (2, ROWS), (1, 4)] {
-            on_tick_thread(threads, || {
+            on_threads(threads, || {
                 let mut step = Step::new(precision);
                 let (total, [linear, attention, rest]) = step.measure(rows);
                 let mib = step.cpu.weight_bytes() >> 20;
@@ -293,8 +307,7 @@ fn table() {
                     "| {} | {threads} | {rows} | {linear:.2} | {attention:.2} | {rest:.2} | {total:.2} | {mib} MiB |",
                     step.cpu.name()
                 );
-            })
-            .expect("threads");
+            });
         }
     }
 }
