@@ -252,15 +252,34 @@ fn precision_of(name: &str) -> Precision {
 /// those of a live run are by `[realtime] cores`: after a pause the system puts two of them on one core for the
 /// first milliseconds.
 fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
-    let mut realtime = RealtimeConfig::default();
+    let cores = usable_cores();
+    let realtime = RealtimeConfig {
+        cores: if threads > 1 && threads <= cores.len() {
+            cores
+        } else {
+            Vec::new()
+        },
+        ..RealtimeConfig::default()
+    };
+    let work = |refused: Vec<String>| {
+        refused.iter().for_each(|reason| eprintln!("{reason}"));
+        work()
+    };
+    on_realtime_thread(threads, &realtime, work).expect("threads")
+}
+
+/// The cores that this process may use; none where the system does not tell.
+fn usable_cores() -> Vec<usize> {
     #[cfg(target_os = "linux")]
-    if threads > 1 {
+    {
         use nix::sched::{CpuSet, sched_getaffinity};
         let usable = sched_getaffinity(nix::unistd::Pid::from_raw(0)).expect("usable cores");
-        let usable = (0..CpuSet::count()).filter(|core| usable.is_set(*core).unwrap_or(false));
-        realtime.cores = usable.take(threads).collect();
+        (0..CpuSet::count())
+            .filter(|core| usable.is_set(*core).unwrap_or(false))
+            .collect()
     }
-    on_realtime_thread(threads, &realtime, |_| work()).expect("threads")
+    #[cfg(not(target_os = "linux"))]
+    Vec::new()
 }
 
 /// Answers `PRECISION ROWS` on one pool of threads until standard input ends.

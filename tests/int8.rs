@@ -11,7 +11,7 @@ use umm::backend::{Backend, Epilogue, LinearId, Region};
 use umm::run::on_tick_thread;
 
 /// `(in_dim, out_dim)` at and around the kernels' steps.
-const SIZES: [(usize, usize); 12] = [
+const SIZES: [(usize, usize); 13] = [
     (1, 4096),
     (3, 1400),
     (4, 1024),
@@ -21,6 +21,7 @@ const SIZES: [(usize, usize); 12] = [
     (65, 65),
     (128, 33),
     (133, 31),
+    (450, 80),
     (768, 17),
     (1030, 4),
     (4096, 1),

@@ -1,6 +1,7 @@
 //! Where a narrow layer's weights lie: in *tiles* of 1 KiB, a cache line of input channels for each of a panel's
-//! [`PANEL`](super::geometry::PANEL) output channels, in the order in which a kernel reads them. Then memory is read
-//! from one end to the other, which is what the processor's own prefetcher can follow.
+//! [`PANEL`](super::geometry::PANEL) output channels. Panels follow each other, except for AMX: there, tiles lie in the
+//! order in which the kernel reads them, so that memory is read from one end to the other, which the processor's own
+//! prefetcher can follow.
 
 use super::isa::Isa;
 
@@ -45,7 +46,7 @@ impl Layout {
     /// Returns a panel's tiles if they lie one after the other.
     ///
     /// # Panics
-    /// If they do not, in the order of [`Isa::Amx`].
+    /// If they do not, as those of more than [`CHUNK`] tiles in the order of [`Isa::Amx`].
     pub(super) fn panel(self, panel: usize) -> std::ops::Range<usize> {
         assert!(self.chunk == self.steps, "panels in chunks");
         panel * self.steps..(panel + 1) * self.steps

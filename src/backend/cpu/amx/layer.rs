@@ -48,7 +48,8 @@ impl Far {
     const APART: usize = FAR_LINES_APART * CACHE_LINE;
 
     /// Returns what block `block` of `blocks` prefetches while it is multiplied by a pair of `pair_bytes`: with a single
-    /// block, always the same distance ahead; else a share of the next pair, if that is the thread's `own`.
+    /// block, always the same distance ahead, even into another thread's pair; else a share of the next pair, if that is
+    /// the thread's `own`.
     fn of(block: usize, blocks: usize, pair_bytes: usize, own: bool) -> Far {
         const OF_A_TILE: usize = TILE_LINES / FAR_LINES_APART;
         if blocks == 1 {

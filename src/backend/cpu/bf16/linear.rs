@@ -52,8 +52,12 @@ impl Bf16Linear {
         let channels = out_dim.next_multiple_of(2 * PANEL);
         let panels = pool.part(channels * steps * STEP, |panels| {
             for (n, weight) in weight.chunks_exact(in_dim).enumerate() {
-                for (k, w) in weight.iter().enumerate() {
-                    panels[place(layout, n, order.place(k))] = Bf16::from_f32(*w);
+                for (step, weight) in weight.chunks(STEP).enumerate() {
+                    let tile = layout.tile(n / PANEL, step) * PANEL * STEP;
+                    let tile = &mut panels[tile..tile + PANEL * STEP];
+                    for (k, w) in weight.iter().enumerate() {
+                        tile[place_in_tile(n, order.place(k))] = Bf16::from_f32(*w);
+                    }
                 }
             }
         });
@@ -102,8 +106,12 @@ impl Bf16Linear {
 
 /// Returns where the weight of an output channel `n` lies, the `k`th in its order of input channels.
 fn place(layout: Layout, n: usize, k: usize) -> usize {
-    let tile = layout.tile(n / PANEL, k / STEP);
-    tile * PANEL * STEP + k % STEP / 2 * 2 * PANEL + n % PANEL * 2 + k % 2
+    layout.tile(n / PANEL, k / STEP) * PANEL * STEP + place_in_tile(n, k % STEP)
+}
+
+/// Returns where in its tile the weight of an output channel lies, the `k`th of the tile's input channels.
+fn place_in_tile(n: usize, k: usize) -> usize {
+    k / 2 * 2 * PANEL + n % PANEL * 2 + k % 2
 }
 
 /// Rows in bf16; grows to the largest call and keeps its memory.

@@ -1,7 +1,7 @@
 //! A layer's product, on each instruction set.
 //!
 //! An inner loop computes the sums of a block of rows and one or two panels. The outer loop is over panels: a panel's
-//! weights come from memory once and serve all rows from the L1 cache.
+//! weights come from memory once and serve all rows from near caches.
 
 use super::panel::{self, Sums};
 use super::{Finish, Isa, Rows};
@@ -121,8 +121,8 @@ mod x86 {
     }
 
     impl Call<'_> {
-        /// Returns a pair's panels, and how many of the two are written: without a second one, the
-        /// first is multiplied twice.
+        /// Returns a pair's panels, and how many of the two are written: without a second one, the first takes its
+        /// place.
         fn pair(&self, pair: usize) -> ([usize; 2], usize) {
             let panels = self.panels(pair);
             ([panels.start, panels.end - 1], panels.len())

@@ -111,9 +111,12 @@ impl Int8Linear {
             for (n, values) in rows.enumerate() {
                 scale[n] = quantize(values, &mut row);
                 offset[n] = 128 * row.iter().map(|&q| i32::from(q)).sum::<i32>();
-                for (k, group) in row.chunks_exact(GROUP).enumerate() {
-                    let at = place(layout, n, k * GROUP);
-                    panels[at..at + GROUP].copy_from_slice(group);
+                for (step, row) in row.chunks_exact(DEPTH).enumerate() {
+                    let tile = layout.tile(n / PANEL, step) * PANEL * DEPTH;
+                    let tile = &mut panels[tile..tile + PANEL * DEPTH];
+                    for (k, group) in row.chunks_exact(GROUP).enumerate() {
+                        tile[(k * PANEL + n % PANEL) * GROUP..][..GROUP].copy_from_slice(group);
+                    }
                 }
             }
         });
@@ -177,7 +180,7 @@ impl Int8Linear {
 /// Returns where the weight of an output channel `n` and an input channel `k` lies.
 fn place(layout: Layout, n: usize, k: usize) -> usize {
     let tile = layout.tile(n / PANEL, k / DEPTH);
-    tile * PANEL * DEPTH + k % DEPTH / GROUP * GROUP * PANEL + n % PANEL * GROUP + k % GROUP
+    tile * PANEL * DEPTH + (k % DEPTH / GROUP * PANEL + n % PANEL) * GROUP + k % GROUP
 }
 
 /// What turns a product's sums into results.
