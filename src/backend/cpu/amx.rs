@@ -8,8 +8,9 @@ pub(super) mod layer;
 mod loops;
 pub(super) mod single;
 
+use super::bf16::{Bf16, TileSums};
 use super::geometry::{CACHE_LINE, PANEL, TILE_ROWS};
-use loops::{Block, Element, TileRows, dot_near};
+use loops::{Block, TileRows, dot_near, dot_one};
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::cell::Cell;
@@ -81,9 +82,6 @@ struct TileConfig {
     rows: [u8; 16],
 }
 
-/// Sums of one row tile and one panel.
-pub(super) type TileSums<T> = [[T; PANEL]; TILE_ROWS];
-
 /// This thread's tiles, each of sixteen rows of 64 bytes; released when dropped.
 pub(super) struct Tiles {
     /// Tiles belong to the thread, so the value must stay on it.
@@ -120,24 +118,24 @@ impl Tiles {
         }
     }
 
-    /// Computes the sums, `[row tile][panel]`, of two panels and one or two tiles of rows. `x` is
+    /// Computes the sums, `[row tile][panel]`, of products in bf16 of two panels and one or two tiles of rows. `x` is
     /// `[TILE_ROWS or 2 TILE_ROWS][stride]`; `depth` values of each row are used. With one tile of rows, panels stream
     /// from memory and are prefetched; with two, they are assumed to lie in the L2 cache.
     ///
     /// # Panics
     /// When the sizes do not fit.
-    pub(super) fn dot<E: Element>(
+    pub(super) fn dot(
         &self,
-        (x, stride): (&[E], usize),
-        weights: [&[E]; 2],
+        (x, stride): (&[Bf16], usize),
+        weights: [&[Bf16]; 2],
         depth: usize,
-        sums: &mut [[TileSums<E::Sum>; 2]; 2],
+        sums: &mut [[TileSums; 2]; 2],
     ) {
         let tile = TILE_ROWS * stride;
         assert!(stride >= depth && (x.len() == tile || x.len() == 2 * tile));
         let rows = TileRows {
             first: x.as_ptr().cast(),
-            row: stride * size_of::<E>(),
+            row: stride * size_of::<Bf16>(),
             step: CACHE_LINE,
             tile: size_of_val(&x[..tile]),
         };
@@ -150,12 +148,12 @@ impl Tiles {
     ///
     /// # Panics
     /// When the sizes do not fit.
-    pub(super) fn add_in_place<E: Element>(
+    pub(super) fn add_in_place(
         &self,
-        x: &[[[TileSums<f32>; 2]; 2]],
+        x: &[[[TileSums; 2]; 2]],
         tiles: usize,
-        weights: [&[E]; 2],
-        sums: &mut [[TileSums<E::Sum>; 2]; 2],
+        weights: [&[Bf16]; 2],
+        sums: &mut [[TileSums; 2]; 2],
     ) {
         assert!((1..=2).contains(&tiles) && !x.is_empty());
         let rows = TileRows {
@@ -164,7 +162,7 @@ impl Tiles {
             step: size_of_val(&x[0]),
             tile: size_of_val(&x[0][0]),
         };
-        let depth = x.len() * CACHE_LINE / size_of::<E>();
+        let depth = x.len() * CACHE_LINE / size_of::<Bf16>();
         // SAFETY: the sums of a tile are sixteen rows of 64 bytes, and `x` has two tiles per step.
         unsafe { self.multiply(rows, tiles, weights, depth, sums, true) }
     }
@@ -173,18 +171,18 @@ impl Tiles {
     ///
     /// # Safety
     /// `rows` describes `tiles` tiles, one or two, whose rows have `depth` elements.
-    unsafe fn multiply<E: Element>(
+    unsafe fn multiply(
         &self,
         rows: TileRows,
         tiles: usize,
-        weights: [&[E]; 2],
+        weights: [&[Bf16]; 2],
         depth: usize,
-        sums: &mut [[TileSums<E::Sum>; 2]; 2],
+        sums: &mut [[TileSums; 2]; 2],
         accumulate: bool,
     ) {
-        let row_bytes = depth * size_of::<E>();
+        let row_bytes = depth * size_of::<Bf16>();
         assert!(row_bytes.is_multiple_of(CACHE_LINE) && depth > 0);
-        assert!(size_of::<E::Sum>() == 4 && weights.iter().all(|w| w.len() == PANEL * depth));
+        assert!(weights.iter().all(|w| w.len() == PANEL * depth));
         let block = Block {
             rows,
             panels: weights.map(|w| w.as_ptr().cast()),
@@ -196,8 +194,8 @@ impl Tiles {
         // assertions ensure. The four sums are 1024 bytes each, one after the other.
         unsafe {
             match tiles {
-                2 => dot_near::<E>(block, accumulate),
-                _ => E::dot_one(block, accumulate),
+                2 => dot_near(block, accumulate),
+                _ => dot_one(block, accumulate),
             }
         }
     }

@@ -34,6 +34,12 @@ impl Layout {
         self.chunk
     }
 
+    /// Returns the tiles of a pair, which lie together.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn pair(self, pair: usize) -> std::ops::Range<usize> {
+        2 * pair * self.steps..2 * (pair + 1) * self.steps
+    }
+
     /// Returns the number of a tile.
     #[inline(always)]
     pub(super) fn tile(self, panel: usize, step: usize) -> usize {

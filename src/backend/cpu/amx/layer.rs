@@ -68,15 +68,17 @@ impl Far {
     }
 }
 
-/// A layer's product: its weights, and how its results are written.
+/// A layer's weights.
+pub(in crate::backend::cpu) struct Weights<'a, E> {
+    /// In the order of `layout`.
+    pub tiles: &'a [E],
+    pub layout: Layout,
+}
+
+/// How the results of a layer's product are written.
 pub(in crate::backend::cpu) trait Layer<E: Element> {
     /// What turns the sums of a pair's columns into results.
     type Columns: Copy;
-
-    /// Returns a pair's weights, in the order of [`Layer::layout`].
-    fn weights(&self, pair: usize) -> &[E];
-
-    fn layout(&self) -> Layout;
 
     fn columns(&self, pair: usize) -> Self::Columns;
 
@@ -132,6 +134,7 @@ impl<C: Copy> Item<C> {
 #[inline(always)]
 pub(in crate::backend::cpu) unsafe fn multiply<E: Element, L: Layer<E>>(
     layer: &L,
+    Weights { tiles: all, layout }: &Weights<'_, E>,
     x: &[E],
     rows: usize,
     depth: usize,
@@ -147,7 +150,10 @@ pub(in crate::backend::cpu) unsafe fn multiply<E: Element, L: Layer<E>>(
     let pair_bytes = 2 * PANEL * size_of::<E>() * depth;
     let blocks = row_tiles.div_ceil(SUMS);
     for Claim { item: pair, own } in pairs {
-        let (weights, columns) = (layer.weights(pair), layer.columns(pair));
+        let of_pair = layout.pair(pair);
+        let of_tile = TILE / size_of::<E>();
+        let weights = &all[of_pair.start * of_tile..of_pair.end * of_tile];
+        let columns = layer.columns(pair);
         assert!(size_of_val(weights) == pair_bytes);
         let mut first = 0;
         for index in 0..blocks {
@@ -156,7 +162,7 @@ pub(in crate::backend::cpu) unsafe fn multiply<E: Element, L: Layer<E>>(
                 rows: x[first * TILE_ROWS * stride..].as_ptr().cast(),
                 row_bytes: stride * size_of::<E>(),
                 weights,
-                chunk: layer.layout().chunk(),
+                chunk: layout.chunk(),
                 far: Far::of(index, blocks, pair_bytes, own),
             };
             let beside = Beside {

@@ -1,7 +1,7 @@
 //! The loops over tiles, in assembly.
 
 use super::TILE;
-use super::single::{load, multiply, store, zero};
+use super::single::{add_products, load, multiply, store, zero};
 use crate::backend::cpu::bf16::Bf16;
 use crate::backend::cpu::geometry::{CACHE_LINE, STREAM_AHEAD_BYTES, TILE_ROWS};
 use crate::backend::cpu::prefetch::prefetch_lines;
@@ -57,25 +57,11 @@ pub(in crate::backend::cpu) trait Element: Copy {
     /// The type of sums of products.
     type Sum: Copy + Default;
 
-    /// Computes the sums of sixteen rows, and adds them to those in memory if `accumulate`. Prefetches both panels
-    /// [`STREAM_AHEAD_BYTES`] ahead, into the L2 cache, since more lines can be on their way there than to L1.
-    ///
-    /// # Safety
-    /// Tiles are configured, and the memory that the block describes is there.
-    unsafe fn dot_one(block: Block, accumulate: bool);
-
-    /// Adds the products of thirty-two rows and two panels to tiles 0 to 3, those of the first rows with both panels
-    /// first.
-    ///
-    /// # Safety
-    /// As [`Element::dot_one`].
-    unsafe fn step(step: &Step);
-
     /// Adds the products of `COUNT` tiles of rows, `row_bytes` apart, and one panel to as many tiles of sums, from tile 0
     /// on.
     ///
     /// # Safety
-    /// As [`Element::dot_one`]; there are one to four tiles.
+    /// Tiles are configured, and the memory is there: one to four tiles of rows, and one of the panel.
     unsafe fn step_of_panel<const COUNT: usize>(
         rows: *const u8,
         row_bytes: usize,
@@ -83,12 +69,66 @@ pub(in crate::backend::cpu) trait Element: Copy {
     );
 }
 
-/// Computes the sums of thirty-two rows, as [`Element::dot_one`] those of sixteen. Prefetches both panels
+/// Computes the sums of sixteen rows and two panels in bf16, and adds them to those in memory if `accumulate`. Memory is
+/// the limit: prefetches both panels [`STREAM_AHEAD_BYTES`] ahead, into the L2 cache, since more lines can be on their way
+/// there than to L1.
+///
+/// # Safety
+/// Tiles are configured, and the memory that the block describes is there.
+pub(super) unsafe fn dot_one(block: Block, accumulate: bool) {
+    // SAFETY: guaranteed by the caller; a prefetch may name any address.
+    unsafe {
+        asm!(
+            "test {accumulate:e}, {accumulate:e}",
+            "jz 4f",
+            "tileloadd tmm0, [{sums} + {line}*1]",
+            "tileloadd tmm1, [{sums} + {line}*1 + 1024]",
+            "jmp 2f",
+            "4:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "2:",
+            "tileloadd tmm4, [{x} + {row}*1]",
+            "tileloadd tmm6, [{w0} + {line}*1]",
+            "tileloadd tmm7, [{w1} + {line}*1]",
+            "mov {i:e}, 1024",
+            "3:",
+            "sub {i:e}, 64",
+            "prefetcht1 [{w0} + {i} + {ahead}]",
+            "prefetcht1 [{w1} + {i} + {ahead}]",
+            "jnz 3b",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "add {x}, {next}",
+            "add {w0}, 1024",
+            "add {w1}, 1024",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{sums} + {line}*1], tmm0",
+            "tilestored [{sums} + {line}*1 + 1024], tmm1",
+            x = inout(reg) block.rows.first => _,
+            w0 = inout(reg) block.panels[0] => _,
+            w1 = inout(reg) block.panels[1] => _,
+            steps = inout(reg) block.steps => _,
+            i = out(reg) _,
+            row = in(reg) block.rows.row,
+            next = in(reg) block.rows.step,
+            line = in(reg) CACHE_LINE,
+            sums = in(reg) block.sums,
+            accumulate = in(reg) u32::from(accumulate),
+            ahead = const STREAM_AHEAD_BYTES,
+            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Computes the sums of thirty-two rows, as [`dot_one`] those of sixteen. Prefetches both panels
 /// [`NEAR_BYTES`] ahead, from the L2 cache to L1.
 ///
 /// # Safety
-/// As [`Element::dot_one`].
-pub(super) unsafe fn dot_near<E: Element>(block: Block, accumulate: bool) {
+/// As [`dot_one`].
+pub(super) unsafe fn dot_near(block: Block, accumulate: bool) {
     let TileRows {
         first,
         row,
@@ -104,13 +144,38 @@ pub(super) unsafe fn dot_near<E: Element>(block: Block, accumulate: bool) {
     unsafe {
         begin_sums::<SUMS>(block.sums, accumulate);
         for _ in 0..block.steps {
-            E::step(&step);
+            step_of_pair(&step);
             for panel in step.panels {
                 prefetch_lines::<_MM_HINT_T0>(panel.wrapping_add(NEAR_BYTES), 0..TILE / CACHE_LINE);
             }
             step.go_on(next);
         }
         store_sums::<SUMS>(block.sums);
+    }
+}
+
+/// Adds the products in bf16 of thirty-two rows and two panels to tiles 0 to 3, those of the first rows with both panels
+/// first.
+///
+/// # Safety
+/// As [`dot_one`].
+#[inline(always)]
+unsafe fn step_of_pair(step: &Step) {
+    let &Step {
+        rows,
+        row_bytes,
+        panels,
+    } = step;
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        load!("tmm4", rows[0], row_bytes);
+        load!("tmm6", panels[0], CACHE_LINE);
+        add_products!("tmm0", "tmm4", "tmm6");
+        load!("tmm7", panels[1], CACHE_LINE);
+        add_products!("tmm1", "tmm4", "tmm7");
+        load!("tmm5", rows[1], row_bytes);
+        add_products!("tmm2", "tmm5", "tmm6");
+        add_products!("tmm3", "tmm5", "tmm7");
     }
 }
 
@@ -165,76 +230,11 @@ pub(super) unsafe fn store_sums<const COUNT: usize>(to: *mut u8) {
     }
 }
 
-/// Implements the loops for an element whose tiles the instruction `$multiply` multiplies.
+/// Implements the step for an element whose tiles the instruction `$multiply` multiplies.
 macro_rules! element {
     ($element:ty, $sum:ty, $multiply:literal) => {
         impl Element for $element {
             type Sum = $sum;
-
-            /// Memory is the limit, so weights are prefetched.
-            unsafe fn dot_one(block: Block, accumulate: bool) {
-                // SAFETY: guaranteed by the caller; a prefetch may name any address.
-                unsafe {
-                    asm!(
-                        "test {accumulate:e}, {accumulate:e}",
-                        "jz 4f",
-                        "tileloadd tmm0, [{sums} + {line}*1]",
-                        "tileloadd tmm1, [{sums} + {line}*1 + 1024]",
-                        "jmp 2f",
-                        "4:",
-                        "tilezero tmm0",
-                        "tilezero tmm1",
-                        "2:",
-                        "tileloadd tmm4, [{x} + {row}*1]",
-                        "tileloadd tmm6, [{w0} + {line}*1]",
-                        "tileloadd tmm7, [{w1} + {line}*1]",
-                        "mov {i:e}, 1024",
-                        "3:",
-                        "sub {i:e}, 64",
-                        "prefetcht1 [{w0} + {i} + {ahead}]",
-                        "prefetcht1 [{w1} + {i} + {ahead}]",
-                        "jnz 3b",
-                        concat!($multiply, " tmm0, tmm4, tmm6"),
-                        concat!($multiply, " tmm1, tmm4, tmm7"),
-                        "add {x}, {next}",
-                        "add {w0}, 1024",
-                        "add {w1}, 1024",
-                        "dec {steps}",
-                        "jnz 2b",
-                        "tilestored [{sums} + {line}*1], tmm0",
-                        "tilestored [{sums} + {line}*1 + 1024], tmm1",
-                        x = inout(reg) block.rows.first => _,
-                        w0 = inout(reg) block.panels[0] => _,
-                        w1 = inout(reg) block.panels[1] => _,
-                        steps = inout(reg) block.steps => _,
-                        i = out(reg) _,
-                        row = in(reg) block.rows.row,
-                        next = in(reg) block.rows.step,
-                        line = in(reg) CACHE_LINE,
-                        sums = in(reg) block.sums,
-                        accumulate = in(reg) u32::from(accumulate),
-                        ahead = const STREAM_AHEAD_BYTES,
-                        out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
-                        options(nostack),
-                    );
-                }
-            }
-
-            #[inline(always)]
-            unsafe fn step(step: &Step) {
-                let &Step { rows, row_bytes, panels } = step;
-                // SAFETY: guaranteed by the caller.
-                unsafe {
-                    load!("tmm4", rows[0], row_bytes);
-                    load!("tmm6", panels[0], CACHE_LINE);
-                    multiply!($multiply, "tmm0", "tmm4", "tmm6");
-                    load!("tmm7", panels[1], CACHE_LINE);
-                    multiply!($multiply, "tmm1", "tmm4", "tmm7");
-                    load!("tmm5", rows[1], row_bytes);
-                    multiply!($multiply, "tmm2", "tmm5", "tmm6");
-                    multiply!($multiply, "tmm3", "tmm5", "tmm7");
-                }
-            }
 
             #[inline(always)]
             unsafe fn step_of_panel<const COUNT: usize>(

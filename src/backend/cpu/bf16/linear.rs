@@ -29,7 +29,7 @@ pub(in crate::backend::cpu) struct Bf16Linear {
     pub(super) out_dim: usize,
     /// Tiles `[STEP / 2][PANEL][2]`, in the order of `layout`.
     panels: Part<Bf16>,
-    pub(super) layout: Layout,
+    layout: Layout,
     /// Order of the input channels.
     order: Order,
     bias: Vec<f32>,
@@ -78,11 +78,13 @@ impl Bf16Linear {
         size_of_val(&self.panels[..])
     }
 
-    /// Returns a pair's weights.
+    /// Returns the weights for a product on tiles.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn pair(&self, pair: usize) -> &[Bf16] {
-        let of_pair = 2 * PANEL * self.in_dim.next_multiple_of(STEP);
-        &self.panels[pair * of_pair..][..of_pair]
+    pub(super) fn on_tiles(&self) -> layer::Weights<'_, Bf16> {
+        layer::Weights {
+            tiles: &self.panels,
+            layout: self.layout,
+        }
     }
 
     /// Returns both panels of a pair.
@@ -216,7 +218,16 @@ impl Call<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
     unsafe fn run_on_tiles(&self, depth: usize, pairs: Claims<'_>) {
         // SAFETY: guaranteed by the caller.
-        unsafe { layer::multiply(self, self.rows, self.out.rows(), depth, pairs) }
+        unsafe {
+            layer::multiply(
+                self,
+                &self.linear.on_tiles(),
+                self.rows,
+                self.out.rows(),
+                depth,
+                pairs,
+            )
+        }
     }
 
     /// Writes a row's results to the columns from `first` on, which have these `biases`.
@@ -246,14 +257,6 @@ impl Call<'_> {
 impl<'a> layer::Layer<Bf16> for Call<'a> {
     /// The first column, and the biases.
     type Columns = (usize, [&'a [f32; PANEL]; 2]);
-
-    fn weights(&self, pair: usize) -> &[Bf16] {
-        self.linear.pair(pair)
-    }
-
-    fn layout(&self) -> Layout {
-        self.linear.layout
-    }
 
     fn columns(&self, pair: usize) -> Self::Columns {
         (2 * pair * PANEL, self.linear.biases(pair))

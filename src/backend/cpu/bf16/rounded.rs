@@ -8,7 +8,6 @@ use crate::backend::cpu::amx::layer::{self, Layer};
 use crate::backend::cpu::f32x16::F32x16;
 use crate::backend::cpu::geometry::PANEL;
 use crate::backend::cpu::isa::Isa;
-use crate::backend::cpu::layout::Layout;
 use crate::backend::cpu::rows::{RowsOut, row_stride};
 use crate::backend::cpu::share::share_panels;
 use crate::compute::Claims;
@@ -68,7 +67,16 @@ impl Call<'_> {
     unsafe fn run(&self, pairs: Claims<'_>) {
         let depth = self.linear.in_dim.next_multiple_of(STEP);
         // SAFETY: guaranteed by the caller.
-        unsafe { layer::multiply(self, self.rows, self.out.rows(), depth, pairs) }
+        unsafe {
+            layer::multiply(
+                self,
+                &self.linear.on_tiles(),
+                self.rows,
+                self.out.rows(),
+                depth,
+                pairs,
+            )
+        }
     }
 }
 
@@ -93,14 +101,6 @@ unsafe fn rounded(mut values: [__m512; 2]) -> __m512i {
 impl<'a> Layer<Bf16> for Call<'a> {
     /// The first column, and the biases.
     type Columns = (usize, [&'a [f32; PANEL]; 2]);
-
-    fn weights(&self, pair: usize) -> &[Bf16] {
-        self.linear.pair(pair)
-    }
-
-    fn layout(&self) -> Layout {
-        self.linear.layout
-    }
 
     fn columns(&self, pair: usize) -> Self::Columns {
         (pair * OF_A_PAIR, self.linear.biases(pair))

@@ -103,7 +103,6 @@ mod x86 {
     use crate::backend::cpu::amx::layer;
     use crate::backend::cpu::f32x16::{F32x16, on_vectors};
     use crate::backend::cpu::int8::loops::{Next, VNNI_ROWS, dot_vnni};
-    use crate::backend::cpu::layout::Layout;
     use crate::backend::cpu::rows::even_block;
     use crate::backend::cpu::tile::with_tile_rows;
     use std::arch::x86_64::__m512;
@@ -207,9 +206,13 @@ mod x86 {
         /// Tiles, AVX-512 F, BW, VL and DQ, and FMA must be available.
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
         pub(super) unsafe fn run_amx(&self, pairs: Claims<'_>) {
-            let (x, rows) = (self.x.bytes(), self.out.rows());
+            let (linear, x) = (self.finish.linear, self.x.bytes());
+            let weights = layer::Weights {
+                tiles: &linear.panels,
+                layout: linear.layout,
+            };
             // SAFETY: this function has the same condition; threads hold disjoint panels.
-            unsafe { layer::multiply(self, x, rows, self.finish.linear.depth(), pairs) }
+            unsafe { layer::multiply(self, &weights, x, self.out.rows(), linear.depth(), pairs) }
         }
 
         /// Writes a row's sums to the output.
@@ -238,14 +241,6 @@ mod x86 {
 
     impl<'a> layer::Layer<i8> for Call<'a> {
         type Columns = Columns<'a>;
-
-        fn weights(&self, pair: usize) -> &[i8] {
-            self.finish.linear.pair(pair)
-        }
-
-        fn layout(&self) -> Layout {
-            self.finish.linear.layout
-        }
 
         fn columns(&self, pair: usize) -> Columns<'a> {
             let linear = self.finish.linear;

@@ -146,13 +146,6 @@ impl Int8Linear {
         &self.panels[tiles.start * PANEL * DEPTH..tiles.end * PANEL * DEPTH]
     }
 
-    /// Returns a pair's weights.
-    #[cfg(target_arch = "x86_64")]
-    fn pair(&self, pair: usize) -> &[i8] {
-        let len = 2 * PANEL * self.depth();
-        &self.panels[pair * len..][..len]
-    }
-
     fn as_panel(&self, index: usize) -> Panel<'_> {
         Panel {
             weights: self.panel(index),
