@@ -5,6 +5,7 @@ use proptest::prelude::*;
 mod support;
 
 use support::attention::AttentionCall;
+use support::feed_forward::{How, of_many_sizes};
 use support::{instruction_sets, sizes_and_rows};
 use umm::backend::cpu::{Cpu, Isa, MIN_NARROW_WEIGHTS, Path, Precision};
 use umm::backend::parity::noise;
@@ -141,60 +142,17 @@ fn a_row_that_is_not_finite_leaves_the_others() {
     }
 }
 
-/// Runs two layers on a backend, the second's results after noise, one by one or as one feed-forward part.
-fn two_layers(
-    cpu: &mut Cpu,
-    (width, hidden): (usize, usize),
-    rows: usize,
-    fused: bool,
-) -> Vec<u32> {
-    cpu.allocate(rows * (2 * width + hidden));
-    let mut layer = |seed, from, to| {
-        let weight = noise(seed, from * to);
-        cpu.add_linear(&weight, Some(&noise(seed + 1, to)), from, to)
-    };
-    let layers = [layer(1, width, hidden), layer(3, hidden, width)];
-    let region = |start, width| Region {
-        start: rows * start,
-        len: rows * width,
-    };
-    let (x, between) = (region(0, width), region(width, hidden));
-    let out = region(width + hidden, width);
-    cpu.upload(x, &noise(5, x.len));
-    cpu.upload(out, &noise(6, out.len));
-    if fused {
-        cpu.feed_forward_into(x, rows, layers, between, Epilogue::Add, out);
-    } else {
-        cpu.linear_into(x, rows, layers[0], Epilogue::Gelu, between);
-        cpu.linear_into(between, rows, layers[1], Epilogue::Add, out);
-    }
-    let mut result = vec![0.0; out.len];
-    cpu.download(out, &mut result);
-    bits(&result)
-}
-
 #[test]
 fn a_feed_forward_part_has_the_bits_of_its_layers() {
-    // Whole and broken steps of the second layer; the last two layers stay in `f32`. Buffers that have grown are used
-    // again by what is smaller.
-    let sizes = [(33, 256), (96, 100), (64, 96), (64, 64), (40, 32)];
-    let rows = [130, 65, 64, 17, 16, 1];
     for isa in instruction_sets() {
-        let backend = || Cpu::with_isa(Path::Fast, Precision::Bf16, isa);
-        let all = |fused: bool, threads: usize| {
-            let run = || {
-                let mut cpu = backend();
-                let calls = sizes.iter().flat_map(|size| rows.map(|rows| (*size, rows)));
-                calls
-                    .map(|(size, rows)| two_layers(&mut cpu, size, rows, fused))
-                    .collect::<Vec<_>>()
-            };
+        let all = |how, threads| {
+            let run = || of_many_sizes(&mut Cpu::with_isa(Path::Fast, Precision::Bf16, isa), how);
             on_tick_thread(threads, run).expect("threads")
         };
-        let expected = all(false, 1);
+        let expected = all(How::OneByOne, 1);
         for threads in [1, 3] {
             let what = format!("{}, {threads} threads", isa.name());
-            assert!(all(true, threads) == expected, "{what}");
+            assert!(all(How::AtOnce, threads) == expected, "{what}");
         }
     }
 }

@@ -245,7 +245,7 @@ pub trait Backend {
 
     /// A feed-forward part: `out[r] (=, += or = gelu) gelu(x[r] W1^T + b1) W2^T + b2` for `rows` rows, with `W1` and `b1`
     /// those of `layers[0]`. `hidden` has room for the first layer's results; what it holds afterwards is up to the
-    /// backend.
+    /// backend, and so is how precise they are between the layers.
     fn feed_forward_into(
         &mut self,
         x: Region,

@@ -46,6 +46,15 @@ impl Share {
         taken.ok().map(Share::items)
     }
 
+    /// As [`Share::take_first`], where no other thread takes items.
+    fn take_first_alone(&self) -> Option<usize> {
+        // An exchange would wait until all that was written before is in the cache.
+        let mut items = Share::items(self.0.load(Share::ORDER));
+        let first = items.next()?;
+        self.set(items);
+        Some(first)
+    }
+
     fn take_first(&self) -> Option<usize> {
         let items = self.take(|items| items.start + 1..items.end)?;
         Some(items.start)
@@ -83,6 +92,10 @@ impl Iterator for Claims<'_> {
     type Item = Claim;
 
     fn next(&mut self) -> Option<Claim> {
+        if let [only] = self.shares {
+            let own = |item| Claim { item, own: true };
+            return only.take_first_alone().map(own);
+        }
         if let Some(item) = self.shares[self.own].take_first() {
             return Some(Claim { item, own: true });
         }

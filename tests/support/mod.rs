@@ -3,6 +3,7 @@
 
 pub mod align;
 pub mod attention;
+pub mod feed_forward;
 pub mod files;
 pub mod live;
 pub mod logs;

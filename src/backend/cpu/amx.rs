@@ -6,6 +6,7 @@
 
 pub(super) mod layer;
 mod loops;
+pub(super) mod results;
 pub(super) mod single;
 
 use super::bf16::{Bf16, TileSums};

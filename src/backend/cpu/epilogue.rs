@@ -1,4 +1,4 @@
-//! What is done with a product's results on their way to the output.
+//! What is done with the results of products in bf16 and 8 bits on their way to the output.
 
 #[cfg(target_arch = "x86_64")]
 use super::f32x16::{F32x16, LANES};
@@ -10,7 +10,7 @@ use crate::backend::Epilogue;
 pub(super) fn write_panel<const N: usize>(mut y: [f32; N], epilogue: Epilogue, out: &mut [f32]) {
     if epilogue == Epilogue::Gelu {
         for y in &mut y {
-            *y = math::gelu(*y);
+            *y = math::gelu(&math::EXP2_NARROW, *y);
         }
     }
     match out.as_mut_array::<N>() {
@@ -36,7 +36,7 @@ pub(super) unsafe fn write_vector<S: F32x16>(mut y: S, epilogue: Epilogue, out: 
     unsafe {
         match epilogue {
             Epilogue::Store => (),
-            Epilogue::Gelu => y = y.gelu(),
+            Epilogue::Gelu => y = y.gelu(&math::EXP2_NARROW),
             Epilogue::Add if whole => y = S::load(place).add(y),
             Epilogue::Add => y = S::load_first(place, out.len()).add(y),
         }

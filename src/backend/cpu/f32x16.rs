@@ -184,12 +184,12 @@ pub(super) trait F32x16: Copy {
     /// Applies [`math::gelu`] to each lane.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn gelu(self) -> Self {
+    unsafe fn gelu<const N: usize>(self, polynomial: &[f32; N]) -> Self {
         // SAFETY: sixteen elements; the caller guarantees the rest.
         unsafe {
             let mut values = self.lanes();
             for value in &mut values {
-                *value = math::gelu(*value);
+                *value = math::gelu(polynomial, *value);
             }
             Self::load(values.as_ptr())
         }

@@ -58,5 +58,5 @@ pub(super) fn linear_into(
 
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]
 fn gelu_in_place(x: &mut [f32]) {
-    x.iter_mut().for_each(|v| *v = math::gelu(*v));
+    x.iter_mut().for_each(|v| *v = math::gelu(&math::EXP2, *v));
 }

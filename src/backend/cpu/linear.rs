@@ -1,6 +1,9 @@
 //! Linear layers of the CPU backend: their weights, in the form that path and precision need, and their products.
 
-use super::int8::Int8Linear;
+use super::bf16::Bf16;
+use super::int8::{Int8Linear, RoundedToBf16, Unrounded};
+#[cfg(target_arch = "x86_64")]
+use super::isa::Isa;
 use super::{Cpu, Path, Precision, bf16, gemm, int8, pair, plain};
 #[cfg(target_arch = "x86_64")]
 use super::{f32x16, packed};
@@ -23,7 +26,7 @@ pub fn quantized(weight: &[f32], in_dim: usize) -> (Vec<i8>, Vec<f32>) {
     let scale = weight
         .chunks_exact(in_dim)
         .zip(rows)
-        .map(|(weight, row)| int8::quantize_row(weight, row))
+        .map(|(weight, row)| int8::quantize_row::<Unrounded, _>(weight, row))
         .collect();
     (quanta, scale)
 }
@@ -42,6 +45,17 @@ pub(super) enum LinearWeights {
     Vectors(packed::PackedLinear),
     Bf16(bf16::Bf16Linear),
     Int8(Int8Linear),
+}
+
+/// Where a product finds its rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rows {
+    /// Where they are given.
+    Given,
+    /// In the form its kind of weights needs, since the product before had the same rows.
+    Prepared,
+    /// Likewise, from the first layer of a feed-forward part.
+    Hidden,
 }
 
 /// A linear layer.
@@ -165,37 +179,60 @@ impl Cpu {
         LinearWeights::Packed(gemm::pack(&self.gemm, weight, in_dim, out_dim))
     }
 
-    /// Computes a linear layer with GELU and rounds the results to `bf16_hidden`, as the next layer reads them, where both
-    /// are in bf16 on tiles; returns whether it did.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn multiply_rounded(
+    /// Computes the first layer of a feed-forward part; returns where the second one finds its rows.
+    ///
+    /// In 8 bits results are rounded to bf16 before they are quantised, on every path: on tiles they are written, and
+    /// read again, in half the memory then.
+    pub(super) fn multiply_hidden(
         &mut self,
         x: Region,
         rows: usize,
-        layer: LinearId,
-        next: LinearId,
-    ) -> bool {
-        let [linear, next] = [layer, next].map(|id| &self.linears[id.0]);
-        let (LinearWeights::Bf16(weights), LinearWeights::Bf16(_)) =
-            (&linear.weights, &next.weights)
-        else {
-            return false;
-        };
-        if rows == 0
-            || linear.out_dim != next.in_dim
-            || self.path == Path::Plain
-            || !bf16::rounds_results(self.isa, weights)
-        {
-            return false;
+        [up, down]: [LinearId; 2],
+        hidden: Region,
+    ) -> Rows {
+        let [layer, next] = [up, down].map(|id| &self.linears[id.0]);
+        let width = layer.out_dim;
+        assert_eq!(width, next.in_dim, "hidden size");
+        assert_eq!(x.len, rows * layer.in_dim, "linear input size");
+        #[cfg(target_arch = "x86_64")]
+        let on_tiles =
+            self.path == Path::Fast && self.isa == Isa::Amx && bf16::Hidden::takes(width);
+        match (&layer.weights, &next.weights) {
+            #[cfg(target_arch = "x86_64")]
+            (LinearWeights::Bf16(weights), LinearWeights::Bf16(_)) if on_tiles => {
+                let x = &self.arena[x.range()];
+                self.bf16_rows.round(self.isa, x, layer.in_dim);
+                bf16::hidden_into(weights, &self.bf16_rows, rows, &mut self.hidden);
+                Rows::Hidden
+            }
+            #[cfg(target_arch = "x86_64")]
+            (LinearWeights::Int8(weights), LinearWeights::Int8(_)) if on_tiles => {
+                let (x, prepared) = (&self.arena[x.range()], &mut self.int8_rows);
+                prepared.quantize::<Unrounded>(self.isa, x, layer.in_dim);
+                int8::hidden_into(weights, prepared, &mut self.hidden);
+                prepared.quantize_hidden(&self.hidden, width);
+                Rows::Hidden
+            }
+            (LinearWeights::Int8(_), LinearWeights::Int8(_)) => {
+                self.multiply(x, rows, up, Epilogue::Gelu, hidden, Rows::Given);
+                let hidden = &mut self.arena[hidden.range()];
+                if self.path == Path::Plain {
+                    let round = |v: &mut f32| *v = Bf16::from_f32(*v).to_f32();
+                    hidden.iter_mut().for_each(round);
+                    return Rows::Given;
+                }
+                let prepared = &mut self.int8_rows;
+                prepared.quantize::<RoundedToBf16>(self.isa, hidden, width);
+                Rows::Hidden
+            }
+            _ => {
+                self.multiply(x, rows, up, Epilogue::Gelu, hidden, Rows::Given);
+                Rows::Given
+            }
         }
-        assert_eq!(x.len, rows * linear.in_dim, "linear input size");
-        let x = &self.arena[x.range()];
-        self.bf16_rows.round(self.isa, x, linear.in_dim);
-        bf16::linear_rounded_into(weights, &self.bf16_rows, rows, &mut self.bf16_hidden);
-        true
     }
 
-    /// Computes a linear layer; `prepared` says whether its rows already have the form its kind of weights needs.
+    /// Computes a linear layer.
     pub(super) fn multiply(
         &mut self,
         x: Region,
@@ -203,7 +240,7 @@ impl Cpu {
         layer: LinearId,
         epilogue: Epilogue,
         out: Region,
-        prepared: bool,
+        rows_in: Rows,
     ) {
         if rows == 0 {
             return;
@@ -214,8 +251,12 @@ impl Cpu {
         let (x, out) = pair(&mut self.arena, x, out);
         match &linear.weights {
             LinearWeights::Bf16(weights) if self.path == Path::Fast => {
+                #[cfg(target_arch = "x86_64")]
+                if rows_in == Rows::Hidden {
+                    return bf16::linear_of_hidden_into(weights, &self.hidden, epilogue, out);
+                }
                 let rows = &mut self.bf16_rows;
-                if !prepared {
+                if rows_in == Rows::Given {
                     rows.round(self.isa, x, linear.in_dim);
                 }
                 bf16::linear_into(self.isa, weights, rows, epilogue, out);
@@ -225,8 +266,8 @@ impl Cpu {
             }),
             LinearWeights::Int8(weights) if self.path == Path::Fast => {
                 let rows = &mut self.int8_rows;
-                if !prepared {
-                    rows.quantize(self.isa, x, linear.in_dim);
+                if rows_in == Rows::Given {
+                    rows.quantize::<Unrounded>(self.isa, x, linear.in_dim);
                 }
                 int8::linear_into(self.isa, weights, rows, epilogue, out);
             }
@@ -236,7 +277,7 @@ impl Cpu {
             #[cfg(target_arch = "x86_64")]
             LinearWeights::Vectors(packed) => {
                 let copied = &mut self.copied_rows;
-                if !prepared {
+                if rows_in == Rows::Given {
                     packed::copy_blocks_into(x, linear.in_dim, rows, copied);
                 }
                 packed::linear_into(packed, copied, rows, epilogue, out);

@@ -194,16 +194,20 @@ impl<const N: usize> SoftmaxWeight<N> {
     }
 }
 
-/// Computes GELU, tanh approximation, in the form `x * sigmoid(2 u)`.
+/// Computes GELU, tanh approximation, in the form `x * sigmoid(2 u)`: by [`EXP2`] for results in `f32`, by
+/// [`EXP2_NARROW`] for those of products in bf16 and 8 bits.
 #[inline(always)]
-pub(super) fn gelu(x: f32) -> f32 {
-    // -2 sqrt(2 / pi) log2(e), and the same times 0.044715.
-    const LINEAR: f32 = -2.302_208_2;
-    const CUBIC: f32 = -0.102_943_24;
-    let t = x * (LINEAR + CUBIC * (x * x));
+pub(super) fn gelu<const N: usize>(polynomial: &[f32; N], x: f32) -> f32 {
+    let t = x * (GELU_LINEAR + GELU_CUBIC * (x * x));
     let t = if t < -EXP2_RANGE { -EXP2_RANGE } else { t };
-    x / (1.0 + exp2::<false, 6>(&EXP2, t))
+    x / (1.0 + exp2::<false, N>(polynomial, t))
 }
+
+/// -2 sqrt(2 / pi) log2(e).
+pub(super) const GELU_LINEAR: f32 = -2.302_208_2;
+
+/// The same times 0.044715.
+pub(super) const GELU_CUBIC: f32 = -0.102_943_24;
 
 #[cfg(test)]
 mod tests {
@@ -239,7 +243,12 @@ mod tests {
         for i in -2000..2000 {
             let x = i as f32 * 0.01;
             let expected = super::super::plain::gelu(x);
-            assert!((gelu(x) - expected).abs() < 1e-6, "gelu({x})");
+            assert!((gelu(&EXP2, x) - expected).abs() < 1e-6, "gelu({x})");
+            let narrow = gelu(&EXP2_NARROW, x);
+            assert!(
+                (narrow - expected).abs() < 8e-5 * expected.abs() + 1e-6,
+                "gelu({x})"
+            );
         }
     }
 

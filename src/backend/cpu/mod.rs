@@ -98,9 +98,9 @@ pub struct Cpu {
     copied_rows: AlignedVec<f32>,
     /// A product's input rows in bf16; grows to the largest call.
     bf16_rows: bf16::Activations,
-    /// Such rows that a product has written for the next one.
+    /// What the first layer of a feed-forward part has written for the second.
     #[cfg(target_arch = "x86_64")]
-    bf16_hidden: bf16::Activations,
+    hidden: bf16::Hidden,
     /// A product's input rows in 8 bits; grows to the largest call.
     int8_rows: int8::Activations,
     /// The mean query of a chunk, `[kv_width]`.
@@ -138,7 +138,7 @@ impl Cpu {
             copied_rows: AlignedVec::default(),
             bf16_rows: bf16::Activations::default(),
             #[cfg(target_arch = "x86_64")]
-            bf16_hidden: bf16::Activations::default(),
+            hidden: bf16::Hidden::default(),
             int8_rows: int8::Activations::default(),
             mean_query: Vec::new(),
         }

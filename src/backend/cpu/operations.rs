@@ -1,7 +1,7 @@
 //! Each operation of the backend: where its operands lie, and what computes it.
 
 use super::kv::Cached;
-use super::linear::Linear;
+use super::linear::{Linear, Rows};
 use super::pages::Pages;
 use super::{
     Cpu, Path, Precision, Table, attention, block_scores, is_narrowed, kv, layer_norm, pair, plain,
@@ -141,27 +141,23 @@ impl Backend for Cpu {
         epilogue: Epilogue,
         out: Region,
     ) {
-        self.multiply(x, rows, layer, epilogue, out, false);
+        self.multiply(x, rows, layer, epilogue, out, Rows::Given);
     }
 
     fn feed_forward_into(
         &mut self,
         x: Region,
         rows: usize,
-        [up, down]: [LinearId; 2],
+        layers: [LinearId; 2],
         hidden: Region,
         epilogue: Epilogue,
         out: Region,
     ) {
-        #[cfg(target_arch = "x86_64")]
-        if self.multiply_rounded(x, rows, up, down) {
-            std::mem::swap(&mut self.bf16_rows, &mut self.bf16_hidden);
-            self.multiply(hidden, rows, down, epilogue, out, true);
-            std::mem::swap(&mut self.bf16_rows, &mut self.bf16_hidden);
+        if rows == 0 {
             return;
         }
-        self.linear_into(x, rows, up, Epilogue::Gelu, hidden);
-        self.linear_into(hidden, rows, down, epilogue, out);
+        let rows_in = self.multiply_hidden(x, rows, layers, hidden);
+        self.multiply(hidden, rows, layers[1], epilogue, out, rows_in);
     }
 
     fn linears_into(&mut self, x: Region, rows: usize, layers: &[(LinearId, Region)]) {
@@ -169,7 +165,12 @@ impl Backend for Cpu {
         for &(layer, out) in layers {
             let linear = &self.linears[layer.0];
             let prepared = before.is_some_and(|id| self.linears[id.0].prepares_as(linear));
-            self.multiply(x, rows, layer, Epilogue::Store, out, prepared);
+            let rows_in = if prepared {
+                Rows::Prepared
+            } else {
+                Rows::Given
+            };
+            self.multiply(x, rows, layer, Epilogue::Store, out, rows_in);
             before = Some(layer);
         }
     }

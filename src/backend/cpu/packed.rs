@@ -6,6 +6,7 @@
 
 use super::aligned::AlignedVec;
 use super::f32x16::{F32x16, LANES, Vectors, on_vectors};
+use super::math::EXP2;
 use super::pages::{Part, Pool};
 use super::rows::{RowsOut, even_block};
 use super::share::{rows_of_a_part, share_panels};
@@ -242,7 +243,7 @@ impl Finish<'_> {
                     value = value.add(S::load(bias.as_ptr().add(at)));
                 }
                 if self.gelu {
-                    value = value.gelu();
+                    value = value.gelu(&EXP2);
                 }
                 value.store_first(to, count);
             }

@@ -9,6 +9,7 @@
 //! - Vectors write the results of the rows before meanwhile.
 
 use super::loops::{Element, SUMS, begin_sums, store_sums};
+use super::results::Out;
 use super::{TILE, Tiles};
 use crate::backend::cpu::aligned::Aligned;
 use crate::backend::cpu::geometry::{CACHE_LINE, PANEL, TILE_ROWS};
@@ -16,7 +17,7 @@ use crate::backend::cpu::layout::Layout;
 use crate::backend::cpu::prefetch::prefetch_lines;
 use crate::backend::cpu::rows::{even_block, row_stride};
 use crate::compute::{Claim, Claims};
-use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1};
+use std::arch::x86_64::{__m512, _MM_HINT_T0, _MM_HINT_T1};
 use std::ops::Range;
 
 /// Most rows of a block.
@@ -75,18 +76,78 @@ pub(in crate::backend::cpu) struct Weights<'a, E> {
     pub layout: Layout,
 }
 
-/// How the results of a layer's product are written.
+/// A layer's input: whole tiles of rows.
+#[derive(Clone, Copy)]
+pub(in crate::backend::cpu) struct X<'a, E> {
+    values: &'a [E],
+    /// Rows that are multiplied.
+    count: usize,
+    /// Steps of each row.
+    steps: usize,
+    /// From a row's line to that of the next row, in bytes.
+    row_bytes: usize,
+    /// From a row's line to that of the next step, in bytes.
+    step_bytes: usize,
+}
+
+impl<'a, E> X<'a, E> {
+    /// Takes `count` rows of `depth` values, [`row_stride`] apart.
+    pub(in crate::backend::cpu) fn by_rows(values: &'a [E], count: usize, depth: usize) -> Self {
+        X {
+            values,
+            count,
+            steps: depth * size_of::<E>() / CACHE_LINE,
+            row_bytes: row_stride::<E>(depth) * size_of::<E>(),
+            step_bytes: CACHE_LINE,
+        }
+    }
+
+    /// Takes `count` rows that lie step by step: the lines of all rows of whole tiles for each.
+    pub(in crate::backend::cpu) fn by_steps(values: &'a [E], count: usize, steps: usize) -> Self {
+        X {
+            values,
+            count,
+            steps,
+            row_bytes: CACHE_LINE,
+            step_bytes: count.next_multiple_of(TILE_ROWS) * CACHE_LINE,
+        }
+    }
+
+    fn tiles(&self) -> usize {
+        self.count.div_ceil(TILE_ROWS)
+    }
+
+    /// Returns whether the memory is as large as it should be.
+    fn is_whole(&self) -> bool {
+        let last = (self.tiles() * TILE_ROWS - 1) * self.row_bytes;
+        let last = last + (self.steps - 1) * self.step_bytes;
+        size_of_val(self.values) >= last + CACHE_LINE
+    }
+
+    /// Returns where a tile of rows begins. Within the memory, if it [is whole](X::is_whole).
+    fn tile(&self, index: usize) -> *const u8 {
+        let start: *const u8 = self.values.as_ptr().cast();
+        start.wrapping_add(index * TILE_ROWS * self.row_bytes)
+    }
+}
+
+/// What becomes of the sums of a layer's product.
 pub(in crate::backend::cpu) trait Layer<E: Element> {
     /// What turns the sums of a pair's columns into results.
     type Columns: Copy;
 
     fn columns(&self, pair: usize) -> Self::Columns;
 
-    /// Writes a row's results.
+    /// Returns a row's results.
     ///
     /// # Safety
-    /// The processor has AVX-512 F, BW, VL and DQ, and FMA; threads hold different pairs.
-    unsafe fn write(&self, columns: Self::Columns, row: usize, sums: [&[E::Sum; PANEL]; 2]);
+    /// The processor has AVX-512 F, BW, VL and DQ, and FMA.
+    unsafe fn results(
+        &self,
+        columns: Self::Columns,
+        row: usize,
+        sums: [&[E::Sum; PANEL]; 2],
+    ) -> [__m512; 2];
 }
 
 /// Sums of a block and a pair, `[panel][row]`.
@@ -94,6 +155,7 @@ type Sums<T> = Aligned<[[[T; PANEL]; ROWS]; 2]>;
 
 /// Rows of a block whose results in a pair's columns are still to be written.
 struct Item<C> {
+    pair: usize,
     columns: C,
     /// The block's first row.
     first: usize,
@@ -110,44 +172,42 @@ impl<C: Copy> Item<C> {
         &mut self,
         count: usize,
         layer: &impl Layer<E, Columns = C>,
+        out: &impl Out,
         sums: &Sums<E::Sum>,
     ) {
         for _ in 0..count.min(self.left.len()) {
             let row = self.left.start;
             self.left.start += 1;
             let [first, second] = &sums.0;
-            let sums = [&first[row], &second[row]];
+            let (sums, row) = ([&first[row], &second[row]], self.first + row);
             // SAFETY: guaranteed by the caller.
-            unsafe { layer.write(self.columns, self.first + row, sums) };
+            unsafe { out.write(self.pair, row, layer.results(self.columns, row, sums)) };
         }
     }
 }
 
-/// Multiplies the first `rows` rows of `x` by all claimed pairs of a layer. `x` holds whole tiles of rows,
-/// [`row_stride`] apart, each of `depth` values.
+/// Multiplies rows by all claimed pairs of a layer's panels.
 ///
 /// # Panics
 /// When the sizes do not fit.
 ///
 /// # Safety
-/// The processor has what [`Layer::write`] needs, and the pairs are this thread's alone.
+/// The processor has what `layer` and `out` need, and the pairs are this thread's alone.
 #[inline(always)]
 pub(in crate::backend::cpu) unsafe fn multiply<E: Element, L: Layer<E>>(
     layer: &L,
     Weights { tiles: all, layout }: &Weights<'_, E>,
-    x: &[E],
-    rows: usize,
-    depth: usize,
+    x: X<'_, E>,
+    out: &impl Out,
     pairs: Claims<'_>,
 ) {
     let tiles = Tiles::configure();
-    let stride = row_stride::<E>(depth);
-    let row_tiles = rows.div_ceil(TILE_ROWS);
-    assert!(x.len() >= row_tiles * TILE_ROWS * stride);
+    let row_tiles = x.tiles();
+    assert!(x.count > 0 && x.is_whole(), "the rows' memory");
     let mut sums = [Aligned([[[E::Sum::default(); PANEL]; ROWS]; 2]); 2];
     let [mut before, mut now] = sums.each_mut();
     let mut begun: Option<Item<L::Columns>> = None;
-    let pair_bytes = 2 * PANEL * size_of::<E>() * depth;
+    let pair_bytes = 2 * TILE * x.steps;
     let blocks = row_tiles.div_ceil(SUMS);
     for Claim { item: pair, own } in pairs {
         let of_pair = layout.pair(pair);
@@ -159,34 +219,37 @@ pub(in crate::backend::cpu) unsafe fn multiply<E: Element, L: Layer<E>>(
         for index in 0..blocks {
             let count = even_block(row_tiles - first, SUMS);
             let block = Multiplied {
-                rows: x[first * TILE_ROWS * stride..].as_ptr().cast(),
-                row_bytes: stride * size_of::<E>(),
+                rows: x.tile(first),
+                row_bytes: x.row_bytes,
+                step_bytes: x.step_bytes,
                 weights,
                 chunk: layout.chunk(),
                 far: Far::of(index, blocks, pair_bytes, own),
             };
             let beside = Beside {
                 layer,
+                out,
                 sums: before,
                 item: begun.as_mut(),
             };
             // SAFETY: the rows are in `x`, by the assertion above; the caller guarantees the rest.
             unsafe {
                 match count {
-                    1 => block.multiply::<L, 1>(&tiles, now, beside),
-                    2 => block.multiply::<L, 2>(&tiles, now, beside),
-                    3 => block.multiply::<L, 3>(&tiles, now, beside),
-                    _ => block.multiply::<L, SUMS>(&tiles, now, beside),
+                    1 => block.multiply::<L, _, 1>(&tiles, now, beside),
+                    2 => block.multiply::<L, _, 2>(&tiles, now, beside),
+                    3 => block.multiply::<L, _, 3>(&tiles, now, beside),
+                    _ => block.multiply::<L, _, SUMS>(&tiles, now, beside),
                 }
                 if let Some(item) = &mut begun {
-                    item.write(ROWS, layer, before);
+                    item.write(ROWS, layer, out, before);
                 }
             }
             let row = first * TILE_ROWS;
             begun = Some(Item {
+                pair,
                 columns,
                 first: row,
-                left: 0..(rows - row).min(count * TILE_ROWS),
+                left: 0..(x.count - row).min(count * TILE_ROWS),
             });
             first += count;
             std::mem::swap(&mut before, &mut now);
@@ -194,13 +257,14 @@ pub(in crate::backend::cpu) unsafe fn multiply<E: Element, L: Layer<E>>(
     }
     if let Some(item) = &mut begun {
         // SAFETY: guaranteed by the caller.
-        unsafe { item.write(ROWS, layer, before) };
+        unsafe { item.write(ROWS, layer, out, before) };
     }
 }
 
 /// What vectors do meanwhile: write the results of the block before.
-struct Beside<'a, E: Element, L: Layer<E>> {
+struct Beside<'a, E: Element, L: Layer<E>, O: Out> {
     layer: &'a L,
+    out: &'a O,
     sums: &'a Sums<E::Sum>,
     item: Option<&'a mut Item<L::Columns>>,
 }
@@ -208,8 +272,9 @@ struct Beside<'a, E: Element, L: Layer<E>> {
 /// A block of rows and a pair of panels.
 struct Multiplied<'a, E> {
     rows: *const u8,
-    /// From row to row.
+    /// From row to row, and from step to step.
     row_bytes: usize,
+    step_bytes: usize,
     weights: &'a [E],
     /// Steps for which rows stay near.
     chunk: usize,
@@ -222,11 +287,11 @@ impl<E: Element> Multiplied<'_, E> {
     /// # Safety
     /// As [`multiply`]. The rows have as many lines as a panel has tiles.
     #[inline(always)]
-    unsafe fn multiply<L: Layer<E>, const COUNT: usize>(
+    unsafe fn multiply<L: Layer<E>, O: Out, const COUNT: usize>(
         &self,
         _configured: &Tiles,
         sums: &mut Sums<E::Sum>,
-        mut beside: Beside<'_, E, L>,
+        mut beside: Beside<'_, E, L, O>,
     ) {
         const { assert!(COUNT <= SUMS && size_of::<E::Sum>() == 4) };
         let steps = size_of_val(self.weights) / (2 * TILE);
@@ -241,7 +306,7 @@ impl<E: Element> Multiplied<'_, E> {
                 unsafe {
                     begin_sums::<COUNT>(sums, start > 0);
                     for step in start..steps.min(start + self.chunk) {
-                        let rows = self.rows.add(step * CACHE_LINE);
+                        let rows = self.rows.add(step * self.step_bytes);
                         E::step_of_panel::<COUNT>(rows, self.row_bytes, weights);
                         let near = weights.wrapping_add(NEAR_BYTES);
                         prefetch_lines::<_MM_HINT_T0>(near, 0..TILE_LINES);
@@ -251,7 +316,7 @@ impl<E: Element> Multiplied<'_, E> {
                         }
                         weights = weights.add(TILE);
                         if let Some(item) = &mut beside.item {
-                            item.write(rows_a_step, beside.layer, beside.sums);
+                            item.write(rows_a_step, beside.layer, beside.out, beside.sums);
                         }
                     }
                     store_sums::<COUNT>(sums);

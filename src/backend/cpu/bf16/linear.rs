@@ -1,10 +1,14 @@
 //! Linear layers in bf16: weights rounded once, activations as they come.
 
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
 use super::{Bf16, Columns, Order, Product, STEP, TileSums, round_row_into};
 use crate::backend::Epilogue;
 use crate::backend::cpu::aligned::{Aligned, AlignedVec};
 #[cfg(target_arch = "x86_64")]
-use crate::backend::cpu::amx::layer;
+use crate::backend::cpu::amx::layer::{self, X};
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::amx::results::Output;
 use crate::backend::cpu::epilogue::write_panel;
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::epilogue::write_vector;
@@ -17,8 +21,6 @@ use crate::backend::cpu::pages::{Part, Pool};
 use crate::backend::cpu::rows::{RowsOut, row_stride};
 use crate::backend::cpu::share::{for_each_rows, rows_of_a_part, share_panels};
 use crate::compute::{Claim, Claims};
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::__m512;
 
 /// Multiplications below which another thread costs more than it saves.
 pub(super) const MIN_WORK_PER_THREAD: usize = 1 << 18;
@@ -123,20 +125,13 @@ pub(in crate::backend::cpu) struct Activations {
 }
 
 impl Activations {
-    /// Makes room for `rows` rows of `in_dim` channels, and returns them, [`row_stride`] apart.
-    pub(super) fn room_for(&mut self, rows: usize, in_dim: usize) -> &mut [Bf16] {
-        let stride = row_stride::<Bf16>(in_dim.next_multiple_of(STEP));
-        // Whole tiles also read rows beyond the last, whose results are not used.
-        self.rows.resize(rows.next_multiple_of(TILE_ROWS) * stride);
-        &mut self.rows[..rows * stride]
-    }
-
     /// Rounds rows for the products of `isa`.
     pub(in crate::backend::cpu) fn round(&mut self, isa: Isa, x: &[f32], in_dim: usize) {
         let order = Order::of(isa);
         let stride = row_stride::<Bf16>(in_dim.next_multiple_of(STEP));
         let rows = x.len() / in_dim;
-        self.room_for(rows, in_dim);
+        // Whole tiles also read rows beyond the last, whose results are not used.
+        self.rows.resize(rows.next_multiple_of(TILE_ROWS) * stride);
         let part = rows_of_a_part(rows, in_dim);
         for_each_rows(part, (x, in_dim), (&mut self.rows, stride), |x, rows| {
             for (x, row) in x.chunks_exact(in_dim).zip(rows.chunks_exact_mut(stride)) {
@@ -181,8 +176,13 @@ impl Call<'_> {
         #[cfg(target_arch = "x86_64")]
         if self.isa == Isa::Amx {
             assert!(self.isa.available(), "no {} here", self.isa.name());
+            let x = X::by_rows(self.rows, self.out.rows(), depth);
+            let out = Output {
+                to: &self.out,
+                epilogue: self.epilogue,
+            };
             // SAFETY: tiles are available, as asserted; claimed pairs are this thread's alone.
-            return unsafe { self.run_on_tiles(depth, pairs) };
+            return unsafe { tiles::multiply(self.linear, x, &out, pairs) };
         }
         let stride = row_stride::<Bf16>(depth);
         let product = Product::new(self.isa);
@@ -212,24 +212,6 @@ impl Call<'_> {
         }
     }
 
-    /// # Safety
-    /// The processor has tiles; the pairs are this thread's alone.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-    unsafe fn run_on_tiles(&self, depth: usize, pairs: Claims<'_>) {
-        // SAFETY: guaranteed by the caller.
-        unsafe {
-            layer::multiply(
-                self,
-                &self.linear.on_tiles(),
-                self.rows,
-                self.out.rows(),
-                depth,
-                pairs,
-            )
-        }
-    }
-
     /// Writes a row's results to the columns from `first` on, which have these `biases`.
     ///
     /// # Safety
@@ -250,22 +232,6 @@ impl Call<'_> {
                 write_vector(S::load(sums[panel].as_ptr()).add(bias), self.epilogue, out);
             }
         }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl<'a> layer::Layer<Bf16> for Call<'a> {
-    /// The first column, and the biases.
-    type Columns = (usize, [&'a [f32; PANEL]; 2]);
-
-    fn columns(&self, pair: usize) -> Self::Columns {
-        (2 * pair * PANEL, self.linear.biases(pair))
-    }
-
-    #[inline(always)]
-    unsafe fn write(&self, columns: Self::Columns, row: usize, sums: [&[f32; PANEL]; 2]) {
-        // SAFETY: guaranteed by the caller.
-        unsafe { self.write_row::<__m512>(columns, row, sums) }
     }
 }
 

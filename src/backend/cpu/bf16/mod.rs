@@ -11,23 +11,27 @@
 //! [`linear`] holds a layer's weights in this form; [`attention`](super::attention) keeps keys, values and weights in it
 //! where a backend's precision allows.
 
+#[cfg(target_arch = "x86_64")]
+mod hidden;
 mod linear;
 mod order;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
 mod product;
 #[cfg(target_arch = "x86_64")]
-mod rounded;
+mod tiles;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vectors;
 
+#[cfg(target_arch = "x86_64")]
+pub(super) use hidden::{Hidden, HiddenOut};
 pub(super) use linear::{Activations, Bf16Linear, linear_into, plain_linear_into};
 pub(super) use order::Order;
 #[cfg(target_arch = "x86_64")]
 pub(super) use pairs::sum_as_tiles as pairs_sum_as_tiles;
 pub(super) use product::{Columns, Product, TileSums};
 #[cfg(target_arch = "x86_64")]
-pub(super) use rounded::{linear_rounded_into, rounds_results};
+pub(super) use tiles::{hidden_into, linear_of_hidden_into};
 
 use crate::backend::narrow::from_bf16;
 use multiversion::multiversion;
@@ -41,7 +45,7 @@ pub(super) struct Bf16(pub u16);
 pub(super) const STEP: usize = 32;
 
 /// 2^-55: smaller values are rounded to zero.
-const SMALLEST: f32 = f32::from_bits((127 - 55) << 23);
+pub(super) const SMALLEST: f32 = f32::from_bits((127 - 55) << 23);
 
 impl Bf16 {
     /// Rounds to the nearest, ties to even. Values smaller than 2^-55 become zero; NaN stays NaN.

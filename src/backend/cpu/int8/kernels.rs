@@ -4,8 +4,12 @@
 //! weights come from memory once and serve all rows from near caches.
 
 use super::panel::{self, Sums};
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
 use super::{Finish, Isa, Rows};
 use crate::backend::cpu::aligned::Aligned;
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::amx::results::Output;
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::f32x16::Vectors;
 use crate::backend::cpu::geometry::PANEL;
@@ -15,7 +19,7 @@ use crate::compute::Claims;
 use std::ops::Range;
 
 /// Multiplications below which starting another thread costs more than it saves.
-const MIN_WORK_PER_THREAD: usize = 1 << 18;
+pub(super) const MIN_WORK_PER_THREAD: usize = 1 << 18;
 
 /// Rows whose sums with a panel are computed before any of them is written, where panels are taken one by one.
 const ROWS_A_TIME: usize = 96;
@@ -54,7 +58,13 @@ impl Call<'_> {
             Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { self.run_vnni(pairs) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Amx => unsafe { self.run_amx(pairs) },
+            Isa::Amx => unsafe {
+                let out = Output {
+                    to: &self.out,
+                    epilogue: self.finish.epilogue,
+                };
+                tiles::multiply(self.finish, self.x, &out, pairs)
+            },
             _ => self.run_panel_by_panel(pairs),
         }
     }
@@ -100,7 +110,6 @@ impl Call<'_> {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::*;
-    use crate::backend::cpu::amx::layer;
     use crate::backend::cpu::f32x16::{F32x16, on_vectors};
     use crate::backend::cpu::int8::loops::{Next, VNNI_ROWS, dot_vnni};
     use crate::backend::cpu::rows::even_block;
@@ -202,19 +211,6 @@ mod x86 {
     }
 
     impl Call<'_> {
-        /// # Safety
-        /// Tiles, AVX-512 F, BW, VL and DQ, and FMA must be available.
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-        pub(super) unsafe fn run_amx(&self, pairs: Claims<'_>) {
-            let (linear, x) = (self.finish.linear, self.x.bytes());
-            let weights = layer::Weights {
-                tiles: &linear.panels,
-                layout: linear.layout,
-            };
-            // SAFETY: this function has the same condition; threads hold disjoint panels.
-            unsafe { layer::multiply(self, &weights, x, self.out.rows(), linear.depth(), pairs) }
-        }
-
         /// Writes a row's sums to the output.
         ///
         /// # Safety
@@ -227,39 +223,6 @@ mod x86 {
             unsafe {
                 let out = self.out.part(row, panel * PANEL, PANEL);
                 self.finish.write_on::<S>(sums, row, with, out);
-            }
-        }
-    }
-
-    /// A pair's columns, and what turns their sums into results.
-    #[derive(Clone, Copy)]
-    pub(super) struct Columns<'a> {
-        first: usize,
-        /// Of each panel; a single one has them twice.
-        scale_and_bias: [[&'a [f32; PANEL]; 2]; 2],
-    }
-
-    impl<'a> layer::Layer<i8> for Call<'a> {
-        type Columns = Columns<'a>;
-
-        fn columns(&self, pair: usize) -> Columns<'a> {
-            let linear = self.finish.linear;
-            Columns {
-                first: 2 * pair * PANEL,
-                scale_and_bias: self.pair(pair).0.map(|panel| linear.scale_and_bias(panel)),
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn write(&self, columns: Columns<'_>, row: usize, sums: [&[i32; PANEL]; 2]) {
-            // SAFETY: threads hold disjoint pairs, and a thread writes one part at a time; the
-            // caller guarantees the rest.
-            unsafe {
-                let out = self.out.part(row, columns.first, 2 * PANEL);
-                for (panel, out) in out.chunks_mut(PANEL).enumerate() {
-                    let with = columns.scale_and_bias[panel];
-                    self.finish.write_on::<__m512>(sums[panel], row, with, out);
-                }
             }
         }
     }

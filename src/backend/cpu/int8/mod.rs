@@ -5,12 +5,15 @@
 //! symmetric scheme of Jacob et al. 2018, arXiv:1712.05877). The order of an integer sum does not matter, and the
 //! epilogue fuses nothing, so every instruction set, number of rows and number of threads gives the same bits. Results
 //! are `f32`, even where the next layer's rows are 8 bits: a row's scale is known only when all of the row is there,
-//! and by then it is written.
+//! and by then it is written. In a feed-forward part they are rounded to bf16 in between, which takes half the memory
+//! and adds little to what rounding to 8 bits does to them.
 //!
 //! Weights lie as the kernels read them: panels of [`PANEL`] output channels in tiles of [`DEPTH`] input channels,
 //! `[DEPTH / 4][PANEL][4]`, a cache line for every four input channels. `in_dim` is padded with zeros to whole tiles,
 //! `out_dim` to whole pairs of panels.
 
+#[cfg(target_arch = "x86_64")]
+mod hidden;
 mod kernels;
 mod loops;
 mod near;
@@ -18,11 +21,15 @@ mod near;
 pub(super) mod neon;
 mod panel;
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use crate::backend::cpu::geometry::PANEL;
 pub(super) use near::{Columns, Product};
 use panel::Panel;
-pub(super) use rows::{Activations, Rows, quantize_by, quantize_row};
+pub(super) use rows::{Activations, RoundedToBf16, Rows, Unrounded, quantize_by, quantize_row};
+#[cfg(target_arch = "x86_64")]
+pub(super) use tiles::hidden_into;
 
 use super::epilogue::write_panel;
 #[cfg(target_arch = "x86_64")]
@@ -72,7 +79,14 @@ impl Int8Linear {
         out_dim: usize,
     ) -> Int8Linear {
         let rows = weight.chunks_exact(in_dim);
-        Int8Linear::from_rows(isa, pool, rows, bias, (in_dim, out_dim), quantize_row)
+        Int8Linear::from_rows(
+            isa,
+            pool,
+            rows,
+            bias,
+            (in_dim, out_dim),
+            quantize_row::<Unrounded, _>,
+        )
     }
 
     /// Takes weights `[out_dim, in_dim]` that [`quantize_row`] has made, with the scale of each row.
@@ -211,11 +225,30 @@ impl Finish<'_> {
         [scale, bias]: [&[f32; PANEL]; 2],
         out: &mut [f32],
     ) {
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            let y: S = self.result_on(sums, row, [scale, bias]);
+            write_vector(y, self.epilogue, out);
+        }
+    }
+
+    /// Returns the results of one row and a panel, before the epilogue.
+    ///
+    /// # Safety
+    /// The processor has `S`.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn result_on<S: F32x16>(
+        &self,
+        sums: &[i32; PANEL],
+        row: usize,
+        [scale, bias]: [&[f32; PANEL]; 2],
+    ) -> S {
         // SAFETY: sixteen sums, scales and biases; the caller guarantees the rest.
         unsafe {
             let factor = S::splat(self.row_scale[row]).mul(S::load(scale.as_ptr()));
             let y = S::load_integers(sums.as_ptr()).mul(factor);
-            write_vector(y.add(S::load(bias.as_ptr())), self.epilogue, out);
+            y.add(S::load(bias.as_ptr()))
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{DEPTH, QUANTUM_MAX};
 use crate::backend::cpu::aligned::AlignedVec;
+use crate::backend::cpu::bf16::Bf16;
 use crate::backend::cpu::geometry::TILE_ROWS;
 use crate::backend::cpu::isa::Isa;
 use crate::backend::cpu::math::ROUND;
@@ -70,9 +71,9 @@ impl Rows {
         let stride = Rows::stride(isa, depth);
         let place = row * stride..row * stride + depth;
         match Form::of(isa) {
-            Form::Bytes => quantize_row(x, &mut self.bytes[place]),
-            Form::Unsigned => quantize_row(x, &mut self.unsigned_mut()[place]),
-            Form::Words => quantize_row(x, &mut self.words[place]),
+            Form::Bytes => quantize_row::<Unrounded, _>(x, &mut self.bytes[place]),
+            Form::Unsigned => quantize_row::<Unrounded, _>(x, &mut self.unsigned_mut()[place]),
+            Form::Words => quantize_row::<Unrounded, _>(x, &mut self.words[place]),
         }
     }
 
@@ -95,6 +96,11 @@ impl Rows {
             let values = rows * Rows::stride(isa, depth);
             widen(&self.bytes[..values], &mut self.words[..values]);
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn bytes_mut(&mut self) -> &mut [i8] {
+        &mut self.bytes
     }
 
     pub(super) fn bytes(&self) -> &[i8] {
@@ -135,21 +141,28 @@ pub(in crate::backend::cpu) struct Activations {
 
 impl Activations {
     /// Quantises rows for the kernel of `isa`.
-    pub(in crate::backend::cpu) fn quantize(&mut self, isa: Isa, x: &[f32], in_dim: usize) {
+    pub(in crate::backend::cpu) fn quantize<R: Rounding>(
+        &mut self,
+        isa: Isa,
+        x: &[f32],
+        in_dim: usize,
+    ) {
         let depth = in_dim.next_multiple_of(DEPTH);
         let rows = x.len() / in_dim;
         self.scale.resize(rows, 0.0);
         self.rows.make_room(isa, rows, depth);
         let (stride, scale) = (Rows::stride(isa, depth), &mut self.scale);
         match Form::of(isa) {
-            Form::Bytes => quantize_rows(x, in_dim, stride, &mut self.rows.bytes, scale),
-            Form::Unsigned => quantize_rows(x, in_dim, stride, self.rows.unsigned_mut(), scale),
-            Form::Words => quantize_rows(x, in_dim, stride, &mut self.rows.words, scale),
+            Form::Bytes => quantize_rows::<R, _>(x, in_dim, stride, &mut self.rows.bytes, scale),
+            Form::Unsigned => {
+                quantize_rows::<R, _>(x, in_dim, stride, self.rows.unsigned_mut(), scale)
+            }
+            Form::Words => quantize_rows::<R, _>(x, in_dim, stride, &mut self.rows.words, scale),
         }
     }
 }
 
-fn quantize_rows<Q: Quantum>(
+fn quantize_rows<R: Rounding, Q: Quantum>(
     x: &[f32],
     in_dim: usize,
     stride: usize,
@@ -164,9 +177,34 @@ fn quantize_rows<Q: Quantum>(
     compute::for_each_part(&mut parts, |(x, (rows, scale))| {
         let rows = rows.chunks_exact_mut(stride);
         for ((x, row), scale) in x.chunks_exact(in_dim).zip(rows).zip(&mut **scale) {
-            *scale = quantize_row(x, row);
+            *scale = quantize_row::<R, Q>(x, row);
         }
     });
+}
+
+/// What is done with values before they are quantised; larger ones stay larger, or become equal.
+pub(in crate::backend::cpu) trait Rounding {
+    fn round(value: f32) -> f32;
+}
+
+/// Nothing.
+pub(in crate::backend::cpu) struct Unrounded;
+
+impl Rounding for Unrounded {
+    #[inline(always)]
+    fn round(value: f32) -> f32 {
+        value
+    }
+}
+
+/// They are rounded to bf16.
+pub(in crate::backend::cpu) struct RoundedToBf16;
+
+impl Rounding for RoundedToBf16 {
+    #[inline(always)]
+    fn round(value: f32) -> f32 {
+        Bf16::from_f32(value).to_f32()
+    }
 }
 
 /// How a kernel reads a quantised value.
@@ -199,35 +237,53 @@ impl Quantum for i16 {
 /// Quantises a row and pads it with zeros; returns what one quantum is worth. A row that is not all finite becomes zeros
 /// worth NaN each: whatever is computed from it is NaN, as it would be in `f32`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "aarch64+neon"))]
-pub(in crate::backend::cpu) fn quantize_row<Q: Quantum>(x: &[f32], row: &mut [Q]) -> f32 {
-    quantize_by(x, row, |scale| scale)
+pub(in crate::backend::cpu) fn quantize_row<R: Rounding, Q: Quantum>(
+    x: &[f32],
+    row: &mut [Q],
+) -> f32 {
+    quantize_by::<R, Q>(x, row, |scale| scale)
 }
 
 /// As [`quantize_row`], but `worth` turns the largest magnitude over [`QUANTUM_MAX`] into what a quantum is
 /// worth, which must be no less.
 #[inline(always)]
-pub(in crate::backend::cpu) fn quantize_by<Q: Quantum>(
+pub(in crate::backend::cpu) fn quantize_by<R: Rounding, Q: Quantum>(
     x: &[f32],
     row: &mut [Q],
     worth: impl Fn(f32) -> f32,
 ) -> f32 {
     // Without their signs, floats are ordered as their bits are; infinity and NaN come last.
-    const INFINITY: u32 = 0x7f80_0000;
     let largest = x.iter().fold(0, |m, v| m.max(v.to_bits() & 0x7fff_ffff));
-    let finite = largest < INFINITY;
-    let scale = worth(f32::from_bits(largest) / QUANTUM_MAX);
-    // If the scale is so small that its inverse is infinite, nothing is lost by calling it zero.
-    let inverse = 1.0 / scale;
+    let largest = R::round(f32::from_bits(largest)).to_bits();
+    let (scale, inverse) = scale_and_inverse(largest, worth);
     let (row, padding) = row.split_at_mut(x.len());
     padding.fill(Q::from_bits(0));
-    if !finite || !inverse.is_finite() {
+    let Some(inverse) = inverse else {
         row.fill(Q::from_bits(0));
-        return if finite { 0.0 } else { f32::NAN };
-    }
+        return scale;
+    };
     for (q, v) in row.iter_mut().zip(x) {
-        let v = (v * inverse).clamp(-QUANTUM_MAX, QUANTUM_MAX);
+        let v = (R::round(*v) * inverse).clamp(-QUANTUM_MAX, QUANTUM_MAX);
         // The sum has the nearest integer, ties to even, in its lowest bits.
         *q = Q::from_bits((v + ROUND).to_bits());
     }
     scale
+}
+
+/// Returns what a quantum is worth where the bits of the `largest` magnitude are given, and, unless all quanta are zero, its
+/// inverse; see [`quantize_by`].
+#[inline(always)]
+pub(super) fn scale_and_inverse(largest: u32, worth: impl Fn(f32) -> f32) -> (f32, Option<f32>) {
+    const INFINITY: u32 = 0x7f80_0000;
+    if largest >= INFINITY {
+        return (f32::NAN, None);
+    }
+    let scale = worth(f32::from_bits(largest) / QUANTUM_MAX);
+    // If the scale is so small that its inverse is infinite, nothing is lost by calling it zero.
+    let inverse = 1.0 / scale;
+    if inverse.is_finite() {
+        (scale, Some(inverse))
+    } else {
+        (0.0, None)
+    }
 }

@@ -3,7 +3,7 @@
 use super::Cached;
 use crate::backend::cpu::aligned::AlignedVec;
 use crate::backend::cpu::geometry::PANEL;
-use crate::backend::cpu::int8::quantize_by;
+use crate::backend::cpu::int8::{Unrounded, quantize_by};
 use crate::backend::kv_cache::KvLayout;
 use multiversion::multiversion;
 
@@ -49,8 +49,8 @@ fn quantize(
     let quanta = quanta.chunks_exact_mut(sizes.1);
     for ((row, quanta), scale) in rows.zip(quanta).zip(scale) {
         *scale = match what {
-            Cached::Keys => quantize_by(row, quanta, |scale| scale),
-            Cached::Values => quantize_by(row, quanta, sixteenths_above),
+            Cached::Keys => quantize_by::<Unrounded, _>(row, quanta, |scale| scale),
+            Cached::Values => quantize_by::<Unrounded, _>(row, quanta, sixteenths_above),
         };
     }
 }
@@ -131,7 +131,11 @@ mod tests {
         let mut quanta = [0_i8; 4];
         for i in 0..20_000 {
             let largest = (1.0 + i as f32 * 0.37).sin().abs() * 10.0_f32.powi(i % 40 - 12);
-            let scale = quantize_by(&[largest / 3.0, -largest], &mut quanta, sixteenths_above);
+            let scale = quantize_by::<Unrounded, _>(
+                &[largest / 3.0, -largest],
+                &mut quanta,
+                sixteenths_above,
+            );
             let exact = largest / 127.0;
             assert!(
                 scale >= exact && scale <= exact * (1.0 + 1.0 / 16.0),
@@ -141,7 +145,8 @@ mod tests {
             assert!((f32::from(quanta[1]) * scale + largest).abs() <= scale / 2.0);
         }
         assert_eq!(sixteenths_above(0.0), 2.0_f32.powi(-60));
-        let infinite = quantize_by(&[f32::INFINITY; 3], &mut quanta, sixteenths_above);
+        let infinite =
+            quantize_by::<Unrounded, _>(&[f32::INFINITY; 3], &mut quanta, sixteenths_above);
         assert!(infinite.is_nan());
     }
 }
