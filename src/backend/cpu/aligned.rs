@@ -1,4 +1,5 @@
-//! Buffers that begin on a cache line: a vector or a tile's row that straddles two lines is fetched twice.
+//! Buffers that begin on a cache line: a vector or a tile's row that straddles two lines is fetched twice. Those on the heap
+//! are whole pages.
 
 use bytemuck::{Pod, Zeroable};
 use std::marker::PhantomData;
@@ -9,14 +10,20 @@ use std::ops::{Deref, DerefMut};
 #[repr(align(64))]
 pub(super) struct Aligned<T>(pub T);
 
-/// A cache line.
+/// A page, or several, with what one thread alone writes. Two threads' buffers must not share one: a core's prefetcher, as it
+/// runs ahead through its own buffer, takes lines away that the other is writing. It stays within a page.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(4096))]
+pub(super) struct OwnPages<T>(pub T);
+
+/// A page.
 #[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
 
 /// A slice that owns its memory and can grow.
 pub(super) struct AlignedVec<T> {
-    lines: Vec<Line>,
+    pages: Vec<Page>,
     len: usize,
     element: PhantomData<T>,
 }
@@ -24,7 +31,7 @@ pub(super) struct AlignedVec<T> {
 impl<T> Default for AlignedVec<T> {
     fn default() -> AlignedVec<T> {
         AlignedVec {
-            lines: Vec::new(),
+            pages: Vec::new(),
             len: 0,
             element: PhantomData,
         }
@@ -35,9 +42,9 @@ impl<T: Pod> AlignedVec<T> {
     /// Resizes to `len` elements. Earlier contents stay, places never used before are zero, and
     /// memory is never given back.
     pub(super) fn resize(&mut self, len: usize) {
-        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
-        if lines > self.lines.len() {
-            self.lines.resize(lines, Line::zeroed());
+        let pages = (len * size_of::<T>()).div_ceil(size_of::<Page>());
+        if pages > self.pages.len() {
+            self.pages.resize(pages, Page::zeroed());
         }
         self.len = len;
     }
@@ -47,14 +54,14 @@ impl<T: Pod> Deref for AlignedVec<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        let bytes: &[u8] = bytemuck::cast_slice(&self.lines);
+        let bytes: &[u8] = bytemuck::cast_slice(&self.pages);
         bytemuck::cast_slice(&bytes[..self.len * size_of::<T>()])
     }
 }
 
 impl<T: Pod> DerefMut for AlignedVec<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.lines);
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.pages);
         bytemuck::cast_slice_mut(&mut bytes[..self.len * size_of::<T>()])
     }
 }
@@ -64,13 +71,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_begin_on_a_line_and_keep_what_they_hold() {
+    fn they_begin_on_a_page_and_keep_what_they_hold() {
         let mut lines = AlignedVec::<i16>::default();
         assert!(lines.is_empty());
-        for len in [1, 31, 32, 33, 1000] {
+        for len in [1, 31, 32, 33, 1000, 2048, 2049, 5000] {
             let before = lines.len();
             lines.resize(len);
-            assert_eq!((lines.len(), lines.as_ptr() as usize % 64), (len, 0));
+            assert_eq!((lines.len(), lines.as_ptr() as usize % 4096), (len, 0));
             assert!(lines[..before].iter().all(|v| *v == 7));
             assert!(lines[before..].iter().all(|v| *v == 0));
             lines.fill(7);

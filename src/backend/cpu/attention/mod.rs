@@ -16,6 +16,7 @@ mod seen;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) mod vectors;
 
+use super::aligned::OwnPages;
 use super::f32x16::Vectors;
 use super::isa::Isa;
 use super::math;
@@ -45,7 +46,7 @@ pub(super) enum Method {
 #[derive(Default)]
 pub(super) struct AttentionWork {
     seen: Seen,
-    threads: Vec<AttentionScratch>,
+    threads: Vec<OwnPages<AttentionScratch>>,
 }
 
 /// Buffers of one thread.
@@ -75,11 +76,11 @@ pub(super) fn attention_into(
     }
     let threads = compute::threads().min(call.shape.kv_heads);
     if scratch.len() < threads {
-        scratch.resize_with(threads, AttentionScratch::default);
+        scratch.resize_with(threads, OwnPages::default);
     }
     let scratch = &mut scratch[..threads];
     // Any thread may take a head: all of them have their buffers ready.
-    for scratch in &mut *scratch {
+    for OwnPages(scratch) in &mut *scratch {
         match method {
             Method::Loops => scratch.loops.make_room(call.shape.head_dim, seen),
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -89,26 +90,30 @@ pub(super) fn attention_into(
         }
     }
     let out = RowsOut::new(out, call.q_time_ns.len(), call.shape.q_width());
-    compute::share(scratch, call.shape.kv_heads, |scratch, kv_heads| {
-        for claim in kv_heads {
-            let queries = Queries {
-                call,
-                seen,
-                kv_head: claim.item,
-                group: call.shape.heads / call.shape.kv_heads,
-                out: &out,
-            };
-            match method {
-                Method::Loops => loops::attend(&queries, &mut scratch.loops),
-                #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-                Method::Vectors(vectors) => {
-                    vectors::attend(vectors, &queries, &mut scratch.vectors);
+    compute::share(
+        scratch,
+        call.shape.kv_heads,
+        |OwnPages(scratch), kv_heads| {
+            for claim in kv_heads {
+                let queries = Queries {
+                    call,
+                    seen,
+                    kv_head: claim.item,
+                    group: call.shape.heads / call.shape.kv_heads,
+                    out: &out,
+                };
+                match method {
+                    Method::Loops => loops::attend(&queries, &mut scratch.loops),
+                    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+                    Method::Vectors(vectors) => {
+                        vectors::attend(vectors, &queries, &mut scratch.vectors);
+                    }
+                    Method::Bf16(isa) => bf16::attend(isa, &queries, &mut scratch.bf16),
+                    Method::Int8(isa) => int8::attend(isa, &queries, &mut scratch.int8),
                 }
-                Method::Bf16(isa) => bf16::attend(isa, &queries, &mut scratch.bf16),
-                Method::Int8(isa) => int8::attend(isa, &queries, &mut scratch.int8),
             }
-        }
-    });
+        },
+    );
 }
 
 /// The queries that share a key/value head: rows of (token, head of the group), what they see, and where their

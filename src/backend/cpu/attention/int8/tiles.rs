@@ -18,7 +18,7 @@ use super::{
     Chunk, KEYS, PANELS, ROWS, Scratch, SlotParams, State, raise_sixteen_references,
     stride_of_values,
 };
-use crate::backend::cpu::aligned::Aligned;
+use crate::backend::cpu::aligned::{Aligned, OwnPages};
 use crate::backend::cpu::amx::{TILE, Tiles};
 use crate::backend::cpu::avx512;
 use crate::backend::cpu::geometry::{CACHE_LINE, PANEL, TILE_ROWS};
@@ -65,11 +65,11 @@ impl Item {
 }
 
 /// The items in flight.
-pub(super) struct Items(Box<[Item; 4]>);
+pub(super) struct Items(Box<OwnPages<[Item; 4]>>);
 
 impl Default for Items {
     fn default() -> Items {
-        Items(Box::new([Item::NEW; 4]))
+        Items(Box::new(OwnPages([Item::NEW; 4])))
     }
 }
 
@@ -105,7 +105,7 @@ unsafe fn attend_all<const C: usize>(chunk: &Chunk<'_>, scratch: &mut Scratch) {
     let queries = queries.unsigned();
     let tiles = chunk.rows.div_ceil(TILE_ROWS);
     let items = chunk.queries.seen.blocks.len() * tiles;
-    let [done, before, now, next] = &mut **four;
+    let [done, before, now, next] = &mut four.0;
     done.add_nothing();
     before.add_nothing();
     let mut order = [done, before, now, next];
