@@ -326,6 +326,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn gelu_has_the_bits_of_its_definition() {
+        use crate::backend::cpu::math::{self, EXP2, EXP2_NARROW};
+        fn same<const N: usize>(polynomial: &[f32; N], values: &[f32; LANES]) {
+            // SAFETY: available; sixteen places.
+            let actual = unsafe { lanes(gelu(polynomial, _mm512_loadu_ps(values.as_ptr()))) };
+            for (x, actual) in values.iter().zip(actual) {
+                let expected = math::gelu(polynomial, *x);
+                let same = actual.to_bits() == expected.to_bits();
+                assert!(same || actual.is_nan() && expected.is_nan(), "gelu({x})");
+            }
+        }
+        if !available() {
+            return;
+        }
+        let special = [0.0, f32::MIN_POSITIVE, f32::MAX, f32::INFINITY, f32::NAN];
+        let values = (0..40_000).map(|i| i as f32 * 5e-4);
+        let powers = (-140..128).map(|exponent| 1.1 * 2.0_f32.powi(exponent));
+        let values: Vec<f32> = values.chain(powers).chain(special).collect();
+        let both = [values.clone(), values.iter().map(|v| -v).collect()].concat();
+        for values in both.as_chunks::<LANES>().0 {
+            same(&EXP2, values);
+            same(&EXP2_NARROW, values);
+        }
+        same(&EXP2_NARROW, both.last_chunk().expect("sixteen values"));
+    }
+
+    #[test]
     fn each_vectors_largest_lane_comes_to_its_place() {
         if !available() {
             return;

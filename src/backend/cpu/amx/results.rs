@@ -52,7 +52,7 @@ impl Out for HiddenOut {
     }
 }
 
-/// Rounds as [`Bf16::from_f32`] does.
+/// Rounds as [`Bf16::from_f32`](crate::backend::cpu::bf16::Bf16::from_f32) does.
 ///
 /// # Safety
 /// The processor has vectors of bf16.
