@@ -82,7 +82,8 @@ pub struct Claim {
 }
 
 impl<'a> Claims<'a> {
-    /// Returns the claims of the thread whose share is `own`.
+    /// Returns the claims of the thread whose share is `own`. No other claims may be made of that share; if it is the only
+    /// one, its items are taken without exchanges.
     pub(super) fn new(shares: &'a [Share], own: usize) -> Claims<'a> {
         Claims { shares, own }
     }

@@ -52,7 +52,7 @@ fn round(cpu: &mut Cpu, region: Region) {
     cpu.upload(region, &values);
 }
 
-/// `(width, hidden)`: whole and broken steps of the second layer; the last two layers stay in `f32`.
+/// `(width, hidden)`: whole and broken steps of the second layer; layers of the last size stay in `f32`.
 const SIZES: [(usize, usize); 5] = [(33, 256), (96, 100), (64, 96), (64, 64), (40, 32)];
 
 const ROWS: [usize; 7] = [130, 65, 64, 17, 16, 3, 1];

@@ -10,8 +10,8 @@ use std::ops::{Deref, DerefMut};
 #[repr(align(64))]
 pub(super) struct Aligned<T>(pub T);
 
-/// A page, or several, with what one thread alone writes. Two threads' buffers must not share one: a core's prefetcher, as it
-/// runs ahead through its own buffer, takes lines away that the other is writing. It stays within a page.
+/// A page, or several, with what one thread alone writes. Two threads' large buffers should not share one: a core's
+/// prefetcher, as it runs ahead through its own buffer, takes lines away that the other is writing. It stays within a page.
 #[derive(Clone, Copy, Default)]
 #[repr(C, align(4096))]
 pub(super) struct OwnPages<T>(pub T);

@@ -33,7 +33,7 @@ pub fn quantized(weight: &[f32], in_dim: usize) -> (Vec<i8>, Vec<f32>) {
 
 /// Returns values as [`Precision::Bf16`] rounds them.
 pub fn rounded_to_bf16(values: &[f32]) -> Vec<u16> {
-    values.iter().map(|v| bf16::Bf16::from_f32(*v).0).collect()
+    values.iter().map(|v| Bf16::from_f32(*v).0).collect()
 }
 
 /// A linear layer's weights, in the form its path reads.
@@ -49,7 +49,7 @@ pub(super) enum LinearWeights {
 
 /// Where a product finds its rows.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rows {
+pub(super) enum RowsFrom {
     /// Where they are given.
     Given,
     /// In the form its kind of weights needs, since the product before had the same rows.
@@ -181,15 +181,15 @@ impl Cpu {
 
     /// Computes the first layer of a feed-forward part; returns where the second one finds its rows.
     ///
-    /// In 8 bits results are rounded to bf16 before they are quantised, on every path: on tiles they are written, and
-    /// read again, in half the memory then.
+    /// If both layers are in 8 bits, results are rounded to bf16 before they are quantised, on every path: on tiles they
+    /// are written, and read again, in half the memory then.
     pub(super) fn multiply_hidden(
         &mut self,
         x: Region,
         rows: usize,
         [up, down]: [LinearId; 2],
         hidden: Region,
-    ) -> Rows {
+    ) -> RowsFrom {
         let [layer, next] = [up, down].map(|id| &self.linears[id.0]);
         let width = layer.out_dim;
         assert_eq!(width, next.in_dim, "hidden size");
@@ -203,31 +203,31 @@ impl Cpu {
                 let x = &self.arena[x.range()];
                 self.bf16_rows.round(self.isa, x, layer.in_dim);
                 bf16::hidden_into(weights, &self.bf16_rows, rows, &mut self.hidden);
-                Rows::Hidden
+                RowsFrom::Hidden
             }
             #[cfg(target_arch = "x86_64")]
             (LinearWeights::Int8(weights), LinearWeights::Int8(_)) if on_tiles => {
                 let (x, prepared) = (&self.arena[x.range()], &mut self.int8_rows);
                 prepared.quantize::<Unrounded>(self.isa, x, layer.in_dim);
                 int8::hidden_into(weights, prepared, &mut self.hidden);
-                prepared.quantize_hidden(&self.hidden, width);
-                Rows::Hidden
+                prepared.quantize_hidden(&self.hidden);
+                RowsFrom::Hidden
             }
             (LinearWeights::Int8(_), LinearWeights::Int8(_)) => {
-                self.multiply(x, rows, up, Epilogue::Gelu, hidden, Rows::Given);
+                self.multiply(x, rows, up, Epilogue::Gelu, hidden, RowsFrom::Given);
                 let hidden = &mut self.arena[hidden.range()];
                 if self.path == Path::Plain {
                     let round = |v: &mut f32| *v = Bf16::from_f32(*v).to_f32();
                     hidden.iter_mut().for_each(round);
-                    return Rows::Given;
+                    return RowsFrom::Given;
                 }
                 let prepared = &mut self.int8_rows;
                 prepared.quantize::<RoundedToBf16>(self.isa, hidden, width);
-                Rows::Hidden
+                RowsFrom::Hidden
             }
             _ => {
-                self.multiply(x, rows, up, Epilogue::Gelu, hidden, Rows::Given);
-                Rows::Given
+                self.multiply(x, rows, up, Epilogue::Gelu, hidden, RowsFrom::Given);
+                RowsFrom::Given
             }
         }
     }
@@ -240,7 +240,7 @@ impl Cpu {
         layer: LinearId,
         epilogue: Epilogue,
         out: Region,
-        rows_in: Rows,
+        from: RowsFrom,
     ) {
         if rows == 0 {
             return;
@@ -252,11 +252,11 @@ impl Cpu {
         match &linear.weights {
             LinearWeights::Bf16(weights) if self.path == Path::Fast => {
                 #[cfg(target_arch = "x86_64")]
-                if rows_in == Rows::Hidden {
+                if from == RowsFrom::Hidden {
                     return bf16::linear_of_hidden_into(weights, &self.hidden, epilogue, out);
                 }
                 let rows = &mut self.bf16_rows;
-                if rows_in == Rows::Given {
+                if from == RowsFrom::Given {
                     rows.round(self.isa, x, linear.in_dim);
                 }
                 bf16::linear_into(self.isa, weights, rows, epilogue, out);
@@ -266,7 +266,7 @@ impl Cpu {
             }),
             LinearWeights::Int8(weights) if self.path == Path::Fast => {
                 let rows = &mut self.int8_rows;
-                if rows_in == Rows::Given {
+                if from == RowsFrom::Given {
                     rows.quantize::<Unrounded>(self.isa, x, linear.in_dim);
                 }
                 int8::linear_into(self.isa, weights, rows, epilogue, out);
@@ -277,7 +277,7 @@ impl Cpu {
             #[cfg(target_arch = "x86_64")]
             LinearWeights::Vectors(packed) => {
                 let copied = &mut self.copied_rows;
-                if rows_in == Rows::Given {
+                if from == RowsFrom::Given {
                     packed::copy_blocks_into(x, linear.in_dim, rows, copied);
                 }
                 packed::linear_into(packed, copied, rows, epilogue, out);

@@ -1,7 +1,7 @@
 //! Each operation of the backend: where its operands lie, and what computes it.
 
 use super::kv::Cached;
-use super::linear::{Linear, Rows};
+use super::linear::{Linear, RowsFrom};
 use super::pages::Pages;
 use super::{
     Cpu, Path, Precision, Table, attention, block_scores, is_narrowed, kv, layer_norm, pair, plain,
@@ -141,7 +141,7 @@ impl Backend for Cpu {
         epilogue: Epilogue,
         out: Region,
     ) {
-        self.multiply(x, rows, layer, epilogue, out, Rows::Given);
+        self.multiply(x, rows, layer, epilogue, out, RowsFrom::Given);
     }
 
     fn feed_forward_into(
@@ -156,8 +156,8 @@ impl Backend for Cpu {
         if rows == 0 {
             return;
         }
-        let rows_in = self.multiply_hidden(x, rows, layers, hidden);
-        self.multiply(hidden, rows, layers[1], epilogue, out, rows_in);
+        let from = self.multiply_hidden(x, rows, layers, hidden);
+        self.multiply(hidden, rows, layers[1], epilogue, out, from);
     }
 
     fn linears_into(&mut self, x: Region, rows: usize, layers: &[(LinearId, Region)]) {
@@ -165,12 +165,12 @@ impl Backend for Cpu {
         for &(layer, out) in layers {
             let linear = &self.linears[layer.0];
             let prepared = before.is_some_and(|id| self.linears[id.0].prepares_as(linear));
-            let rows_in = if prepared {
-                Rows::Prepared
+            let from = if prepared {
+                RowsFrom::Prepared
             } else {
-                Rows::Given
+                RowsFrom::Given
             };
-            self.multiply(x, rows, layer, Epilogue::Store, out, rows_in);
+            self.multiply(x, rows, layer, Epilogue::Store, out, from);
             before = Some(layer);
         }
     }

@@ -17,7 +17,7 @@ pub(in crate::backend::cpu) trait Out {
     /// Writes a row's results in the columns of a pair of panels.
     ///
     /// # Safety
-    /// The processor has AVX-512 F, BW, VL and DQ, and FMA; threads hold different pairs.
+    /// The processor has AVX-512 F, BW, VL, DQ and BF16, and FMA; threads hold different pairs.
     unsafe fn write(&self, pair: usize, row: usize, results: [__m512; 2]);
 }
 
@@ -43,7 +43,7 @@ impl Out for Output<'_> {
 impl Out for HiddenOut {
     #[inline(always)]
     unsafe fn write(&self, pair: usize, row: usize, results: [__m512; 2]) {
-        // SAFETY: threads hold different pairs; tiles come with vectors of bf16; the caller guarantees the rest.
+        // SAFETY: threads hold different pairs; the caller guarantees the rest.
         unsafe {
             let [first, second] = [results[0].gelu(&EXP2_NARROW), results[1].gelu(&EXP2_NARROW)];
             let out = self.line(pair, row).as_mut_ptr();

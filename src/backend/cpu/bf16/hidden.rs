@@ -1,8 +1,8 @@
 //! The hidden values of a feed-forward part, between two products on tiles: GELU's results, rounded to bf16. In `f32` they
 //! would take twice the memory, more than the L2 cache holds beside the weights that pass through it.
 //!
-//! They lie as they are written, and as the next product reads them: step by step of [`STEP`] channels, which are a pair
-//! of panels of the first layer, a cache line for each row of whole tiles.
+//! They lie as they are written, and as the next product reads them in bf16: step by step of [`STEP`] channels, which are a
+//! pair of panels of the first layer, a cache line for each row of whole tiles.
 
 use super::{Bf16, STEP};
 use crate::backend::cpu::aligned::AlignedVec;
@@ -17,6 +17,7 @@ pub(in crate::backend::cpu) struct Hidden {
     /// `[steps][whole tiles of rows][STEP]`.
     values: AlignedVec<Bf16>,
     rows: usize,
+    width: usize,
 }
 
 impl Hidden {
@@ -31,7 +32,7 @@ impl Hidden {
     /// For a width that it does not [take](Hidden::takes).
     pub(in crate::backend::cpu) fn begin(&mut self, rows: usize, width: usize) -> HiddenOut {
         assert!(Hidden::takes(width), "whole steps");
-        self.rows = rows;
+        (self.rows, self.width) = (rows, width);
         let lines = width / STEP * self.lines_of_a_step();
         self.values.resize(lines * STEP);
         HiddenOut {
@@ -46,6 +47,11 @@ impl Hidden {
 
     pub(in crate::backend::cpu) fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Returns how many values each row has.
+    pub(in crate::backend::cpu) fn width(&self) -> usize {
+        self.width
     }
 
     pub(in crate::backend::cpu) fn values(&self) -> &[Bf16] {

@@ -34,13 +34,14 @@ pub(in crate::backend::cpu) fn hidden_into(
 /// Computes `out (=, += or = gelu) h W^T + b` of hidden values; threads of the current pool share the panels.
 ///
 /// # Panics
-/// Without tiles.
+/// Without tiles, and for values of another width.
 pub(in crate::backend::cpu) fn linear_of_hidden_into(
     linear: &Bf16Linear,
     hidden: &Hidden,
     epilogue: Epilogue,
     out: &mut [f32],
 ) {
+    assert_eq!(hidden.width(), linear.in_dim, "hidden size");
     let rows = hidden.rows();
     let to = &RowsOut::new(out, rows, linear.out_dim);
     let x = X::by_steps(hidden.values(), rows, linear.in_dim / STEP);

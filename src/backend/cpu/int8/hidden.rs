@@ -15,14 +15,14 @@ use std::arch::x86_64::*;
 const ROWS: usize = 64;
 
 impl Activations {
-    /// Quantises `width` hidden values of each row, with the bits of [`Activations::quantize`].
+    /// Quantises hidden values, with the bits of [`Activations::quantize`].
     ///
     /// # Panics
     /// Without tiles.
-    pub(in crate::backend::cpu) fn quantize_hidden(&mut self, hidden: &Hidden, width: usize) {
+    pub(in crate::backend::cpu) fn quantize_hidden(&mut self, hidden: &Hidden) {
         assert!(Isa::Amx.available(), "no tiles here");
+        let (rows, width) = (hidden.rows(), hidden.width());
         let depth = width.next_multiple_of(DEPTH);
-        let rows = hidden.rows();
         self.scale.resize(rows, 0.0);
         self.rows.make_room(Isa::Amx, rows, depth);
         let stride = Rows::stride(Isa::Amx, depth);
@@ -142,5 +142,57 @@ unsafe fn quantize_line(line: &[Bf16; STEP], inverse: f32, row: &mut [i8]) {
         let odd = _mm512_slli_epi32::<8>(odd);
         let both = _mm512_ternarylogic_epi32::<CHOSEN>(_mm512_set1_epi32(0xff), even, odd);
         _mm256_storeu_si256(row.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(both));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rows::Unrounded;
+    use super::*;
+
+    #[test]
+    fn they_are_quantised_as_rows_in_f32_are() {
+        if !Isa::Amx.available() {
+            return println!("skipped: no tiles here");
+        }
+        // Every bit pattern, but for those that rounding to bf16 does not leave, a row for each exponent.
+        let width = 3 * STEP;
+        let rows = (72..=255).map(|exponent: u16| {
+            let value = |i: usize| match i {
+                0 => Bf16(exponent << 7),
+                1 => Bf16((exponent << 7) | 0x7f | (1 << 15)),
+                _ => {
+                    let lower = exponent.saturating_sub(i as u16 % 9).max(72);
+                    let lower = if lower == 255 { 254 } else { lower };
+                    Bf16((lower << 7) | (i as u16 * 37 % 128) | ((i as u16 % 2) << 15))
+                }
+            };
+            (0..width).map(value).collect::<Vec<_>>()
+        });
+        let zeros = [vec![Bf16(0); width], vec![Bf16(1 << 15); width]];
+        let rows: Vec<Vec<Bf16>> = rows.chain(zeros).collect();
+        let (mut hidden, mut of_hidden) = (Hidden::default(), Activations::default());
+        let out = hidden.begin(rows.len(), width);
+        for (index, row) in rows.iter().enumerate() {
+            for (step, line) in row.chunks(STEP).enumerate() {
+                // SAFETY: one line at a time, of values that are still there.
+                unsafe { out.line(step, index) }.copy_from_slice(line);
+            }
+        }
+        of_hidden.quantize_hidden(&hidden);
+        let values: Vec<f32> = rows.iter().flatten().map(|v| v.to_f32()).collect();
+        let mut expected = Activations::default();
+        expected.quantize::<Unrounded>(Isa::Amx, &values, width);
+        let bits = |of: &Activations| of.scale.iter().map(|s| s.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&of_hidden), bits(&expected));
+        let stride = Rows::stride(Isa::Amx, width.next_multiple_of(DEPTH));
+        let all = of_hidden.rows.bytes().chunks(stride);
+        let all = all.zip(expected.rows.bytes().chunks(stride));
+        for (index, (row, expected_row)) in all.take(rows.len()).enumerate() {
+            // What NaN multiplies does not matter.
+            if !expected.scale[index].is_nan() {
+                assert_eq!(row, expected_row, "row {index}");
+            }
+        }
     }
 }

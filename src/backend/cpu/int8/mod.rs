@@ -5,8 +5,8 @@
 //! symmetric scheme of Jacob et al. 2018, arXiv:1712.05877). The order of an integer sum does not matter, and the
 //! epilogue fuses nothing, so every instruction set, number of rows and number of threads gives the same bits. Results
 //! are `f32`, even where the next layer's rows are 8 bits: a row's scale is known only when all of the row is there,
-//! and by then it is written. In a feed-forward part they are rounded to bf16 in between, which takes half the memory
-//! and adds little to what rounding to 8 bits does to them.
+//! and by then it is written. Between the layers of a feed-forward part, if both are in 8 bits, they are rounded to
+//! bf16 first, which adds little to what 8 bits do to them: on tiles they are written and read in half the memory then.
 //!
 //! Weights lie as the kernels read them: panels of [`PANEL`] output channels in tiles of [`DEPTH`] input channels,
 //! `[DEPTH / 4][PANEL][4]`, a cache line for every four input channels. `in_dim` is padded with zeros to whole tiles,

@@ -25,7 +25,8 @@ pub(in crate::backend::cpu) fn hidden_into(
     let finish = Finish {
         linear,
         row_scale: &activations.scale,
-        epilogue: Epilogue::Gelu,
+        // What else is done with results is up to `HiddenOut`.
+        epilogue: Epilogue::Store,
     };
     let rows = activations.scale.len();
     let out = hidden.begin(rows, linear.out_dim);
