@@ -90,30 +90,27 @@ pub(super) fn attention_into(
         }
     }
     let out = RowsOut::new(out, call.q_time_ns.len(), call.shape.q_width());
-    compute::share(
-        scratch,
-        call.shape.kv_heads,
-        |OwnPages(scratch), kv_heads| {
-            for claim in kv_heads {
-                let queries = Queries {
-                    call,
-                    seen,
-                    kv_head: claim.item,
-                    group: call.shape.heads / call.shape.kv_heads,
-                    out: &out,
-                };
-                match method {
-                    Method::Loops => loops::attend(&queries, &mut scratch.loops),
-                    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-                    Method::Vectors(vectors) => {
-                        vectors::attend(vectors, &queries, &mut scratch.vectors);
-                    }
-                    Method::Bf16(isa) => bf16::attend(isa, &queries, &mut scratch.bf16),
-                    Method::Int8(isa) => int8::attend(isa, &queries, &mut scratch.int8),
+    compute::share(scratch, call.shape.kv_heads, |own, kv_heads| {
+        let OwnPages(scratch) = own;
+        for claim in kv_heads {
+            let queries = Queries {
+                call,
+                seen,
+                kv_head: claim.item,
+                group: call.shape.heads / call.shape.kv_heads,
+                out: &out,
+            };
+            match method {
+                Method::Loops => loops::attend(&queries, &mut scratch.loops),
+                #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+                Method::Vectors(vectors) => {
+                    vectors::attend(vectors, &queries, &mut scratch.vectors);
                 }
+                Method::Bf16(isa) => bf16::attend(isa, &queries, &mut scratch.bf16),
+                Method::Int8(isa) => int8::attend(isa, &queries, &mut scratch.int8),
             }
-        },
-    );
+        }
+    });
 }
 
 /// The queries that share a key/value head: rows of (token, head of the group), what they see, and where their

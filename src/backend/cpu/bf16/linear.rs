@@ -7,8 +7,6 @@ use crate::backend::Epilogue;
 use crate::backend::cpu::aligned::{Aligned, AlignedVec};
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::amx::layer::{self, X};
-#[cfg(target_arch = "x86_64")]
-use crate::backend::cpu::amx::results::Output;
 use crate::backend::cpu::epilogue::write_panel;
 #[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::epilogue::write_vector;
@@ -150,6 +148,12 @@ pub(in crate::backend::cpu) fn linear_into(
     out: &mut [f32],
 ) {
     let rows = out.len() / linear.out_dim;
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx {
+        let depth = linear.in_dim.next_multiple_of(STEP);
+        let x = X::by_rows(&activations.rows, rows, depth);
+        return tiles::linear_into(linear, x, rows, epilogue, out);
+    }
     let call = Call {
         isa,
         linear,
@@ -173,17 +177,6 @@ struct Call<'a> {
 impl Call<'_> {
     fn run(&self, pairs: Claims<'_>) {
         let depth = self.linear.in_dim.next_multiple_of(STEP);
-        #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Amx {
-            assert!(self.isa.available(), "no {} here", self.isa.name());
-            let x = X::by_rows(self.rows, self.out.rows(), depth);
-            let out = Output {
-                to: &self.out,
-                epilogue: self.epilogue,
-            };
-            // SAFETY: tiles are available, as asserted; claimed pairs are this thread's alone.
-            return unsafe { tiles::multiply(self.linear, x, &out, pairs) };
-        }
         let stride = row_stride::<Bf16>(depth);
         let product = Product::new(self.isa);
         #[cfg(target_arch = "x86_64")]

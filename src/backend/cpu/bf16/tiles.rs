@@ -43,8 +43,22 @@ pub(in crate::backend::cpu) fn linear_of_hidden_into(
 ) {
     assert_eq!(hidden.width(), linear.in_dim, "hidden size");
     let rows = hidden.rows();
-    let to = &RowsOut::new(out, rows, linear.out_dim);
     let x = X::by_steps(hidden.values(), rows, linear.in_dim / STEP);
+    linear_into(linear, x, rows, epilogue, out);
+}
+
+/// Computes `out (=, += or = gelu) x W^T + b`; threads of the current pool share the panels.
+///
+/// # Panics
+/// Without tiles.
+pub(super) fn linear_into(
+    linear: &Bf16Linear,
+    x: X<'_, Bf16>,
+    rows: usize,
+    epilogue: Epilogue,
+    out: &mut [f32],
+) {
+    let to = &RowsOut::new(out, rows, linear.out_dim);
     share(linear, x, rows, &Output { to, epilogue });
 }
 
@@ -63,12 +77,7 @@ fn share(linear: &Bf16Linear, x: X<'_, Bf16>, rows: usize, out: &(impl Out + Syn
 /// # Safety
 /// The processor has tiles; the pairs are this thread's alone.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
-pub(super) unsafe fn multiply(
-    linear: &Bf16Linear,
-    x: X<'_, Bf16>,
-    out: &impl Out,
-    pairs: Claims<'_>,
-) {
+unsafe fn multiply(linear: &Bf16Linear, x: X<'_, Bf16>, out: &impl Out, pairs: Claims<'_>) {
     // SAFETY: guaranteed by the caller.
     unsafe { layer::multiply(&linear, &linear.on_tiles(), x, out, pairs) }
 }

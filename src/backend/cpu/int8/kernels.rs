@@ -9,8 +9,6 @@ use super::tiles;
 use super::{Finish, Isa, Rows};
 use crate::backend::cpu::aligned::Aligned;
 #[cfg(target_arch = "x86_64")]
-use crate::backend::cpu::amx::results::Output;
-#[cfg(target_arch = "x86_64")]
 use crate::backend::cpu::f32x16::Vectors;
 use crate::backend::cpu::geometry::PANEL;
 use crate::backend::cpu::rows::RowsOut;
@@ -26,6 +24,10 @@ const ROWS_A_TIME: usize = 96;
 
 /// Multiplies by all panels of `finish.linear`, shared among threads, which does not affect the results.
 pub(super) fn product_into(isa: Isa, rows: &Rows, finish: &Finish<'_>, out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx {
+        return tiles::linear_into(finish, rows, out);
+    }
     let linear = finish.linear;
     let count = finish.row_scale.len();
     assert!(isa.available(), "no {} here", isa.name());
@@ -56,15 +58,6 @@ impl Call<'_> {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `product_into` asserts that `isa` is available.
             Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe { self.run_vnni(pairs) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Isa::Amx => unsafe {
-                let out = Output {
-                    to: &self.out,
-                    epilogue: self.finish.epilogue,
-                };
-                tiles::multiply(self.finish, self.x, &out, pairs)
-            },
             _ => self.run_panel_by_panel(pairs),
         }
     }

@@ -4,10 +4,11 @@ use super::kernels::MIN_WORK_PER_THREAD;
 use super::{Activations, Finish, Int8Linear, Rows};
 use crate::backend::Epilogue;
 use crate::backend::cpu::amx::layer::{self, Layer, X};
-use crate::backend::cpu::amx::results::Out;
+use crate::backend::cpu::amx::results::{Out, Output};
 use crate::backend::cpu::bf16::Hidden;
 use crate::backend::cpu::geometry::PANEL;
 use crate::backend::cpu::isa::Isa;
+use crate::backend::cpu::rows::RowsOut;
 use crate::backend::cpu::share::share_panels;
 use crate::compute::Claims;
 use std::arch::x86_64::__m512;
@@ -21,20 +22,34 @@ pub(in crate::backend::cpu) fn hidden_into(
     activations: &Activations,
     hidden: &mut Hidden,
 ) {
-    assert!(Isa::Amx.available(), "no tiles here");
     let finish = Finish {
         linear,
         row_scale: &activations.scale,
         // What else is done with results is up to `HiddenOut`.
         epilogue: Epilogue::Store,
     };
-    let rows = activations.scale.len();
-    let out = hidden.begin(rows, linear.out_dim);
-    let pairs = linear.out_dim / (2 * PANEL);
-    let work = rows * linear.depth() * linear.out_dim;
+    let out = hidden.begin(activations.scale.len(), linear.out_dim);
+    share(&finish, &activations.rows, &out);
+}
+
+/// Computes a layer's results; threads of the current pool share the panels.
+///
+/// # Panics
+/// Without tiles.
+pub(super) fn linear_into(finish: &Finish<'_>, rows: &Rows, out: &mut [f32]) {
+    let to = &RowsOut::new(out, finish.row_scale.len(), finish.linear.out_dim);
+    let epilogue = finish.epilogue;
+    share(finish, rows, &Output { to, epilogue });
+}
+
+fn share(finish: &Finish<'_>, rows: &Rows, out: &(impl Out + Sync)) {
+    assert!(Isa::Amx.available(), "no tiles here");
+    let linear = finish.linear;
+    let pairs = linear.out_dim.div_ceil(2 * PANEL);
+    let work = finish.row_scale.len() * linear.depth() * linear.out_dim;
     share_panels(pairs, work, MIN_WORK_PER_THREAD, |pairs| {
         // SAFETY: tiles are available, as asserted; claimed pairs are this thread's alone.
-        unsafe { multiply(&finish, &activations.rows, &out, pairs) }
+        unsafe { multiply(finish, rows, out, pairs) }
     });
 }
 
@@ -43,7 +58,7 @@ pub(in crate::backend::cpu) fn hidden_into(
 /// # Safety
 /// The processor has tiles; the pairs are this thread's alone.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
-pub(super) unsafe fn multiply(finish: &Finish<'_>, rows: &Rows, out: &impl Out, pairs: Claims<'_>) {
+unsafe fn multiply(finish: &Finish<'_>, rows: &Rows, out: &impl Out, pairs: Claims<'_>) {
     let linear = finish.linear;
     let weights = layer::Weights {
         tiles: &linear.panels,
